@@ -1,0 +1,61 @@
+# Every target sets up .venv by itself (from requirements.lock) before it runs.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3,$(shell command -v $(v))))
+UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
+BIN := .venv/bin
+READY := .venv/.ready
+CORES ?= 2
+# One thread a process: two processes on two cores beat one process on two threads.
+export OMP_NUM_THREADS ?= 1
+export UV_LINK_MODE ?= copy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup table1 smoke test test-all lint format lock ui towers clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+setup: $(READY) ## create .venv with every pinned package
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed (or set PYTHON=...)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12; set PYTHON=..." >&2; exit 2; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	@touch $(READY)
+
+table1: $(READY) ## Table 1 at mini scale: world, data, six trainings, evaluations, MLflow; then print it
+	$(BIN)/snakemake --cores $(CORES) table1
+	$(BIN)/possam show table1
+
+smoke: $(READY) ## the same pipeline on a handful of images (does every rule run?)
+	$(BIN)/snakemake --cores $(CORES) results/smoke/table1.csv results/smoke/table1.tracking.json
+	$(BIN)/possam show table1 --scale smoke
+
+test: $(READY) ## the test suite
+	$(BIN)/python -m pytest -n $(CORES) --dist worksteal
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --python-version 3.11 \
+	  pyproject.toml -o requirements.lock
+
+ui: $(READY) ## MLflow's pages on http://127.0.0.1:5000
+	$(BIN)/possam ui
+
+towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hours)
+	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
+
+clean: ## remove everything that the pipeline made (not .venv)
+	rm -rf data/mini data/smoke results/smoke results/mini/runs results/mini/evaluations .snakemake

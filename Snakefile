@@ -1,0 +1,52 @@
+# PosSAM, from upstream files to the paper's tables. This file is the table of contents: parameters
+# and identities come from params/ (possam.params), paths from possam.layout, work from `possam STAGE`.
+import os
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+from possam.layout import (
+    ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TOWERS, TRACKING, WORLD
+)
+from possam.pipeline import Pipeline
+
+# The `possam` of this very environment, also when it is not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+# Reads params/ once; asked by the rules for inputs and identities.
+plan = Pipeline()
+
+
+wildcard_constraints:
+    scale="|".join(plan.scales),
+    prefix="|".join(["", *(f"{scale}/" for scale in plan.scales if scale != "paper")]),
+    table=r"table\d+",
+    run=r"\w+",
+    asset=r"\w+",
+    tower=r"\w+",
+    dataset="coco|ade20k",
+    split="train|val",
+    benchmark=r"\w+",
+    condition="trained|untrained|shuffled_names",
+
+
+localrules:
+    table1,
+
+
+rule table1:
+    """The default target: Table 1 at mini scale, tracked in MLflow."""
+    input:
+        TABLE_CSV.format(prefix="mini/", table="table1"),
+        TRACKING.format(prefix="mini/", table="table1"),
+    default_target: True
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/towers.smk"

@@ -1,0 +1,84 @@
+"""Where everything lies: one place for the paths of the pipeline.
+
+The constants are patterns with ``{wildcards}`` that the Snakemake rules use as they stand;
+:class:`Layout` fills them in for one scale. ``{prefix}`` is empty for the ``paper`` scale
+(``results/table1.csv``) and ``<scale>/`` for the others (``results/mini/table1.csv``).
+
+Each stage's tracked file is a small JSON file that is written last; what is large lies beside it.
+"""
+
+from pathlib import Path
+
+from possam.params import Project
+
+WORLD = "data/{scale}/world/manifest.json"
+ASSET = "data/{scale}/assets/{asset}.json"
+RAW = "data/{scale}/raw/{asset}"
+DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
+FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
+RUN = "results/{prefix}runs/{run}/run.json"
+EVALUATION = "results/{prefix}evaluations/{run}/{benchmark}/{condition}/evaluation.json"
+TABLE_CSV = "results/{prefix}{table}.csv"
+TABLE_MD = "results/{prefix}{table}.md"
+TABLE_CARD = "results/{prefix}{table}.json"
+TRACKING = "results/{prefix}{table}.tracking.json"
+TOWERS = "data/towers/provenance.json"
+
+
+class Layout:
+    """Paths of one scale below ``root`` (the repository)."""
+
+    def __init__(self, project: Project, *, root: Path = Path(".")) -> None:
+        self.project, self.root = project, root
+
+    def _path(self, pattern: str, **wildcards: str) -> Path:
+        names = {"scale": self.project.name, "prefix": self.project.prefix, **wildcards}
+        return self.root / pattern.format(**names)
+
+    @property
+    def world(self) -> Path:
+        """Folder of the procedural world's archives."""
+        return self._path(WORLD).parent
+
+    @property
+    def assets(self) -> Path:
+        """Folder of fetched files and their records."""
+        return self._path(ASSET, asset="any").parent
+
+    def asset_record(self, asset: str) -> Path:
+        """Record of one fetched (and unpacked) asset."""
+        return self._path(ASSET, asset=asset)
+
+    def raw(self, asset: str) -> Path:
+        """Folder of one unpacked archive."""
+        return self._path(RAW, asset=asset)
+
+    def dataset(self, dataset: str, split: str) -> Path:
+        """Folder of one converted data set."""
+        return self._path(DATASET, dataset=dataset, split=split).parent
+
+    def features(self, tower: str, dataset: str, split: str) -> Path:
+        """Folder of one tower's cached features of one data set."""
+        return self._path(FEATURES, tower=tower, dataset=dataset, split=split).parent
+
+    def run(self, run: str) -> Path:
+        """Folder of one training run."""
+        return self._path(RUN, run=run).parent
+
+    def evaluation(self, run: str, benchmark: str, condition: str) -> Path:
+        """Folder of one evaluation."""
+        return self._path(EVALUATION, run=run, benchmark=benchmark, condition=condition).parent
+
+    def table(self, table: str) -> tuple[Path, Path, Path]:
+        """CSV, Markdown and provenance card of one table."""
+        csv, md, card = (self._path(p, table=table) for p in (TABLE_CSV, TABLE_MD, TABLE_CARD))
+        return csv, md, card
+
+    def tracking(self, table: str) -> Path:
+        """Record of the last ingestion into the tracking server."""
+        return self._path(TRACKING, table=table)
+
+    @property
+    def results(self) -> Path:
+        """Folder of this scale's results."""
+        return self._path(TABLE_CSV, table="any").parent
