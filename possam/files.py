@@ -25,7 +25,7 @@ def _temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` for libraries that want a file name; rename on success."""
+    """Yield a temporary sibling of ``path``; rename it on success."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -38,7 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary sibling of ``path`` for writing (``"w"`` UTF-8 or ``"wb"``); rename on success."""
+    """Open a temporary sibling of ``path`` (``"w"`` UTF-8 or ``"wb"``); rename it on success."""
     if mode not in {"w", "wb"}:
         raise ValueError(f"atomic_write: mode must be 'w' or 'wb', not {mode!r}")
     with atomic_path(path) as temporary:
@@ -50,7 +50,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory that takes the name ``path`` on success, replacing an older one."""
+    """Yield a temporary directory that takes the place of ``path`` on success."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from possam.params import Project
 
 WORLD = "data/{scale}/world/manifest.json"
-ASSET = "data/{scale}/assets/{asset}.json"
+ASSET = "data/{scale}/assets/{asset}.record.json"
 RAW = "data/{scale}/raw/{asset}"
 DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
 FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"

@@ -112,7 +112,7 @@ class TrainingParams(Params):
 
 
 class ResolutionParams(Params):
-    """Test resolution: ``shortest_edge`` (``size``, at most ``max_size``), ``letterbox``, ``native``."""
+    """Test resolution in pixels: ``shortest_edge`` is ``size``, the longer at most ``max_size``."""
 
     policy: Literal["shortest_edge", "letterbox", "native"]
     size: Positive
@@ -120,7 +120,7 @@ class ResolutionParams(Params):
 
 
 class InferenceParams(Params):
-    """Ensembling and panoptic merging (paper, section 3.5; Mask2Former's and FC-CLIP's settings)."""
+    """Ensembling (paper, section 3.5) and panoptic merging (Mask2Former, FC-CLIP)."""
 
     ensemble: Literal["mase", "geometric", "ldp", "clip"]
     alpha: Unit
@@ -253,12 +253,12 @@ class TableParams(Params):
 
 
 class AssetParams(Params):
-    """One upstream file. ``{world}`` in ``urls`` and ``checksum`` is the procedural world's folder.
+    """One upstream file.
 
-    ``urls`` (``http:``, ``https:``, ``file:``) are tried in order; an empty list means that the user
-    puts the file in place. ``checksum`` is ``algorithm:hex``, ``manifest:<path>`` (a JSON file with
-    ``{"files": {file name: {"sha256": ..., "bytes": ...}}}``) or ``null`` (none published: pinned on
-    first use, and the pin is reported).
+    ``urls`` (``http:``, ``https:``, ``file:``) are tried in order; an empty list means that the
+    user puts the file in place. ``checksum`` is ``algorithm:hex``, ``manifest:<path>`` (a JSON file
+    with ``{"files": {file name: {"sha256": ..., "bytes": ...}}}``) or ``null`` (none published:
+    pinned on first use, and the pin is reported). ``{world}`` is the procedural world's folder.
     """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -329,7 +329,7 @@ def _tuples(value: Any) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse one YAML mapping; duplicate keys are refused (YAML would keep the last one silently)."""
+    """Parse one YAML mapping; a key written twice is refused (YAML would keep the last)."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -378,7 +378,8 @@ class Project:
     """All parameters of one scale, loaded from ``folder`` (``params/``) and cross-checked.
 
     Attributes:
-        scale: the scale's name; ``prefix``: ``""`` for ``paper``, else ``"<scale>/"`` (results paths).
+        name, scale: the scale's name and content.
+        prefix: ``""`` for ``paper``, else ``"<scale>/"`` (paths of results).
     """
 
     def __init__(self, scale: str, *, folder: Path = Path("params")) -> None:

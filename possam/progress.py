@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 def duration(seconds: float) -> str:
     """``3725`` -> ``"1 h 02 min"``, ``125`` -> ``"2 min 05 s"``, ``9.4`` -> ``"9 s"``."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -24,7 +24,7 @@ class Progress:
 
     On a terminal the line is rewritten in place; in a log a new line is printed at most every
     ``every`` seconds, and one at the end. ``initial`` units were done before (a resumed job): they
-    count as done but not for the speed.
+    count as done but not for the speed. A ``total`` of 0 means that the end is not known.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class Progress:
         self._every = 0.2 if self._terminal else every
         self._start = self._last = time.monotonic()
         self._closed = False
+        self._shown = -1
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """Add ``count`` finished units; ``note`` (for example the loss) is shown at the end of the line."""
+        """Add ``count`` finished units; ``note`` (for example the loss) ends the line."""
         self.done += count
         now = time.monotonic()
         if now - self._last >= self._every:
@@ -55,18 +56,22 @@ class Progress:
         """Print the last line. Calling it twice does nothing."""
         if not self._closed:
             self._closed = True
-            self._print(time.monotonic(), note)
+            if note or self._shown != self.done:
+                self._print(time.monotonic(), note)
             if self._terminal:
                 sys.stderr.write("\n")
                 sys.stderr.flush()
 
     def _print(self, now: float, note: str) -> None:
+        self._shown = self.done
         elapsed = now - self._start
         fresh = self.done - self._initial
         speed = fresh / elapsed if elapsed > 0 else 0.0
-        text = f"{self.label}: {self.done}/{self.total} {self.unit}"
+        text = f"{self.label}: {self.done}"
         if self.total:
-            text += f" ({100 * self.done // self.total} %)"
+            text += f"/{self.total} {self.unit} ({100 * self.done // self.total} %)"
+        else:
+            text += f" {self.unit}"
         if fresh and speed > 0:
             text += f", {speed:.3g} {self.unit}/s, {duration(elapsed)}"
             if self.done < self.total:

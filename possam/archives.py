@@ -1,0 +1,208 @@
+"""Unpack zip and tar archives from strangers: nothing outside the folder, no links, no bombs."""
+
+import hashlib
+import lzma
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from possam.errors import InputError
+from possam.files import atomic_directory, write_json
+from possam.progress import Progress
+
+_CHUNK = 1 << 20
+_MEGABYTE = 1_000_000
+# Small archives may be well compressible without being a bomb (label maps are).
+_RATIO_FLOOR = 256 * _MEGABYTE
+_SKIPPED = "__MACOSX"
+MAX_BYTES = 200_000 * _MEGABYTE
+MAX_RATIO = 100.0
+RECORD = "unpacked.json"
+
+
+class _Budget:
+    """Bytes that an archive may unfold to; every byte is counted before it is written."""
+
+    def __init__(self, archive: Path, directory: Path, *, max_bytes: int, max_ratio: float) -> None:
+        self.archive = archive
+        self.used = 0
+        allowed = max(max_ratio * archive.stat().st_size, _RATIO_FLOOR)
+        self._limits = (
+            (max_bytes, f"the limit is {max_bytes} bytes"),
+            (int(allowed), f"that is more than {max_ratio:g} times its own size"),
+            (shutil.disk_usage(directory).free, "the disk has no room for that; make room"),
+        )
+
+    def take(self, count: int) -> None:
+        self.used += count
+        for limit, reason in self._limits:
+            if self.used > limit:
+                raise InputError(
+                    f"{self.archive}: unpacks to {self.used} bytes or more, and {reason}; if the "
+                    "file is what it should be (checksum), unpack it by hand"
+                )
+
+
+def unpack(
+    archive: Path,
+    directory: Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_ratio: float = MAX_RATIO,
+) -> dict[str, Any]:
+    """Unpack a ``.zip``, ``.tar`` or compressed tar into ``directory`` (replaced if it exists).
+
+    Zip files inside the archive, as in COCO's panoptic annotations, are unpacked beside themselves
+    (one level) and not kept; ``__MACOSX`` folders are left out. ``directory`` appears when all is
+    unpacked and checked, never before.
+
+    Returns:
+        The record, also written as ``unpacked.json`` in ``directory``: ``archive`` (file name),
+        ``files``, ``bytes`` and ``content`` (SHA-256 over the sorted names and file hashes).
+
+    Raises:
+        InputError: truncated or damaged archive; absolute path, ``..``, link, device, name written
+            twice; more than ``max_bytes``, than ``max_ratio`` times the archive, or than the disk.
+    """
+    archive, directory = Path(archive), Path(directory)
+    if not archive.is_file():
+        raise InputError(f"{archive}: no such file; fetch it first")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    budget = _Budget(archive, directory.parent, max_bytes=max_bytes, max_ratio=max_ratio)
+    with atomic_directory(directory) as target:
+        hashes = _unpack_into(archive, target, budget, label=archive.name)
+        for name in sorted(name for name in hashes if name.lower().endswith(".zip")):
+            inner = target / name
+            found = _unpack_into(inner, inner.parent, budget, label=name)
+            inner.unlink()
+            del hashes[name]
+            folder = PurePosixPath(name).parent
+            hashes.update({str(folder / key): value for key, value in found.items()})
+        listing = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
+        record = {
+            "archive": archive.name,
+            "files": len(hashes),
+            "bytes": sum((target / name).stat().st_size for name in hashes),
+            "content": hashlib.sha256(listing.encode()).hexdigest(),
+        }
+        write_json(target / RECORD, record)
+    return record
+
+
+def _unpack_into(archive: Path, target: Path, budget: _Budget, *, label: str) -> dict[str, str]:
+    """Unpack one archive; SHA-256 of each file by its path in the archive."""
+    hashes: dict[str, str] = {}
+    total = archive.stat().st_size // _MEGABYTE
+    try:
+        with (
+            open(archive, "rb") as stream,
+            Progress(total, label=f"unpack {label}", unit="MB") as progress,
+        ):
+            is_zip = stream.read(2) == b"PK"
+            stream.seek(0)
+            read_members = _zip_members if is_zip else _tar_members
+            for name, source in read_members(stream, archive, budget):
+                hashes[name] = _write(source, target / name, archive)
+                progress.update(max(0, stream.tell() // _MEGABYTE - progress.done))
+    except (
+        zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError,
+        NotImplementedError,
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"{archive}: not a complete zip or tar archive ({error}); it may be truncated: delete "
+            "it and fetch it again"
+        ) from error
+    except OSError as error:
+        # gzip and tarfile report damaged content as OSError, which the disk's own errors are too.
+        raise InputError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
+    if not hashes:
+        raise InputError(f"{archive}: holds no file; fetch it again")
+    return hashes
+
+
+def _write(source: IO[bytes], path: Path, archive: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    try:
+        with source, open(path, "xb") as stream:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                stream.write(chunk)
+    except FileExistsError as error:
+        raise InputError(
+            f"{archive}: {path.name} is in the archive twice; it was not made by the publisher's "
+            "tools, or was tampered with: fetch it again"
+        ) from error
+    return digest.hexdigest()
+
+
+def _safe_name(name: str, archive: Path) -> str | None:
+    """``name`` as a relative path without ``.`` parts; None for what is left out."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise InputError(
+            f"{archive}: member {name!r} would be written outside the folder; nothing was "
+            "unpacked, do not use this archive"
+        )
+    if not path.parts or path.parts[0] == _SKIPPED:
+        return None
+    if str(path) == RECORD:
+        raise InputError(f"{archive}: member {name!r} has the name of this project's record file")
+    return str(path)
+
+
+def _refuse(archive: Path, name: str, kind: str) -> InputError:
+    return InputError(
+        f"{archive}: member {name!r} is {kind}; only files and folders are unpacked, do not use "
+        "this archive"
+    )
+
+
+def _zip_members(
+    stream: IO[bytes], archive: Path, budget: _Budget
+) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(stream) as bundle:
+        infos = bundle.infolist()
+        names = [_safe_name(info.filename, archive) for info in infos]
+        for info in infos:
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refuse(archive, info.filename, "a link or a device")
+            if info.flag_bits & 0x1:
+                raise _refuse(archive, info.filename, "encrypted")
+            # zipfile reads at most the size that the directory states, so this bound holds.
+            budget.take(info.file_size)
+        for info, name in zip(infos, names, strict=True):
+            if name is not None and not info.is_dir():
+                yield name, bundle.open(info)
+
+
+def _tar_members(
+    stream: IO[bytes], archive: Path, budget: _Budget
+) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(fileobj=stream, mode="r:*") as bundle:
+        for member in bundle:
+            name = _safe_name(member.name, archive)
+            if member.isdir() or name is None:
+                continue
+            if not member.isreg():
+                raise _refuse(archive, member.name, "a link or a device")
+            budget.take(member.size)
+            source = bundle.extractfile(member)
+            if source is None:
+                raise _refuse(archive, member.name, "without content")
+            yield name, source
+        # tarfile takes the end of the file for the end of the archive; the format ends with zeros.
+        unpacked = bundle.fileobj
+        if unpacked is None:
+            raise tarfile.ReadError("closed while it was read")
+        unpacked.seek(bundle.offset)
+        if unpacked.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("the end-of-archive mark is missing")
+        while rest := unpacked.read(_CHUNK):  # a compressed stream is checked at its very end
+            budget.take(len(rest))

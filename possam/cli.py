@@ -1,0 +1,294 @@
+"""The ``possam`` command: one subcommand a stage, nothing but argument handling.
+
+Exit codes: 0 done; 2 bad input or usage (one message, nothing half-written); 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from possam import __version__
+from possam.errors import PossamError
+
+
+def _scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scale", default="mini", help="a file in params/scales (default: mini)")
+
+
+def _project(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from possam.params import Project
+
+    return Project(arguments.scale)
+
+
+def _world(arguments: argparse.Namespace) -> None:
+    from possam.stages.world import make_world
+
+    make_world(_project(arguments), workers=arguments.workers)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from possam.stages.fetch import fetch_asset
+
+    fetch_asset(_project(arguments), arguments.asset)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from possam.stages.convert import convert_dataset
+
+    convert_dataset(
+        _project(arguments), arguments.dataset, arguments.split, workers=arguments.workers
+    )
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    from possam.stages.features import cache_tower_features
+
+    cache_tower_features(_project(arguments), arguments.tower, arguments.dataset, arguments.split)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from possam.stages.train import train
+
+    train(_project(arguments), arguments.run, device=arguments.device)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from possam.stages.evaluate import evaluate
+
+    evaluate(
+        _project(arguments),
+        arguments.run,
+        arguments.benchmark,
+        condition=arguments.condition,
+        device=arguments.device,
+    )
+
+
+def _table(arguments: argparse.Namespace) -> None:
+    from possam.stages.table import make_table
+
+    make_table(_project(arguments), arguments.table)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from possam.stages.table import show_table
+
+    show_table(_project(arguments), arguments.table)
+
+
+def _track(arguments: argparse.Namespace) -> None:
+    from possam.stages.track import track
+
+    track(_project(arguments), arguments.table)
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    from possam.stages.ui import serve
+
+    serve(host=arguments.host, port=arguments.port)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from possam.stages.pretrain import pretrain
+
+    pretrain(out=arguments.out, seed=arguments.seed)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from possam.stages.score import score_predictions
+
+    score_predictions(
+        arguments.dataset,
+        arguments.predictions,
+        out=arguments.out,
+        category_ids=arguments.category_ids,
+    )
+
+
+def _convert_files(arguments: argparse.Namespace) -> None:
+    from possam.stages.convert import convert_files
+
+    convert_files(
+        arguments.layout,
+        root=arguments.root,
+        split=arguments.split,
+        class_names=arguments.class_names,
+        instance_classes=arguments.instance_classes,
+        without_instances=arguments.without_instances,
+        out=arguments.out,
+        workers=arguments.workers,
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from possam.stages.predict import predict
+
+    predict(
+        _project(arguments),
+        image=arguments.image,
+        words=arguments.words,
+        stuff=arguments.stuff,
+        checkpoint=arguments.checkpoint,
+        random_init=arguments.random_init,
+        sam=arguments.sam,
+        out=arguments.out,
+        device=arguments.device,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from possam.stages.check import check
+
+    check(arguments.scale)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="possam",
+        description="PosSAM (arXiv 2403.09620): the stages of the experiment pipeline. "
+        "Snakemake calls each of them; every one can also be run alone.",
+    )
+    parser.add_argument("--version", action="version", version=f"possam {__version__}")
+    stages = parser.add_subparsers(title="stages", dest="stage", required=True, metavar="STAGE")
+
+    def stage(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, *, scale: bool = True
+    ) -> argparse.ArgumentParser:
+        sub = stages.add_parser(name, help=text, description=text)
+        sub.set_defaults(call=run)
+        if scale:
+            _scale(sub)
+        return sub
+
+    sub = stage(
+        "check", _check, "check every file in params/ and say what a scale holds", scale=False
+    )
+    sub.add_argument("--scale", default=None, help="one scale (default: all)")
+
+    sub = stage("world", _world, "write the synthetic world's archives in the upstream layouts")
+    sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+
+    sub = stage("fetch", _fetch, "fetch one asset of params/assets.yaml, verify and unpack it")
+    sub.add_argument("asset")
+
+    sub = stage("convert", _convert, "convert one split of a data set to the common format")
+    sub.add_argument("dataset")
+    sub.add_argument("split", choices=["train", "val"])
+    sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+
+    sub = stage(
+        "convert-files",
+        _convert_files,
+        "convert any folder in the layout of COCO panoptic or ADEChallengeData2016",
+        scale=False,
+    )
+    sub.add_argument("layout", choices=["coco", "ade20k"])
+    sub.add_argument("root", type=Path, help="the upstream folder")
+    sub.add_argument(
+        "--split", required=True, help="coco: train2017, val2017; ade20k: training, validation"
+    )
+    sub.add_argument("--class-names", type=Path, required=True, help="file of names with synonyms")
+    sub.add_argument(
+        "--instance-classes",
+        type=Path,
+        default=Path("params/facts/ade20k_instance_classes.csv"),
+        help="ade20k: table of thing classes (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--without-instances",
+        action="store_true",
+        help="ade20k: no annotations_instance at hand; each thing class of an image is one segment",
+    )
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+
+    sub = stage("features", _features, "cache one frozen tower's features of one data set")
+    sub.add_argument("tower", help="clip, or a SAM size (b, l, h)")
+    sub.add_argument("dataset")
+    sub.add_argument("split", choices=["train", "val"])
+
+    sub = stage("train", _train, "train one run of params/runs.yaml (resumes where it was killed)")
+    sub.add_argument("run")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+    sub = stage("evaluate", _evaluate, "evaluate one run on one benchmark")
+    sub.add_argument("run")
+    sub.add_argument("benchmark")
+    sub.add_argument(
+        "--condition",
+        default="trained",
+        choices=["trained", "untrained", "shuffled_names"],
+        help="what is evaluated: the trained model, or a control (default: trained)",
+    )
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+    sub = stage(
+        "score", _score, "score predictions of any system against a converted data set", scale=False
+    )
+    sub.add_argument("dataset", type=Path, help="folder of a converted data set")
+    sub.add_argument("predictions", type=Path, help="COCO panoptic JSON, or a folder of label PNGs")
+    sub.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
+
+    sub.add_argument(
+        "--category-ids",
+        choices=["contiguous", "upstream"],
+        default="contiguous",
+        help="numbering of the predictions' categories: the converted data set's, or upstream's",
+    )
+
+    sub = stage("table", _table, "write one table of params/tables.yaml: CSV, Markdown, card")
+    sub.add_argument("table")
+
+    sub = stage("show", _show, "print a table that is there")
+    sub.add_argument("table")
+
+    sub = stage("track", _track, "put runs, evaluations and a table into MLflow")
+    sub.add_argument("table")
+
+    sub = stage("ui", _ui, "open MLflow's pages over the tracked runs", scale=False)
+    sub.add_argument("--host", default="127.0.0.1")
+    sub.add_argument("--port", type=int, default=5000)
+
+    sub = stage("predict", _predict, "segment a photograph with any words")
+    sub.add_argument("image", type=Path)
+    sub.add_argument(
+        "--words", required=True, help='classes by ";", synonyms by ",": "cat; dog, puppy"'
+    )
+    sub.add_argument("--stuff", default="", help='those of the words that are stuff: "road; sky"')
+    model = sub.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", type=Path, help="weights.safetensors of a training run")
+    model.add_argument(
+        "--random-init",
+        action="store_true",
+        help="random weights, towers included (to try the machinery; needs --sam)",
+    )
+    sub.add_argument("--sam", default=None, help="with --random-init: SAM size (b, l, h)")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder for panoptic.png, .json, overlay.png"
+    )
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+    sub = stage("pretrain", _pretrain, "train the small synthetic towers from nothing", scale=False)
+    sub.add_argument("--out", type=Path, default=Path("data/towers"))
+    sub.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.call(parsed)
+    except PossamError as error:
+        print(f"possam {parsed.stage}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"possam {parsed.stage}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

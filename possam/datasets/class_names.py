@@ -1,0 +1,68 @@
+"""Class-name files: one line a class, ``index:name,synonym,...``, as OpenSeg and ODISE use them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from possam.errors import InputError
+
+VOID_NAME = "invalid_class_id"
+
+
+def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
+    """Names of each class (first the preferred one) by its upstream index, in the file's order.
+
+    Lines named ``invalid_class_id`` (void, and gaps in COCO's ids) are left out. The upstream index
+    is the category id for COCO, the label value for ADE20K and PASCAL Context.
+
+    Raises:
+        InputError: a line without ``index:``, an index written twice, an empty name, no class.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such class-name file; fetch it first") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); fetch it again") from error
+    classes: dict[int, tuple[str, ...]] = {}
+    seen: set[int] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        head, colon, tail = line.partition(":")
+        if not colon or not head.strip().isdigit():
+            raise InputError(
+                f"{path}: line {number}: 'index:name,synonym' is expected, not {line!r}"
+            )
+        index = int(head)
+        if index in seen:
+            raise InputError(f"{path}: line {number}: index {index} is written twice; remove one")
+        seen.add(index)
+        names = tuple(name.strip() for name in tail.split(","))
+        if names == (VOID_NAME,):
+            continue
+        if not all(names):
+            raise InputError(f"{path}: line {number}: a name is empty; remove the stray comma")
+        classes[index] = names
+    if not classes:
+        raise InputError(f"{path}: names no class")
+    return classes
+
+
+def read_class_names(path: Path) -> list[tuple[str, ...]]:
+    """Names of each class, in the file's order: the vocabulary of contiguous indices 0..K-1.
+
+    Raises:
+        InputError: see :func:`read_class_index`.
+    """
+    return list(read_class_index(path).values())
+
+
+def seen_classes(
+    vocabulary: Sequence[Iterable[str]], training_vocabulary: Sequence[Iterable[str]]
+) -> list[bool]:
+    """For each class of ``vocabulary``: is any of its names also a name in training?
+
+    FC-CLIP's rule; names are compared as whole strings, stripped and in lower case.
+    """
+    known = {name.strip().lower() for names in training_vocabulary for name in names}
+    return [any(name.strip().lower() in known for name in names) for names in vocabulary]

@@ -1,0 +1,323 @@
+"""COCO panoptic and instances annotations to the one format.
+
+Panoptic PNGs are kept bit for bit. The semantic map gives each segment's pixels its class, crowds
+included, as the common COCO panoptic preparation does. Areas and boxes are counted from the PNG.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as run_length
+
+from possam.datasets.class_names import read_class_index
+from possam.datasets.conversion import Converted, Task, convert, things_as_instances
+from possam.datasets.format import Category, Segment
+from possam.datasets.pixels import Array, decode_file, decode_ids, segment_table
+from possam.errors import InputError
+from possam.files import read_json
+
+_MAX_ID = 1 << 24
+
+
+def convert_coco(
+    *,
+    images: Path,
+    panoptic_json: Path,
+    panoptic_png: Path,
+    instances_json: Path | None,
+    class_names: Path,
+    split: str,
+    out: Path,
+    workers: int,
+) -> dict[str, Any]:
+    """Convert one split of COCO (or any data set in its layout) to ``out``.
+
+    Args:
+        images: folder of JPEGs; every image that the JSON lists must be there.
+        panoptic_json, panoptic_png: panoptic annotations, and the folder of their PNGs.
+        instances_json: instance annotations; annotations of images that ``panoptic_json`` does not
+            list are left out. None: instances are the thing segments of the panoptic maps.
+        class_names: class-name file whose indices are the JSON's category ids, in the same order.
+        split: ``train`` or ``val``.
+        out: folder to write; replaced if it exists, and not touched if the conversion fails.
+        workers: processes.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: names the file, the field at fault and what to do.
+    """
+    data = _read(panoptic_json, ("images", "annotations", "categories"))
+    categories = _categories(data["categories"], panoptic_json, class_names)
+    index = {category.upstream_id: category.index for category in categories}
+    records = _unique(data["images"], "id", panoptic_json, "images")
+    _unique(data["images"], "file_name", panoptic_json, "images")
+    annotations = _unique(data["annotations"], "image_id", panoptic_json, "annotations")
+    _match(records, annotations, panoptic_json)
+    instances, skipped = _instances(instances_json, set(records), categories)
+    _check_files(images, (record["file_name"] for record in records.values()), panoptic_json)
+    tasks = []
+    for key, record in records.items():
+        annotation = annotations[key]
+        png = panoptic_png / _plain(annotation, "file_name", panoptic_json)
+        payload = {
+            "width": _get(record, "width", panoptic_json, "images"),
+            "height": _get(record, "height", panoptic_json, "images"),
+            "segments": _get(annotation, "segments_info", panoptic_json, "annotations"),
+            "instances": instances.get(key, []) if instances is not None else None,
+        }
+        image = images / record["file_name"]
+        if png.name != f"{image.stem}.png":
+            raise InputError(
+                f"{panoptic_json}: annotations.file_name {png.name!r} of image {key} should be "
+                f"'{image.stem}.png'; the JSON does not belong to these images"
+            )
+        tasks.append(Task(id=key, image=image, sources=(png,), payload=payload))
+    source = "panoptic segments" if instances_json is None else "upstream annotations"
+    if skipped:
+        source += f" ({skipped} of other images left out)"
+    return convert(
+        name="coco",
+        split=split,
+        tasks=tasks,
+        converter=partial(
+            _convert, categories=categories, index=index, json_name=str(panoptic_json),
+            instances_name=str(instances_json),
+        ),
+        categories=categories,
+        image_root=images,
+        instances=source,
+        out=out,
+        workers=workers,
+    )  # fmt: skip
+
+
+def _get(entry: Any, key: str, path: Path | str, where: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"{path}: {where}: an entry has no {key!r}; fetch the file again")
+    return entry[key]
+
+
+def _plain(entry: Any, key: str, path: Path) -> str:
+    name = _get(entry, key, path, "annotations")
+    if not isinstance(name, str) or Path(name).name != name or not name:
+        raise InputError(f"{path}: {key} {name!r} is not a plain file name; fetch the file again")
+    return name
+
+
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    data = read_json(path)
+    for key in keys:
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise InputError(f"{path}: no list {key!r}; this is not a COCO annotation file")
+    result: dict[str, Any] = data
+    return result
+
+
+def _unique(entries: Sequence[Any], key: str, path: Path, where: str) -> dict[Any, dict[str, Any]]:
+    """``entries`` by ``key``; a value that comes twice is an error."""
+    result: dict[Any, dict[str, Any]] = {}
+    for entry in entries:
+        value = _get(entry, key, path, where)
+        if key == "file_name":
+            _plain(entry, key, path)
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{path}: {where}: {key} {value!r} is not a whole number")
+        if value in result:
+            raise InputError(
+                f"{path}: {where}: {key} {value!r} comes twice; remove one, or fetch the file again"
+            )
+        result[value] = entry
+    return result
+
+
+def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[Category]:
+    upstream = _unique(entries, "id", path, "categories")
+    names = read_class_index(class_names)
+    if list(upstream) != list(names):
+        only_json = [key for key in upstream if key not in names]
+        only_names = [key for key in names if key not in upstream]
+        raise InputError(
+            f"{class_names}: its {len(names)} indices are not the {len(upstream)} category ids of "
+            f"{path}, in the same order (only in the JSON: {only_json[:5]}, only in the names: "
+            f"{only_names[:5]}); use the class names of this data set"
+        )
+    categories = []
+    for position, (key, entry) in enumerate(upstream.items()):
+        is_thing = _get(entry, "isthing", path, "categories")
+        if is_thing not in (0, 1):
+            raise InputError(f"{path}: categories: isthing of {key} is {is_thing!r}, not 0 or 1")
+        category = Category(
+            index=position, names=names[key], is_thing=bool(is_thing), upstream_id=key
+        )
+        categories.append(category)
+    return categories
+
+
+def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path) -> None:
+    if missing := records.keys() - annotations.keys():
+        raise InputError(
+            f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); fetch "
+            "the file again, or remove the images from the list"
+        )
+    if strange := annotations.keys() - records.keys():
+        raise InputError(
+            f"{path}: annotations: image_id {min(strange)} is not in images ({len(strange)} such "
+            "annotations); fetch the file again"
+        )
+
+
+def _check_files(folder: Path, names: Any, path: Path) -> None:
+    """All listed images are there: one listing of the folder, before any work."""
+    try:
+        present = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise InputError(
+            f"{folder}: no folder of images ({error.strerror}); unpack them"
+        ) from error
+    missing = sorted(set(names) - present)
+    if missing:
+        raise InputError(
+            f"{folder / missing[0]}: listed in {path} but missing ({len(missing)} such images); "
+            "unpack the images of this split again"
+        )
+
+
+def _instances(
+    path: Path | None, images: set[int], categories: Sequence[Category]
+) -> tuple[dict[int, list[dict[str, Any]]] | None, int]:
+    """Upstream instance annotations by image (None without a file), and how many were left out."""
+    if path is None:
+        return None, 0
+    data = _read(path, ("images", "annotations", "categories"))
+    things = {c.upstream_id: c.index for c in categories if c.is_thing}
+    grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    skipped = 0
+    for key, entry in _unique(data["annotations"], "id", path, "annotations").items():
+        category = _get(entry, "category_id", path, "annotations")
+        if category not in things:
+            raise InputError(
+                f"{path}: annotation {key}: category_id {category} is no thing class of the "
+                "panoptic annotations; the two files must be of one release"
+            )
+        image = _get(entry, "image_id", path, "annotations")
+        if image not in images:
+            skipped += 1
+            continue
+        kept = {
+            name: _get(entry, name, path, "annotations") for name in ("area", "bbox", "iscrowd")
+        }
+        mask = _get(entry, "segmentation", path, "annotations")
+        grouped[image].append(
+            {"id": key, "category_id": things[category], **kept, "segmentation": mask}
+        )
+    return grouped, skipped
+
+
+def _convert(
+    task: Task,
+    *,
+    categories: Sequence[Category],
+    index: Mapping[int, int],
+    json_name: str,
+    instances_name: str,
+) -> Converted:
+    payload = task.payload
+    photo, image_sha256 = decode_file(task.image, mode="RGB")
+    png = task.sources[0]
+    pixels, _ = decode_file(png)
+    ids = decode_ids(pixels, png)
+    size = (payload["height"], payload["width"])
+    for path, shape in ((task.image, photo.shape[:2]), (png, ids.shape)):
+        if shape != size:
+            raise InputError(
+                f"{path}: {shape[1]}x{shape[0]} pixels, but {json_name} says {size[1]}x{size[0]} "
+                f"for image {task.id}; unpack image and annotation again"
+            )
+    segments = _segments(ids, payload["segments"], index, f"{json_name}: image {task.id}", png)
+    semantic = _semantic(ids, segments)
+    if payload["instances"] is None:
+        instances = things_as_instances(ids, segments, categories)
+    else:
+        instances = [
+            _instance(entry, *size, f"{instances_name}: annotation {entry['id']}")
+            for entry in payload["instances"]
+        ]
+    return Converted(
+        width=size[1],
+        height=size[0],
+        image_sha256=image_sha256,
+        ids=ids,
+        semantic=semantic,
+        segments=segments,
+        instances=instances,
+        panoptic_png=png.read_bytes(),
+    )
+
+
+def _segments(
+    ids: Array, entries: Any, index: Mapping[int, int], where: str, png: Path
+) -> tuple[Segment, ...]:
+    """Segments in the JSON's order, with what the PNG says about their extent."""
+    counted = {key: (area, box) for key, area, box in segment_table(ids)}
+    segments: dict[int, Segment] = {}
+    for entry in entries:
+        key = _get(entry, "id", where, "segments_info")
+        category = _get(entry, "category_id", where, "segments_info")
+        if key in segments:
+            raise InputError(f"{where}: segment id {key} comes twice; fetch the file again")
+        if category not in index:
+            raise InputError(
+                f"{where}: segment {key}: unknown category_id {category}; the segment's class must "
+                "be in 'categories'"
+            )
+        if not isinstance(key, int) or not 0 < key < _MAX_ID or key not in counted:
+            raise InputError(
+                f"{where}: segment {key} has no pixel in {png}; JSON and PNGs must be of "
+                "one release"
+            )
+        area, box = counted[key]
+        crowd = bool(entry.get("iscrowd", 0))
+        segments[key] = Segment(
+            id=key, category=index[category], area=area, bbox=box, is_crowd=crowd
+        )
+    if strange := sorted(counted.keys() - segments.keys()):
+        raise InputError(
+            f"{png}: segment id {strange[0]} is not in segments_info of {where} ({len(strange)} "
+            "such ids); JSON and PNGs must be of one release"
+        )
+    return tuple(segments.values())
+
+
+def _semantic(ids: Array, segments: Sequence[Segment]) -> Array:
+    """Class of every pixel, int32 (H, W), -1 void."""
+    values, compact = np.unique(ids, return_inverse=True)
+    classes = {segment.id: segment.category for segment in segments}
+    table = np.array([classes.get(int(value), -1) for value in values], dtype=np.int32)
+    return table[compact].reshape(ids.shape)
+
+
+def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
+    """An upstream instance with its polygons or RLE as compressed RLE."""
+    mask = entry["segmentation"]
+    try:
+        if isinstance(mask, list):
+            encoded = run_length.merge(run_length.frPyObjects(mask, height, width))
+        elif isinstance(mask["counts"], list):
+            encoded = run_length.frPyObjects(mask, height, width)
+        else:
+            encoded = {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
+        if list(encoded["size"]) != [height, width]:
+            raise ValueError(f"size {encoded['size']}, the image has {[height, width]}")
+        text = encoded["counts"].decode("ascii")
+    except Exception as error:  # pycocotools raises bare Exception on shapes that it does not know
+        raise InputError(
+            f"{where}: segmentation cannot be read ({error}); fetch the file again"
+        ) from error
+    kept = {key: entry[key] for key in ("category_id", "area", "bbox", "iscrowd")}
+    return {**kept, "segmentation": {"size": [height, width], "counts": text}}

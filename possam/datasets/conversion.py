@@ -1,0 +1,369 @@
+"""The part of a conversion that every upstream layout shares: parallel, resumable, atomic.
+
+Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its PNGs and a
+part file there (written last); a second run keeps the parts whose sources did not change. When all
+are there, the JSON files are put together part by part and the folder takes its name.
+"""
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as run_length
+
+from possam.datasets.format import (
+    ANNOTATIONS,
+    FORMAT,
+    INSTANCES,
+    MANIFEST,
+    PANOPTIC,
+    SEMANTIC,
+    Category,
+    Segment,
+)
+from possam.datasets.pixels import Array, encode_ids, encode_semantic, write_bytes, write_png
+from possam.errors import InputError, PossamError
+from possam.files import atomic_write, hash_json, read_json, sha256_file, write_json
+from possam.progress import Progress
+
+_PARTS = "parts"
+_CHUNK = 8
+_WINDOW = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One image to convert. ``payload``: what the layout's converter needs beside the files."""
+
+    id: int
+    image: Path
+    sources: tuple[Path, ...]
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def png_name(self) -> str:
+        """File name of this image's PNGs."""
+        return f"{self.image.stem}.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """One image in our format. ``panoptic_png``: the upstream file to keep bit for bit, or None."""
+
+    width: int
+    height: int
+    image_sha256: str
+    ids: Array
+    semantic: Array
+    segments: tuple[Segment, ...]
+    instances: list[dict[str, Any]]
+    panoptic_png: bytes | None = None
+
+
+def convert(
+    *,
+    name: str,
+    split: str,
+    tasks: Sequence[Task],
+    converter: Callable[[Task], Converted],
+    categories: Sequence[Category],
+    image_root: Path,
+    instances: str,
+    out: Path,
+    workers: int,
+) -> dict[str, Any]:
+    """Convert all ``tasks`` and write the data set ``out``; returns its manifest.
+
+    Args:
+        name, split: names of the data set.
+        tasks: the images, in the order of the result; ids and file names are unique.
+        converter: picklable; one image in, one image out; InputError on bad input.
+        categories: the classes.
+        image_root: folder of the images.
+        instances: where instances come from, in words, for the manifest.
+        out: folder to write; replaced if it exists.
+        workers: processes; 0 or 1 converts in this process. Memory grows with it, not with tasks.
+    """
+    if not tasks:
+        raise InputError(f"{image_root}: no image to convert for {name} {split}; check the paths")
+    out = Path(os.path.abspath(out))
+    staging = out.with_name(f".{out.name}.partial")
+    identity = {"format": FORMAT, "name": name, "split": split, "instances": instances}
+    identity["categories"] = hash_json([category.to_json() for category in categories])
+    _prepare(staging, identity)
+    job = partial(_convert_one, converter=converter, staging=staging, classes=len(categories))
+    with Progress(len(tasks), label=f"convert {name} {split}", unit="images") as progress:
+        for count in _run(job, tasks, workers):
+            progress.update(count)
+    manifest = _assemble(
+        staging, tasks, categories,
+        head={"format": FORMAT, "name": name, "split": split},
+        image_root=os.path.relpath(os.path.realpath(image_root), os.path.realpath(out)),
+        instances=instances,
+    )  # fmt: skip
+    shutil.rmtree(staging / _PARTS)
+    (staging / "identity.json").unlink()
+    _drop_strangers(staging, {task.png_name for task in tasks})
+    write_json(staging / MANIFEST, manifest)
+    _publish(staging, out)
+    return manifest
+
+
+def _prepare(staging: Path, identity: dict[str, Any]) -> None:
+    path = staging / "identity.json"
+    if staging.exists() and (not path.exists() or read_json(path) != identity):
+        shutil.rmtree(staging)
+    for folder in (PANOPTIC, SEMANTIC, _PARTS):
+        (staging / folder).mkdir(parents=True, exist_ok=True)
+    write_json(path, identity)
+
+
+def _drop_strangers(staging: Path, expected: set[str]) -> None:
+    """Remove PNGs of an earlier, interrupted conversion of another set of images."""
+    for path in itertools.chain((staging / PANOPTIC).iterdir(), (staging / SEMANTIC).iterdir()):
+        if path.name not in expected:
+            path.unlink()
+
+
+def _publish(staging: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(staging, out)
+        return
+    retired = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
+    os.replace(out, retired)
+    os.replace(staging, out)
+    shutil.rmtree(retired)
+
+
+def parallel(
+    job: Callable[[Any], Any], items: Sequence[Any], workers: int
+) -> Iterator[tuple[int, Any]]:
+    """``job`` over chunks of ``items``: (chunk length, result) in order, a few in flight.
+
+    Raises:
+        PossamError: a worker process died (for lack of memory, most likely).
+    """
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    if workers <= 1:
+        for chunk in chunks:
+            yield len(chunk), job(chunk)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
+    try:
+        waiting: deque[tuple[int, Future[Any]]] = deque()
+        for chunk in chunks:
+            waiting.append((len(chunk), pool.submit(job, chunk)))
+            if len(waiting) >= _WINDOW * workers:
+                length, future = waiting.popleft()
+                yield length, future.result()
+        for length, future in waiting:
+            yield length, future.result()
+    except BrokenProcessPool as error:
+        raise PossamError(
+            "a worker process died, most likely for lack of memory; run again with fewer workers "
+            "(finished images are kept)"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(job: Callable[[Task], None], tasks: Sequence[Task], workers: int) -> Iterator[int]:
+    for count, _ in parallel(partial(_each, job), tasks, workers):
+        yield count
+
+
+def _each(job: Callable[[Task], None], tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        job(task)
+
+
+def _part_path(staging: Path, task: Task) -> Path:
+    return staging / _PARTS / f"{task.png_name}.json"
+
+
+def _signature(task: Task) -> str:
+    """What the converted image depends on: its sources (size and time) and its annotation."""
+    stats = []
+    for path in (task.image, *task.sources):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); unpack its archive again"
+            ) from error
+        stats.append([str(path), status.st_size, status.st_mtime_ns])
+    return hash_json([task.id, stats, task.payload])
+
+
+def _is_done(staging: Path, task: Task, signature: str) -> bool:
+    path = _part_path(staging, task)
+    if not path.exists():
+        return False
+    part = read_json(path)
+    return bool(part["signature"] == signature) and all(
+        (staging / folder / task.png_name).exists()
+        and sha256_file(staging / folder / task.png_name) == part[folder]
+        for folder in (PANOPTIC, SEMANTIC)
+    )
+
+
+def _convert_one(
+    task: Task, *, converter: Callable[[Task], Converted], staging: Path, classes: int
+) -> None:
+    signature = _signature(task)
+    if _is_done(staging, task, signature):
+        return
+    result = converter(task)
+    if result.panoptic_png is not None:
+        panoptic = write_bytes(staging / PANOPTIC / task.png_name, result.panoptic_png)
+    else:
+        panoptic = write_png(staging / PANOPTIC / task.png_name, encode_ids(result.ids))
+    pixels = encode_semantic(result.semantic, classes)
+    semantic = write_png(staging / SEMANTIC / task.png_name, pixels)
+    values, counts = np.unique(result.semantic, return_counts=True)
+    part = {
+        "signature": signature,
+        "width": result.width,
+        "height": result.height,
+        "image": result.image_sha256,
+        PANOPTIC: panoptic,
+        SEMANTIC: semantic,
+        "pixels": dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)),
+        "segments": [segment.to_json() for segment in result.segments],
+        "instances": result.instances,
+    }
+    write_bytes(_part_path(staging, task), json.dumps(part).encode())
+
+
+def things_as_instances(
+    ids: Array, segments: Iterable[Segment], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """Instance annotations (COCO, RLE) of the thing segments of one panoptic map."""
+    return [
+        {
+            "category_id": segment.category,
+            "area": segment.area,
+            "bbox": list(segment.bbox),
+            "iscrowd": int(segment.is_crowd),
+            "segmentation": encode_mask(ids == segment.id),
+        }
+        for segment in segments
+        if categories[segment.category].is_thing
+    ]
+
+
+def encode_mask(mask: Array) -> dict[str, Any]:
+    """Compressed RLE of a boolean mask (H, W), with ``counts`` as text, as COCO's JSON has it."""
+    encoded = run_length.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+
+
+def _write_json_stream(path: Path, head: dict[str, Any], key: str, items: Iterable[Any]) -> str:
+    """``head`` plus ``key: [items]`` as JSON, one item in memory at a time; returns the SHA-256."""
+    with atomic_write(path) as stream:
+        stream.write("{\n")
+        for name, value in head.items():
+            stream.write(f"{json.dumps(name)}: {json.dumps(value)},\n")
+        stream.write(f"{json.dumps(key)}: [")
+        for number, item in enumerate(items):
+            stream.write((",\n" if number else "\n") + json.dumps(item, allow_nan=False))
+        stream.write("\n]\n}\n")
+    return sha256_file(path)
+
+
+def _assemble(
+    staging: Path,
+    tasks: Sequence[Task],
+    categories: Sequence[Category],
+    *,
+    head: dict[str, Any],
+    image_root: str,
+    instances: str,
+) -> dict[str, Any]:
+    """Write the two JSON files from the parts; returns the manifest."""
+    size = len(categories)
+    histogram = {key: [0] * size for key in ("pixels", "segments", "instances")}
+    void_pixels = crowd = 0
+    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, "images")}
+    images: list[dict[str, Any]] = []
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        nonlocal void_pixels, crowd
+        for task in tasks:
+            part = read_json(_part_path(staging, task))
+            for key, digest in hashes.items():
+                value = part["image" if key == "images" else key]
+                digest.update(f"{task.png_name} {value}\n".encode())
+            for label, count in part["pixels"].items():
+                if int(label) < 0:
+                    void_pixels += count
+                else:
+                    histogram["pixels"][int(label)] += count
+            for segment in part["segments"]:
+                histogram["segments"][segment["category_id"]] += 1
+                crowd += segment["iscrowd"]
+            yield {
+                "image_id": task.id,
+                "file_name": task.png_name,
+                "segments_info": part["segments"],
+            }
+
+    def instance_annotations() -> Iterator[dict[str, Any]]:
+        number = 0
+        for task in tasks:
+            for entry in read_json(_part_path(staging, task))["instances"]:
+                number += 1  # pycocotools takes an annotation id of 0 for "no match"
+                histogram["instances"][entry["category_id"]] += 1
+                yield {"id": number, "image_id": task.id, **entry}
+
+    for task in tasks:
+        part = read_json(_part_path(staging, task))
+        entry = {"id": task.id, "file_name": task.image.name}
+        images.append({**entry, "width": part["width"], "height": part["height"]})
+    classes = [category.to_json() for category in categories]
+    things = [entry for entry in classes if entry["isthing"]]
+    sha256 = {
+        "annotations": _write_json_stream(
+            staging / ANNOTATIONS, {"categories": classes, "images": images},
+            "annotations", annotations(),
+        ),
+        "instances": _write_json_stream(
+            staging / INSTANCES, {"info": {}, "categories": things, "images": images},
+            "annotations", instance_annotations(),
+        ),
+    }  # fmt: skip
+    sha256 |= {key: digest.hexdigest() for key, digest in hashes.items()}
+    per_kind = [0, 0]
+    for category, count in zip(categories, histogram["segments"], strict=True):
+        per_kind[category.is_thing] += count
+    return {
+        **head,
+        "image_root": image_root,
+        "num_classes": size,
+        "counts": {
+            "images": len(tasks),
+            "segments": sum(histogram["segments"]),
+            "things": per_kind[True],
+            "stuff": per_kind[False],
+            "crowd": crowd,
+            "instances": sum(histogram["instances"]),
+        },
+        "histogram": {**histogram, "void_pixels": void_pixels},
+        "instances": instances,
+        "sha256": sha256,
+        "content": hash_json({**head, "instances": instances, "sha256": sha256}),
+    }

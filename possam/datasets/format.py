@@ -1,0 +1,230 @@
+"""The one on-disk format of converted data sets, and its reader.
+
+A folder in COCO panoptic format, and two things more::
+
+    annotations.json  COCO panoptic JSON; category ids are contiguous, 0..K-1, in the order of the
+                      class-name file; categories also have "names" (synonyms) and "upstream_id"
+    panoptic/*.png    segment ids R + 256 G + 65536 B, 0 is void
+    semantic/*.png    class index; void is 255, or 65535 from 255 classes on
+    instances.json    COCO instances JSON of the things, masks as compressed RLE
+    manifest.json     counts, label histogram, hashes; written last, so a folder with it is complete
+
+Images stay where they were unpacked: the manifest's ``image_root`` leads there from the folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
+from possam.errors import InputError
+from possam.files import read_json, sha256_file
+
+FORMAT = "possam-dataset-1"
+ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
+PANOPTIC, SEMANTIC = "panoptic", "semantic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Category:
+    """One class. ``index`` 0..K-1; ``names``: all synonyms; ``upstream_id``: the publisher's id."""
+
+    index: int
+    names: tuple[str, ...]
+    is_thing: bool
+    upstream_id: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in the JSON's ``categories``."""
+        return {
+            "id": self.index,
+            "name": self.names[0],
+            "names": list(self.names),
+            "isthing": int(self.is_thing),
+            "upstream_id": self.upstream_id,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One segment: ``area`` in pixels, ``bbox`` (x, y, width, height) in pixels."""
+
+    id: int
+    category: int
+    area: int
+    bbox: tuple[int, int, int, int]
+    is_crowd: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in the JSON's ``segments_info``."""
+        return {
+            "id": self.id,
+            "category_id": self.category,
+            "area": self.area,
+            "bbox": list(self.bbox),
+            "iscrowd": int(self.is_crowd),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """One image: its files (full paths), size in pixels, and segments."""
+
+    id: int
+    file: Path
+    width: int
+    height: int
+    panoptic: Path
+    semantic: Path
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedDataset:
+    """A converted data set, opened with :meth:`open`. Picklable; pixels are read when asked for."""
+
+    directory: Path
+    image_root: Path
+    manifest: Mapping[str, Any]
+    categories: tuple[Category, ...]
+    images: tuple[ImageRecord, ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, directory: Path) -> "ConvertedDataset":
+        """Read manifest and annotations of ``directory``.
+
+        Raises:
+            InputError: not a complete converted data set, or changed since it was converted.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        path = directory / ANNOTATIONS
+        if sha256_file(path) != manifest["sha256"]["annotations"]:
+            raise InputError(f"{path}: changed since the conversion; convert the data set again")
+        data = read_json(path)
+        root = directory / manifest["image_root"]
+        try:
+            categories = tuple(_category(entry) for entry in data["categories"])
+            segments = {entry["image_id"]: entry for entry in data["annotations"]}
+            images = tuple(
+                _image(entry, segments[entry["id"]], directory, root) for entry in data["images"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: not in this project's format (at {error}); convert again"
+            ) from error
+        return cls(
+            directory=directory,
+            image_root=root,
+            manifest=manifest,
+            categories=categories,
+            images=images,
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the data set (``coco``, ``ade20k``)."""
+        return str(self.manifest["name"])
+
+    @property
+    def split(self) -> str:
+        """``train`` or ``val``."""
+        return str(self.manifest["split"])
+
+    @property
+    def vocabulary(self) -> list[tuple[str, ...]]:
+        """All names of each class, in the order of the class indices."""
+        return [category.names for category in self.categories]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, position: int) -> npt.NDArray[np.uint8]:
+        """The photograph, uint8 RGB (H, W, 3)."""
+        record = self.images[position]
+        pixels = read_image(record.file)
+        _check_size(pixels, record, record.file)
+        return pixels
+
+    def panoptic(self, position: int) -> npt.NDArray[np.int32]:
+        """Segment ids, int32 (H, W), 0 is void."""
+        record = self.images[position]
+        ids = read_ids(record.panoptic)
+        _check_size(ids, record, record.panoptic)
+        return ids
+
+    def semantic(self, position: int) -> npt.NDArray[np.int32]:
+        """Class indices, int32 (H, W), -1 is void."""
+        record = self.images[position]
+        pixels, _ = decode_file(record.semantic)
+        labels = decode_semantic(pixels, len(self.categories), record.semantic)
+        _check_size(labels, record, record.semantic)
+        return labels
+
+    def instances(self) -> dict[str, Any]:
+        """The COCO instances JSON (things, compressed RLE), ready for pycocotools."""
+        path = self.directory / INSTANCES
+        if sha256_file(path) != self.manifest["sha256"]["instances"]:
+            raise InputError(f"{path}: changed since the conversion; convert the data set again")
+        data: dict[str, Any] = read_json(path)
+        return data
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a converted data set.
+
+    Raises:
+        InputError: ``directory`` is not a complete converted data set of this version.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise InputError(f"{directory}: not a converted data set (no {MANIFEST}); convert it first")
+    manifest: dict[str, Any] = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {FORMAT!r} is expected; convert the data set again")
+    return manifest
+
+
+def _check_size(pixels: npt.NDArray[Any], record: ImageRecord, path: Path) -> None:
+    if pixels.shape[:2] != (record.height, record.width):
+        raise InputError(
+            f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the annotations say "
+            f"{record.width}x{record.height}; unpack and convert again"
+        )
+
+
+def _category(entry: Mapping[str, Any]) -> Category:
+    return Category(
+        index=int(entry["id"]),
+        names=tuple(entry["names"]),
+        is_thing=bool(entry["isthing"]),
+        upstream_id=int(entry["upstream_id"]),
+    )
+
+
+def _image(
+    entry: Mapping[str, Any], annotation: Mapping[str, Any], directory: Path, root: Path
+) -> ImageRecord:
+    segments = tuple(
+        Segment(
+            id=int(segment["id"]),
+            category=int(segment["category_id"]),
+            area=int(segment["area"]),
+            bbox=tuple(segment["bbox"]),
+            is_crowd=bool(segment["iscrowd"]),
+        )
+        for segment in annotation["segments_info"]
+    )
+    return ImageRecord(
+        id=int(entry["id"]),
+        file=root / entry["file_name"],
+        width=int(entry["width"]),
+        height=int(entry["height"]),
+        panoptic=directory / PANOPTIC / annotation["file_name"],
+        semantic=directory / SEMANTIC / annotation["file_name"],
+        segments=segments,
+    )

@@ -1,0 +1,106 @@
+"""Training samples of a converted data set: image, masks and labels as tensors.
+
+A sample depends on (seed, step, index) and on nothing else: not on the number of worker processes,
+nor on which samples were loaded before; a resumed run sees what an uninterrupted one would have.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from possam.datasets.augmentation import AugmentationSettings, apply_placement, draw_placement
+from possam.datasets.format import ConvertedDataset
+from possam.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training image. N: segments, crowd and void left out, empty ones dropped.
+
+    Attributes:
+        image: uint8 RGB (3, H, W), 0..255.
+        masks: bool (N, H, W), disjoint.
+        labels: int64 (N,), class indices 0..K-1.
+        index: position in the data set.
+    """
+
+    image: torch.Tensor
+    masks: torch.Tensor
+    labels: torch.Tensor
+    index: int
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Samples of ``dataset``, augmented as ``augmentation`` says (None: not at all).
+
+    ``dataset[index]`` is the sample of step 0; ``dataset[(step, index)]`` that of ``step``, so that
+    a batch sampler of pairs makes worker processes draw a new augmentation in each step.
+    """
+
+    def __init__(
+        self,
+        dataset: ConvertedDataset,
+        *,
+        augmentation: AugmentationSettings | None,
+        seed: int,
+    ) -> None:
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        if isinstance(key, tuple):
+            step, index = key
+            return self.sample(index, step=step)
+        return self.sample(key)
+
+    def sample(self, index: int, *, step: int = 0) -> Sample:
+        """The sample at position ``index`` (0..len-1) as it is drawn in ``step``.
+
+        Raises:
+            IndexError: no such position.
+            InputError: image or label is damaged, or does not match the annotations.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        record = self.dataset.images[index]
+        image = torch.from_numpy(self.dataset.image(index)).permute(2, 0, 1).contiguous()
+        segments = [segment for segment in record.segments if not segment.is_crowd]
+        numbers = self._numbers(index, [segment.id for segment in segments])
+        if self.augmentation is not None:
+            generator = torch.Generator().manual_seed(self._stream(step, index))
+            placement = draw_placement(
+                record.height, record.width, settings=self.augmentation, generator=generator
+            )
+            image, numbers = apply_placement(image, numbers, placement)
+        masks = numbers == torch.arange(1, len(segments) + 1, dtype=numbers.dtype)[:, None, None]
+        labels = torch.tensor([segment.category for segment in segments], dtype=torch.int64)
+        kept = masks.flatten(1).any(dim=1)
+        return Sample(image=image, masks=masks[kept], labels=labels[kept], index=index)
+
+    def _numbers(self, index: int, ids: Sequence[int]) -> torch.Tensor:
+        """int32 (H, W): 1 + position in ``ids`` of each pixel's segment, 0 for void and others."""
+        values, compact = np.unique(self.dataset.panoptic(index), return_inverse=True)
+        position = {key: number for number, key in enumerate(ids, start=1)}
+        if missing := position.keys() - set(values.tolist()):
+            raise InputError(
+                f"{self.dataset.images[index].panoptic}: segment {min(missing)} has no pixel; "
+                "convert the data set again"
+            )
+        table = np.array([position.get(int(value), 0) for value in values], dtype=np.int32)
+        record = self.dataset.images[index]
+        return torch.from_numpy(table[compact].reshape(record.height, record.width))
+
+    def _stream(self, step: int, index: int) -> int:
+        """Seed of one sample's random numbers: well mixed, and different for each of the three."""
+        words = np.random.SeedSequence([self.seed, step, index]).generate_state(1, np.uint64)
+        return int(words[0] >> np.uint64(1))
+
+
+def collate(samples: list[Sample]) -> list[Sample]:
+    """For ``DataLoader(collate_fn=collate)``: sizes and numbers of masks differ, so keep a list."""
+    return samples

@@ -1,0 +1,126 @@
+"""Images and label maps: files to arrays and back. H W: height and width."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from possam.errors import InputError
+from possam.files import atomic_path
+
+Array = npt.NDArray[Any]
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
+    """Decode a whole PNG or JPEG; pixels as the file stores them, EXIF orientation is not applied.
+
+    Args:
+        path: the file.
+        mode: PIL mode to convert to (``"RGB"`` for photographs, which may be grey), None to keep.
+
+    Returns:
+        uint8 or uint16 array (H, W) or (H, W, C), and the SHA-256 of the file.
+
+    Raises:
+        InputError: missing, truncated or damaged file.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
+        ) from error
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            pixels = np.asarray(image if mode is None else image.convert(mode))
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{path}: damaged or truncated image ({error}); unpack its archive again"
+        ) from error
+    return pixels, hashlib.sha256(content).hexdigest()
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """A photograph as uint8 RGB (H, W, 3), writable."""
+    return np.array(decode_file(path, mode="RGB")[0])
+
+
+def read_ids(path: Path) -> npt.NDArray[np.int32]:
+    """Segment ids of a panoptic PNG, int32 (H, W): R + 256 G + 65536 B."""
+    return decode_ids(decode_file(path)[0], path)
+
+
+def decode_ids(pixels: Array, path: Path) -> npt.NDArray[np.int32]:
+    """Segment ids of the pixels of a panoptic PNG (``path`` only for the error message)."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise InputError(f"{path}: a panoptic PNG is 8-bit RGB; this one has shape {pixels.shape}")
+    wide = pixels.astype(np.int32)
+    return wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
+
+
+def encode_ids(ids: Array) -> npt.NDArray[np.uint8]:
+    """Pixels of a panoptic PNG: the inverse of :func:`decode_ids`, ids in 0..2^24-1."""
+    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
+
+
+def write_png(path: Path, pixels: Array) -> str:
+    """Write an 8- or 16-bit PNG atomically; returns the SHA-256 of the file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return write_bytes(path, stream.getvalue())
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write ``content`` atomically; returns its SHA-256."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def void_value(num_classes: int) -> int:
+    """The value of void pixels in semantic PNGs: 255, or 65535 from 255 classes on."""
+    return 255 if num_classes < 255 else 65535
+
+
+def encode_semantic(labels: Array, num_classes: int) -> Array:
+    """Labels with -1 for void, as the pixels of a semantic PNG (uint8, or uint16)."""
+    void = void_value(num_classes)
+    dtype = np.uint8 if void == 255 else np.uint16
+    return np.where(labels < 0, void, labels).astype(dtype)
+
+
+def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[np.int32]:
+    """Labels int32 (H, W), -1 void, of the pixels of a semantic PNG.
+
+    Raises:
+        InputError: not one channel, or a value that is neither a class nor void.
+    """
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: a semantic PNG has one channel; this one has {pixels.shape}")
+    labels = pixels.astype(np.int32)
+    labels[labels == void_value(num_classes)] = -1
+    if labels.size and labels.max() >= num_classes:
+        raise InputError(
+            f"{path}: value {labels.max()} is no class (0..{num_classes - 1}); convert again"
+        )
+    return labels
+
+
+def segment_table(ids: Array) -> list[tuple[int, int, tuple[int, int, int, int]]]:
+    """(id, area in pixels, bounding box x y w h) of every non-zero id, ascending, in one pass."""
+    values, compact, areas = np.unique(ids, return_inverse=True, return_counts=True)
+    boxes = ndimage.find_objects(compact.reshape(ids.shape).astype(np.int32) + 1)
+    table = []
+    for value, area, box in zip(values.tolist(), areas.tolist(), boxes, strict=True):
+        if value:
+            rows, columns = box
+            extent = (columns.stop - columns.start, rows.stop - rows.start)
+            table.append((value, area, (columns.start, rows.start, *extent)))
+    return table

@@ -1,0 +1,207 @@
+"""Check a converted data set against itself: every count, id, area, size and hash."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as run_length
+
+from possam.datasets.conversion import parallel
+from possam.datasets.format import (
+    INSTANCES,
+    PANOPTIC,
+    SEMANTIC,
+    ConvertedDataset,
+    ImageRecord,
+)
+from possam.datasets.pixels import decode_file, decode_ids, decode_semantic, segment_table
+from possam.errors import InputError
+from possam.progress import Progress
+
+_SHOWN = 20
+
+
+def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
+    """Check everything that a converted data set promises.
+
+    Files and hashes as in the manifest; unique image ids and files; image, panoptic and semantic
+    maps of one size; ids of each PNG = ids of the JSON, with their areas and boxes; class indices
+    in range; counts and label histogram recounted; instances of thing classes, of their image's
+    size, with the area that their mask has or, from upstream polygons, a positive one; not all maps
+    void.
+
+    Returns:
+        Report: ``counts`` (the manifest's), and what is no fault but worth a look: ``void_images``
+        (ids of images without a labelled pixel), ``absent_classes`` (without a pixel here).
+
+    Raises:
+        InputError: one line a fault (the first twenty, and how many there are).
+    """
+    directory = Path(directory)
+    dataset = ConvertedDataset.open(directory)
+    faults = _static_faults(dataset)
+    size = len(dataset.categories)
+    pixels, segments = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    void_pixels, void_images = 0, []
+    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, "images")}
+    label = f"validate {dataset.name} {dataset.split}"
+    with Progress(len(dataset), label=label, unit="images") as progress:
+        for count, results in parallel(
+            partial(_check_chunk, num_classes=size), dataset.images, workers
+        ):
+            for record, result in results:
+                faults += result["faults"]
+                for key, digest in hashes.items():
+                    digest.update(f"{record.panoptic.name} {result['hashes'].get(key)}\n".encode())
+                counts = result.get("pixels")
+                if counts is not None:
+                    void_pixels += int(counts[-1])
+                    pixels += counts[:-1]
+                    if not counts[:-1].any():
+                        void_images.append(record.id)
+                for segment in record.segments:
+                    if segment.category < size:
+                        segments[segment.category] += 1
+            progress.update(count)
+    for key, digest in hashes.items():
+        if digest.hexdigest() != dataset.manifest["sha256"][key]:
+            faults.append(f"{directory}: {key} files are not those that were converted")
+    instances = _instance_faults(dataset, faults)
+    recounted = {
+        "pixels": pixels.tolist(),
+        "segments": segments.tolist(),
+        "instances": instances.tolist(),
+        "void_pixels": void_pixels,
+    }
+    for key, value in recounted.items():
+        if value != dataset.manifest["histogram"][key]:
+            faults.append(f"{directory}/manifest.json: histogram.{key} does not match the files")
+    if len(void_images) == len(dataset):
+        faults.append(f"{directory}: no image has a labelled pixel")
+    if faults:
+        shown = faults[:_SHOWN]
+        if len(faults) > _SHOWN:
+            shown.append(f"... and {len(faults) - _SHOWN} more")
+        raise InputError("\n".join([*shown, f"{directory}: convert the data set again"]))
+    absent = [c.names[0] for c, n in zip(dataset.categories, pixels, strict=True) if not n]
+    return {
+        "counts": dict(dataset.manifest["counts"]),
+        "void_images": void_images,
+        "absent_classes": absent,
+    }
+
+
+def _static_faults(dataset: ConvertedDataset) -> list[str]:
+    """What can be told without reading pixels."""
+    where, faults = str(dataset.directory), []
+    if [category.index for category in dataset.categories] != list(range(len(dataset.categories))):
+        faults.append(f"{where}: category ids are not 0..K-1 in order")
+    if not all(all(category.names) and category.names for category in dataset.categories):
+        faults.append(f"{where}: a category has no name")
+    for key, values in (
+        ("image id", [record.id for record in dataset.images]),
+        ("image file", [record.file for record in dataset.images]),
+        ("panoptic file", [record.panoptic for record in dataset.images]),
+    ):
+        if len(set(values)) != len(values):
+            faults.append(f"{where}: an {key} comes twice")
+    records = dataset.images
+    things = sum(dataset.categories[s.category].is_thing for r in records for s in r.segments)
+    total = sum(len(record.segments) for record in records)
+    counts = {
+        "images": len(records),
+        "segments": total,
+        "things": things,
+        "stuff": total - things,
+        "crowd": sum(segment.is_crowd for record in records for segment in record.segments),
+    }
+    for key, value in counts.items():
+        if dataset.manifest["counts"][key] != value:
+            faults.append(f"{where}/manifest.json: counts.{key} is not {value}")
+    for folder in (PANOPTIC, SEMANTIC):
+        present = {path.name for path in (dataset.directory / folder).iterdir()}
+        strange = sorted(present - {record.panoptic.name for record in records})
+        if strange:
+            faults.append(
+                f"{where}/{folder}/{strange[0]}: belongs to no image ({len(strange)} such)"
+            )
+    return faults
+
+
+def _check_chunk(
+    records: Sequence[ImageRecord], *, num_classes: int
+) -> list[tuple[ImageRecord, dict[str, Any]]]:
+    return [(record, _check_image(record, num_classes)) for record in records]
+
+
+def _check_image(record: ImageRecord, num_classes: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"faults": [], "hashes": {}}
+    faults: list[str] = result["faults"]
+    size = (record.height, record.width)
+    try:
+        photo, result["hashes"]["images"] = decode_file(record.file, mode="RGB")
+        pixels, result["hashes"][PANOPTIC] = decode_file(record.panoptic)
+        ids = decode_ids(pixels, record.panoptic)
+        pixels, result["hashes"][SEMANTIC] = decode_file(record.semantic)
+        labels = decode_semantic(pixels, num_classes, record.semantic)
+    except InputError as error:
+        faults.append(str(error))
+        return result
+    for path, shape in (
+        (record.file, photo.shape[:2]),
+        (record.panoptic, ids.shape),
+        (record.semantic, labels.shape),
+    ):
+        if shape != size:
+            faults.append(f"{path}: {shape[1]}x{shape[0]} pixels, not {size[1]}x{size[0]}")
+    found = {key: (area, box) for key, area, box in segment_table(ids)}
+    listed = {s.id: (s.area, s.bbox) for s in record.segments}
+    if len(listed) != len(record.segments):
+        faults.append(f"{record.panoptic}: a segment id comes twice in the JSON")
+    for key in sorted(found.keys() ^ listed.keys())[:1]:
+        place = "the PNG" if key in found else "the JSON"
+        faults.append(f"{record.panoptic}: segment {key} is only in {place}")
+    for key in sorted(found.keys() & listed.keys()):
+        if found[key] != listed[key]:
+            faults.append(
+                f"{record.panoptic}: segment {key}: area and box {listed[key]} in the JSON, "
+                f"{found[key]} in the PNG"
+            )
+    for segment in record.segments:
+        if not 0 <= segment.category < num_classes:
+            faults.append(f"{record.panoptic}: segment {segment.id}: no class {segment.category}")
+    result["pixels"] = np.bincount(
+        np.where(labels < 0, num_classes, labels).ravel(), minlength=num_classes + 1
+    )
+    return result
+
+
+def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> Any:
+    """Append faults of ``instances.json``; returns the number of instances of each class, (K,)."""
+    path = dataset.directory / INSTANCES
+    counts = np.zeros(len(dataset.categories), dtype=np.int64)
+    things = {category.index for category in dataset.categories if category.is_thing}
+    sizes = {record.id: [record.height, record.width] for record in dataset.images}
+    counted = dataset.manifest["instances"] in ("panoptic segments", "none (semantic regions)")
+    seen: set[int] = set()
+    for entry in dataset.instances()["annotations"]:
+        where = f"{path}: annotation {entry['id']}"
+        if entry["id"] in seen or entry["id"] < 1:
+            faults.append(f"{where}: ids must be positive, each once")
+        seen.add(entry["id"])
+        if entry["category_id"] not in things:
+            faults.append(f"{where}: category {entry['category_id']} is no thing class")
+            continue
+        counts[entry["category_id"]] += 1
+        mask = entry["segmentation"]
+        if sizes.get(entry["image_id"]) != mask["size"]:
+            faults.append(f"{where}: size {mask['size']} is not that of image {entry['image_id']}")
+        area = int(run_length.area({"size": mask["size"], "counts": mask["counts"].encode()}))
+        if (counted and area != entry["area"]) or entry["area"] <= 0:
+            faults.append(f"{where}: area {entry['area']}, the mask has {area}")
+    if len(seen) != dataset.manifest["counts"]["instances"]:
+        faults.append(f"{path}: holds {len(seen)} instances, the manifest says otherwise")
+    return counts

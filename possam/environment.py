@@ -1,0 +1,48 @@
+"""Every environment variable that this package reads or sets, typed, in one place."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+
+MLFLOW_DEFAULTS: dict[str, str] = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""Set before MLflow is imported, unless the user set them: no usage telemetry, and a dead tracking
+server is reported after seconds (MLflow's own settings retry for minutes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The variables that are read.
+
+    Attributes:
+        tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
+            ``mlflow.db`` in the working directory.
+        slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
+    """
+
+    tracking_uri: str = DEFAULT_TRACKING_URI
+    slurm_job: str | None = None
+
+    @classmethod
+    def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
+        """Read ``variables`` (``os.environ`` if None). An empty variable counts as not set."""
+        values = os.environ if variables is None else variables
+
+        def read(name: str) -> str | None:
+            return values.get(name, "").strip() or None
+
+        uri = read("POSSAM_TRACKING_URI") or read("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+        return cls(tracking_uri=uri, slurm_job=read("SLURM_JOB_ID"))
+
+
+def apply_mlflow_defaults() -> None:
+    """Put :data:`MLFLOW_DEFAULTS` into the process environment; what the user set stays."""
+    for name, value in MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,259 @@
+"""One model on one data set: all metrics from a single forward pass of each image."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from possam.datasets.format import ConvertedDataset
+from possam.errors import InputError
+from possam.evaluation.instance import InstanceEvaluator
+from possam.evaluation.panoptic import PanopticEvaluator
+from possam.evaluation.predictions import PredictionWriter, check_panopticapi
+from possam.evaluation.semantic import SemanticEvaluator
+from possam.evaluation.summary import Evaluators, make_result, write_result
+from possam.model.inference import (
+    Geometry,
+    MaskScores,
+    classify,
+    instance_inference,
+    panoptic_inference,
+    semantic_inference,
+)
+from possam.model.resolution import ResizedImage, resize_for_test
+from possam.model.segmenter import RawPrediction, Segmenter
+from possam.model.text import TextEmbeddings
+from possam.params import EvaluationParams, InferenceParams, ResolutionParams
+from possam.progress import Progress
+
+IDENTITY = ("run", "benchmark", "condition")
+
+
+def evaluate_run(
+    *,
+    segmenter: Segmenter,
+    dataset: ConvertedDataset,
+    text: TextEmbeddings,
+    seen: Sequence[bool],
+    inference: InferenceParams,
+    evaluation: EvaluationParams,
+    metrics: Sequence[str],
+    out: Path,
+    identity: Mapping[str, Any],
+    device: str = "cpu",
+    predictions: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model and write the evaluation directory ``out``, ``evaluation.json`` last.
+
+    Args:
+        segmenter: on ``device``.
+        text: names of the data set's classes (shuffled names are the caller's, for that control).
+        seen: for each class, whether it was trained on; it steers the ensemble and the subsets.
+        metrics: of ``panoptic``, ``instance``, ``semantic``.
+        identity: at least ``run``, ``benchmark``, ``condition``; goes into the result as it is.
+        predictions: a folder that keeps the panoptic predictions; ``None``: they are not kept.
+
+    Returns:
+        The content of ``evaluation.json``: metrics and intervals in percent.
+
+    Raises:
+        InputError: the vocabulary does not fit the data set.
+        PossamError: panopticapi gets another PQ from the same predictions.
+    """
+    _check_vocabulary(dataset, text, seen)
+    missing = [key for key in IDENTITY if key not in identity]
+    if missing:
+        raise ValueError(f"identity lacks {missing}")
+    evaluators = Evaluators(
+        panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
+        semantic=SemanticEvaluator(len(dataset.categories)) if "semantic" in metrics else None,
+        instances=_instances(dataset) if "instance" in metrics else None,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if predictions is None else predictions
+        writer = None
+        if evaluators.panoptic is not None and (evaluation.check_panopticapi or predictions):
+            writer = PredictionWriter(folder, dataset)
+        _predict_all(
+            segmenter=segmenter.eval(),
+            dataset=dataset,
+            text=text.to(torch.device(device)),
+            seen=torch.tensor(list(seen), dtype=torch.bool, device=device),
+            inference=inference,
+            batch_size=evaluation.batch_size,
+            evaluators=evaluators,
+            writer=writer,
+            device=device,
+        )
+        statistics, values = evaluators.finish(dataset, seen)
+        check = None
+        if writer is not None:
+            writer.close()
+            if evaluation.check_panopticapi and evaluators.panoptic is not None:
+                check = check_panopticapi(
+                    dataset,
+                    json=writer.json,
+                    folder=writer.folder,
+                    result=evaluators.panoptic.result(),
+                )
+    result = make_result(
+        identity=identity,
+        dataset=dataset,
+        statistics=statistics,
+        metrics=values,
+        evaluators=evaluators,
+        evaluation=evaluation,
+        protocol={
+            "inference": inference.model_dump(mode="json"),
+            "semantic_ground_truth": "semantic PNGs of the converted data set",
+            "semantic_prediction": "argmax over classes of summed mask scores",
+        },
+        check=check,
+    )
+    write_result(out, result, statistics)
+    return result
+
+
+def _check_vocabulary(
+    dataset: ConvertedDataset, text: TextEmbeddings, seen: Sequence[bool]
+) -> None:
+    classes = len(dataset.categories)
+    counts = {"text embeddings": text.num_classes, "flags of seen classes": len(seen)}
+    for name, count in counts.items():
+        if count != classes:
+            raise InputError(
+                f"{dataset.directory}: {classes} classes, but {count} {name}; "
+                "embed the vocabulary of this data set"
+            )
+    if not len(dataset):
+        raise InputError(f"{dataset.directory}: no images to evaluate; convert the data set again")
+
+
+def _instances(dataset: ConvertedDataset) -> InstanceEvaluator:
+    return InstanceEvaluator(
+        dataset.instances(),
+        image_ids=[record.id for record in dataset.images],
+        num_classes=len(dataset.categories),
+    )
+
+
+def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[int]]:
+    """Positions of images of equal size, at most ``batch_size`` together; every image once."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position, record in enumerate(dataset.images):
+        groups.setdefault((record.height, record.width), []).append(position)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _load(dataset: ConvertedDataset, position: int, resolution: ResolutionParams) -> ResizedImage:
+    pixels = torch.from_numpy(dataset.image(position)).permute(2, 0, 1)
+    return resize_for_test(
+        pixels, policy=resolution.policy, size=resolution.size, max_size=resolution.max_size
+    )
+
+
+@torch.inference_mode()
+def _predict_all(
+    *,
+    segmenter: Segmenter,
+    dataset: ConvertedDataset,
+    text: TextEmbeddings,
+    seen: torch.Tensor,
+    inference: InferenceParams,
+    batch_size: int,
+    evaluators: Evaluators,
+    writer: PredictionWriter | None,
+    device: str,
+) -> None:
+    is_thing = torch.tensor([c.is_thing for c in dataset.categories], device=device)
+    with Progress(len(dataset), label="evaluate", unit="images") as progress:
+        for positions in size_batches(dataset, batch_size):
+            tests = [_load(dataset, position, inference.resolution) for position in positions]
+            raw = segmenter(torch.stack([test.pixels for test in tests]).to(device))
+            scores = classify(
+                raw,
+                text,
+                possam=segmenter.possam,
+                clip_logit_scale=segmenter.clip.logit_scale,
+                seen=seen,
+                ensemble=inference.ensemble,
+                alpha=inference.alpha,
+                beta=inference.beta,
+                mase_confidence=inference.mase_confidence,
+                iou_weighting=inference.iou_weighting,
+            )
+            for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
+                _count_image(
+                    raw=raw,
+                    scores=scores,
+                    row=row,
+                    test=test,
+                    dataset=dataset,
+                    position=position,
+                    is_thing=is_thing,
+                    inference=inference,
+                    evaluators=evaluators,
+                    writer=writer,
+                )
+            progress.update(len(positions))
+
+
+def _count_image(
+    *,
+    raw: RawPrediction,
+    scores: MaskScores,
+    row: int,
+    test: ResizedImage,
+    dataset: ConvertedDataset,
+    position: int,
+    is_thing: torch.Tensor,
+    inference: InferenceParams,
+    evaluators: Evaluators,
+    writer: PredictionWriter | None,
+) -> None:
+    """Turn one row of a batch into predictions and hand them to every evaluator."""
+    record = dataset.images[position]
+    masks = raw.mask_logits[row]
+    geometry = Geometry(
+        padded=raw.padded_size, content=test.content_size, output=test.original_size
+    )
+    if evaluators.panoptic is not None:
+        ids_tensor, found = panoptic_inference(
+            masks,
+            scores,
+            image=row,
+            geometry=geometry,
+            is_thing=is_thing,
+            object_threshold=inference.object_threshold,
+            overlap_threshold=inference.overlap_threshold,
+        )
+        ids = ids_tensor.cpu().numpy()
+        segments = {segment.id: segment.category for segment in found}
+        truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
+        evaluators.panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
+        if writer is not None:
+            writer.add(record, ids, segments, {segment.id: segment.score for segment in found})
+    if evaluators.instances is not None:
+        shapes, labels, confidence = instance_inference(
+            masks,
+            scores,
+            image=row,
+            geometry=geometry,
+            is_thing=is_thing,
+            top_k=inference.instance_top_k,
+        )
+        evaluators.instances.update(
+            record.id,
+            shapes.cpu().numpy(),
+            labels.cpu().numpy(),
+            confidence.double().cpu().numpy(),
+        )
+    if evaluators.semantic is not None:
+        labels = semantic_inference(
+            masks, scores, image=row, geometry=geometry, class_chunk=inference.class_chunk
+        )
+        evaluators.semantic.update(record.id, labels.cpu().numpy(), dataset.semantic(position))

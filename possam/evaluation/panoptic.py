@@ -1,0 +1,305 @@
+"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), as panopticapi counts it.
+
+The numbers equal panopticapi's to the last digit: pairs are matched in the same order, and sums of
+IoUs run over images in the order of the updates. Beside them, counts are kept for every image and
+class, so that a bootstrap needs no second pass.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from possam.errors import InputError
+
+VOID = 0
+ID_LIMIT = 1 << 24
+"""Segment ids are RGB codes: below 2^24. Two of them fit into one int64."""
+
+Pairs = list[tuple[int, int, int]]
+
+
+class CategoryLike(Protocol):
+    """What the evaluator needs to know of a category."""
+
+    @property
+    def index(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class PanopticResult:
+    """Averages over the classes with at least one segment in prediction or ground truth.
+
+    Attributes:
+        pq, sq, rq: fractions in 0..1; NaN if no class of the subset occurs.
+        classes: how many classes the averages run over.
+        per_class: class index -> (pq, sq, rq), for the classes that occur.
+    """
+
+    pq: float
+    sq: float
+    rq: float
+    classes: int
+    per_class: dict[int, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class PanopticCounts:
+    """Counts of I images and K classes (I,K): segments, and sums of IoUs of matches."""
+
+    tp: NDArray[np.int64]
+    fp: NDArray[np.int64]
+    fn: NDArray[np.int64]
+    iou: NDArray[np.float64]
+
+
+@dataclass
+class _Matches:
+    """Matching of one image: (class, IoU) of each match in order, classes of misses."""
+
+    matched: list[tuple[int, float]] = field(default_factory=list)
+    false_positives: list[int] = field(default_factory=list)
+    false_negatives: list[int] = field(default_factory=list)
+
+
+class _Collection:
+    """Matches of all images, in order, over K classes."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.images: list[_Matches] = []
+
+    def result(self, classes: Collection[int]) -> PanopticResult:
+        # A loop: from Python 3.12 on, sum() compensates rounding, which panopticapi does not.
+        tp_of, fp_of, fn_of = ([0] * self.num_classes for _ in range(3))
+        iou_of = [0.0] * self.num_classes
+        for image in self.images:
+            for category, iou in image.matched:
+                tp_of[category] += 1
+                iou_of[category] += iou
+            for category in image.false_positives:
+                fp_of[category] += 1
+            for category in image.false_negatives:
+                fn_of[category] += 1
+        pq = sq = rq = 0.0
+        per_class = {}
+        for category in classes:
+            tp, fp, fn = tp_of[category], fp_of[category], fn_of[category]
+            if tp + fp + fn == 0:
+                continue
+            denominator = tp + 0.5 * fp + 0.5 * fn
+            scores = (
+                iou_of[category] / denominator,
+                iou_of[category] / tp if tp else 0.0,
+                tp / denominator,
+            )
+            per_class[category] = scores
+            pq, sq, rq = pq + scores[0], sq + scores[1], rq + scores[2]
+        n = len(per_class)
+        if n == 0:
+            return PanopticResult(float("nan"), float("nan"), float("nan"), 0, {})
+        return PanopticResult(pq / n, sq / n, rq / n, n, per_class)
+
+    def counts(self) -> PanopticCounts:
+        shape = (len(self.images), self.num_classes)
+        tp, fp, fn = (np.zeros(shape, np.int64) for _ in range(3))
+        iou = np.zeros(shape, np.float64)
+        for row, image in enumerate(self.images):
+            for category, value in image.matched:
+                tp[row, category] += 1
+                iou[row, category] += value
+            for category in image.false_positives:
+                fp[row, category] += 1
+            for category in image.false_negatives:
+                fn[row, category] += 1
+        return PanopticCounts(tp, fp, fn, iou)
+
+
+def count_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> Pairs:
+    """(target id, predicted id, pixels) of all pairs of ids that share a pixel, ascending.
+
+    Args:
+        target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.
+    """
+    pairs = target.astype(np.int64) * ID_LIMIT + predicted.astype(np.int64)
+    values, counts = np.unique(pairs, return_counts=True)
+    return [
+        (pair // ID_LIMIT, pair % ID_LIMIT, count)
+        for pair, count in zip(values.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def _areas(pairs: Pairs, position: int) -> dict[int, int]:
+    areas: dict[int, int] = {}
+    for pair in pairs:
+        areas[pair[position]] = areas.get(pair[position], 0) + pair[2]
+    areas.pop(VOID, None)
+    return areas
+
+
+def _match(
+    pairs: Pairs, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
+) -> _Matches:
+    """Match segments of equal class with IoU above one half; such matches are unique.
+
+    Void pixels of the ground truth count for no union. A predicted segment without a match is
+    ignored if more than half of it lies on void or on the crowd region of its class.
+    """
+    overlap = {(t, p): count for t, p, count in pairs}
+    predicted_area, target_area = _areas(pairs, 1), _areas(pairs, 0)
+    result = _Matches()
+    matched: tuple[set[int], set[int]] = (set(), set())
+    for (t, p), intersection in overlap.items():
+        if t == VOID or p == VOID or target[t][1] or target[t][0] != predicted[p]:
+            continue
+        on_void = overlap.get((VOID, p), 0)
+        iou = intersection / (predicted_area[p] + target_area[t] - intersection - on_void)
+        if iou > 0.5:
+            result.matched.append((predicted[p], iou))
+            matched[0].add(t)
+            matched[1].add(p)
+    crowd = {category: t for t, (category, is_crowd) in target.items() if is_crowd}
+    for t, (category, is_crowd) in target.items():
+        if not is_crowd and t not in matched[0]:
+            result.false_negatives.append(category)
+    for p, category in predicted.items():
+        if p in matched[1]:
+            continue
+        ignored = overlap.get((VOID, p), 0)
+        if category in crowd:
+            ignored += overlap.get((crowd[category], p), 0)
+        if ignored / predicted_area[p] <= 0.5:
+            result.false_positives.append(category)
+    return result
+
+
+def _merge_classes(
+    pairs: Pairs, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
+) -> tuple[Pairs, dict[int, int], dict[int, tuple[int, bool]]]:
+    """The same image with one class for all segments, and one crowd region out of all of them."""
+    crowd = [t for t, (_, is_crowd) in target.items() if is_crowd]
+    rename = dict.fromkeys(crowd, crowd[0]) if crowd else {}
+    merged: dict[tuple[int, int], int] = {}
+    for t, p, count in pairs:
+        key = (rename.get(t, t), p)
+        merged[key] = merged.get(key, 0) + count
+    segments = {rename.get(t, t): (0, is_crowd) for t, (_, is_crowd) in target.items()}
+    return [(t, p, n) for (t, p), n in merged.items()], dict.fromkeys(predicted, 0), segments
+
+
+def image_order(counted: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Places in ``counted`` of the image ids ``wanted``; both must be the same set of images."""
+    place = {image_id: index for index, image_id in enumerate(counted)}
+    if len(place) != len(counted):
+        twice = sorted({i for i in counted if list(counted).count(i) > 1})
+        raise InputError(f"image ids {twice[:5]} were predicted twice; keep one prediction each")
+    missing, extra = sorted(set(wanted) - set(counted)), sorted(set(counted) - set(wanted))
+    if missing or extra:
+        raise InputError(
+            f"predictions do not cover the data set: image ids {missing[:5]} lack a prediction, "
+            f"{extra[:5]} are not in the data set"
+        )
+    return [place[image_id] for image_id in wanted]
+
+
+class PanopticEvaluator:
+    """Collects matches image by image.
+
+    Args:
+        categories: all categories of the data set, in index order 0..K-1.
+    """
+
+    def __init__(self, categories: Sequence[CategoryLike]) -> None:
+        if [category.index for category in categories] != list(range(len(categories))):
+            raise ValueError("categories must come in index order 0..K-1")
+        self.num_classes = len(categories)
+        self.image_ids: list[int] = []
+        self._classes = _Collection(self.num_classes)
+        self._agnostic = _Collection(1)
+
+    def update(
+        self,
+        image_id: int,
+        predicted_ids: NDArray[np.integer],
+        predicted_segments: Mapping[int, int],
+        target_ids: NDArray[np.integer],
+        target_segments: Mapping[int, tuple[int, bool]],
+    ) -> None:
+        """Count one image.
+
+        Args:
+            image_id: named in errors.
+            predicted_ids, target_ids: segment ids (H,W), 0 = void.
+            predicted_segments: id -> class index.
+            target_segments: id -> (class index, is_crowd).
+
+        Raises:
+            InputError: maps of different sizes, segment ids on one side only, unknown classes.
+        """
+        where = f"image {image_id}"
+        if predicted_ids.shape != target_ids.shape:
+            raise InputError(
+                f"{where}: the prediction has {predicted_ids.shape} (height, width) and the ground "
+                f"truth {target_ids.shape}; predictions must have the size of the image"
+            )
+        for name, ids in (("predicted", predicted_ids), ("ground truth", target_ids)):
+            if ids.size and (ids.min() < 0 or ids.max() >= ID_LIMIT):
+                raise InputError(f"{where}: {name} segment ids must be in 0..{ID_LIMIT - 1}")
+        pairs = count_pairs(target_ids, predicted_ids)
+        self._check(where, "prediction", {p for _, p, _ in pairs}, predicted_segments.keys())
+        self._check(where, "ground truth", {t for t, _, _ in pairs}, target_segments.keys())
+        unknown = set(predicted_segments.values()) | {c for c, _ in target_segments.values()}
+        unknown -= set(range(self.num_classes))
+        if unknown:
+            raise InputError(
+                f"{where}: unknown class indices {sorted(unknown)}; "
+                f"the data set has 0..{self.num_classes - 1}"
+            )
+        self._classes.images.append(_match(pairs, predicted_segments, target_segments))
+        merged = _merge_classes(pairs, predicted_segments, target_segments)
+        self._agnostic.images.append(_match(*merged))
+        self.image_ids.append(image_id)
+
+    @staticmethod
+    def _check(where: str, side: str, drawn: set[int], listed: Collection[int]) -> None:
+        drawn.discard(VOID)
+        unlisted, undrawn = sorted(drawn - set(listed)), sorted(set(listed) - drawn)
+        if unlisted:
+            raise InputError(
+                f"{where}: {side}: the PNG has ids {unlisted[:5]} that segments_info lacks; "
+                "list them, or draw these pixels as 0 (void)"
+            )
+        if undrawn:
+            raise InputError(
+                f"{where}: {side}: segments_info lists ids {undrawn[:5]} without a pixel; "
+                "remove them from the list"
+            )
+
+    def arrange(self, image_ids: Sequence[int]) -> None:
+        """Put the images into the order of ``image_ids``: sums of IoUs round in this order.
+
+        Raises:
+            InputError: an image was not counted, was counted twice, or is not in the list.
+        """
+        order = image_order(self.image_ids, image_ids)
+        for collection in (self._classes, self._agnostic):
+            collection.images = [collection.images[place] for place in order]
+        self.image_ids = list(image_ids)
+
+    def result(self, classes: Collection[int] | None = None) -> PanopticResult:
+        """Averages over ``classes`` (default: all), in the order given."""
+        return self._classes.result(range(self.num_classes) if classes is None else classes)
+
+    def class_agnostic(self) -> PanopticResult:
+        """All classes merged into one: how good the segments are, whatever they are called."""
+        return self._agnostic.result([0])
+
+    def counts(self) -> PanopticCounts:
+        """Counts (I,K), rows in the order of :attr:`image_ids`."""
+        return self._classes.counts()
+
+    def class_agnostic_counts(self) -> PanopticCounts:
+        """Counts (I,1) of :meth:`class_agnostic`."""
+        return self._agnostic.counts()

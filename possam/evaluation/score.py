@@ -1,0 +1,164 @@
+"""Score predictions of any system, without a model: COCO panoptic format, or label PNGs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from possam.datasets.format import ConvertedDataset
+from possam.errors import InputError
+from possam.evaluation.panoptic import PanopticEvaluator
+from possam.evaluation.predictions import (
+    PredictionReader,
+    check_panopticapi,
+    check_size,
+    read_png,
+)
+from possam.evaluation.semantic import SemanticEvaluator
+from possam.evaluation.summary import Evaluators, make_result, write_result
+from possam.params import EvaluationParams
+from possam.progress import track
+
+VOID_LABELS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+
+
+def score(
+    *,
+    dataset: ConvertedDataset,
+    predictions: Path,
+    evaluation: EvaluationParams,
+    out: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    segmentations: Path | None = None,
+    category_ids: str = "contiguous",
+    seen: Sequence[bool] | None = None,
+) -> dict[str, Any]:
+    """Score predictions against a converted data set.
+
+    Args:
+        predictions: a ``.json`` in COCO panoptic format (PNGs: in ``segmentations``, default
+            beside the JSON, with its name without ``.json``), which gives the PQ metrics and the
+            mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
+            255 or 65535 = none), which gives mIoU alone.
+        out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
+        category_ids: ``contiguous`` if category ids in the JSON are class indices, ``upstream`` if
+            they are those of the data set's publisher.
+        seen: flags of seen classes; default: all seen.
+        identity: goes into the result as it is: ``run``, ``benchmark``, ``condition``, ...
+
+    Returns:
+        What ``evaluation.json`` holds: metrics and intervals in percent, results of each class.
+
+    Raises:
+        InputError: predictions that are missing, malformed, incomplete or of the wrong size.
+    """
+    flags = [True] * len(dataset.categories) if seen is None else list(seen)
+    if len(flags) != len(dataset.categories):
+        raise InputError(
+            f"{dataset.directory}: {len(dataset.categories)} classes, but {len(flags)} flags of "
+            "seen classes; give one a class"
+        )
+    semantic = SemanticEvaluator(len(dataset.categories))
+    check = None
+    if predictions.is_dir():
+        if segmentations is not None:
+            raise InputError(
+                f"{predictions}: a folder of label PNGs needs no folder of segmentations; "
+                "for panoptic predictions name the JSON file"
+            )
+        evaluators = Evaluators(panoptic=None, semantic=semantic, instances=None)
+        _score_labels(dataset, predictions, semantic)
+        source = "label PNGs"
+    else:
+        panoptic = PanopticEvaluator(dataset.categories)
+        evaluators = Evaluators(panoptic=panoptic, semantic=semantic, instances=None)
+        reader = PredictionReader(
+            predictions, dataset, folder=segmentations, category_ids=category_ids
+        )
+        _score_panoptic(dataset, reader, panoptic, semantic)
+        source = "panoptic map"
+    statistics, values = evaluators.finish(dataset, flags)
+    if evaluators.panoptic is not None and evaluation.check_panopticapi:
+        check = _check(dataset, predictions, reader, category_ids, evaluators.panoptic)
+    result = make_result(
+        identity=identity or {},
+        dataset=dataset,
+        statistics=statistics,
+        metrics=values,
+        evaluators=evaluators,
+        evaluation=evaluation,
+        protocol={
+            "predictions": predictions.name,
+            "semantic_ground_truth": "semantic PNGs of the converted data set",
+            "semantic_prediction": source,
+        },
+        check=check,
+    )
+    if out is not None:
+        write_result(out, result, statistics)
+    return result
+
+
+def _check(
+    dataset: ConvertedDataset,
+    predictions: Path,
+    reader: PredictionReader,
+    category_ids: str,
+    panoptic: PanopticEvaluator,
+) -> dict[str, float] | None:
+    """panopticapi reads category ids as they stand, so it can only check contiguous ones."""
+    if category_ids != "contiguous":
+        return None
+    return check_panopticapi(
+        dataset, json=predictions, folder=reader.folder, result=panoptic.result()
+    )
+
+
+def _score_panoptic(
+    dataset: ConvertedDataset,
+    reader: PredictionReader,
+    panoptic: PanopticEvaluator,
+    semantic: SemanticEvaluator,
+) -> None:
+    positions = range(len(dataset))
+    for position in track(positions, total=len(dataset), label="score", unit="images"):
+        record = dataset.images[position]
+        ids, segments = reader.read(record)
+        truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
+        panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
+        semantic.update(record.id, _labels(ids, segments), dataset.semantic(position))
+
+
+def _labels(ids: NDArray[np.integer], segments: Mapping[int, int]) -> NDArray[np.int64]:
+    """Class indices (H,W) of a panoptic map, -1 where it is void."""
+    values, inverse = np.unique(ids, return_inverse=True)
+    classes = np.array([segments.get(value, -1) for value in values.tolist()], np.int64)
+    return classes[inverse.reshape(ids.shape)]
+
+
+def _score_labels(dataset: ConvertedDataset, folder: Path, semantic: SemanticEvaluator) -> None:
+    if not any(folder.glob("*.png")):
+        raise InputError(
+            f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
+        )
+    positions = range(len(dataset))
+    for position in track(positions, total=len(dataset), label="score", unit="images"):
+        record = dataset.images[position]
+        path = folder / f"{Path(record.file).stem}.png"
+        stored = read_png(path)
+        if stored.ndim != 2 or stored.dtype not in VOID_LABELS:
+            raise InputError(
+                f"{path}: a single-channel PNG of 8 or 16 bits with class indices is expected, "
+                f"not {stored.dtype} with {stored.ndim} dimensions"
+            )
+        check_size(path, stored, record)
+        labels = stored.astype(np.int64)
+        labels[labels == VOID_LABELS[stored.dtype]] = -1
+        if labels.max() >= semantic.num_classes:
+            raise InputError(
+                f"{path}: label {labels.max()}: valid are 0..{semantic.num_classes - 1}, and "
+                f"{VOID_LABELS[stored.dtype]} for none"
+            )
+        semantic.update(record.id, labels, dataset.semantic(position))

@@ -1,0 +1,99 @@
+"""Mean intersection over union from per-image counts, void pixels of the ground truth left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from possam.errors import InputError
+from possam.evaluation.panoptic import image_order
+
+
+@dataclass(frozen=True)
+class SemanticCounts:
+    """Pixels of I images and K classes (I,K): in both, in the prediction, in the ground truth."""
+
+    intersection: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    target: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SemanticResult:
+    """Fractions in 0..1; NaN where nothing is to be averaged.
+
+    Attributes:
+        miou: averaged over classes in the ground truth.
+        miou_union: averaged over classes in the ground truth or in the prediction.
+        per_class: IoU of each class that occurs in either.
+    """
+
+    miou: float
+    miou_union: float
+    per_class: dict[int, float]
+
+
+class SemanticEvaluator:
+    """Collects class confusion image by image; predictions of -1 (no class) are misses."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.image_ids: list[int] = []
+        self._rows: list[NDArray[np.int64]] = []
+
+    def update(
+        self, image_id: int, prediction: NDArray[np.integer], target: NDArray[np.integer]
+    ) -> None:
+        """Count one image: class indices (H,W); -1 is void in ``target``, a miss in ``prediction``.
+
+        Raises:
+            InputError: different sizes, or an index outside -1..K-1.
+        """
+        where = f"image {image_id}"
+        if prediction.shape != target.shape:
+            raise InputError(
+                f"{where}: the prediction has {prediction.shape} (height, width) and the ground "
+                f"truth {target.shape}; predictions must have the size of the image"
+            )
+        for name, labels in (("prediction", prediction), ("ground truth", target)):
+            if labels.size and (labels.min() < -1 or labels.max() >= self.num_classes):
+                raise InputError(
+                    f"{where}: {name}: labels are {labels.min()}..{labels.max()}; "
+                    f"valid are 0..{self.num_classes - 1}, and -1 for void"
+                )
+        counted = target >= 0
+        predicted, truth = prediction[counted], target[counted]
+
+        def histogram(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+            return np.bincount(labels[labels >= 0], minlength=self.num_classes).astype(np.int64)
+
+        self._rows.append(
+            np.stack([histogram(truth[predicted == truth]), histogram(predicted), histogram(truth)])
+        )
+        self.image_ids.append(image_id)
+
+    def arrange(self, image_ids: Sequence[int]) -> None:
+        """Put the images into the order of ``image_ids``, which must be the images counted."""
+        self._rows = [self._rows[place] for place in image_order(self.image_ids, image_ids)]
+        self.image_ids = list(image_ids)
+
+    def counts(self) -> SemanticCounts:
+        """Counts (I,K), rows in the order of :attr:`image_ids`."""
+        table = np.zeros((len(self._rows), 3, self.num_classes), np.int64)
+        if self._rows:
+            table = np.stack(self._rows)
+        return SemanticCounts(table[:, 0], table[:, 1], table[:, 2])
+
+    def result(self) -> SemanticResult:
+        """Both averages over all images."""
+        counts = self.counts()
+        intersection, target = counts.intersection.sum(0), counts.target.sum(0)
+        union = counts.predicted.sum(0) + target - intersection
+        either, present = union > 0, target > 0
+        iou = intersection / np.maximum(union, 1)
+        return SemanticResult(
+            miou=float(iou[present].mean()) if present.any() else float("nan"),
+            miou_union=float(iou[either].mean()) if either.any() else float("nan"),
+            per_class={int(k): float(iou[k]) for k in np.flatnonzero(either)},
+        )

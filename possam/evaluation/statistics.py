@@ -1,0 +1,308 @@
+"""Per-image statistics of one evaluation, and what a bootstrap over images makes of them.
+
+All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
+each image was drawn) and its totals are matrix products: no image is visited twice. The resamples
+are those that ``scipy.stats.bootstrap`` draws from the same generator, and the intervals equal its
+percentile intervals; scipy itself would evaluate the metric resample by resample, which is far
+slower.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from possam.errors import InputError
+from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
+from possam.evaluation.panoptic import PanopticCounts
+from possam.evaluation.semantic import SemanticCounts
+from possam.files import atomic_path
+
+Weights = NDArray[np.float64]
+IMAGE_FILE, MATCH_FILE = "per_image.parquet", "instance_matches.parquet"
+CLASS_AGNOSTIC = -1
+"""Class number of the rows of class-agnostic counts in ``per_image.parquet``."""
+
+_PANOPTIC = ("tp", "fp", "fn", "iou_sum")
+_SEMANTIC = ("intersection", "predicted", "target")
+_CHUNK = 100
+
+
+def resample_weights(images: int, *, samples: int, seed: int) -> Weights:
+    """How often each image is drawn: (samples, images), each row summing to ``images``."""
+    draws = np.random.default_rng(seed).integers(0, images, (samples, images))
+    weights = np.zeros((samples, images))
+    for row, draw in zip(weights, draws, strict=True):
+        row += np.bincount(draw, minlength=images)
+    return weights
+
+
+def percentile_interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Equal-tailed interval of the resampled values (S,); undefined (NaN) ones are left out."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return float("nan"), float("nan")
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(values, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``second - first`` in percentage points, with its interval; both on the same resamples."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Everything that the metrics of one evaluation are made of.
+
+    Attributes:
+        image_ids: I images, the order of all rows.
+        is_thing, seen: one flag for each of the K classes.
+        panoptic (I,K), class_agnostic (I,1), semantic (I,K), instances: ``None`` if not measured.
+    """
+
+    image_ids: tuple[int, ...]
+    is_thing: tuple[bool, ...]
+    seen: tuple[bool, ...]
+    panoptic: PanopticCounts | None = None
+    class_agnostic: PanopticCounts | None = None
+    semantic: SemanticCounts | None = None
+    instances: InstanceMatches | None = None
+
+    def metrics(self, weights: Weights | None = None) -> dict[str, NDArray[np.float64]]:
+        """Percentages (S,) of each metric for S weightings (S,I); default: every image once.
+
+        A metric is NaN where it is undefined, for example ``pq_unseen`` when all classes are seen.
+        """
+        if weights is None:
+            weights = np.ones((1, len(self.image_ids)))
+        values: dict[str, NDArray[np.float64]] = {}
+        if self.panoptic is not None:
+            per_class, occurs = _class_quality(self.panoptic, weights)
+            for name, classes in class_subsets(self.is_thing, self.seen).items():
+                chosen = np.array(classes, dtype=np.int64)
+                values[name] = _mean_where(per_class[0][:, chosen], occurs[:, chosen])
+            values["sq"] = _mean_where(per_class[1], occurs)
+            values["rq"] = _mean_where(per_class[2], occurs)
+        if self.class_agnostic is not None:
+            quality, occurs = _class_quality(self.class_agnostic, weights)
+            values["pq_class_agnostic"] = _mean_where(quality[0], occurs)
+        if self.instances is not None:
+            values["map"] = self.instances.average_precision(weights)
+        if self.semantic is not None:
+            intersection = weights @ self.semantic.intersection
+            target = weights @ self.semantic.target
+            union = weights @ self.semantic.predicted + target - intersection
+            iou = intersection / np.maximum(union, 1.0)
+            values["miou"] = _mean_where(iou, target > 0)
+            values["miou_union"] = _mean_where(iou, union > 0)
+        return {name: 100.0 * value for name, value in values.items()}
+
+    def bootstrap(self, *, samples: int, seed: int) -> dict[str, NDArray[np.float64]]:
+        """Metrics (samples,) on bootstrap resamples of the images."""
+        weights = resample_weights(len(self.image_ids), samples=samples, seed=seed)
+        parts = [self.metrics(chunk) for chunk in _chunks(weights)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def save(self, directory: Path) -> None:
+        """Write one row an image and class that occurs, and the matches that AP is made of."""
+        frame = pd.concat([self._class_rows(), self._agnostic_rows()], ignore_index=True)
+        with atomic_path(directory / IMAGE_FILE) as path:
+            frame.to_parquet(path, index=False)
+        if self.instances is None:
+            (directory / MATCH_FILE).unlink(missing_ok=True)
+            return
+        found = self.instances
+        bits = 1 << np.arange(len(IOU_LEVELS), dtype=np.int64)
+        matches = pd.DataFrame(
+            {
+                "image_id": np.array(self.image_ids, np.int64)[found.image],
+                "class": found.category.astype(np.int32),
+                "score": found.score,
+                "matched": (found.matched @ bits).astype(np.uint16),
+                "ignored": (found.ignored @ bits).astype(np.uint16),
+            }
+        )
+        with atomic_path(directory / MATCH_FILE) as path:
+            matches.to_parquet(path, index=False)
+
+    def _class_rows(self) -> pd.DataFrame:
+        columns: dict[str, NDArray[np.float64] | NDArray[np.int64]] = {}
+        if self.panoptic is not None:
+            columns |= _columns(self.panoptic)
+        if self.semantic is not None:
+            pixels = self.semantic
+            columns |= {name: getattr(pixels, name) for name in _SEMANTIC}
+            columns["union"] = pixels.predicted + pixels.target - pixels.intersection
+        if self.instances is not None:
+            columns["instances"] = self.instances.targets
+        occurs = np.zeros((len(self.image_ids), len(self.is_thing)), bool)
+        for table in columns.values():
+            occurs |= table > 0
+        rows, classes = np.nonzero(occurs)
+        ids = np.array(self.image_ids, np.int64)
+        return pd.DataFrame(
+            {"image_id": ids[rows], "class": classes.astype(np.int32)}
+            | {name: table[rows, classes] for name, table in columns.items()}
+        )
+
+    def _agnostic_rows(self) -> pd.DataFrame:
+        # Every image has such a row, so the file also says which images were measured.
+        frame = pd.DataFrame({"image_id": np.array(self.image_ids, np.int64)})
+        frame["class"] = np.int32(CLASS_AGNOSTIC)
+        if self.class_agnostic is not None:
+            for name, table in _columns(self.class_agnostic).items():
+                frame[name] = table[:, 0]
+        return frame
+
+    @classmethod
+    def load(
+        cls, directory: Path, *, is_thing: Sequence[bool], seen: Sequence[bool]
+    ) -> "ImageStatistics":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is missing or lacks a column.
+        """
+        path = directory / IMAGE_FILE
+        frame = _read_table(path)
+        missing = {"image_id", "class"} - set(frame.columns)
+        if missing:
+            raise InputError(f"{path}: lacks the columns {sorted(missing)}; evaluate the run again")
+        agnostic = frame[frame["class"] == CLASS_AGNOSTIC]
+        classes = frame[frame["class"] != CLASS_AGNOSTIC]
+        ids = agnostic["image_id"].to_numpy(np.int64)
+        row = pd.Series(np.arange(len(ids)), index=ids)
+        place = (row.loc[classes["image_id"]].to_numpy(), classes["class"].to_numpy())
+
+        def table(name: str, dtype: type) -> NDArray[Any]:
+            result: NDArray[Any] = np.zeros((len(ids), len(is_thing)), dtype)
+            result[place] = classes[name].to_numpy()
+            return result
+
+        panoptic = merged = semantic = instances = None
+        if "tp" in frame:
+            panoptic = PanopticCounts(
+                tp=table("tp", np.int64),
+                fp=table("fp", np.int64),
+                fn=table("fn", np.int64),
+                iou=table("iou_sum", np.float64),
+            )
+            columns = {name: agnostic[name].to_numpy()[:, None] for name in _PANOPTIC}
+            merged = PanopticCounts(
+                tp=columns["tp"].astype(np.int64),
+                fp=columns["fp"].astype(np.int64),
+                fn=columns["fn"].astype(np.int64),
+                iou=columns["iou_sum"],
+            )
+        if "intersection" in frame:
+            semantic = SemanticCounts(*(table(name, np.int64) for name in _SEMANTIC))
+        if "instances" in frame:
+            matches = _read_table(directory / MATCH_FILE)
+            levels = np.arange(len(IOU_LEVELS))
+            instances = InstanceMatches(
+                image=row.loc[matches["image_id"]].to_numpy(np.int64),
+                category=matches["class"].to_numpy(np.int64),
+                score=matches["score"].to_numpy(np.float64),
+                matched=(matches["matched"].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool),
+                ignored=(matches["ignored"].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool),
+                targets=table("instances", np.int64),
+            )
+        return cls(
+            tuple(ids.tolist()), tuple(is_thing), tuple(seen), panoptic, merged, semantic, instances
+        )
+
+
+def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, list[int]]:
+    """Class indices that each PQ metric averages over."""
+    every = list(range(len(is_thing)))
+    return {
+        "pq": every,
+        "pq_things": [k for k in every if is_thing[k]],
+        "pq_stuff": [k for k in every if not is_thing[k]],
+        "pq_seen": [k for k in every if seen[k]],
+        "pq_unseen": [k for k in every if not seen[k]],
+    }
+
+
+def bootstrap_intervals(
+    statistics: ImageStatistics, *, samples: int, seed: int, confidence: float
+) -> dict[str, tuple[float, float]]:
+    """Percentile interval of each metric, in percent, from resampled images."""
+    values = statistics.bootstrap(samples=samples, seed=seed)
+    return {name: percentile_interval(value, confidence) for name, value in values.items()}
+
+
+def paired_differences(
+    first: ImageStatistics,
+    second: ImageStatistics,
+    *,
+    samples: int,
+    seed: int,
+    confidence: float,
+) -> dict[str, Difference]:
+    """Differences ``second - first`` of all metrics that both have, on the same resamples.
+
+    Raises:
+        InputError: the two were not measured on the same images.
+    """
+    if first.image_ids != second.image_ids:
+        raise InputError(
+            "paired comparison: the two evaluations have different images "
+            f"({len(first.image_ids)} and {len(second.image_ids)}); evaluate both on one data set"
+        )
+    points = (first.metrics(), second.metrics())
+    resamples = [part.bootstrap(samples=samples, seed=seed) for part in (first, second)]
+    result = {}
+    for name in points[0].keys() & points[1].keys():
+        spread = resamples[1][name] - resamples[0][name]
+        value = float(points[1][name][0] - points[0][name][0])
+        result[name] = Difference(value, *percentile_interval(spread, confidence))
+    return result
+
+
+def defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN as ``None``: JSON has no NaN."""
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def _columns(counts: PanopticCounts) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
+    return dict(zip(_PANOPTIC, (counts.tp, counts.fp, counts.fn, counts.iou), strict=True))
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; evaluate the run again") from error
+
+
+def _chunks(weights: Weights) -> Iterator[Weights]:
+    for start in range(0, len(weights), _CHUNK):
+        yield weights[start : start + _CHUNK]
+
+
+def _class_quality(
+    counts: PanopticCounts, weights: Weights
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """PQ, SQ, RQ (3,S,K) of each class, and whether it occurs (S,K)."""
+    tp, iou = weights @ counts.tp, weights @ counts.iou
+    errors = weights @ (counts.fp + counts.fn)
+    total = np.maximum(tp + 0.5 * errors, 0.5)
+    return np.stack([iou / total, iou / np.maximum(tp, 1.0), tp / total]), tp + errors > 0
+
+
+def _mean_where(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over the last axis of the chosen entries; NaN where none is chosen."""
+    count = chosen.sum(axis=-1)
+    total = np.where(chosen, values, 0.0).sum(axis=-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

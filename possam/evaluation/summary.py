@@ -1,0 +1,176 @@
+"""``evaluation.json``: metrics, intervals, results of each class, and the protocol."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from possam.datasets.format import Category, ConvertedDataset
+from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
+from possam.evaluation.panoptic import PanopticEvaluator
+from possam.evaluation.semantic import SemanticEvaluator
+from possam.evaluation.statistics import (
+    ImageStatistics,
+    bootstrap_intervals,
+    class_subsets,
+    defined,
+)
+from possam.files import hash_json, write_json
+from possam.params import EvaluationParams
+
+RESULT = "evaluation.json"
+
+PROTOCOL = {
+    "pq": "PQ, SQ, RQ as panopticapi: averaged over classes with a segment in ground truth "
+    "or prediction; unmatched predictions mostly on void or crowd are ignored",
+    "pq_class_agnostic": "all classes merged into one before matching",
+    "map": "pycocotools mask AP, IoU 0.50 to 0.95, things only, at most 100 detections an image "
+    "and class",
+    "miou": "mean over classes present in the ground truth; void pixels ignored",
+    "miou_union": "mean over classes present in ground truth or prediction; void pixels ignored",
+}
+
+
+@dataclass
+class Evaluators:
+    """The evaluators of one pass; ``None``: not measured."""
+
+    panoptic: PanopticEvaluator | None
+    semantic: SemanticEvaluator | None
+    instances: InstanceEvaluator | None
+
+    def finish(
+        self, dataset: ConvertedDataset, seen: Sequence[bool]
+    ) -> tuple[ImageStatistics, dict[str, float]]:
+        """Per-image statistics and the metrics in percent, over images in the data set's order."""
+        image_ids = [record.id for record in dataset.images]
+        is_thing = [category.is_thing for category in dataset.categories]
+        metrics: dict[str, float] = {}
+        counts = agnostic = semantic = None
+        matches: InstanceMatches | None = None
+        if self.panoptic is not None:
+            self.panoptic.arrange(image_ids)
+            counts, agnostic = self.panoptic.counts(), self.panoptic.class_agnostic_counts()
+            every = self.panoptic.result()
+            metrics |= {"pq": every.pq, "sq": every.sq, "rq": every.rq}
+            for name, classes in class_subsets(is_thing, seen).items():
+                metrics[name] = self.panoptic.result(classes).pq
+            metrics["pq_class_agnostic"] = self.panoptic.class_agnostic().pq
+        if self.instances is not None:
+            matches = self.instances.finish()
+            metrics["map"] = float(matches.average_precision(np.ones((1, len(image_ids))))[0])
+        if self.semantic is not None:
+            self.semantic.arrange(image_ids)
+            semantic = self.semantic.counts()
+            result = self.semantic.result()
+            metrics |= {"miou": result.miou, "miou_union": result.miou_union}
+        statistics = ImageStatistics(
+            image_ids=tuple(image_ids),
+            is_thing=tuple(is_thing),
+            seen=tuple(seen),
+            panoptic=counts,
+            class_agnostic=agnostic,
+            semantic=semantic,
+            instances=matches,
+        )
+        return statistics, {name: 100.0 * value for name, value in metrics.items()}
+
+
+def make_result(
+    *,
+    identity: Mapping[str, Any],
+    dataset: ConvertedDataset,
+    statistics: ImageStatistics,
+    metrics: Mapping[str, float],
+    evaluators: Evaluators,
+    evaluation: EvaluationParams,
+    protocol: Mapping[str, Any],
+    check: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """The content of ``evaluation.json``.
+
+    It depends on data, weights and parameters only: repeating it gives the same file.
+    """
+    intervals = bootstrap_intervals(
+        statistics,
+        samples=evaluation.bootstrap_samples,
+        seed=evaluation.bootstrap_seed,
+        confidence=evaluation.confidence,
+    )
+    return {
+        **identity,
+        "metrics": defined(metrics),
+        "intervals": {
+            name: None if np.isnan(interval).any() else list(interval)
+            for name, interval in intervals.items()
+        },
+        "per_class": _per_class(dataset.categories, statistics, evaluators),
+        "counts": _counts(dataset, statistics),
+        "check": None if check is None else dict(check),
+        "protocol": {
+            **{name: text for name, text in PROTOCOL.items() if name in metrics},
+            "dataset": f"{dataset.name} {dataset.split}",
+            "dataset_content": dataset.manifest["content"],
+            "class_names_hash": hash_json([list(names) for names in dataset.vocabulary]),
+            "interval": f"{100 * evaluation.confidence:g} % percentile bootstrap over images, "
+            f"{evaluation.bootstrap_samples} resamples, seed {evaluation.bootstrap_seed}",
+            **protocol,
+        },
+    }
+
+
+def write_result(out: Path, result: Mapping[str, Any], statistics: ImageStatistics) -> None:
+    """Write the Parquet files into ``out`` and, last, ``evaluation.json``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULT).unlink(missing_ok=True)
+    statistics.save(out)
+    write_json(out / RESULT, result)
+
+
+def _counts(dataset: ConvertedDataset, statistics: ImageStatistics) -> dict[str, int]:
+    seen, is_thing = sum(statistics.seen), sum(statistics.is_thing)
+    classes = len(dataset.categories)
+    return {
+        "images": len(statistics.image_ids),
+        "classes": classes,
+        "things": is_thing,
+        "stuff": classes - is_thing,
+        "seen": seen,
+        "unseen": classes - seen,
+    }
+
+
+def _per_class(
+    categories: Sequence[Category], statistics: ImageStatistics, evaluators: Evaluators
+) -> list[dict[str, Any]]:
+    """One entry a class, percentages; a metric is null where the class does not occur."""
+    quality = evaluators.panoptic.result().per_class if evaluators.panoptic is not None else {}
+    iou = evaluators.semantic.result().per_class if evaluators.semantic is not None else {}
+    precision: dict[int, float] = {}
+    if statistics.instances is not None:
+        table = statistics.instances.precision(np.ones((1, len(statistics.image_ids))))[0]
+        found = np.flatnonzero(statistics.instances.targets.any(axis=0))
+        precision = {int(k): float(table[..., k].mean()) for k in found}
+    rows = []
+    for category in categories:
+        k = category.index
+        row: dict[str, Any] = {
+            "index": k,
+            "name": category.names[0],
+            "thing": category.is_thing,
+            "seen": statistics.seen[k],
+        }
+        if evaluators.panoptic is not None:
+            for place, name in enumerate(("pq", "sq", "rq")):
+                row[name] = 100.0 * quality[k][place] if k in quality else None
+        if statistics.panoptic is not None:
+            for name in ("tp", "fp", "fn"):
+                row[name] = int(getattr(statistics.panoptic, name)[:, k].sum())
+        if statistics.instances is not None and category.is_thing:
+            row["ap"] = 100.0 * precision[k] if k in precision else None
+        if evaluators.semantic is not None:
+            row["iou"] = 100.0 * iou[k] if k in iou else None
+        rows.append(row)
+    return rows

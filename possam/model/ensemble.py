@@ -1,0 +1,98 @@
+"""Ensembles of the two classifications of a mask (paper, section 3.5, Algorithm 1, Table 7).
+
+Both take class probabilities without void and give probabilities that sum to 1. The weight ``w`` of
+the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 is the LDP branch alone, 1
+the CLIP branch alone. Everything is computed in float32, in the log domain.
+
+Shapes: K classes; leading dimensions are free.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Confidence = Literal["class", "mask"]
+
+
+def geometric_ensemble(
+    p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """Weighted geometric mean with fixed weights: p_ldp^(1 - w) * p_clip^w, normalised.
+
+    Args:
+        p_ldp, p_clip: (..., K), each summing to 1 over the classes.
+        seen: (K,) bool, True for classes with a training synonym.
+        alpha, beta: CLIP's weight, 0 to 1, for seen and for unseen classes.
+
+    Returns:
+        (..., K) float32.
+    """
+    if alpha == beta and alpha in (0.0, 1.0):
+        return _single_branch(p_ldp if alpha == 0.0 else p_clip)
+    weight = torch.where(seen, alpha, beta).to(p_ldp.device, torch.float32)
+    return _mean(_log(p_ldp), _log(p_clip), weight)
+
+
+def mase(
+    p_ldp: Tensor,
+    p_clip: Tensor,
+    *,
+    seen: Tensor,
+    alpha: float,
+    beta: float,
+    confidence: Confidence,
+) -> Tensor:
+    """Mask-aware selective ensembling: a geometric mean whose weights follow the confidences.
+
+    The listing of Algorithm 1 is lost; this realises its description (see :func:`mase_weight`).
+    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`.
+
+    Args:
+        p_ldp, p_clip, seen, alpha, beta: as :func:`geometric_ensemble`.
+        confidence: ``class``: each class's own probability; ``mask``: the mask's highest one.
+
+    Returns:
+        (..., K) float32, summing to 1.
+    """
+    if alpha == beta and alpha in (0.0, 1.0):
+        return _single_branch(p_ldp if alpha == 0.0 else p_clip)
+    log_ldp, log_clip = _log(p_ldp), _log(p_clip)
+    base = torch.where(seen, alpha, beta).to(p_ldp.device, torch.float32)
+    return _mean(log_ldp, log_clip, _weight(log_ldp, log_clip, base, confidence))
+
+
+def mase_weight(p_ldp: Tensor, p_clip: Tensor, *, weight: Tensor, confidence: Confidence) -> Tensor:
+    """CLIP's adapted weight w': its odds are those of ``weight`` times c_clip / c_ldp.
+
+    Equal confidences leave the weight as it is, 0 and 1 stay 0 and 1, and it rises smoothly with
+    CLIP's confidence and falls with LDP's.
+
+    Args:
+        p_ldp, p_clip: (..., K); weight: (K,) of 0..1.
+
+    Returns:
+        (..., K) float32 of 0..1.
+    """
+    return _weight(_log(p_ldp), _log(p_clip), weight.float(), confidence)
+
+
+def _weight(log_ldp: Tensor, log_clip: Tensor, weight: Tensor, confidence: Confidence) -> Tensor:
+    ratio = log_clip - log_ldp
+    if confidence == "mask":
+        ratio = log_clip.amax(-1, keepdim=True) - log_ldp.amax(-1, keepdim=True)
+    return torch.sigmoid(torch.logit(weight) + ratio)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Logarithm with a floor: an underflowed probability must not veto the other branch by NaN."""
+    return probabilities.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def _mean(log_ldp: Tensor, log_clip: Tensor, weight: Tensor) -> Tensor:
+    return torch.lerp(log_ldp, log_clip, weight.expand_as(log_ldp)).softmax(-1)
+
+
+def _single_branch(probabilities: Tensor) -> Tensor:
+    probabilities = probabilities.float()
+    return probabilities / probabilities.sum(-1, keepdim=True)

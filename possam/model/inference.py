@@ -1,0 +1,294 @@
+"""From raw predictions and a vocabulary to panoptic, instance and semantic results.
+
+Merging follows Mask2Former; classification follows the paper, section 3.5.
+
+Shapes: B images, Q queries, K classes, M instances, H W of the output, h w of mask maps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from possam.errors import InputError
+from possam.model.ensemble import Confidence, geometric_ensemble, mase
+from possam.model.possam import PosSAM
+from possam.model.segmenter import RawPrediction
+from possam.model.text import TextEmbeddings
+
+EnsembleName = Literal["mase", "geometric", "ldp", "clip"]
+QUERY_CHUNK = 16
+"""Masks that are at full resolution at a time."""
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """How each mask is classified.
+
+    Attributes:
+        class_probs: (B, Q, K) float32, summing to 1 over the classes.
+        void: (B, Q), probability that the mask is no object, from the LDP branch.
+        iou: (B, Q) 0..1, weight of the mask (ones without IoU weighting).
+    """
+
+    class_probs: Tensor
+    void: Tensor
+    iou: Tensor
+
+    @property
+    def objectness(self) -> Tensor:
+        """(B, Q): 1 - void."""
+        return 1 - self.void
+
+    @property
+    def mask_weight(self) -> Tensor:
+        """(B, Q): objectness times IoU, the factor common to all classes of a mask."""
+        return self.objectness * self.iou
+
+    @property
+    def class_scores(self) -> Tensor:
+        """(B, Q, K): the final score of each class of each mask."""
+        return self.class_probs * self.mask_weight.unsqueeze(-1)
+
+    @property
+    def labels(self) -> Tensor:
+        """(B, Q) int64: the most probable class."""
+        return self.class_probs.argmax(-1)
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, Q): the final score of the most probable class, by which masks compete."""
+        return self.class_probs.amax(-1) * self.mask_weight
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where mask maps lie: they cover ``padded``; ``content`` is cut out and becomes ``output``.
+
+    All are (height, width); ``output`` is the size of the original image.
+    """
+
+    padded: tuple[int, int]
+    content: tuple[int, int]
+    output: tuple[int, int]
+
+    def restore(self, mask_logits: Tensor) -> Tensor:
+        """(Q, h, w) logits -> (Q, H, W) logits at the original image's size."""
+        logits = _resize(mask_logits.float(), self.padded)
+        logits = logits[:, : self.content[0], : self.content[1]]
+        return _resize(logits, self.output)
+
+
+@dataclass(frozen=True)
+class SegmentPrediction:
+    """One segment of a panoptic result; ``id`` is its value in the map."""
+
+    id: int
+    category: int
+    score: float
+    is_thing: bool
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+@torch.no_grad()
+def classify(
+    raw: RawPrediction,
+    text: TextEmbeddings,
+    *,
+    possam: PosSAM,
+    clip_logit_scale: float,
+    seen: Tensor,
+    ensemble: EnsembleName,
+    alpha: float,
+    beta: float,
+    mase_confidence: Confidence,
+    iou_weighting: bool,
+) -> MaskScores:
+    """Classify masks by both branches and combine them.
+
+    Args:
+        raw: predictions; ``text``: the vocabulary with K classes.
+        possam: for its temperature and void embedding.
+        clip_logit_scale: CLIP's own.
+        seen: (K,) bool, True for classes with a training synonym.
+        ensemble: ``mase``, ``geometric``, or one branch alone (``ldp``, ``clip``).
+        alpha, beta, mase_confidence: see :mod:`possam.model.ensemble`.
+        iou_weighting: weigh masks by their expected IoU; a model without an IoU head, which expects
+            none, has weights of one.
+
+    Raises:
+        InputError: ``seen`` has another length than the vocabulary, or ``ensemble`` is unknown.
+    """
+    if seen.shape != (text.num_classes,):
+        raise InputError(
+            f"seen: {tuple(seen.shape)} flags for {text.num_classes} classes; give one a class"
+        )
+    logits = possam.class_logits(raw.ldp_embeddings, text)
+    void = logits.softmax(-1)[..., -1]
+    p_ldp = logits[..., :-1].softmax(-1)
+    p_clip = (clip_logit_scale * text.similarity(raw.clip_embeddings)).softmax(-1)
+    if ensemble == "mase":
+        probs = mase(p_ldp, p_clip, seen=seen, alpha=alpha, beta=beta, confidence=mase_confidence)
+    elif ensemble == "geometric":
+        probs = geometric_ensemble(p_ldp, p_clip, seen=seen, alpha=alpha, beta=beta)
+    elif ensemble in ("ldp", "clip"):
+        probs = p_ldp if ensemble == "ldp" else p_clip
+    else:
+        raise InputError(
+            f"inference.ensemble: unknown {ensemble!r}; valid choices: mase, geometric, ldp, clip"
+        )
+    if raw.iou is None or not iou_weighting:
+        return MaskScores(probs, void, torch.ones_like(void))
+    return MaskScores(probs, void, raw.iou)
+
+
+@torch.no_grad()
+def panoptic_inference(
+    mask_logits: Tensor,
+    scores: MaskScores,
+    *,
+    image: int,
+    geometry: Geometry,
+    is_thing: Tensor,
+    object_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Tensor, list[SegmentPrediction]]:
+    """Merge masks into one panoptic map (Mask2Former's rules).
+
+    Masks whose objectness exceeds ``object_threshold`` compete for each pixel by score times mask
+    probability. A mask that keeps less than ``overlap_threshold`` of its own area (probability at
+    least 0.5) is dropped, its pixels stay void. Segments of one stuff class become one.
+
+    Mask2Former thresholds the best class's probability. With an open vocabulary that falls with
+    the number of similar names, so the probability of being an object at all is compared instead.
+
+    Args:
+        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
+        is_thing: (K,) bool.
+
+    Returns:
+        (H, W) int32 ids, 0 = void, and the segments, in the order of their ids, best mask first.
+    """
+    kept = (scores.objectness[image] > object_threshold).nonzero().flatten()
+    ranking = scores.scores[image][kept].argsort(descending=True, stable=True)
+    kept = kept[ranking]
+    mask_scores, labels = scores.scores[image][kept], scores.labels[image][kept]
+    device = mask_logits.device
+    ids = torch.zeros(geometry.output, dtype=torch.int32, device=device)
+    if not len(kept):
+        return ids, []
+
+    best = torch.full(geometry.output, -1.0, device=device)
+    winner = torch.zeros(geometry.output, dtype=torch.int64, device=device)
+    inside = torch.zeros(geometry.output, dtype=torch.bool, device=device)
+    areas = []
+    for start, probabilities in _mask_probabilities(mask_logits[kept], geometry):
+        areas.append((probabilities >= 0.5).sum((1, 2)))
+        weighted = probabilities * mask_scores[start : start + len(probabilities), None, None]
+        value, index = weighted.max(0)
+        better = value > best
+        own = probabilities.gather(0, index[None])[0] >= 0.5
+        best = torch.where(better, value, best)
+        winner = torch.where(better, index + start, winner)
+        inside = torch.where(better, own, inside)
+
+    count = len(kept)
+    area = torch.cat(areas)
+    won = torch.bincount(winner.flatten(), minlength=count)
+    visible = torch.bincount(winner[inside], minlength=count)
+    accepted = (visible > 0) & (won >= overlap_threshold * area)
+    things = is_thing.to(device)[labels]
+    segment_of = torch.zeros(count, dtype=torch.int32, device=device)
+    segments: list[SegmentPrediction] = []
+    stuff: dict[int, int] = {}
+    for k in accepted.nonzero().flatten().tolist():
+        category, thing = int(labels[k]), bool(things[k])
+        number = stuff.get(category, 0) if not thing else 0
+        if not number:
+            number = len(segments) + 1
+            segments.append(SegmentPrediction(number, category, float(mask_scores[k]), thing))
+            if not thing:
+                stuff[category] = number
+        segment_of[k] = number
+    return torch.where(inside, segment_of[winner], ids), segments
+
+
+@torch.no_grad()
+def instance_inference(
+    mask_logits: Tensor,
+    scores: MaskScores,
+    *,
+    image: int,
+    geometry: Geometry,
+    is_thing: Tensor,
+    top_k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``top_k`` best (mask, class) pairs that are things (Mask2Former's rules).
+
+    The pairs are taken among all classes, then stuff is dropped. Scores are multiplied by the mean
+    mask probability inside the mask.
+
+    Args:
+        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
+        is_thing: (K,) bool.
+
+    Returns:
+        masks (M, H, W) bool, labels (M,) int64, scores (M,) float32, best pair first.
+    """
+    pairs = scores.class_scores[image]
+    classes = pairs.shape[-1]
+    values, index = pairs.flatten().topk(min(top_k, pairs.numel()))
+    queries, labels = index // classes, index % classes
+    keep = is_thing.to(labels.device)[labels]
+    values, queries, labels = values[keep], queries[keep], labels[keep]
+    needed, place = queries.unique(return_inverse=True)
+    masks = torch.zeros((len(needed), *geometry.output), dtype=torch.bool, device=values.device)
+    quality = torch.zeros(len(needed), device=values.device)
+    for start, probabilities in _mask_probabilities(mask_logits[needed], geometry):
+        part = slice(start, start + len(probabilities))
+        binary = probabilities > 0.5
+        masks[part] = binary
+        area = binary.sum((1, 2))
+        quality[part] = (probabilities * binary).sum((1, 2)) / area.clamp(min=1)
+    final = values * quality[place]
+    order = final.argsort(descending=True, stable=True)
+    return masks[place[order]], labels[order], final[order]
+
+
+@torch.no_grad()
+def semantic_inference(
+    mask_logits: Tensor, scores: MaskScores, *, image: int, geometry: Geometry, class_chunk: int
+) -> Tensor:
+    """The class of every pixel: the highest sum over masks of class score times mask probability.
+
+    Args:
+        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
+        class_chunk: classes that are at full resolution at a time; memory only, never the result.
+
+    Returns:
+        (H, W) int64 class indices.
+    """
+    weights = scores.class_scores[image].T
+    probabilities = geometry.restore(mask_logits).sigmoid_().flatten(1)
+    best = torch.full(probabilities.shape[1:], -1.0, device=weights.device)
+    label = torch.zeros(best.shape, dtype=torch.int64, device=weights.device)
+    for start in range(0, len(weights), class_chunk):
+        value, index = (weights[start : start + class_chunk] @ probabilities).max(0)
+        better = value > best
+        best = torch.where(better, value, best)
+        label = torch.where(better, index + start, label)
+    return label.view(geometry.output)
+
+
+def _mask_probabilities(mask_logits: Tensor, geometry: Geometry) -> Iterator[tuple[int, Tensor]]:
+    """Mask probabilities (n, H, W) at full size, a few masks at a time, with the first's index."""
+    for start in range(0, len(mask_logits), QUERY_CHUNK):
+        yield start, geometry.restore(mask_logits[start : start + QUERY_CHUNK]).sigmoid_()

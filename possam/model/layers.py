@@ -1,0 +1,121 @@
+"""Layers that several parts of the network share.
+
+Shapes: B images, Q queries, N tokens, C channels, H W.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of a (B, C, H, W) map, as in SAM and ViTDet."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class MLP(nn.Sequential):
+    """``layers`` linear layers with ReLU between them: (..., C) -> (..., out)."""
+
+    def __init__(self, channels: int, hidden: int, out: int, *, layers: int) -> None:
+        widths = [channels, *[hidden] * (layers - 1), out]
+        modules: list[nn.Module] = []
+        for index in range(layers):
+            modules.append(nn.Linear(widths[index], widths[index + 1]))
+            if index + 1 < layers:
+                modules.append(nn.ReLU())
+        super().__init__(*modules)
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention with separate projections of query, key and value.
+
+    Mask2Former and DETR give keys a position that values do not carry, so the three are separate.
+    """
+
+    def __init__(self, *, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C); key, value: (B, N, C).
+            allowed: (B, Q, N) bool, True where a query may look; all of it when ``None``. Each row
+                needs one True at least.
+
+        Returns:
+            (B, Q, C).
+        """
+        mask = None if allowed is None else allowed.unsqueeze(1)
+        projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+        if query.device.type == "cpu":
+            # PyTorch's CPU kernel is two to six times slower in bfloat16 than in float32.
+            with torch.autocast("cpu", enabled=False):
+                mixed = self._attend([tokens.float() for tokens in projected], mask)
+        else:
+            mixed = self._attend(projected, mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _attend(self, projected: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        query, key, value = (
+            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected
+        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with ReLU: (..., C) -> (..., C)."""
+
+    def __init__(self, *, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(tokens)))
+
+
+def sine_positions(height: int, width: int, channels: int, *, device: torch.device) -> Tensor:
+    """Sine position encoding of a map (DETR's, normalised to 2 pi, temperature 10000).
+
+    Returns:
+        (H * W, C) float32, rows first; the first half of the channels encodes y, the second x.
+    """
+    half = channels // 2
+    index = torch.arange(half, device=device)
+    period = 10000 ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
+
+    def encode(size: int) -> Tensor:
+        place = torch.arange(1, size + 1, dtype=torch.float32, device=device)
+        angle = (place / (size + 1e-6) * 2 * math.pi)[:, None] / period
+        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+    rows = encode(height)[:, None].expand(-1, width, -1)
+    columns = encode(width)[None].expand(height, -1, -1)
+    return torch.cat((rows, columns), dim=2).flatten(0, 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with Mask2Former's 32 groups, or fewer where they do not divide C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # On channels-last maps PyTorch's backward pass on CPU is 15 times slower.
+        return super().forward(input.contiguous())

@@ -1,0 +1,191 @@
+"""Mask pooling and what turns pooled features into embeddings (paper, section 3.4, Table 5).
+
+Shapes: B images, Q masks, N tokens, C channels, E CLIP embedding, H W of masks, h w of features.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from possam.model.layers import MultiHeadAttention
+
+PoolingName = Literal["ldp", "cross_attention", "sam", "clip"]
+Interaction = Literal["mask", "image"]
+
+
+def hard_masks(mask_logits: Tensor) -> Tensor:
+    """1 where a logit is positive, else 0, in the logits' type; carries no gradient."""
+    logits = mask_logits.detach()
+    return torch.gt(logits, 0, out=torch.empty_like(logits))
+
+
+def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean of the features inside each mask.
+
+    Args:
+        features: (B, C, h, w).
+        masks: (B, Q, H, W) from :func:`hard_masks`, covering the same extent as the features;
+            they are resampled to the features' size by area.
+
+    Returns:
+        (B, Q, C) float32; zeros where a mask is empty.
+    """
+    if masks.shape[-2:] != features.shape[-2:]:
+        masks = _area_resample(masks, (features.shape[-2], features.shape[-1]))
+    weights = masks.to(features.dtype).flatten(2)
+    total = weights.sum(-1, keepdim=True).float()
+    pooled = weights @ features.flatten(2).transpose(1, 2)
+    return pooled.float() / total.clamp(min=1e-6)
+
+
+def _area_resample(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = masks.shape[-2:]
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(masks, (height // size[0], width // size[1]))
+    return F.interpolate(masks, size=size, mode="area")
+
+
+class Stream(nn.Sequential):
+    """Projection of one kind of pooled feature: (..., C) -> (..., D)."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__(
+            nn.LayerNorm(channels), nn.Linear(channels, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+
+
+class Mixer(nn.Module):
+    """Pre-norm feed-forward with a residual, as in a transformer block (ratio 4)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.block(tokens)
+
+
+class RegionPooling(nn.Module):
+    """Interface: pooled SAM and CLIP features of each mask -> one embedding in CLIP's space."""
+
+    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        """(B, Q, Cs) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
+        raise NotImplementedError
+
+
+class LocalDiscriminativePooling(RegionPooling):
+    """The paper's LDP: two projected streams, fused by self-attention, projected, normalised.
+
+    With ``interaction="mask"`` the two tokens of each mask attend to each other; with ``"image"``
+    all tokens of all masks of an image do.
+    """
+
+    def __init__(
+        self,
+        *,
+        sam_channels: int,
+        clip_channels: int,
+        dim: int,
+        heads: int,
+        embed_dim: int,
+        interaction: Interaction,
+    ) -> None:
+        super().__init__()
+        self.interaction = interaction
+        self.sam_stream = Stream(sam_channels, dim)
+        self.clip_stream = Stream(clip_channels, dim)
+        self.stream_embed = nn.Parameter(torch.empty(2, dim))
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(channels=dim, heads=heads)
+        self.mixer = Mixer(dim)
+        self.output = nn.Sequential(nn.LayerNorm(2 * dim), nn.Linear(2 * dim, embed_dim))
+        nn.init.normal_(self.stream_embed, std=0.02)
+
+    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        streams = (self.sam_stream(sam_tokens), self.clip_stream(clip_tokens))
+        tokens = torch.stack(streams, dim=2) + self.stream_embed  # (B, Q, 2, D)
+        placed = self.attention_norm(tokens)
+        # A sequence is what attends within itself: a mask's two tokens, or an image's 2Q.
+        sequence = placed.flatten(0, 1) if self.interaction == "mask" else placed.flatten(1, 2)
+        mixed = self.attention(sequence, sequence, sequence).view(tokens.shape)
+        tokens = self.mixer(tokens + mixed)
+        return F.normalize(self.output(tokens.flatten(2)).float(), dim=-1)
+
+
+class CrossAttentionPooling(RegionPooling):
+    """Table 5's cross-attention: SAM features are queries, CLIP features keys and values.
+
+    A mask looks at the CLIP tokens of all masks of its image: attention to its own alone would
+    have one key, and so no choice to make.
+    """
+
+    def __init__(
+        self, *, sam_channels: int, clip_channels: int, dim: int, heads: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.sam_stream = Stream(sam_channels, dim)
+        self.clip_stream = Stream(clip_channels, dim)
+        self.query_norm = nn.LayerNorm(dim)
+        self.key_norm = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(channels=dim, heads=heads)
+        self.mixer = Mixer(dim)
+        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
+
+    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        tokens = self.sam_stream(sam_tokens)
+        keys = self.key_norm(self.clip_stream(clip_tokens))
+        tokens = self.mixer(tokens + self.attention(self.query_norm(tokens), keys, keys))
+        return F.normalize(self.output(tokens).float(), dim=-1)
+
+
+class SingleStreamPooling(RegionPooling):
+    """Table 5's mask pooling of one tower's features (``source``), projected and normalised."""
+
+    def __init__(
+        self, *, source: Literal["sam", "clip"], channels: int, dim: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.stream = Stream(channels, dim)
+        self.mixer = Mixer(dim)
+        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
+
+    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        tokens = sam_tokens if self.source == "sam" else clip_tokens
+        return F.normalize(self.output(self.mixer(self.stream(tokens))).float(), dim=-1)
+
+
+def build_pooling(
+    name: PoolingName,
+    *,
+    sam_channels: int,
+    clip_channels: int,
+    dim: int,
+    heads: int,
+    embed_dim: int,
+    interaction: Interaction,
+) -> RegionPooling:
+    """The pooling called ``name``; ``interaction`` concerns ``ldp`` alone."""
+    if name == "ldp":
+        return LocalDiscriminativePooling(
+            sam_channels=sam_channels,
+            clip_channels=clip_channels,
+            dim=dim,
+            heads=heads,
+            embed_dim=embed_dim,
+            interaction=interaction,
+        )
+    if name == "cross_attention":
+        return CrossAttentionPooling(
+            sam_channels=sam_channels,
+            clip_channels=clip_channels,
+            dim=dim,
+            heads=heads,
+            embed_dim=embed_dim,
+        )
+    channels = sam_channels if name == "sam" else clip_channels
+    return SingleStreamPooling(source=name, channels=channels, dim=dim, embed_dim=embed_dim)

@@ -1,0 +1,226 @@
+"""PosSAM's trainable part, and the builder that assembles it (paper, Fig. 3).
+
+Shapes: B images, Q queries, K classes, L layers, C channels, E CLIP embedding, H W.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from possam.errors import InputError
+from possam.model.layers import MLP
+from possam.model.mask_decoder import MaskDecoder
+from possam.model.pixel_decoder import PixelDecoder
+from possam.model.pooling import (
+    Interaction,
+    PoolingName,
+    RegionPooling,
+    build_pooling,
+    hard_masks,
+    mask_pool,
+)
+from possam.model.pyramid import ResampledPyramid, SimplePyramid
+from possam.model.text import TextEmbeddings
+
+SamFeatures = Literal["mask_features", "neck", "queries"]
+MAX_LOGIT_SCALE = 100.0
+"""CLIP's own bound of its temperature."""
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What one decoder layer predicts.
+
+    Attributes:
+        mask_logits: (B, Q, H, W) at 1/4 of SAM's stride-16 input, positive inside.
+        embeddings: (B, Q, E) float32, unit norm.
+        iou_logits: (B, Q), sigmoid of which is the IoU expected; ``None`` without an IoU head.
+    """
+
+    mask_logits: Tensor
+    embeddings: Tensor
+    iou_logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class PosSAMOutput:
+    """Predictions of the layers asked for, the last layer last.
+
+    Attributes:
+        layers: one entry, or decoder_layers + 1 (the first from the initial queries).
+        clip_pooled: (B, Q, Cc) float32: CLIP's dense features inside the last layer's masks.
+    """
+
+    layers: tuple[LayerOutput, ...]
+    clip_pooled: Tensor
+
+
+class PosSAM(nn.Module):
+    """Pyramid, pixel decoder, mask decoder, IoU head and region pooling.
+
+    The frozen towers and the vocabulary are not in it: its state dict holds what is trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        pyramid: nn.Module,
+        pixel_decoder: PixelDecoder,
+        mask_decoder: MaskDecoder,
+        iou_head: nn.Module | None,
+        pooling: RegionPooling,
+        sam_features: SamFeatures,
+        embed_dim: int,
+        logit_scale: float,
+    ) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.pixel_decoder = pixel_decoder
+        self.mask_decoder = mask_decoder
+        self.iou_head = iou_head
+        self.pooling = pooling
+        self.sam_features: SamFeatures = sam_features
+        self.void_embed = nn.Parameter(torch.empty(1, embed_dim))
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        nn.init.normal_(self.void_embed, std=embed_dim**-0.5)
+
+    def forward(
+        self, sam_features: Tensor, clip_features: Tensor, *, all_layers: bool = False
+    ) -> PosSAMOutput:
+        """Predict masks and embeddings.
+
+        Args:
+            sam_features: (B, Cs, h, w), SAM's neck output, any float type.
+            clip_features: (B, Cc, h', w'), CLIP's dense map of the same extent.
+            all_layers: predictions of all layers (training), else of the last alone.
+        """
+        dtype = self.void_embed.dtype
+        sam_features, clip_features = sam_features.to(dtype), clip_features.to(dtype)
+        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(sam_features))
+        regions, embeddings = self.mask_decoder(
+            levels, mask_features, shapes=shapes, all_layers=all_layers
+        )
+        count, queries = regions.shape[1:3]
+        # All layers of an image go through the heads together, as L * Q masks.
+        mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
+        mask_logits = mask_logits.unflatten(2, tuple(mask_features.shape[-2:]))
+        inside = hard_masks(mask_logits)
+        clip_tokens = mask_pool(clip_features, inside)
+        if self.sam_features == "mask_features":
+            sam_tokens = mask_pool(mask_features, inside)
+        elif self.sam_features == "neck":
+            sam_tokens = mask_pool(sam_features, inside)
+        else:
+            sam_tokens = regions.flatten(1, 2)
+        pooled = self.pooling(
+            self._by_layer(sam_tokens, queries), self._by_layer(clip_tokens, queries)
+        )
+        # unbind, not indexing: its backward pass fills the stacked gradient once.
+        masks = mask_logits.unflatten(1, (count, queries)).unbind(1)
+        classes = pooled.unflatten(0, (-1, count)).unbind(1)
+        ious: Sequence[Tensor | None] = [None] * count
+        if self.iou_head is not None:
+            ious = self.iou_head(regions).squeeze(-1).unbind(1)
+        layers = map(LayerOutput, masks, classes, ious)
+        return PosSAMOutput(tuple(layers), clip_tokens[:, -queries:])
+
+    @staticmethod
+    def _by_layer(tokens: Tensor, queries: int) -> Tensor:
+        """(B, L * Q, C) -> (B * L, Q, C): masks of different layers never meet in the pooling."""
+        return tokens.unflatten(1, (-1, queries)).flatten(0, 1)
+
+    def class_logits(self, embeddings: Tensor, text: TextEmbeddings) -> Tensor:
+        """Temperature-scaled cosine with every class's best synonym, and with void.
+
+        Args:
+            embeddings: (..., E), unit norm.
+            text: the vocabulary.
+
+        Returns:
+            (..., K + 1) float32, void last.
+        """
+        if text.names.shape[-1] != self.void_embed.shape[-1]:
+            raise InputError(
+                f"vocabulary: text embeddings have {text.names.shape[-1]} channels, the model's "
+                f"{self.void_embed.shape[-1]}; embed the names with the CLIP it was built for"
+            )
+        # The temperature multiplies rounding errors by up to 100: no autocast here.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.float()
+            void = embeddings @ F.normalize(self.void_embed.float(), dim=-1).T
+            cosine = torch.cat((text.similarity(embeddings), void), dim=-1)
+            return cosine * self.log_logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+
+
+def build_possam(
+    *,
+    sam_channels: int,
+    clip_channels: int,
+    embed_dim: int,
+    logit_scale: float,
+    seed: int,
+    hidden_dim: int,
+    queries: int,
+    heads: int,
+    pyramid: Literal["fpn", "resample"],
+    pixel_encoder_layers: int,
+    pixel_encoder_ffn: int,
+    deformable_points: int,
+    decoder_layers: int,
+    decoder_ffn: int,
+    pooling: PoolingName,
+    pooling_dim: int,
+    pooling_heads: int,
+    pooling_interaction: Interaction,
+    sam_features: SamFeatures,
+    iou_head: bool,
+) -> PosSAM:
+    """Assemble PosSAM; its initial weights depend on ``seed`` and the widths alone.
+
+    Args:
+        sam_channels, clip_channels: of the towers' dense maps.
+        embed_dim: of CLIP's text embeddings; ``logit_scale``: CLIP's, the initial temperature.
+        seed: of the initial weights; the global random state is left as it was.
+        hidden_dim, ...: the fields of the ``model`` parameters, with their meaning.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        pyramid_class = SimplePyramid if pyramid == "fpn" else ResampledPyramid
+        return PosSAM(
+            pyramid=pyramid_class(channels=sam_channels, out_channels=hidden_dim),
+            pixel_decoder=PixelDecoder(
+                in_channels=(hidden_dim,) * 4,
+                channels=hidden_dim,
+                mask_channels=hidden_dim,
+                heads=heads,
+                layers=pixel_encoder_layers,
+                ffn=pixel_encoder_ffn,
+                points=deformable_points,
+            ),
+            mask_decoder=MaskDecoder(
+                channels=hidden_dim,
+                mask_channels=hidden_dim,
+                queries=queries,
+                heads=heads,
+                layers=decoder_layers,
+                ffn=decoder_ffn,
+            ),
+            iou_head=MLP(hidden_dim, hidden_dim, 1, layers=3) if iou_head else None,
+            pooling=build_pooling(
+                pooling,
+                sam_channels=sam_channels if sam_features == "neck" else hidden_dim,
+                clip_channels=clip_channels,
+                dim=pooling_dim,
+                heads=pooling_heads,
+                embed_dim=embed_dim,
+                interaction=pooling_interaction,
+            ),
+            sam_features=sam_features,
+            embed_dim=embed_dim,
+            logit_scale=logit_scale,
+        )

@@ -1,0 +1,132 @@
+"""Image in, raw masks and embeddings out: the frozen towers around the trainable part.
+
+Shapes: B images, Q queries, C channels, E CLIP embedding, H W of images.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from possam.errors import InputError
+from possam.model.possam import PosSAM
+from possam.model.resolution import pad_image
+
+Precision = Literal["fp32", "bf16"]
+
+
+class SamTower(Protocol):
+    """What of the SAM encoder is needed here."""
+
+    @property
+    def stride(self) -> int: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class ClipTower(Protocol):
+    """What of CLIP's image side is needed here."""
+
+    @property
+    def stride(self) -> int: ...
+
+    def encode_dense(self, images: Tensor) -> Tensor: ...
+
+    def project(self, pooled: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RawPrediction:
+    """Predictions that know no vocabulary yet.
+
+    Attributes:
+        mask_logits: (B, Q, h, w) float32, positive inside, covering the padded image.
+        ldp_embeddings, clip_embeddings: (B, Q, E) float32, unit norm.
+        iou: (B, Q) 0..1, the IoU expected; ``None`` for a model without an IoU head.
+        padded_size: (H', W') of the padded images; image_size: (H, W) as given.
+    """
+
+    mask_logits: Tensor
+    ldp_embeddings: Tensor
+    clip_embeddings: Tensor
+    iou: Tensor | None
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+
+
+class TowerFeatures(nn.Module):
+    """The frozen towers: images to dense features of both, over one extent."""
+
+    def __init__(self, *, sam: SamTower, clip: ClipTower, precision: Precision) -> None:
+        """``sam``, ``clip``: modules with these interfaces, run in ``precision``."""
+        super().__init__()
+        self.sam, self.clip = sam, clip
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.multiple = math.lcm(2 * sam.stride, clip.stride)
+        """Padded sides are multiples of this, so that the maps of all scales cover one extent."""
+
+    def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The size to which images of ``image_size`` are padded."""
+        height, width = image_size
+        return height + -height % self.multiple, width + -width % self.multiple
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the towers.
+
+        Args:
+            images: (B, 3, H, W) float RGB, 0..255; padded here on the right and below.
+
+        Returns:
+            SAM's (B, Cs, h, w) and CLIP's (B, Cc, h', w') dense features, in the towers' precision.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise InputError(f"images: (B, 3, H, W) is expected, not {tuple(images.shape)}")
+        padded = pad_image(images, self.padded_size((images.shape[-2], images.shape[-1])))
+        reduced = self.dtype != torch.float32
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
+            sam, clip = self.sam(padded), self.clip.encode_dense(padded)
+        return sam.to(self.dtype), clip.to(self.dtype)
+
+
+class Segmenter(nn.Module):
+    """SAM and CLIP, frozen, with PosSAM's trainable part."""
+
+    def __init__(
+        self, *, sam: SamTower, clip: ClipTower, possam: PosSAM, precision: Precision
+    ) -> None:
+        """``precision``: of the towers; see :class:`TowerFeatures`."""
+        super().__init__()
+        self.features = TowerFeatures(sam=sam, clip=clip, precision=precision)
+        self.possam = possam
+
+    @property
+    def clip(self) -> Any:
+        """The CLIP tower, which also embeds names."""
+        return self.features.clip
+
+    def forward(self, images: Tensor) -> RawPrediction:
+        """Predict from images (B, 3, H, W), float RGB, 0..255."""
+        size = (images.shape[-2], images.shape[-1])
+        return self.predict_from_features(*self.features(images), image_size=size)
+
+    def predict_from_features(
+        self, sam_features: Tensor, clip_features: Tensor, *, image_size: tuple[int, int]
+    ) -> RawPrediction:
+        """Predict from what ``features`` returned for images of ``image_size``."""
+        output = self.possam(sam_features, clip_features)
+        last = output.layers[-1]
+        with torch.autocast(sam_features.device.type, enabled=False):
+            clip_embeddings = F.normalize(self.clip.project(output.clip_pooled).float(), dim=-1)
+        iou = None if last.iou_logits is None else last.iou_logits.float().sigmoid()
+        return RawPrediction(
+            mask_logits=last.mask_logits.float(),
+            ldp_embeddings=last.embeddings,
+            clip_embeddings=clip_embeddings,
+            iou=iou,
+            padded_size=self.features.padded_size(image_size),
+            image_size=image_size,
+        )

@@ -1,0 +1,249 @@
+"""Segments drawn over an image, with numbered marks and a legend beside it.
+
+Colours are distinguishable with the common colour vision deficiencies; with more classes than
+colours the numbers tell them apart.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's set without black, then Tol's "muted" ones that differ from it.
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (136, 34, 85),
+    (17, 119, 51),
+    (221, 204, 119),
+    (51, 34, 136),
+    (170, 68, 153),
+)
+
+_SHORTEST, _LONGEST = 640, 2048
+_OPACITY = 0.7
+_INK, _PAPER, _SHADE = (25, 25, 25), (255, 255, 255), (150, 150, 150)
+_NAME_LENGTH = 28
+_SMALLEST_TEXT, _LINE_HEIGHT, _COLUMNS = 14, 1.7, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One legend line."""
+
+    number: int
+    colour: tuple[int, int, int]
+    text: str
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    ids: NDArray[np.integer],
+    segments: Mapping[int, int],
+    names: Sequence[str],
+) -> Image.Image:
+    """Draw segments over ``image``.
+
+    Args:
+        image: RGB (H,W,3) uint8.
+        ids: segment ids (H,W); 0, and ids that ``segments`` does not list, belong to no segment.
+        segments: segment id -> class index; ids without a pixel are left out of the legend.
+        names: the classes' names, by index.
+
+    Returns:
+        RGB picture: the image, enlarged or reduced to a longest side of 640 to 2048 pixels, its
+        unlabelled parts grey; a number in each larger segment; on the right the legend, the class
+        with the largest area first.
+
+    Raises:
+        ValueError: shapes differ, or a class index has no name.
+    """
+    height, width = ids.shape
+    if image.shape != (height, width, 3):
+        raise ValueError(f"draw_overlay: image {image.shape} and ids {ids.shape} differ in size")
+    if any(not 0 <= index < len(names) for index in segments.values()):
+        raise ValueError(f"draw_overlay: a segment's class has no name ({len(names)} names)")
+    scale = min(max(1.0, _SHORTEST / max(height, width)), _LONGEST / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    rows = np.minimum((np.arange(size[1]) + 0.5) / scale, height - 1).astype(int)
+    columns = np.minimum((np.arange(size[0]) + 0.5) / scale, width - 1).astype(int)
+    present = set(np.unique(ids).tolist())
+    segments = {key: index for key, index in segments.items() if key in present}
+    labels = _compact(ids, segments)[rows][:, columns]
+    order = sorted(segments)  # label i + 1 is segment order[i]
+    classes = _classes_by_area(labels, [segments[key] for key in order])
+    entry_of = {
+        index: _Entry(
+            number=position + 1, colour=PALETTE[position % len(PALETTE)], text=names[index]
+        )
+        for position, index in enumerate(classes)
+    }
+    entries = [entry_of[segments[key]] for key in order]
+    picture = Image.fromarray(_blend(pixels, labels, [entry.colour for entry in entries]))
+    text_size = max(_SMALLEST_TEXT, round(max(size) / 42))
+    _draw_numbers(picture, labels, entries, _font(text_size))
+    void = bool((labels == 0).mean() > 0.002) if labels.size else False
+    counts = [sum(segments[key] == index for key in order) for index in classes]
+    legend = _legend(
+        list(entry_of.values()), counts, void=void, height=size[1], text_size=text_size
+    )
+    canvas = Image.new("RGB", (size[0] + legend.width, max(size[1], legend.height)), _PAPER)
+    canvas.paste(picture, (0, 0))
+    canvas.paste(legend, (size[0], 0))
+    return canvas
+
+
+def _compact(ids: NDArray[np.integer], segments: Mapping[int, int]) -> NDArray[np.int32]:
+    """Ids as labels 1, 2, ... in ascending order of the listed ids; 0 for everything else."""
+    known = np.array(sorted(segments), dtype=np.int64)
+    if not known.size:
+        return np.zeros(ids.shape, np.int32)
+    place = np.searchsorted(known, ids).clip(max=known.size - 1)
+    return np.where(known[place] == ids, place + 1, 0).astype(np.int32)
+
+
+def _classes_by_area(labels: NDArray[np.int32], classes: Sequence[int]) -> list[int]:
+    """Distinct classes, the one with most pixels first."""
+    area = np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:]
+    total: dict[int, int] = {}
+    for index, pixels in zip(classes, area.tolist(), strict=True):
+        total[index] = total.get(index, 0) + pixels
+    return sorted(total, key=lambda index: (-total[index], index))
+
+
+def _blend(
+    pixels: NDArray[np.uint8], labels: NDArray[np.int32], colours: Sequence[tuple[int, int, int]]
+) -> NDArray[np.uint8]:
+    """Colour the segments, grey what belongs to none, and draw the borders (white on dark)."""
+    table = np.array([_SHADE, *colours], dtype=np.float32)
+    base = pixels.astype(np.float32)
+    grey = base.mean(axis=2, keepdims=True)
+    void = (labels == 0)[..., None]
+    # Colour times stretched brightness: dark photographs keep structure and the legend's hues.
+    low, high = np.percentile(grey, (2, 98))
+    light = ((grey - low) / max(float(high - low), 1.0)).clip(0, 1)
+    shaded = table[labels] * (0.5 + 0.5 * light)
+    tinted = (1 - _OPACITY) * base + _OPACITY * shaded
+    result = np.where(void, 0.55 * grey + 0.45 * 235, tinted)
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    line = max(1, round(max(labels.shape) / 640))
+    result[_thicken(edge, line)] = _INK
+    result[_thicken(edge, line - 1)] = _PAPER
+    return result.round().clip(0, 255).astype(np.uint8)
+
+
+def _thicken(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Dilate by a square of side 2 ``radius`` + 1."""
+    for axis in (0, 1):
+        padding = [(0, 0), (0, 0)]
+        padding[axis] = (radius, radius)
+        padded, length = np.pad(mask, padding), mask.shape[axis]
+        shifts = [np.take(padded, range(s, s + length), axis=axis) for s in range(2 * radius + 1)]
+        mask = np.logical_or.reduce(shifts)
+    return mask
+
+
+def _draw_numbers(
+    picture: Image.Image,
+    labels: NDArray[np.int32],
+    entries: Sequence[_Entry],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    """Put each segment's number where most room is, if it has room for it."""
+    from scipy.ndimage import distance_transform_edt, find_objects
+
+    draw = ImageDraw.Draw(picture)
+    for position, box in enumerate(find_objects(labels, max_label=len(entries))):
+        if box is None:
+            continue
+        entry = entries[position]
+        step = max(1, max(box[0].stop - box[0].start, box[1].stop - box[1].start) // 200)
+        mask = np.pad(labels[box][::step, ::step] == position + 1, 1)
+        distance = distance_transform_edt(mask)
+        row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+        left, top, right, bottom = draw.textbbox((0, 0), str(entry.number), font=font, anchor="mm")
+        if distance[row, column] * step < 0.45 * (bottom - top):
+            continue
+        x = box[1].start + (int(column) - 1) * step
+        y = box[0].start + (int(row) - 1) * step
+        margin = max(3, (bottom - top) // 3)
+        plate = (x + left - margin, y + top - margin, x + right + margin, y + bottom + margin)
+        draw.rounded_rectangle(plate, radius=margin, fill=entry.colour, outline=_INK, width=2)
+        draw.text((x, y), str(entry.number), fill=_contrast(entry.colour), font=font, anchor="mm")
+
+
+def _contrast(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever is easier to read on ``colour``."""
+    red, green, blue = colour
+    return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else _PAPER
+
+
+def _legend(
+    entries: Sequence[_Entry],
+    counts: Sequence[int],
+    *,
+    void: bool,
+    height: int,
+    text_size: int,
+) -> Image.Image:
+    """One line a class (number, name, count if several), in at most three columns.
+
+    Many classes get smaller text; the legend is higher than ``height`` only if that is not enough.
+    """
+    lines = []
+    for entry, count in zip(entries, counts, strict=True):
+        times = f"  \u00d7 {count}" if count > 1 else ""
+        lines.append((str(entry.number), entry.colour, _shorten(entry.text) + times))
+    if void:
+        lines.append(("", _SHADE, "no word"))
+    if not lines:
+        lines.append(("", _SHADE, "no segment"))
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    fewest = math.ceil(len(lines) / _COLUMNS)
+    fitting = int(height / (fewest + 1) / _LINE_HEIGHT)
+    text_size = max(_SMALLEST_TEXT, min(text_size, fitting))
+    font, row, swatch = _font(text_size), round(_LINE_HEIGHT * text_size), 2 * text_size
+    gap = max(6, row // 3)
+    per_column = max(fewest, (height - 2 * gap) // row)
+    widths, columns = [], [lines[i : i + per_column] for i in range(0, len(lines), per_column)]
+    for column in columns:
+        longest = max(ruler.textlength(text, font=font) for _, _, text in column)
+        widths.append(round(longest) + swatch + 3 * gap)
+    rows = max(len(column) for column in columns)
+    legend = Image.new("RGB", (sum(widths) + gap, rows * row + 2 * gap), _PAPER)
+    draw, x = ImageDraw.Draw(legend), gap
+    for column, width in zip(columns, widths, strict=True):
+        for index, (number, colour, text) in enumerate(column):
+            y = gap + index * row
+            box = (x, y + 2, x + swatch, y + row - 3)
+            draw.rounded_rectangle(box, radius=4, fill=colour, outline=_INK, width=1)
+            middle = y + row // 2
+            draw.text(
+                (x + swatch // 2, middle), number, fill=_contrast(colour), font=font, anchor="mm"
+            )
+            draw.text((x + swatch + gap, middle), text, fill=_INK, font=font, anchor="lm")
+        x += width
+    return legend
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3].rstrip() + "..."
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """DejaVu Sans where the system has it (it knows more scripts), else the font inside Pillow."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size)

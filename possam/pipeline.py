@@ -1,0 +1,194 @@
+"""What the Snakemake rules ask: inputs of each target, and the identity that decides a rerun.
+
+An identity is the hash of the parameters that a stage uses and of the code behind it (comments and
+docstrings do not count, see :mod:`possam.codehash`). Snakemake stores it with each output and
+reruns a job when it differs; inputs are small JSON files that it compares by content.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from possam.codehash import code_hash
+from possam.errors import InputError
+from possam.files import hash_json
+from possam.layout import ASSET, DATASET, EVALUATION, FEATURES, RUN, WORLD
+from possam.params import Params, Project
+from possam.stages.table import table_cells, table_params
+
+CODE: dict[str, tuple[str, ...]] = {
+    "world": ("possam.stages.world",),
+    "fetch": ("possam.stages.fetch",),
+    "convert": ("possam.stages.convert",),
+    "features": ("possam.stages.features",),
+    "train": ("possam.stages.train",),
+    "evaluate": ("possam.stages.evaluate",),
+    "table": ("possam.stages.table",),
+    "track": ("possam.stages.track",),
+}
+"""Modules where each stage's code begins; everything that they import counts too."""
+
+PAPER = "paper"
+
+
+def _plain(params: Params) -> dict[str, Any]:
+    return params.model_dump(mode="json")
+
+
+class Pipeline:
+    """Answers the rules' questions for every scale in ``folder``/scales."""
+
+    def __init__(self, *, folder: Path = Path("params")) -> None:
+        self._folder = folder
+        self.scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
+        self._projects: dict[str, Project] = {}
+        self._code = cache(lambda stage: code_hash(*CODE[stage]))
+
+    def project(self, scale: str) -> Project:
+        """The parameters of ``scale`` (loaded once)."""
+        if scale not in self._projects:
+            self._projects[scale] = Project(scale, folder=self._folder)
+        return self._projects[scale]
+
+    @staticmethod
+    def scale_of(prefix: str) -> str:
+        """``"mini/"`` -> ``"mini"``; the empty prefix is the paper's."""
+        return prefix.rstrip("/") or PAPER
+
+    def identity(self, stage: str, scale: str, **wildcards: str) -> str:
+        """Hash of the parameters and code that decide ``stage``'s output."""
+        selectors: dict[str, Callable[..., Any]] = {
+            "world": self._world,
+            "fetch": self._asset,
+            "convert": self._nothing,
+            "features": self._features,
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "table": self._table,
+            "track": self._nothing,
+        }
+        parameters = selectors[stage](self.project(scale), **wildcards)
+        return hash_json({"stage": stage, "parameters": parameters, "code": self._code(stage)})
+
+    def _nothing(self, project: Project, **wildcards: str) -> Any:
+        return dict(wildcards)
+
+    def _world(self, project: Project) -> Any:
+        world = project.scale.world
+        return None if world is None else _plain(world)
+
+    def _asset(self, project: Project, *, asset: str) -> Any:
+        return _plain(self._known_asset(project, asset))
+
+    def _features(self, project: Project, *, tower: str) -> Any:
+        scale = project.scale
+        return [tower, _plain(scale.towers), scale.training.augmentation.policy]
+
+    def _train(self, project: Project, *, run: str) -> Any:
+        resolved = project.run(run)
+        return [_plain(resolved), _plain(project.scale.towers), project.scale.threads]
+
+    def _evaluate(self, project: Project, *, run: str, benchmark: str, condition: str) -> Any:
+        scale = project.scale
+        return [
+            condition,
+            _plain(project.benchmarks[benchmark]),
+            _plain(scale.inference),
+            _plain(scale.evaluation),
+            list(scale.templates),
+            _plain(scale.towers),
+            self._train(project, run=run) if condition == "untrained" else run,
+        ]
+
+    def _table(self, project: Project, *, table: str) -> Any:
+        return [_plain(table_params(project, table)), project.scale.title, project.scale.synthetic]
+
+    @staticmethod
+    def _known_asset(project: Project, asset: str) -> Any:
+        if asset not in project.assets:
+            raise InputError(
+                f"params/assets.yaml: unknown asset {asset!r}; "
+                f"valid choices: {', '.join(sorted(project.assets))}"
+            )
+        return project.assets[asset]
+
+    def _records(self, scale: str, assets: list[str]) -> list[str]:
+        return [ASSET.format(scale=scale, asset=asset) for asset in assets]
+
+    def asset_inputs(self, scale: str, asset: str) -> list[str]:
+        """The world's manifest for an asset that it writes; nothing for the others."""
+        params = self._known_asset(self.project(scale), asset)
+        from_world = any("{world}" in url for url in params.urls)
+        return [WORLD.format(scale=scale)] if from_world else []
+
+    def dataset_inputs(self, scale: str, dataset: str, split: str) -> list[str]:
+        """Records of the assets that a converted data set is made from."""
+        roles = {
+            "coco": [f"coco_{split}_images", "coco_panoptic", "coco_instances", "coco_class_names"],
+            "ade20k": [
+                "ade20k",
+                "ade20k_instances",
+                "ade20k_class_names",
+                "ade20k_instance_classes",
+            ],
+        }[dataset]
+        assets = self.project(scale).scale.assets
+        return self._records(scale, [assets[role] for role in roles])
+
+    def _clip(self, scale: str) -> list[str]:
+        clip = self.project(scale).scale.towers.clip
+        return self._records(scale, [a for a in (clip.asset, *clip.files) if a is not None])
+
+    def _tower(self, scale: str, tower: str) -> list[str]:
+        if tower == "clip":
+            return self._clip(scale)
+        sizes = self.project(scale).scale.towers.sam
+        if tower not in sizes:
+            raise InputError(f"unknown tower {tower!r}; valid choices: clip, {', '.join(sizes)}")
+        return self._records(scale, [sizes[tower].asset])
+
+    def features_inputs(self, scale: str, tower: str, dataset: str, split: str) -> list[str]:
+        """A data set and a tower."""
+        data = DATASET.format(scale=scale, dataset=dataset, split=split)
+        return [data, *self._tower(scale, tower)]
+
+    def training_inputs(self, prefix: str, run: str) -> list[str]:
+        """A data set, both towers and, where the run asks for it, their cached features."""
+        scale = self.scale_of(prefix)
+        resolved = self.project(scale).run(run)
+        where = {"scale": scale, "dataset": resolved.train, "split": "train"}
+        inputs = [DATASET.format(**where), *self._tower(scale, resolved.sam), *self._clip(scale)]
+        if resolved.training.feature_cache:
+            inputs += [FEATURES.format(tower=t, **where) for t in (resolved.sam, "clip")]
+        return inputs
+
+    def evaluation_inputs(self, prefix: str, run: str, benchmark: str, condition: str) -> list[str]:
+        """The test set, the training set (for seen classes), both towers and the trained run."""
+        scale = self.scale_of(prefix)
+        project = self.project(scale)
+        resolved = project.run(run)
+        if benchmark not in project.benchmarks:
+            raise InputError(
+                f"params/benchmarks.yaml: unknown benchmark {benchmark!r}; "
+                f"valid choices: {', '.join(project.benchmarks)}"
+            )
+        test = project.benchmarks[benchmark]
+        inputs = [
+            DATASET.format(scale=scale, dataset=test.dataset, split=test.split),
+            DATASET.format(scale=scale, dataset=resolved.train, split="train"),
+            *self._tower(scale, resolved.sam),
+            *self._clip(scale),
+        ]
+        if condition != "untrained":
+            inputs.append(RUN.format(prefix=prefix, run=run))
+        return inputs
+
+    def table_inputs(self, prefix: str, table: str) -> list[str]:
+        """Every evaluation that a table shows, and the published figures beside it."""
+        params = table_params(self.project(self.scale_of(prefix)), table)
+        cells = [
+            EVALUATION.format(prefix=prefix, run=run, benchmark=benchmark, condition=condition)
+            for run, benchmark, condition in table_cells(params)
+        ]
+        return [*cells, f"params/published/{params.published}"]

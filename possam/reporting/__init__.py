@@ -1,0 +1,1 @@
+"""Tables from result files, and the tracking server's view of them."""

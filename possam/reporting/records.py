@@ -1,0 +1,336 @@
+"""Result files as records that a tracking server can show: one for each run, evaluation and table.
+
+Reads files only. A record holds everything that is sent, with timestamps taken from the files, so
+that sending it twice sends the same thing.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from possam.errors import InputError
+from possam.files import hash_json, read_json, sha256_file
+from possam.params import Project
+
+FORMAT = 1
+"""Part of every content hash: raise it when the same files are to be shown in another way."""
+
+_FORBIDDEN = re.compile(r"[^\w\-. /]")
+_LONGEST = 5000
+_NOT_METRICS = {"step", "time"}
+
+
+class Point(NamedTuple):
+    """One metric value; ``time`` in milliseconds since 1970."""
+
+    name: str
+    value: float
+    time: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One entry of the tracking server.
+
+    Attributes:
+        key: ``training/<run>``, ``evaluation/<run>/<benchmark>/<condition>`` or ``table/<name>``.
+        content: hash of the files behind it.
+        parent: key of the training behind an evaluation, else None.
+        links: keys of the evaluations behind a table.
+        finished: False while a training run has not written its summary.
+        start, end: milliseconds since 1970; ``end`` is None for an unfinished run.
+    """
+
+    key: str
+    content: str
+    parent: str | None = None
+    links: tuple[str, ...] = ()
+    finished: bool = True
+    start: int
+    end: int | None
+    parameters: dict[str, str] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: tuple[Path, ...] = ()
+
+
+def read_records(results: Path, project: Project) -> list[Record]:
+    """All records below ``results``, the folder of the project's scale (``results/mini``).
+
+    Returns:
+        Trainings, then evaluations, then tables, each sorted by name. A folder without a result
+        file (a stage that was killed) is no record.
+
+    Raises:
+        InputError: a result file is malformed; the message names it.
+    """
+    common = {
+        "possam.scale": project.name,
+        "possam.synthetic": str(project.scale.synthetic).lower(),
+    }
+    trainings = [
+        _training(path, common)
+        for path in sorted((results / "runs").glob("*"))
+        if (path / "run.json").is_file() or (path / "metrics.jsonl").is_file()
+    ]
+    evaluations = [
+        _evaluation(path, common)
+        for path in sorted((results / "evaluations").glob("*/*/*/evaluation.json"))
+    ]
+    known = {record.key for record in evaluations}
+    tables = [
+        _table(results / f"{name}.csv", project, known, common)
+        for name in sorted(project.tables)
+        if (results / f"{name}.csv").is_file()
+    ]
+    return trainings + evaluations + tables
+
+
+def _training(folder: Path, common: Mapping[str, str]) -> Record:
+    summary_file, log = folder / "run.json", folder / "metrics.jsonl"
+    files = _existing(summary_file, folder / "provenance.json", log)
+    finished = summary_file in files
+    content = _content(files, common)  # before the log is read: a live run may append to it
+    summary = _mapping(summary_file) if finished else {}
+    origin = _provenance(folder)
+    start, last = _times(origin, files[0])
+    end = last if finished else None
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    lines = _lines(text, log, finished=finished)
+    # A live run has no provenance yet; a file's modification time would move its points.
+    points = _step_points(lines, log, start if origin else 0)
+    if not finished:
+        start = points[0].time if points else start
+    parameters = summary.get("parameters") or origin.get("parameters") or {}
+    scalars = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
+    results = scalars | flatten_values(summary.get("summary") or {})
+    results |= {key: origin.get(key) for key in ("wall_time_s", "peak_memory_mib")}
+    final = [Point(f"final.{name}", value, last, 0) for name, value in _numbers(results).items()]
+    tags = {**common, "possam.kind": "training", "possam.run": folder.name, **_git_tags(origin)}
+    tags |= {
+        f"possam.{_clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
+    }
+    return Record(
+        key=f"training/{folder.name}",
+        content=content,
+        finished=finished,
+        start=start,
+        end=end,
+        parameters=flatten(parameters),
+        points=(*points, *final),
+        tags=tags,
+        artifacts=files,
+    )
+
+
+def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
+    run, benchmark, condition = path.parts[-4:-1]
+    data, origin = _mapping(path), _provenance(path.parent)
+    if not isinstance(data.get("metrics"), dict):
+        raise InputError(f"{path}: metrics: a mapping of names to numbers is expected")
+    start, end = _times(origin, path)
+    values = _numbers(data["metrics"])
+    for name, bounds in (data.get("intervals") or {}).items():
+        if bounds is not None:
+            values |= _numbers({f"{name}_low": bounds[0], f"{name}_high": bounds[1]})
+    for part in ("counts", "check"):
+        values |= _numbers(flatten_values(data.get(part) or {}, part))
+    parameters = {"run": run, "benchmark": benchmark, "condition": condition}
+    parameters |= flatten(origin.get("parameters") or {})
+    parameters |= flatten(data.get("protocol") or {}, "protocol")
+    tags = {**common, "possam.kind": "evaluation", "possam.run": run, **_git_tags(origin)}
+    tags |= {"possam.benchmark": benchmark, "possam.condition": condition}
+    files = _existing(path, path.with_name("provenance.json"))
+    return Record(
+        key=f"evaluation/{run}/{benchmark}/{condition}",
+        content=_content(files, common),
+        parent=f"training/{run}",
+        start=start,
+        end=end,
+        parameters=parameters,
+        points=tuple(Point(_clean(name), value, end, 0) for name, value in values.items()),
+        tags=tags,
+        artifacts=files,
+    )
+
+
+def _table(path: Path, project: Project, known: set[str], common: Mapping[str, str]) -> Record:
+    name, table = path.stem, project.tables[path.stem]
+    wanted = [
+        f"evaluation/{cell.run}/{cell.benchmark}/trained"
+        for row in table.rows
+        for cell in row.cells.values()
+    ]
+    wanted += [f"evaluation/{c.run}/{c.benchmark}/{c.condition}" for c in table.controls]
+    numbers = _table_numbers(path, tuple(column.key for column in table.columns))
+    links = tuple(dict.fromkeys(key for key in wanted if key in known))
+    files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))
+    card = _mapping(path.with_suffix(".json")) if path.with_suffix(".json") in files else {}
+    start, end = _times(card, path)
+    tags = {**common, "possam.kind": "table", "possam.table": name, **_git_tags(card)}
+    tags["possam.title"] = table.title
+    if path.with_suffix(".md") in files:
+        tags["mlflow.note.content"] = path.with_suffix(".md").read_text(encoding="utf-8")[:_LONGEST]
+    return Record(
+        key=f"table/{name}",
+        content=_content(files, {**common, "links": ",".join(links)}),
+        links=links,
+        start=start,
+        end=end,
+        parameters={"evaluations": _short(", ".join(links)), "rows": str(len(table.rows))},
+        points=tuple(Point(key, value, end, 0) for key, value in numbers.items()),
+        tags=tags,
+        artifacts=files,
+    )
+
+
+def _table_numbers(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
+    """``row/column`` -> number, from a wide CSV whose first column is the row's name.
+
+    Only columns of ``keys`` and their parts (``<key>_low``) count: a run's hash may look like a number.
+    """
+    with open(path, encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    numbers: dict[str, float] = {}
+    for row in rows:
+        (_, label), *cells = row.items()
+        for column, text in cells:
+            if not any(column == key or str(column).startswith(f"{key}_") for key in keys):
+                continue
+            try:
+                value = float(text)
+            except (TypeError, ValueError):
+                continue
+            if math.isfinite(value):
+                numbers[_clean(f"{label}/{column}")] = value
+    return numbers
+
+
+def flatten_values(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; lists and scalars are leaves."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten_values(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested parameters as text: dotted keys, strings as they are, everything else as JSON."""
+    return {
+        _clean(key): _short(item if isinstance(item, str) else json.dumps(item, sort_keys=True))
+        for key, item in flatten_values(value, prefix).items()
+        if key
+    }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
+
+
+def _clean(name: str) -> str:
+    """A name with the characters that MLflow allows in keys (brackets and others become ``_``)."""
+    return _FORBIDDEN.sub("_", name).strip("/ ")[:240]
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        _clean(key): float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _lines(text: str, path: Path, *, finished: bool) -> list[dict[str, Any]]:
+    rows = text.split("\n")
+    tail = rows.pop()
+    if tail and finished:
+        raise InputError(f"{path}: the last line has no end; the file is truncated")
+    lines = []
+    for number, row in enumerate(rows, 1):
+        try:
+            line = json.loads(row)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error})") from error
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise InputError(f"{path}:{number}: an object with a whole number 'step' is expected")
+        lines.append(line)
+    return lines
+
+
+def _step_points(lines: Iterable[dict[str, Any]], path: Path, start: int) -> list[Point]:
+    """One point a metric and step; a line's ``time`` is the seconds of training so far."""
+    points: dict[tuple[str, int], Point] = {}
+    for line in lines:
+        seconds = line.get("time", 0.0)
+        if not isinstance(seconds, int | float):
+            raise InputError(f"{path}: step {line['step']}: time: a number of seconds is expected")
+        time = start + int(1000 * seconds)
+        values = flatten_values({k: v for k, v in line.items() if k not in _NOT_METRICS})
+        for name, value in _numbers(values).items():
+            points[name, line["step"]] = Point(name, value, time, line["step"])
+    return list(points.values())
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a JSON object is expected at the top level")
+    return data
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    path = folder / "provenance.json"
+    return _mapping(path) if path.is_file() else {}
+
+
+def _times(origin: Mapping[str, Any], file: Path) -> tuple[int, int]:
+    """Start and end (ms) by the provenance; without one, the file's modification time."""
+    if "started" not in origin:
+        modified = int(1000 * file.stat().st_mtime)
+        return modified, modified
+    try:
+        start = int(1000 * datetime.fromisoformat(origin["started"]).timestamp())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file.parent}: provenance: started: not an ISO date: {error}") from error
+    return start, start + int(1000 * float(origin.get("wall_time_s") or 0.0))
+
+
+def _git_tags(origin: Mapping[str, Any]) -> dict[str, str]:
+    git = origin.get("git")
+    if not isinstance(git, dict):
+        return {}
+    dirty = "unknown" if git.get("dirty") is None else str(bool(git["dirty"])).lower()
+    commit = str(git.get("commit", "unknown"))
+    return {"mlflow.source.git.commit": commit, "possam.git_dirty": dirty}
+
+
+def _existing(*paths: Path) -> tuple[Path, ...]:
+    return tuple(path for path in paths if path.is_file())
+
+
+def _content(files: Iterable[Path], context: Mapping[str, str]) -> str:
+    return hash_json(
+        {
+            "format": FORMAT,
+            "context": dict(context),
+            "files": {path.name: sha256_file(path) for path in files},
+        }
+    )
+
+
+def points_hash(points: Iterable[Point]) -> str:
+    """Hash of a sequence of points, to see whether a longer sequence begins with it."""
+    digest = hashlib.sha256()
+    for point in points:
+        digest.update(repr(tuple(point)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,327 @@
+"""MLflow as a view of the result files, built by an ingester that can be run again at any time.
+
+One MLflow experiment a scale. Each record (:mod:`possam.reporting.records`) becomes one MLflow run
+that carries two tags: ``possam.key`` (what it is) from the start, ``possam.content`` (hash of its
+files) at the very end. A run without the second tag was left by a killed ingester and is made anew;
+a run with another content is superseded: the new one is completed first, then the old one is
+deleted (MLflow keeps deleted runs until ``mlflow gc``). A growing training log is appended to. The
+result files are never touched.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from possam.environment import apply_mlflow_defaults
+from possam.errors import PossamError
+from possam.params import Project
+from possam.reporting.records import Point, Record, points_hash, read_records
+
+KEY, CONTENT, LOGGED = "possam.key", "possam.content", "possam.logged"
+SUPERSEDED = "possam.superseded_by"
+PARENT = "mlflow.parentRunId"
+
+_METRICS_A_BATCH = 1000
+_ENTRIES_A_BATCH = 100
+_LARGEST_ARTIFACT = 5 << 20
+_SQLITE = "sqlite:///"
+
+
+class TrackingError(PossamError):
+    """The tracking database or server cannot be used; the results are untouched."""
+
+
+@dataclass
+class Summary:
+    """What one ingestion did: the keys of the records, by what happened to them.
+
+    ``runs`` maps every record's key to its MLflow run id; ``removed`` counts deleted MLflow runs
+    (superseded, half-written or double ones).
+    """
+
+    experiment: str
+    tracking_uri: str
+    created: list[str] = field(default_factory=list)
+    extended: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    removed: int = 0
+    runs: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        counts = (
+            f"{len(getattr(self, name))} {name}"
+            for name in ("created", "extended", "replaced", "unchanged")
+        )
+        return f"{self.experiment} in {self.tracking_uri}: {', '.join(counts)}"
+
+
+def ingest(
+    *,
+    results: Path,
+    project: Project,
+    tracking_uri: str,
+    experiment: str | None = None,
+    lock_timeout: float = 600.0,
+) -> Summary:
+    """Bring the tracking server up to date with the result files of the project's scale.
+
+    Args:
+        results: the folder of the project's scale (``results/mini``).
+        tracking_uri: any MLflow address; ``sqlite:///mlflow.db`` keeps artifacts in
+            ``mlartifacts/`` beside the file.
+        experiment: the MLflow experiment, ``possam-<scale>`` if None.
+        lock_timeout: seconds to wait for another ingester.
+
+    Raises:
+        TrackingError: the server does not answer, or another ingester holds the lock.
+        InputError: a result file is malformed (found before anything is sent).
+    """
+    name = experiment or f"possam-{project.name}"
+    shown = redact(tracking_uri)
+    _check_address(tracking_uri)
+    records = read_records(results, project)
+    with (
+        _lock(_lock_file(tracking_uri, results), lock_timeout),
+        _explained(shown),
+    ):
+        client = _connect(tracking_uri)
+        writer = _Writer(client, _experiment_id(client, name, tracking_uri))
+        summary = Summary(experiment=name, tracking_uri=shown)
+        for record in records:
+            writer.bring_up_to_date(record, summary)
+        writer.link(records, summary)
+    return summary
+
+
+def follow(
+    *,
+    results: Path,
+    project: Project,
+    tracking_uri: str,
+    experiment: str | None = None,
+    interval: float = 10.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Summary:
+    """Ingest every ``interval`` seconds until no training run is unfinished.
+
+    A tracking server that is down is reported and tried again: live runs do not depend on it.
+    """
+    while True:
+        try:
+            summary = ingest(
+                results=results, project=project, tracking_uri=tracking_uri, experiment=experiment
+            )
+        except TrackingError as error:
+            print(f"{error}\ntrying again in {interval:g} s", file=sys.stderr, flush=True)
+        else:
+            print(summary, file=sys.stderr, flush=True)
+            if all(record.finished for record in read_records(results, project)):
+                return summary
+        sleep(interval)
+
+
+class _Writer:
+    """Writes records into one experiment; knows which runs are there."""
+
+    def __init__(self, client: Any, experiment_id: str) -> None:
+        self._client, self._experiment_id = client, experiment_id
+        self._runs: dict[str, list[Any]] = {}
+        token = None
+        while True:
+            page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+            for run in page:
+                if KEY in run.data.tags:
+                    self._runs.setdefault(run.data.tags[KEY], []).append(run)
+            token = page.token
+            if not token:
+                break
+
+    def bring_up_to_date(self, record: Record, summary: Summary) -> None:
+        """Leave exactly one run that shows ``record``, complete."""
+        old = sorted(self._runs.get(record.key, []), key=lambda run: run.info.start_time)
+        complete = [run for run in old if CONTENT in run.data.tags]
+        same = [run for run in complete if run.data.tags[CONTENT] == record.content]
+        if same:
+            current, outcome = same[0].info.run_id, summary.unchanged
+        elif growing := [run for run in complete if self._continues(run, record)]:
+            current, outcome = growing[0].info.run_id, summary.extended
+            done = json.loads(growing[0].data.tags[LOGGED])["points"]
+            self._fill(current, record, record.points[done:])
+        else:
+            current = self._create(record)
+            outcome = summary.replaced if complete else summary.created
+        for run in old:
+            if run.info.run_id != current:
+                self._client.set_tag(run.info.run_id, SUPERSEDED, current)
+                self._client.delete_run(run.info.run_id)
+                summary.removed += 1
+        outcome.append(record.key)
+        summary.runs[record.key] = current
+
+    def link(self, records: list[Record], summary: Summary) -> None:
+        """Point evaluations to their training and tables to their evaluations (run ids change)."""
+        for record in records:
+            run_id = summary.runs[record.key]
+            wanted = {f"possam.link.{key}": summary.runs[key] for key in record.links}
+            if record.parent in summary.runs:
+                wanted[PARENT] = summary.runs[record.parent]
+            before = [run for run in self._runs.get(record.key, []) if run.info.run_id == run_id]
+            present = before[0].data.tags if before else {}
+            for name, value in sorted(wanted.items()):
+                if present.get(name) != value:
+                    self._client.set_tag(run_id, name, value)
+
+    @staticmethod
+    def _continues(run: Any, record: Record) -> bool:
+        """Whether ``run`` shows an unfinished training and ``record`` is the same, further on."""
+        logged = json.loads(run.data.tags.get(LOGGED, "{}"))
+        if not logged or logged["finished"]:
+            return False
+        if any(record.parameters.get(key) != value for key, value in run.data.params.items()):
+            return False
+        return points_hash(record.points[: logged["points"]]) == logged["hash"]
+
+    def _create(self, record: Record) -> str:
+        run = self._client.create_run(
+            self._experiment_id,
+            start_time=record.start,
+            run_name=record.key,
+            tags={KEY: record.key, "mlflow.user": "possam", "mlflow.source.name": "possam track"},
+        )
+        self._fill(run.info.run_id, record, record.points)
+        return str(run.info.run_id)
+
+    def _fill(self, run_id: str, record: Record, points: tuple[Point, ...]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        logged = {
+            "points": len(record.points),
+            "hash": points_hash(record.points),
+            "finished": record.finished,
+        }
+        metrics = [Metric(point.name, point.value, point.time, point.step) for point in points]
+        params = [Param(key, value) for key, value in sorted(record.parameters.items())]
+        tags = [RunTag(key, value) for key, value in sorted(record.tags.items())]
+        for start in range(0, len(metrics), _METRICS_A_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
+        for start in range(0, len(params), _ENTRIES_A_BATCH):
+            self._client.log_batch(run_id, params=params[start : start + _ENTRIES_A_BATCH])
+        for path in record.artifacts:
+            if path.stat().st_size <= _LARGEST_ARTIFACT:
+                self._client.log_artifact(run_id, str(path))
+        if record.finished:
+            self._client.set_terminated(run_id, "FINISHED", end_time=record.end)
+        self._client.log_batch(run_id, tags=[*tags, RunTag(LOGGED, json.dumps(logged))])
+        self._client.set_tag(run_id, CONTENT, record.content)
+
+
+def _connect(uri: str) -> Any:
+    apply_mlflow_defaults()
+    from mlflow import MlflowClient
+
+    for logger in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    if uri.startswith(_SQLITE):
+        _database(uri).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment_id(client: Any, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = _database(uri).parent / "mlartifacts" / name if uri.startswith(_SQLITE) else None
+        return str(client.create_experiment(name, folder.as_uri() if folder else None))
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"{redact(uri)}: the experiment {name!r} was deleted; restore it (mlflow experiments "
+            f"restore --experiment-id {found.experiment_id}) or give another name"
+        )
+    return str(found.experiment_id)
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]).absolute()
+
+
+def redact(uri: str) -> str:
+    """The address without user name and password, for messages and files."""
+    return re.sub(r"//[^@/]+@", "//***@", uri)
+
+
+def _check_address(uri: str) -> None:
+    scheme, separator, rest = uri.partition("://")
+    if uri == "databricks" or (separator and scheme and rest.strip("/")):
+        return
+    raise TrackingError(
+        f"tracking address {uri!r}: not an address; set POSSAM_TRACKING_URI to, for example, "
+        "sqlite:///mlflow.db or http://server:5000"
+    )
+
+
+@contextlib.contextmanager
+def _explained(shown: str) -> Iterator[None]:
+    """Turn whatever the tracking store fails with into one message with a remedy."""
+    apply_mlflow_defaults()
+    try:
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError as error:
+        raise TrackingError(
+            f"MLflow is not installed ({error}); install it (pip install mlflow) or leave tracking "
+            "out: nothing else needs it"
+        ) from error
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError) as error:
+        reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+        raise TrackingError(
+            f"{shown}: the tracking store cannot be used: {reason[:300]}\nThe results are "
+            "untouched; start the server or set POSSAM_TRACKING_URI to another one, then run this "
+            "again."
+        ) from error
+
+
+def _lock_file(uri: str, results: Path) -> Path:
+    """Beside a SQLite file; for a server, in the results folder that is sent to it."""
+    if uri.startswith(_SQLITE):
+        database = _database(uri)
+        return database.with_name(f".{database.name}.lock")
+    return results / ".tracking.lock"
+
+
+@contextlib.contextmanager
+def _lock(path: Path, timeout: float) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; the system frees it however the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as stream:
+        deadline = time.monotonic() + timeout
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TrackingError(
+                        f"{path}: another ingester has held this lock for {timeout:g} s; wait "
+                        "for it to end, then run this again"
+                    ) from None
+                if not waiting:
+                    waiting = True
+                    print(f"waiting for another ingester ({path})", file=sys.stderr, flush=True)
+                time.sleep(min(0.2, max(timeout, 0.01)))
+        yield

@@ -1,0 +1,22 @@
+"""Stage ``check``: every file in ``params/`` read, checked and summed up."""
+
+from pathlib import Path
+
+from possam.params import Project
+
+
+def check(scale: str | None) -> None:
+    """Load one scale or all of them and print what each holds.
+
+    Raises:
+        InputError: a file is wrong; the message names file, key and valid choices.
+    """
+    folder = Path("params")
+    scales = [scale] if scale else sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
+    for name in scales:
+        project = Project(name, folder=folder)
+        print(
+            f"{name}: {project.scale.title}: {len(project.runs)} runs, "
+            f"{len(project.benchmarks)} benchmarks, {len(project.tables)} tables, "
+            f"{len(project.scale.assets)} assets"
+        )

@@ -1,0 +1,165 @@
+"""What several stages need: identities, fetched assets, frozen towers, a run's provenance."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from possam.errors import InputError
+from possam.files import read_json
+from possam.layout import Layout
+from possam.params import Project
+from possam.provenance import write_provenance
+
+if TYPE_CHECKING:
+    from possam.model.clip import FrozenClip
+    from possam.model.sam import SamEncoder
+
+
+def use_threads(project: Project) -> None:
+    """Let torch use the scale's number of threads (two one-thread jobs beat one two-thread job)."""
+    import torch
+
+    torch.set_num_threads(project.scale.threads)
+
+
+def check_device(device: str) -> str:
+    """``device`` if it can be used.
+
+    Raises:
+        InputError: CUDA was asked for and is not there; nothing falls back to another device.
+    """
+    import torch
+
+    kind = device.split(":")[0]
+    if kind not in {"cpu", "cuda"}:
+        raise InputError(f"--device: unknown device {device!r}; valid choices: cpu, cuda, cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: cuda was asked for, but torch sees no GPU; use --device cpu")
+    return device
+
+
+@dataclass
+class StageRecord:
+    """What a stage's ``provenance.json`` says; :meth:`write` puts it beside the result."""
+
+    stage: str
+    parameters: Mapping[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    started: float = field(default_factory=time.time)
+
+    def write(self, directory: Path) -> None:
+        """Write ``directory/provenance.json`` atomically."""
+        write_provenance(
+            directory / "provenance.json",
+            stage=self.stage,
+            parameters=self.parameters,
+            inputs=self.inputs,
+            seed=self.seed,
+            started=self.started,
+            root=Path("."),
+        )
+
+
+def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
+    """The record of a fetched asset (``file``, ``sha256``, ...).
+
+    Raises:
+        InputError: the asset was not fetched yet.
+    """
+    path = layout.asset_record(asset)
+    if not path.is_file():
+        scale = layout.project.name
+        raise InputError(
+            f"{path}: asset {asset!r} is missing; fetch it: possam fetch {asset} --scale {scale}"
+        )
+    record = read_json(path)
+    if not isinstance(record, dict) or "sha256" not in record:
+        raise InputError(f"{path}: not the record of an asset; delete it and fetch the asset again")
+    return record
+
+
+def asset_file(layout: Layout, asset: str) -> Path:
+    """The fetched file of an asset (its record is checked to be there)."""
+    asset_record(layout, asset)
+    return layout.assets / layout.project.assets[asset].file
+
+
+def role_file(layout: Layout, role: str) -> Path:
+    """The fetched file that plays ``role`` (``coco_class_names``, ...) at this scale."""
+    return asset_file(layout, layout.project.scale.assets[role])
+
+
+def role_folder(layout: Layout, role: str) -> Path:
+    """The unpacked archive that plays ``role`` at this scale."""
+    asset = layout.project.scale.assets[role]
+    asset_record(layout, asset)
+    folder = layout.raw(asset)
+    if not (folder / "unpacked.json").is_file():
+        raise InputError(
+            f"{folder}: the archive of asset {asset!r} is not unpacked; fetch it again: "
+            f"possam fetch {asset} --scale {layout.project.name}"
+        )
+    return folder
+
+
+def tower_hash(layout: Layout, tower: str) -> str:
+    """SHA-256 of a frozen tower's weights file: ``clip`` or a SAM size."""
+    towers = layout.project.scale.towers
+    asset = towers.clip.asset if tower == "clip" else towers.sam[tower].asset
+    if asset is None:
+        raise InputError(
+            f"params/scales/{layout.project.name}.yaml: towers.clip.asset: no weights are named"
+        )
+    return str(asset_record(layout, asset)["sha256"])
+
+
+def frozen_hashes(layout: Layout, sam: str) -> dict[str, str]:
+    """Hashes of both towers that trained weights belong to."""
+    return {"sam": tower_hash(layout, sam), "clip": tower_hash(layout, "clip")}
+
+
+def load_sam_tower(layout: Layout, size: str) -> "SamEncoder":
+    """The frozen SAM image encoder of ``size``."""
+    from possam.model.sam import SamEncoder, load_sam
+
+    towers = layout.project.scale.towers
+    if size not in towers.sam:
+        raise InputError(f"SAM size {size!r} is unknown; valid choices: {', '.join(towers.sam)}")
+    tower = towers.sam[size]
+    sam = load_sam(asset_file(layout, tower.asset), architecture=tower.architecture)
+    return SamEncoder(sam.image_encoder)
+
+
+def clip_config(layout: Layout) -> Path | str:
+    """open_clip config of the CLIP tower: a fetched JSON file, or the name of a built-in model."""
+    clip = layout.project.scale.towers.clip
+    if clip.config in clip.files:
+        for asset in clip.files:
+            asset_file(layout, asset)
+        return asset_file(layout, clip.config)
+    return clip.config
+
+
+def load_clip_tower(layout: Layout) -> "FrozenClip":
+    """The frozen CLIP."""
+    from possam.model.clip import load_clip
+
+    clip = layout.project.scale.towers.clip
+    checkpoint = asset_file(layout, clip.asset) if clip.asset else None
+    return load_clip(config=clip_config(layout), checkpoint=checkpoint)
+
+
+def code_identity(modules: Sequence[str]) -> str:
+    """Hash of the code behind a stage (comments and docstrings do not count)."""
+    from possam.codehash import code_hash
+
+    return code_hash(*modules)
+
+
+def worker_count(requested: int) -> int:
+    """Number of worker processes: at least one, at most the cores of this machine."""
+    return max(1, min(requested, os.cpu_count() or 1))

@@ -1,0 +1,132 @@
+"""Stage ``evaluate``: one run on one benchmark, trained or as a control that must fail."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from possam.errors import InputError
+from possam.files import hash_json, read_json, sha256_file
+from possam.layout import Layout
+from possam.params import Condition, Project
+from possam.stages.common import (
+    StageRecord,
+    check_device,
+    code_identity,
+    frozen_hashes,
+    load_clip_tower,
+    load_sam_tower,
+    use_threads,
+)
+from possam.stages.train import model_arguments
+
+EVALUATION_CODE = (
+    "possam.stages.evaluate",
+    "possam.evaluation.evaluate",
+    "possam.model.segmenter",
+    "possam.model.text",
+)
+"""Where the code that turns trained weights into figures begins."""
+
+
+def shuffle_names(vocabulary: Sequence[tuple[str, ...]], *, seed: int) -> list[tuple[str, ...]]:
+    """A control: every class gets the names of another class (a seeded derangement).
+
+    Raises:
+        InputError: fewer than two classes (nothing to exchange).
+    """
+    count = len(vocabulary)
+    if count < 2:
+        raise InputError("shuffled_names: at least two classes are needed")
+    generator = np.random.default_rng(seed)
+    # A cyclic shift of a random order moves every class.
+    order = generator.permutation(count)
+    shuffled: list[tuple[str, ...]] = [()] * count
+    for position, index in enumerate(order):
+        shuffled[index] = tuple(vocabulary[order[(position + 1) % count]])
+    return shuffled
+
+
+def evaluate(
+    project: Project, name: str, benchmark: str, *, condition: Condition, device: str
+) -> None:
+    """Evaluate run ``name`` on ``benchmark`` and write ``evaluation.json``."""
+    from possam.datasets.class_names import seen_classes
+    from possam.datasets.format import ConvertedDataset
+    from possam.evaluation.evaluate import evaluate_run
+    from possam.model.possam import build_possam
+    from possam.model.segmenter import Segmenter
+    from possam.model.text import embed_vocabulary
+    from possam.training.checkpoint import load_trained
+
+    check_device(device)
+    use_threads(project)
+    if benchmark not in project.benchmarks:
+        raise InputError(
+            f"{project.folder / 'benchmarks.yaml'}: unknown benchmark {benchmark!r}; "
+            f"valid choices: {', '.join(project.benchmarks)}"
+        )
+    layout, run, scale = Layout(project), project.run(name), project.scale
+    test = project.benchmarks[benchmark]
+    dataset = ConvertedDataset.open(layout.dataset(test.dataset, test.split))
+    training_set = ConvertedDataset.open(layout.dataset(run.train, "train"))
+    frozen = frozen_hashes(layout, run.sam)
+    inputs = {"dataset": dataset.manifest["content"], **frozen}
+    parameters = {
+        "run": name,
+        "benchmark": benchmark,
+        "condition": condition,
+        "templates": list(scale.templates),
+        "inference": scale.inference.model_dump(mode="json"),
+        "evaluation": scale.evaluation.model_dump(mode="json"),
+    }
+    sam, clip = load_sam_tower(layout, run.sam), load_clip_tower(layout)
+    if condition == "untrained":
+        possam = build_possam(**model_arguments(run.model, sam=sam, clip=clip), seed=run.seed)
+        run_identity = "untrained"
+    else:
+        weights = layout.run(name) / "weights.safetensors"
+        run_identity = _finished(layout, name)
+        possam = load_trained(weights, frozen=frozen)
+        inputs["weights"] = sha256_file(weights)
+    names = dataset.vocabulary
+    if condition == "shuffled_names":
+        names = shuffle_names(names, seed=scale.seed)
+    record = StageRecord("evaluate", parameters, inputs, seed=scale.seed)
+    segmenter = Segmenter(sam=sam, clip=clip, possam=possam, precision=scale.towers.precision)
+    identity = {
+        **parameters,
+        "scale": project.name,
+        "synthetic": scale.synthetic,
+        "run_identity": run_identity,
+        "inputs": inputs,
+        "code": code_identity(EVALUATION_CODE),
+    }
+    out = layout.evaluation(name, benchmark, condition)
+    evaluate_run(
+        segmenter=segmenter.to(device),
+        dataset=dataset,
+        text=embed_vocabulary(clip, names, templates=scale.templates),
+        seen=seen_classes(dataset.vocabulary, training_set.vocabulary),
+        inference=scale.inference,
+        evaluation=scale.evaluation,
+        metrics=test.metrics,
+        out=out,
+        identity={**identity, "identity": hash_json(identity)},
+        device=device,
+    )
+    record.write(out)
+
+
+def _finished(layout: Layout, name: str) -> str:
+    """Identity of a finished run.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    path = layout.run(name) / "run.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: run {name!r} is not trained at scale {layout.project.name}; train it: "
+            f"possam train {name} --scale {layout.project.name}"
+        )
+    return str(read_json(path)["identity"])

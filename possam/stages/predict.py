@@ -1,0 +1,115 @@
+"""Stage ``predict``: any photograph, any words, any checkpoint."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from possam.errors import InputError
+from possam.layout import Layout
+from possam.params import Project
+from possam.stages.common import (
+    check_device,
+    clip_config,
+    frozen_hashes,
+    load_clip_tower,
+    load_sam_tower,
+    use_threads,
+)
+from possam.stages.train import model_arguments
+
+if TYPE_CHECKING:
+    from possam.model.segmenter import Segmenter
+
+
+def _random_segmenter(project: Project, size: str) -> "Segmenter":
+    """Everything with random weights: to try the machinery where no weights are at hand."""
+    import torch
+
+    from possam.model.clip import load_clip
+    from possam.model.possam import build_possam
+    from possam.model.sam import SamEncoder, build_sam, find_architecture
+    from possam.model.segmenter import Segmenter
+
+    scale = project.scale
+    if size not in scale.towers.sam:
+        raise InputError(
+            f"--sam: unknown size {size!r}; valid choices: {', '.join(scale.towers.sam)}"
+        )
+    print(
+        "possam predict: WARNING: random weights, towers included; the segments mean nothing",
+        file=sys.stderr,
+    )
+    architecture = scale.towers.sam[size].architecture
+    with torch.random.fork_rng():
+        torch.manual_seed(scale.seed)
+        sam = SamEncoder(build_sam(find_architecture(architecture)).image_encoder)
+        clip = load_clip(config=clip_config(Layout(project)), checkpoint=None, random_init=True)
+    possam = build_possam(**model_arguments(scale.model, sam=sam, clip=clip), seed=scale.seed)
+    return Segmenter(sam=sam, clip=clip, possam=possam, precision=scale.towers.precision)
+
+
+def _trained_segmenter(
+    project: Project, checkpoint: Path
+) -> tuple["Segmenter", list[tuple[str, ...]]]:
+    """A trained model with the towers that its weights name, and its training vocabulary."""
+    from possam.model.segmenter import Segmenter
+    from possam.training.checkpoint import load_trained, read_metadata
+
+    layout, scale = Layout(project), project.scale
+    header = read_metadata(checkpoint)
+    for size in scale.towers.sam:
+        frozen = frozen_hashes(layout, size)
+        if frozen["sam"] == header["frozen"]["sam"]:
+            segmenter = Segmenter(
+                sam=load_sam_tower(layout, size),
+                clip=load_clip_tower(layout),
+                possam=load_trained(checkpoint, frozen=frozen),
+                precision=scale.towers.precision,
+            )
+            return segmenter, [tuple(names) for names in header["vocabulary"]]
+    raise InputError(
+        f"{checkpoint}: was trained on a SAM (sha256 {header['frozen']['sam'][:12]}...) that is "
+        f"not one of scale {project.name}'s; name the scale that it was trained at with --scale"
+    )
+
+
+def predict(
+    project: Project,
+    *,
+    image: Path,
+    words: str,
+    stuff: str,
+    checkpoint: Path | None,
+    random_init: bool,
+    sam: str | None,
+    out: Path,
+    device: str,
+) -> None:
+    """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
+    from possam.predict import parse_words, predict_image, read_photograph
+
+    check_device(device)
+    use_threads(project)
+    # Bad words or a bad photograph are told before any weights are loaded.
+    parse_words(words)
+    read_photograph(image)
+    vocabulary: list[tuple[str, ...]] = []
+    if checkpoint is not None:
+        segmenter, vocabulary = _trained_segmenter(project, checkpoint)
+    elif random_init and sam is not None:
+        segmenter = _random_segmenter(project, sam)
+    else:
+        raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
+    result = predict_image(
+        image=image,
+        words=words,
+        stuff=stuff,
+        segmenter=segmenter.to(device),
+        templates=project.scale.templates,
+        training_vocabulary=vocabulary,
+        inference=project.scale.inference,
+        out=out,
+    )
+    for segment in result["segments_info"]:
+        print(f"{segment['name']}: score {segment['score']:.3f}, {segment['area']} pixels")
+    print(f"{len(result['segments_info'])} segments -> {out}")

@@ -1,0 +1,152 @@
+"""Stage ``train``: one run of ``params/runs.yaml``, from frozen towers to trained weights."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from possam.files import hash_json, sha256_file, write_json
+from possam.layout import Layout
+from possam.params import ModelParams, Project, RunParams
+from possam.stages.common import (
+    StageRecord,
+    check_device,
+    code_identity,
+    frozen_hashes,
+    load_clip_tower,
+    load_sam_tower,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from possam.datasets.format import ConvertedDataset
+    from possam.model.clip import FrozenClip
+    from possam.model.sam import SamEncoder
+    from possam.training.sources import Source
+
+TRAINING_CODE = (
+    "possam.stages.train",
+    "possam.training.loop",
+    "possam.training.sources",
+    "possam.training.live_source",
+    "possam.model.possam",
+    "possam.model.text",
+)
+"""Where the code that shapes trained weights begins."""
+
+
+def model_arguments(model: ModelParams, *, sam: "SamEncoder", clip: "FrozenClip") -> dict[str, Any]:
+    """Arguments of ``build_possam`` (without the seed) for the given towers."""
+    return {
+        "sam_channels": sam.channels,
+        "clip_channels": clip.dense_channels,
+        "embed_dim": clip.embed_dim,
+        "logit_scale": clip.logit_scale,
+        **model.model_dump(),
+    }
+
+
+def _source(
+    layout: Layout,
+    run: RunParams,
+    dataset: "ConvertedDataset",
+    *,
+    sam: "SamEncoder",
+    clip: "FrozenClip",
+    device: str,
+) -> "Source":
+    from possam.training.feature_cache import CachedFeatures
+    from possam.training.live_source import LiveSource
+    from possam.training.sources import CachedSource
+
+    shared: dict[str, Any] = {
+        "dataset": dataset,
+        "augmentation": run.training.augmentation,
+        "batch_size": run.training.batch_size,
+        "seed": run.seed,
+    }
+    if run.training.feature_cache:
+        hashes = frozen_hashes(layout, run.sam)
+        content = dataset.manifest["content"]
+        caches = {
+            name: CachedFeatures.open(
+                layout.features(tower, run.train, "train"),
+                dataset_content=content,
+                tower_hash=hashes[name],
+            )
+            for name, tower in (("sam", run.sam), ("clip", "clip"))
+        }
+        return CachedSource(**caches, **shared)
+
+    from possam.model.segmenter import TowerFeatures
+
+    encode = TowerFeatures(sam=sam, clip=clip, precision=layout.project.scale.towers.precision)
+    return LiveSource(
+        encode=encode.to(device),
+        multiple=encode.multiple,
+        workers=run.training.workers,
+        device=device,
+        **shared,
+    )
+
+
+def train(project: Project, name: str, *, device: str) -> None:
+    """Train run ``name`` and write ``run.json``; goes on where a killed call stopped."""
+    from possam.datasets.format import ConvertedDataset
+    from possam.model.possam import build_possam
+    from possam.model.text import embed_vocabulary
+    from possam.training.loop import train_run
+
+    check_device(device)
+    use_threads(project)
+    layout, run = Layout(project), project.run(name)
+    directory = layout.run(name)
+    started = time.time()
+    dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
+    frozen = frozen_hashes(layout, run.sam)
+    inputs = {"dataset": dataset.manifest["content"], **frozen}
+    parameters = run.model_dump(mode="json")
+    identity = {
+        "run": name,
+        "scale": project.name,
+        "parameters": parameters,
+        "inputs": inputs,
+        "code": code_identity(TRAINING_CODE),
+    }
+    record = StageRecord("train", parameters, inputs, seed=run.seed, started=started)
+
+    sam, clip = load_sam_tower(layout, run.sam), load_clip_tower(layout)
+    text = embed_vocabulary(clip, dataset.vocabulary, templates=run.templates)
+    arguments = model_arguments(run.model, sam=sam, clip=clip)
+    model = build_possam(**arguments, seed=run.seed)
+    source = _source(layout, run, dataset, sam=sam, clip=clip, device=device)
+    summary = train_run(
+        model=model,
+        model_kwargs=arguments,
+        source=source,
+        text=text,
+        training=run.training,
+        loss=run.loss,
+        directory=directory,
+        seed=run.seed,
+        identity=identity,
+        frozen=frozen,
+        device=device,
+    )
+    record.write(directory)
+    write_json(
+        directory / "run.json",
+        {
+            "run": name,
+            "scale": project.name,
+            "synthetic": project.scale.synthetic,
+            "identity": hash_json(identity),
+            "state": "finished",
+            "sam": run.sam,
+            "train": run.train,
+            "parameters": parameters,
+            "inputs": inputs,
+            "vocabulary": [list(names) for names in dataset.vocabulary],
+            "weights_sha256": sha256_file(directory / "weights.safetensors"),
+            "trainable_parameters": sum(p.numel() for p in model.parameters()),
+            "summary": {k: v for k, v in summary.items() if "time" not in k},
+        },
+    )

@@ -1,0 +1,1 @@
+"""Training over frozen towers: targets, matching, losses, sources, checkpoints, the loop."""

@@ -1,0 +1,248 @@
+"""Checkpoints of a run in progress, and the file of its trained weights.
+
+A checkpoint is a directory ``step_<steps done>`` that gets its name when it is complete, with the
+hashes of its files in ``manifest.json``. Only tensors and plain values are unpickled.
+"""
+
+import glob
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from possam.errors import InputError, WrongVariantError
+from possam.files import (
+    atomic_directory,
+    atomic_path,
+    hash_json,
+    read_json,
+    sha256_file,
+    write_json,
+)
+from possam.model.possam import PosSAM, build_possam
+
+FORMAT = "possam-weights-1"
+METADATA_KEY = "possam"
+_FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
+_NAME = re.compile(r"step_(\d{9})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        step: finished steps.
+        weights: tensors by name, float32, on the CPU.
+        optimizer: its state dict.
+        counters: JSON-able values of the loop.
+        metrics: the metrics file as it was at ``step``.
+    """
+
+    path: Path
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    counters: dict[str, Any]
+    metrics: Path
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    identity_hash: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    counters: Mapping[str, Any],
+    metrics: Path,
+    keep: int = 2,
+) -> Path:
+    """Write ``folder/step_<step>`` atomically, then remove all but the newest ``keep``."""
+    path = folder / f"step_{step:09d}"
+    with atomic_directory(path) as temporary:
+        save_file(_weights(model), temporary / "weights.safetensors")
+        state = {"optimizer": optimizer.state_dict(), "counters": dict(counters)}
+        torch.save(state, temporary / "state.pt")
+        shutil.copyfile(metrics, temporary / "metrics.jsonl")
+        hashes = {name: sha256_file(temporary / name) for name in _FILES}
+        manifest = {"step": step, "identity": identity_hash, "sha256": hashes}
+        write_json(temporary / "manifest.json", manifest)
+    for old in _checkpoints(folder)[keep:]:
+        shutil.rmtree(old)
+    return path
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, or None. Its content is not checked."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        InputError: a file is missing or differs from its hash, or the checkpoint is of another run.
+    """
+    manifest = read_json(path / "manifest.json")
+    if manifest["identity"] != identity_hash:
+        raise InputError(f"{path}: is of run {manifest['identity']}, not of run {identity_hash}")
+    for name, digest in manifest["sha256"].items():
+        if not (path / name).is_file():
+            raise InputError(f"{path / name}: missing")
+        if sha256_file(path / name) != digest:
+            raise InputError(f"{path / name}: damaged (its hash is not the one in manifest.json)")
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    return Checkpoint(
+        path=path,
+        step=manifest["step"],
+        weights=load_file(path / "weights.safetensors"),
+        optimizer=state["optimizer"],
+        counters=state["counters"],
+        metrics=path / "metrics.jsonl",
+    )
+
+
+def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
+    """The newest checkpoint that can be read; None if there is none at all.
+
+    A damaged one is passed over with a printed line.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    faults: list[str] = []
+    for path in _checkpoints(folder):
+        try:
+            return load_checkpoint(path, identity_hash=identity_hash)
+        except InputError as error:
+            faults.append(str(error))
+            print(f"{error}; trying the checkpoint before it", flush=True)
+    if faults:
+        raise InputError(
+            f"{folder}: no checkpoint can be read ({'; '.join(faults)}); remove this folder to "
+            "train from the start"
+        )
+    return None
+
+
+def remove_leftovers(folder: Path, *, of: str = "") -> None:
+    """Remove the temporary files and directories that a killed process left in ``folder``.
+
+    Args:
+        folder: where the process wrote; nobody else may be writing there.
+        of: only those of the file or directory of this name.
+    """
+    pattern = f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"
+    for path in folder.glob(pattern) if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def save_trained(
+    path: Path,
+    *,
+    model: nn.Module,
+    model_kwargs: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    frozen: Mapping[str, str],
+    step: int,
+) -> None:
+    """Write the trained tensors with what is needed to use them.
+
+    Args:
+        path: a ``.safetensors`` file, replaced atomically.
+        model: the trainable part; every tensor of its state dict is written.
+        model_kwargs: JSON-able arguments of ``build_possam``, without ``seed``.
+        identity: what the weights depend on.
+        frozen: tower name -> hash.
+        step: finished steps.
+    """
+    metadata = {
+        "format": FORMAT,
+        "identity": hash_json(identity),
+        "frozen": dict(frozen),
+        "model": dict(model_kwargs),
+        "step": step,
+    }
+    # one key only: the header keeps no order among several, and equal runs should give equal files
+    text = json.dumps(metadata, sort_keys=True)
+    with atomic_path(path) as temporary:
+        save_file(_weights(model), temporary, metadata={METADATA_KEY: text})
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Metadata of a file of trained weights: format, identity, frozen, model, step.
+
+    Raises:
+        InputError: missing, truncated, or not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = (stream.metadata() or {}).get(METADATA_KEY)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a safetensors file, or truncated ({error}); train or fetch it again"
+        ) from error
+    values = json.loads(metadata) if metadata else {}
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: these are not trained PosSAM weights (format {FORMAT} expected, "
+            f"found {values.get('format')})"
+        )
+    return values
+
+
+def load_trained(path: str | Path, *, frozen: Mapping[str, str]) -> PosSAM:
+    """Build the model that a file of trained weights is of, and load them.
+
+    Args:
+        path: written by :func:`save_trained`.
+        frozen: tower name -> hash of the towers that it will be used with.
+
+    Returns:
+        The model on the CPU in evaluation mode.
+
+    Raises:
+        InputError: missing, truncated or inconsistent file.
+        WrongVariantError: trained over other towers; both hashes are named.
+    """
+    metadata = read_metadata(path)
+    for tower in sorted({*frozen, *metadata["frozen"]}):
+        trained, given = metadata["frozen"].get(tower), frozen.get(tower)
+        if trained != given:
+            raise WrongVariantError(
+                f"{path}: trained over {tower} {trained}, but the {tower} given is {given}; use "
+                "the towers that it was trained over"
+            )
+    model = build_possam(**metadata["model"], seed=0)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: the tensors are not those of the model that the file describes: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return model.eval()

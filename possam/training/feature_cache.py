@@ -1,0 +1,194 @@
+"""Features of frozen towers, computed once for whole images of one size and read memory-mapped.
+
+A cache directory holds ``features.npy`` (uint16 views of bfloat16; (images, 1 or 2, C, h, w), the
+second entry of axis 1 being the mirrored image) and ``manifest.json``.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from possam.datasets.format import ConvertedDataset
+from possam.errors import InputError, WrongVariantError
+from possam.files import atomic_directory, read_json, sha256_file, write_json
+from possam.progress import Progress
+from possam.training.checkpoint import remove_leftovers
+
+FORMAT = "possam-features-1"
+
+
+class _Images(Dataset[Tensor]):
+    def __init__(self, dataset: ConvertedDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self._dataset.image(index))).permute(2, 0, 1)
+
+
+def _common_size(dataset: ConvertedDataset) -> tuple[int, int]:
+    if not len(dataset):
+        raise InputError(f"data set {dataset.name}: there are no images to cache features of")
+    first = dataset.images[0]
+    for record in dataset.images:
+        if (record.height, record.width) != (first.height, first.width):
+            raise InputError(
+                f"{record.file}: {record.width} x {record.height} pixels, but {first.file} has "
+                f"{first.width} x {first.height}: a feature cache needs images of equal sizes; "
+                "set training.feature_cache: false for this data set"
+            )
+    return first.height, first.width
+
+
+def _bits(features: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(B, C, h, w) features -> uint16 bits of their bfloat16; refuses what cannot be trained on."""
+    height, width = features.shape[-2:]
+    if size[0] % height or size[1] % width or size[0] // height != size[1] // width:
+        raise InputError(
+            f"features of {height} x {width} do not cover images of {size[0]} x {size[1]} pixels "
+            "exactly: cached images need sides that are multiples of the towers' strides; set "
+            "training.feature_cache: false"
+        )
+    if not torch.isfinite(features).all():
+        raise InputError("a frozen tower gave features that are not finite; check its weights")
+    return features.to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
+
+
+@torch.no_grad()
+def cache_features(
+    *,
+    encode: Callable[[Tensor], Tensor],
+    dataset: ConvertedDataset,
+    out: Path,
+    tower_hash: str,
+    flipped: bool,
+    batch_size: int,
+    workers: int,
+) -> dict[str, Any]:
+    """Encode every image of ``dataset`` and write the cache directory ``out`` atomically.
+
+    Args:
+        encode: (B, 3, H, W) float32 in 0..255, RGB -> (B, C, h, w); on whatever device it likes.
+        dataset: a converted data set whose images all have one size.
+        out: the cache directory; an older one is replaced.
+        tower_hash: identity of the tower, checked at :meth:`CachedFeatures.open`.
+        flipped: also store the features of the mirrored images (twice the time and space).
+        batch_size: images at a time.
+        workers: processes that decode images (0: none).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: differing image sizes, a size that the strides do not divide, features that
+            are not finite.
+    """
+    size = _common_size(dataset)
+    remove_leftovers(Path(out).parent, of=Path(out).name)
+    loader: Iterable[Tensor] = DataLoader(
+        _Images(dataset), batch_size=batch_size, num_workers=workers, generator=torch.Generator()
+    )
+    with (
+        atomic_directory(out) as temporary,
+        Progress(len(dataset), label=f"features of {dataset.name}", unit="images") as progress,
+    ):
+        store: np.memmap | None = None
+        position = 0
+        for block in loader:
+            images = block.float()
+            views = [images, images.flip(-1)] if flipped else [images]
+            bits = np.stack([_bits(encode(view), size) for view in views], axis=1)
+            if store is None:
+                store = np.lib.format.open_memmap(
+                    temporary / "features.npy",
+                    mode="w+",
+                    dtype=np.uint16,
+                    shape=(len(dataset), *bits.shape[1:]),
+                )
+            store[position : position + len(bits)] = bits
+            position += len(bits)
+            progress.update(len(bits))
+        assert store is not None  # _common_size refused an empty data set
+        store.flush()
+        manifest = {
+            "format": FORMAT,
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "dataset_content": dataset.manifest["content"],
+            "tower": tower_hash,
+            "flipped": flipped,
+            "shape": list(store.shape),
+            "dtype": "bfloat16",
+            "image_size": list(size),
+            "sha256": sha256_file(temporary / "features.npy"),
+        }
+        write_json(temporary / "manifest.json", manifest)
+    return manifest
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """A cache opened for reading.
+
+    Attributes:
+        bits: (images, 1 or 2, C, h, w) uint16 memory map.
+        image_size: (H, W) of the encoded images.
+        flipped: whether mirrored images are stored too.
+    """
+
+    path: Path
+    bits: np.ndarray
+    image_size: tuple[int, int]
+    flipped: bool
+
+    @staticmethod
+    def open(path: str | Path, *, dataset_content: str, tower_hash: str) -> "CachedFeatures":
+        """Open ``path`` if it was made from this data set by this tower.
+
+        Raises:
+            InputError: missing or damaged, or made from another data set.
+            WrongVariantError: made by another tower; both hashes are named.
+        """
+        path = Path(path)
+        manifest = read_json(path / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise InputError(f"{path}/manifest.json: not a {FORMAT} manifest; build the cache anew")
+        if manifest["dataset_content"] != dataset_content:
+            raise InputError(
+                f"{path}: features of data {manifest['dataset_content']}, but the data set is "
+                f"{dataset_content}; build the cache anew"
+            )
+        if manifest["tower"] != tower_hash:
+            raise WrongVariantError(
+                f"{path}: features of tower {manifest['tower']}, but the tower is {tower_hash}; "
+                "build the cache anew"
+            )
+        try:
+            bits = np.load(path / "features.npy", mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}/features.npy: missing or damaged ({error}); build the cache anew"
+            ) from error
+        if list(bits.shape) != manifest["shape"] or bits.dtype != np.uint16:
+            raise InputError(
+                f"{path}/features.npy: {bits.dtype} {list(bits.shape)}, but the manifest says "
+                f"uint16 {manifest['shape']}; build the cache anew"
+            )
+        height, width = manifest["image_size"]
+        return CachedFeatures(path, bits, (height, width), manifest["flipped"])
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def read(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+        """Features of ``indices``, mirrored where asked: (B, C, h, w) float32."""
+        block = self.bits[np.asarray(indices), np.asarray(mirrored, dtype=np.int64)]
+        return torch.from_numpy(block).view(torch.bfloat16).float()

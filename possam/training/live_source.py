@@ -1,0 +1,108 @@
+"""Training batches from augmented images that the frozen towers encode as they come."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Sampler
+
+from possam.datasets.augmentation import AugmentationSettings
+from possam.datasets.format import ConvertedDataset
+from possam.datasets.loader import Sample, SegmentationDataset, collate
+from possam.params import AugmentationParams
+from possam.training.sources import SampleOrder
+from possam.training.targets import Batch, Target
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""(B, 3, H, W) float32 RGB in 0..255 -> features of SAM and of CLIP, over H x W padded at the
+bottom and right (``Segmenter.features``)."""
+
+
+class _Keys(Sampler[list[tuple[int, int]]]):
+    """The (step, image) pairs of each step, made as they are needed."""
+
+    def __init__(self, order: SampleOrder, start: int, stop: int) -> None:
+        self._order, self._steps = order, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self._steps:
+            yield [(step, index) for index in self._order.indices(step)]
+
+
+class LiveSource:
+    """Batches of augmented images that the frozen towers encode as they come."""
+
+    def __init__(
+        self,
+        *,
+        dataset: ConvertedDataset,
+        encode: Encode,
+        multiple: int,
+        augmentation: AugmentationParams,
+        batch_size: int,
+        seed: int,
+        workers: int,
+        device: torch.device | str,
+    ) -> None:
+        """Set up reading and encoding.
+
+        Args:
+            dataset: a converted data set.
+            encode: the towers, on ``device``.
+            multiple: ``encode`` pads both sides to multiples of it; the masks are padded likewise.
+            augmentation: drawn anew for every (step, image).
+            batch_size: images a step.
+            seed: of the order and the augmentation.
+            workers: processes that read images (0: none).
+            device: where images are encoded.
+        """
+        self.num_images, self.num_classes = len(dataset), len(dataset.categories)
+        settings = AugmentationSettings(
+            policy=augmentation.policy,
+            size=augmentation.size,
+            min_scale=augmentation.min_scale,
+            max_scale=augmentation.max_scale,
+        )
+        self._samples = SegmentationDataset(dataset, augmentation=settings, seed=seed)
+        self._order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed)
+        self._encode, self._multiple = encode, multiple
+        self._workers, self._device = workers, torch.device(device)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the steps ``start <= step < stop``, on the source's device."""
+        # its own generator, so that iterating does not draw from the global one
+        loader = DataLoader(
+            self._samples,
+            batch_sampler=_Keys(self._order, start, stop),
+            num_workers=self._workers,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
+        for samples in loader:
+            yield self._batch(samples)
+
+    @torch.no_grad()
+    def _batch(self, samples: list[Sample]) -> Batch:
+        height = max(sample.image.shape[1] for sample in samples)
+        width = max(sample.image.shape[2] for sample in samples)
+        images = torch.stack([_pad(sample.image, height, width) for sample in samples])
+        full = [-(-side // self._multiple) * self._multiple for side in (height, width)]
+        sam, clip = self._encode(images.to(self._device).float())
+        return Batch(
+            sam_features=sam.float(),
+            clip_features=clip.float(),
+            targets=[
+                Target(masks=_pad(sample.masks, *full), labels=sample.labels).to(self._device)
+                for sample in samples
+            ],
+            indices=[sample.index for sample in samples],
+        )
+
+
+def _pad(block: Tensor, height: int, width: int) -> Tensor:
+    """(..., h, w) -> (..., height, width), zeros at the bottom and right."""
+    return pad(block, (0, width - block.shape[-1], 0, height - block.shape[-2]))

@@ -1,0 +1,229 @@
+"""The training criterion (paper, section 3.6; Mask2Former, sections 3.3 and 4.1).
+
+Shape letters: L decoder outputs, B images, Q queries, K classes, N targets of an image (padded),
+M matched pairs of all layers and images, P points, H W target size, h w mask-logit size.
+
+Each decoder output is matched and penalised on its own; the terms of all outputs are summed. Mask
+terms are summed over matched pairs and divided by the number of target masks of the batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    binary_cross_entropy_with_logits,
+    log_softmax,
+)
+
+from possam.params import LossParams
+from possam.training.matching import (
+    Matches,
+    PaddedTargets,
+    assign,
+    matching_costs,
+    sample_points,
+)
+from possam.training.targets import Target
+
+TERMS = ("class", "bce", "dice", "iou")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Result of the criterion.
+
+    Attributes:
+        total: scalar, the weighted sum over terms and layers.
+        terms: for each name of ``TERMS`` its unweighted values, (L,), detached.
+        matches: the assignment that they rest on.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+    matches: Matches
+
+
+class Criterion:
+    """Class cross-entropy, point-sampled BCE and dice, and squared error of the predicted IoU."""
+
+    def __init__(self, params: LossParams) -> None:
+        self.params = params
+        self.weights = {
+            "class": params.class_weight,
+            "bce": params.bce_weight,
+            "dice": params.dice_weight,
+            "iou": params.iou_weight,
+        }
+
+    def __call__(
+        self,
+        *,
+        mask_logits: Sequence[Tensor],
+        class_logits: Tensor,
+        iou_logits: Tensor | None,
+        targets: Sequence[Target],
+        generator: torch.Generator,
+    ) -> Losses:
+        """Match every layer and sum its losses; computed in float32.
+
+        Args:
+            mask_logits: for each of L layers (B, Q, h, w).
+            class_logits: (L, B, Q, K+1), void last.
+            iou_logits: (L, B, Q), or None for a model without IoU head (its term is 0).
+            targets: B targets on the same device.
+            generator: source of the points, on the same device.
+        """
+        padded = PaddedTargets.stack(targets)
+        class_logits = class_logits.float()
+        matches = self.match(mask_logits, class_logits, padded, generator=generator)
+        masks = torch.cat(
+            [
+                logits[matches.image[own], matches.query[own]].float()
+                for layer, logits in enumerate(mask_logits)
+                for own in [matches.layer == layer]
+            ]
+        )
+        points = uncertain_points(
+            masks.detach(),
+            count=self.params.points,
+            oversample=self.params.oversample,
+            importance=self.params.importance,
+            generator=generator,
+        )
+        truth = _sample_targets(padded, points, matches, layers=len(mask_logits))
+        samples = sample_points(masks.unsqueeze(1), points).squeeze(1)
+        values = {
+            "class": self.class_loss(class_logits, padded, matches),
+            **self._mask_losses(samples, truth, matches, padded, layers=len(mask_logits)),
+        }
+        if iou_logits is not None:
+            goal = mask_iou(masks.detach(), padded, matches)
+            found = iou_logits.float()[matches.layer, matches.image, matches.query].sigmoid()
+            values["iou"] = _per_layer((found - goal) ** 2, matches, padded, len(mask_logits))
+        else:
+            values["iou"] = torch.zeros_like(values["class"])
+        total = torch.stack([self.weights[name] * values[name].sum() for name in TERMS]).sum()
+        return Losses(total, {name: values[name].detach() for name in TERMS}, matches)
+
+    @torch.no_grad()
+    def match(
+        self,
+        mask_logits: Sequence[Tensor],
+        class_logits: Tensor,
+        padded: PaddedTargets,
+        *,
+        generator: torch.Generator,
+    ) -> Matches:
+        """Hungarian matching at ``points`` uniform points of each image, which all layers share."""
+        shape = (len(padded.counts), self.params.points, 2)
+        points = torch.rand(shape, generator=generator, device=generator.device)
+        truth = sample_points(padded.masks, points)
+        costs = [
+            matching_costs(
+                mask_samples=sample_points(logits.detach().float(), points),
+                class_probs=scores.softmax(-1),
+                target_samples=truth,
+                labels=padded.labels,
+                class_weight=self.params.class_weight,
+                bce_weight=self.params.bce_weight,
+                dice_weight=self.params.dice_weight,
+            )
+            for logits, scores in zip(mask_logits, class_logits.detach(), strict=True)
+        ]
+        return assign(torch.stack(costs), padded.counts)
+
+    def class_loss(self, class_logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
+        """(L,) weighted cross-entropy; unmatched queries are void, weighing ``void_weight``.
+
+        Divided by the sum of weights of the layer, as ``torch.nn.CrossEntropyLoss``.
+        """
+        void = class_logits.shape[-1] - 1
+        goal = torch.full(class_logits.shape[:3], void, device=class_logits.device)
+        labels = padded.labels[matches.image, matches.target]
+        goal[matches.layer, matches.image, matches.query] = labels
+        weight = torch.where(goal == void, self.params.void_weight, 1.0)
+        cost = -log_softmax(class_logits, -1).gather(-1, goal.unsqueeze(-1)).squeeze(-1)
+        return (cost * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+    def _mask_losses(
+        self,
+        samples: Tensor,
+        truth: Tensor,
+        matches: Matches,
+        padded: PaddedTargets,
+        *,
+        layers: int,
+    ) -> dict[str, Tensor]:
+        bce = binary_cross_entropy_with_logits(samples, truth, reduction="none").mean(1)
+        probs = samples.sigmoid()
+        overlap = 2.0 * (probs * truth).sum(1) + 1.0
+        dice = 1.0 - overlap / (probs.sum(1) + truth.sum(1) + 1.0)
+        return {
+            "bce": _per_layer(bce, matches, padded, layers),
+            "dice": _per_layer(dice, matches, padded, layers),
+        }
+
+
+def _per_layer(values: Tensor, matches: Matches, padded: PaddedTargets, layers: int) -> Tensor:
+    """(M,) -> (L,): sums over the pairs of a layer, over the number of target masks."""
+    sums = values.new_zeros(layers).index_add(0, matches.layer, values)
+    return sums / max(1, sum(padded.counts))
+
+
+@torch.no_grad()
+def uncertain_points(
+    logits: Tensor, *, count: int, oversample: float, importance: float, generator: torch.Generator
+) -> Tensor:
+    """Points where the masks are least certain, and uniform ones (PointRend, section 3.2).
+
+    Args:
+        logits: (M, h, w) mask logits.
+        count: P, points a mask.
+        oversample: candidates a point, at least 1.
+        importance: share of P taken from the candidates with the smallest absolute logit.
+        generator: on the device of ``logits``.
+
+    Returns:
+        (M, P, 2) in 0..1 as (x, y), the uncertain ones first.
+    """
+    total, certain = len(logits), int(importance * count)
+    candidates = torch.rand(
+        total, int(count * oversample), 2, generator=generator, device=logits.device
+    )
+    doubt = sample_points(logits.unsqueeze(1), candidates).squeeze(1).abs_()
+    best = doubt.topk(certain, dim=1, largest=False, sorted=False).indices
+    chosen = candidates.gather(1, best.unsqueeze(-1).expand(-1, -1, 2))
+    uniform = torch.rand(total, count - certain, 2, generator=generator, device=logits.device)
+    return torch.cat([chosen, uniform], 1)
+
+
+@torch.no_grad()
+def _sample_targets(
+    padded: PaddedTargets, points: Tensor, matches: Matches, *, layers: int
+) -> Tensor:
+    """(M, P) target values at each pair's own points, without copying a mask once a layer."""
+    images, most = padded.labels.shape
+    flat = matches.image * most + matches.target
+    grid = points.new_zeros(images * most, layers, points.shape[1], 2)
+    grid[flat, matches.layer] = points
+    values = sample_points(padded.masks.flatten(0, 1).unsqueeze(1), grid.flatten(1, 2))
+    return values.view(images * most, layers, points.shape[1])[flat, matches.layer]
+
+
+@torch.no_grad()
+def mask_iou(logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
+    """(M,) IoU of the binarised predictions (logit > 0) with their targets.
+
+    Compared at the resolution of the logits; a target pixel is set where at least half of it is. A
+    pair without any pixel has IoU 0.
+    """
+    small = (
+        adaptive_avg_pool2d(padded.masks, (logits.shape[-2], logits.shape[-1])) >= 0.5
+    ).flatten(2)
+    truth = small[matches.image, matches.target].float()
+    found = (logits > 0).flatten(1).float()
+    overlap = (truth * found).sum(1)
+    return overlap / (truth.sum(1) + found.sum(1) - overlap).clamp(min=1.0)

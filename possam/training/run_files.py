@@ -1,0 +1,65 @@
+"""The directory of a training run: what is in it, and whose it is."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from possam.files import hash_json, read_json, write_json
+from possam.training.checkpoint import remove_leftovers
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths of a run directory, which belongs to one identity."""
+
+    directory: Path
+
+    @property
+    def identity(self) -> Path:
+        """What the run is: ``{hash, identity}``; written first."""
+        return self.directory / "identity.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.directory / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        """Summary of the finished run."""
+        return self.directory / "training.json"
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights; their presence says that the run is complete."""
+        return self.directory / "weights.safetensors"
+
+    def prepare(self, identity: Mapping[str, Any]) -> str:
+        """Empty the directory if it is of another run; returns the identity hash."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.directory)
+        remove_leftovers(self.checkpoints)
+        wanted = hash_json(identity)
+        found = read_json(self.identity).get("hash") if self.identity.exists() else None
+        if found != wanted:
+            files = [self.weights, self.summary, self.metrics]
+            if found or self.checkpoints.exists() or any(path.exists() for path in files):
+                print(
+                    f"{self.directory}: holds another run ({found or 'unknown'}, not {wanted}); "
+                    "training starts over",
+                    flush=True,
+                )
+            for path in files:
+                path.unlink(missing_ok=True)
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+            # last: a process killed on the way starts over again
+            write_json(self.identity, {"hash": wanted, "identity": identity})
+        return wanted

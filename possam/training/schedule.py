@@ -1,0 +1,53 @@
+"""Optimiser groups and the learning-rate schedule (paper and Mask2Former, sections 4.1)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from possam.params import TrainingParams
+
+_DECAYED = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, parameter
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
+    """Split trainable parameters into decayed and exempt ones.
+
+    Linear, convolution and attention layers are decayed; everything else is exempt: normalisation,
+    embeddings, learned queries and tokens, the temperature (Mask2Former exempts normalisation and
+    embeddings; a decayed temperature would drift to 1).
+    """
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for module, parameter in _owned(model):
+        (decayed if isinstance(module, _DECAYED) else exempt).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups`; the learning rate is set by the loop at each step."""
+    groups = parameter_groups(model, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+
+
+def learning_rate(step: int, training: TrainingParams) -> float:
+    """Learning rate of the 0-based ``step``: linear warmup, then times gamma at each milestone.
+
+    Step 0 has 1/warmup of the full rate, step ``warmup - 1`` all of it. A pure function of the
+    step, so that there is no schedule state to store.
+    """
+    warmup = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
+    passed = sum(step >= milestone for milestone in training.milestones)
+    return training.learning_rate * warmup * training.gamma**passed

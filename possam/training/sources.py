@@ -1,0 +1,139 @@
+"""Where training batches come from: here cached features (``live_source``: encoded images).
+
+The images of a step, their order and their augmentation are pure functions of (seed, step), so that
+a resumed run sees exactly what an uninterrupted one would have seen.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from possam.datasets.format import ConvertedDataset
+from possam.errors import InputError
+from possam.params import AugmentationParams
+from possam.progress import track
+from possam.training.feature_cache import CachedFeatures
+from possam.training.targets import Batch, Target, derive_seed, target_from_ids
+
+
+class Source(Protocol):
+    """What the loop needs of a source of batches."""
+
+    num_images: int
+    num_classes: int
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the steps ``start <= step < stop``, in order."""
+        ...
+
+
+class SampleOrder:
+    """Epoch after epoch of shuffled images, cut into batches without regard to epoch ends."""
+
+    def __init__(self, num_images: int, *, batch_size: int, seed: int) -> None:
+        if num_images < 1:
+            raise InputError("the training data set has no images")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def positions(self, step: int) -> range:
+        """Sample numbers of a step; sample number p is the (p mod images)-th of its epoch."""
+        return range(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def index(self, position: int) -> int:
+        """Image of a sample number."""
+        epoch, offset = divmod(position, self.num_images)
+        if epoch != self._epoch:
+            generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
+            self._permutation = generator.permutation(self.num_images)
+            self._epoch = epoch
+        return int(self._permutation[offset])
+
+    def indices(self, step: int) -> list[int]:
+        """Images of a step."""
+        return [self.index(position) for position in self.positions(step)]
+
+
+class CachedSource:
+    """Batches from two feature caches; the masks are kept as id maps at image resolution."""
+
+    def __init__(
+        self,
+        *,
+        sam: CachedFeatures,
+        clip: CachedFeatures,
+        dataset: ConvertedDataset,
+        augmentation: AugmentationParams,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Check that the caches belong together, and load the targets of the whole data set.
+
+        Raises:
+            InputError: caches of other sizes than the data set, ``lsj``, or ``flip`` with a cache
+                that lacks mirrored images.
+        """
+        for cache in (sam, clip):
+            if len(cache) != len(dataset) or cache.image_size != sam.image_size:
+                raise InputError(
+                    f"{cache.path}: {len(cache)} images of {cache.image_size}, but the data set "
+                    f"has {len(dataset)} and {sam.path} is of {sam.image_size}"
+                )
+            if augmentation.policy == "flip" and not cache.flipped:
+                raise InputError(
+                    f"{cache.path}: no mirrored images are cached, so augmentation.policy 'flip' "
+                    "cannot be used; use 'none' or build the cache with flips"
+                )
+        if augmentation.policy == "lsj":
+            raise InputError("augmentation.policy 'lsj' cannot be used with cached features")
+        self.num_images, self.num_classes = len(dataset), len(dataset.categories)
+        self._sam, self._clip = sam, clip
+        self._flip, self._seed = augmentation.policy == "flip", seed
+        self._order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed)
+        self._ids, self._labels = _load_targets(dataset, sam.image_size)
+
+    def target(self, index: int, *, mirrored: bool = False) -> Target:
+        """Masks and labels of one image, at image resolution."""
+        ids = self._ids[index, :, ::-1] if mirrored else self._ids[index]
+        return target_from_ids(ids, list(enumerate(self._labels[index], start=1)))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the steps ``start <= step < stop``, on the CPU."""
+        for step in range(start, stop):
+            indices = self._order.indices(step)
+            mirrored = [self._mirrored(position) for position in self._order.positions(step)]
+            yield Batch(
+                sam_features=self._sam.read(indices, mirrored),
+                clip_features=self._clip.read(indices, mirrored),
+                targets=[
+                    self.target(index, mirrored=mirror)
+                    for index, mirror in zip(indices, mirrored, strict=True)
+                ],
+                indices=indices,
+            )
+
+    def _mirrored(self, position: int) -> bool:
+        return (
+            self._flip and random.Random(derive_seed("flip", self._seed, position)).random() < 0.5
+        )
+
+
+def _load_targets(
+    dataset: ConvertedDataset, size: tuple[int, int]
+) -> tuple[np.ndarray, list[list[int]]]:
+    """(images, H, W) small-integer maps (0 void, 1.. the kept segments) and the labels of these."""
+    labels = [
+        [segment.category for segment in record.segments if not segment.is_crowd]
+        for record in dataset.images
+    ]
+    most = max(len(own) for own in labels)
+    ids = np.zeros((len(dataset), *size), dtype=np.uint8 if most < 256 else np.uint16)
+    numbers = track(range(len(dataset)), total=len(dataset), label="targets", unit="images")
+    for index in numbers:
+        panoptic = dataset.panoptic(index)
+        kept = [segment.id for segment in dataset.images[index].segments if not segment.is_crowd]
+        for number, identity in enumerate(kept, start=1):
+            ids[index][panoptic == identity] = number
+    return ids, labels

@@ -1,0 +1,76 @@
+"""What a training step consumes: features of the frozen towers and the segments to be found."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """Segments of one image.
+
+    Attributes:
+        masks: (N, H, W) bool, over exactly the extent that the features cover; N may be 0.
+        labels: (N,) int64 in 0..K-1.
+    """
+
+    masks: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Target":
+        """The same target on ``device``."""
+        return Target(masks=self.masks.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    Attributes:
+        sam_features: (B, Cs, h, w) float32 of the frozen SAM encoder.
+        clip_features: (B, Cc, h', w') float32, CLIP's dense map over the same extent.
+        targets: one an image; all masks of a batch have the same H x W.
+        indices: positions of the images in the data set.
+    """
+
+    sam_features: Tensor
+    clip_features: Tensor
+    targets: list[Target]
+    indices: list[int] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        return Batch(
+            sam_features=self.sam_features.to(device),
+            clip_features=self.clip_features.to(device),
+            targets=[target.to(device) for target in self.targets],
+            indices=self.indices,
+        )
+
+
+def target_from_ids(ids: np.ndarray, segments: Sequence[tuple[int, int]]) -> Target:
+    """Masks of the segments of an id map; segments without a pixel are dropped.
+
+    Args:
+        ids: (H, W) integer segment ids; ids that no segment names are void.
+        segments: (id, category) pairs, without crowds (no training targets, as in Mask2Former).
+    """
+    names = np.asarray([identity for identity, _ in segments], dtype=ids.dtype)
+    masks = torch.from_numpy(ids[None] == names[:, None, None])
+    labels = torch.tensor([category for _, category in segments], dtype=torch.int64)
+    present = masks.flatten(1).any(1)
+    return Target(masks=masks[present], labels=labels[present])
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a pure function of ``parts`` (equal parts, equal seed; order counts).
+
+    Every random number of training comes from such a seed of (purpose, run seed, step or sample),
+    so a resumed run needs no stored generator state to go on exactly.
+    """
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

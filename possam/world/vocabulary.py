@@ -1,0 +1,179 @@
+"""Classes, names and domains of the mini world.
+
+A thing is a colour and a shape ("red disc"), a stuff is a material ("grass"). Class indices count
+the 64 things (shape-major) and then the 16 materials; they are internal to the world. Domain A
+stands in for COCO, domain B for ADE20K: B repeats twelve things and five materials of A, some under
+a synonym, and adds six new combinations of known shapes and colours, six things of two new shapes,
+and five new materials. The "web" domain, on which the towers are trained, mixes both styles and
+holds every class but a few combinations (domain "held"), which test whether CLIP composes colour
+and shape.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Domain = Literal["a", "b", "web", "held"]
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 38, 38),
+    "yellow": (240, 222, 45),
+    "green": (45, 175, 60),
+    "blue": (45, 70, 215),
+    "purple": (135, 50, 175),
+    "pink": (245, 135, 190),
+    "white": (242, 242, 242),
+    "black": (24, 24, 24),
+}
+SHAPES: tuple[str, ...] = (
+    "disc", "square", "triangle", "star", "ring", "cross", "crescent", "bar",
+)  # fmt: skip
+MATERIALS: tuple[str, ...] = (
+    "grass", "sand", "water", "sky", "brick", "wood", "snow", "gravel", "tiles", "carpet",
+    "lava", "mud", "marble", "hay", "moss", "concrete",
+)  # fmt: skip
+
+SYNONYMS: dict[str, str] = {
+    "disc": "circle",
+    "square": "block",
+    "triangle": "wedge",
+    "ring": "hoop",
+    "cross": "plus",
+    "crescent": "moon",
+    "bar": "stick",
+    "grass": "lawn",
+    "sand": "beach",
+    "water": "lake",
+    "brick": "bricks",
+    "wood": "planks",
+    "gravel": "pebbles",
+    "carpet": "rug",
+    "lava": "magma",
+    "mud": "dirt",
+    "hay": "straw",
+    "concrete": "cement",
+}
+"""Second name of a shape or material; words that are not here have one name."""
+
+TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    "a photo of a small {}.",
+    "a photo of a medium {}.",
+    "a photo of a large {}.",
+    "This is a photo of a small {}.",
+    "This is a photo of a medium {}.",
+    "This is a photo of a large {}.",
+    "There is a small {} in the scene.",
+    "There is a medium {} in the scene.",
+    "There is a large {} in the scene.",
+    "{}",
+    "a {}",
+)
+"""Caption templates: the fourteen of ViLD (Gu et al. 2022), which open-vocabulary segmenters ask
+with, and the bare name.
+"""
+
+# Offsets into the colours, from a shape's own number: which combinations belong to whom.
+_OFFSETS_A = (0, 2, 3, 5)
+_OFFSETS_SHARED = (0, 3)
+_OFFSET_NEW = 1
+_OFFSETS_NEW_SHAPE = (0, 2, 5)
+_OFFSET_HELD = 6
+_SHAPES_A = 6
+# Shapes and materials that domain B calls by their synonym first.
+_RENAMED = frozenset({"disc", "square", "water", "hay"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldClass:
+    """One class of the world; ``names`` holds its canonical name first, then the synonym."""
+
+    index: int
+    names: tuple[str, ...]
+    is_thing: bool
+    colour: str | None
+    form: str
+    """Shape of a thing, material of a stuff."""
+
+    @property
+    def name(self) -> str:
+        """The canonical name."""
+        return self.names[0]
+
+
+def _build_classes() -> tuple[WorldClass, ...]:
+    classes: list[WorldClass] = []
+    for form in SHAPES:
+        for colour in COLOURS:
+            forms = (form, SYNONYMS[form]) if form in SYNONYMS else (form,)
+            names = tuple(f"{colour} {word}" for word in forms)
+            classes.append(
+                WorldClass(index=len(classes), names=names, is_thing=True, colour=colour, form=form)
+            )
+    for form in MATERIALS:
+        names = (form, SYNONYMS[form]) if form in SYNONYMS else (form,)
+        classes.append(
+            WorldClass(index=len(classes), names=names, is_thing=False, colour=None, form=form)
+        )
+    return tuple(classes)
+
+
+CLASSES: tuple[WorldClass, ...] = _build_classes()
+
+
+def _thing(shape: int, offset: int) -> WorldClass:
+    return CLASSES[shape * len(COLOURS) + (shape + offset) % len(COLOURS)]
+
+
+def _stuff(start: int, stop: int) -> list[WorldClass]:
+    first = len(SHAPES) * len(COLOURS)
+    return list(CLASSES[first + start : first + stop])
+
+
+def domain_classes(domain: Domain) -> tuple[WorldClass, ...]:
+    """Classes that scenes of ``domain`` hold; the order is that of the domain's category list."""
+    known = range(_SHAPES_A)
+    new = range(_SHAPES_A, len(SHAPES))
+    if domain == "a":
+        return (*(_thing(s, o) for s in known for o in _OFFSETS_A), *_stuff(0, 10))
+    if domain == "b":
+        things = [_thing(s, o) for s in known for o in (*_OFFSETS_SHARED, _OFFSET_NEW)]
+        things += [_thing(s, o) for s in new for o in _OFFSETS_NEW_SHAPE]
+        stuff = _stuff(1, 4) + _stuff(7, 9) + _stuff(10, 14) + _stuff(15, 16)
+        # Like SceneParse150, B's list does not separate things from stuff.
+        mixed = [c for pair in zip(stuff, things, strict=False) for c in pair]
+        return (*mixed, *things[len(stuff) :])
+    held = {_thing(s, _OFFSET_HELD).index for s in range(len(SHAPES))}
+    if domain == "held":
+        return tuple(c for c in CLASSES if c.index in held or not c.is_thing)
+    return tuple(c for c in CLASSES if c.index not in held)
+
+
+def domain_names(domain: Literal["a", "b"], world_class: WorldClass) -> tuple[str, ...]:
+    """Names that ``domain``'s class-name file gives a class, the preferred one first.
+
+    A lists canonical names, with the synonym where B does not prefer it; B calls some shapes and
+    materials by the synonym first, so that those classes are shared through their second name only.
+    """
+    if world_class.form in _RENAMED:
+        return world_class.names[:1] if domain == "a" else world_class.names[::-1]
+    return world_class.names if domain == "a" else world_class.names[:1]
+
+
+def seen_in_training(world_class: WorldClass) -> bool:
+    """Whether domain A holds the class ("seen" by a segmenter that is trained on A)."""
+    return any(c.index == world_class.index for c in domain_classes("a"))
+
+
+def caption_words() -> tuple[str, ...]:
+    """Every lower-case word of the class names and templates, sorted: the tokenizer gives each one
+    token.
+    """
+    words = {w for c in CLASSES for name in c.names for w in name.split()}
+    for template in TEMPLATES:
+        words.update(w.strip(".").lower() for w in template.replace("{}", "").split())
+    words.update({"and", "an", "on", "with", "some", "picture", "image"})
+    return tuple(sorted(w for w in words if w))

@@ -1,0 +1,139 @@
+"""Miniature data sets in the upstream layouts, made by hand for the tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def save_rgb_ids(path: Path, ids: np.ndarray) -> None:
+    """Write a panoptic PNG: id = R + 256 G + 65536 B."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((*ids.shape, 3), dtype=np.uint8)
+    for channel in range(3):
+        pixels[..., channel] = (ids // 256**channel) % 256
+    Image.fromarray(pixels).save(path, compress_level=0)  # not the encoder's usual setting
+
+
+def save_photo(path: Path, height: int, width: int, seed: int = 0) -> None:
+    """Write a JPEG of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def write(path: Path, value: Any) -> None:
+    """Write text or JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+COCO_CATEGORIES = [
+    {"id": 1, "name": "disc", "isthing": 1},
+    {"id": 5, "name": "grass", "isthing": 0},
+    {"id": 7, "name": "bar", "isthing": 1},
+]
+COCO_NAMES = "0:invalid_class_id\n1:disc,circle\n4:invalid_class_id\n5:grass\n7:bar,stick\n"
+
+
+def coco_ids() -> np.ndarray:
+    """4 x 6: grass 70000 on the left, disc 300, crowd of bars 9 at the right, one void pixel."""
+    ids = np.full((4, 6), 70000)
+    ids[1:3, 2:4] = 300
+    ids[:, 5] = 9
+    ids[3, 0] = 0
+    return ids
+
+
+def make_coco(root: Path) -> dict[str, Any]:
+    """Two images of 4 x 6 pixels; returns the arguments of ``convert_coco``."""
+    images, annotations = [], []
+    for key in (12, 34):
+        name = f"{key:012d}"
+        save_photo(root / "val2017" / f"{name}.jpg", 4, 6, seed=key)
+        save_rgb_ids(root / "panoptic_val2017" / f"{name}.png", coco_ids())
+        images.append({"id": key, "file_name": f"{name}.jpg", "width": 6, "height": 4})
+        segments = [
+            {"id": 70000, "category_id": 5, "area": 1, "bbox": [0, 0, 1, 1], "iscrowd": 0},
+            {"id": 300, "category_id": 1, "area": 4, "bbox": [2, 1, 2, 2], "iscrowd": 0},
+            {"id": 9, "category_id": 7, "area": 4, "bbox": [5, 0, 1, 4], "iscrowd": 1},
+        ]
+        entry = {"image_id": key, "file_name": f"{name}.png", "segments_info": segments}
+        annotations.append(entry)
+    panoptic = {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+    write(root / "panoptic.json", panoptic)
+    square = [2.0, 1.0, 4.0, 1.0, 4.0, 3.0, 2.0, 3.0]  # the disc's four pixels as a polygon
+    masks = [
+        {"id": 101, "image_id": 12, "category_id": 1, "iscrowd": 0, "area": 4.0,
+         "bbox": [2.0, 1.0, 2.0, 2.0], "segmentation": [square]},
+        {"id": 102, "image_id": 12, "category_id": 7, "iscrowd": 1, "area": 4,
+         "bbox": [5, 0, 1, 4], "segmentation": {"size": [4, 6], "counts": [20, 4]}},
+        {"id": 103, "image_id": 99, "category_id": 7, "iscrowd": 0, "area": 4,
+         "bbox": [5, 0, 1, 4], "segmentation": {"size": [4, 6], "counts": [20, 4]}},
+    ]  # fmt: skip
+    things = [entry for entry in COCO_CATEGORIES if entry["isthing"]]
+    write(root / "instances.json", {"images": images, "annotations": masks, "categories": things})
+    write(root / "names.txt", COCO_NAMES)
+    return {
+        "images": root / "val2017",
+        "panoptic_json": root / "panoptic.json",
+        "panoptic_png": root / "panoptic_val2017",
+        "instances_json": root / "instances.json",
+        "class_names": root / "names.txt",
+        "split": "val",
+        "out": root / "converted",
+        "workers": 1,
+    }
+
+
+ADE_NAMES = "0:invalid_class_id\n1:wall\n2:bed,cot\n3:sky\n4:lamp\n"
+ADE_TABLE = 'scene_parse_index,instance_index,name\n1,,wall\n2,1,"bed, cot"\n3,,sky\n4,2,lamp\n'
+
+
+def ade_labels() -> np.ndarray:
+    """3 x 5 scene parsing map: 0 void, wall 1, bed 2, sky 3, lamp 4."""
+    return np.array(
+        [
+            [3, 3, 3, 3, 0],
+            [1, 2, 2, 2, 4],
+            [1, 1, 2, 2, 4],
+        ],
+        dtype=np.uint8,
+    )
+
+
+def ade_instances() -> np.ndarray:
+    """Beds 1 and 2 and lamp 1 as (class, id); bed 2 reaches into the sky, a bed pixel has none."""
+    pixels = np.zeros((3, 5, 3), dtype=np.uint8)
+    pixels[1, 1, :2] = (1, 1)
+    pixels[1, 2, :2] = (1, 1)
+    pixels[0:3, 3, :2] = (1, 2)
+    pixels[1:3, 4, :2] = (2, 1)
+    return pixels
+
+
+def make_ade20k(root: Path, *, count: int = 1) -> dict[str, Any]:
+    """``count`` images of 3 x 5 pixels; returns the arguments of ``convert_ade20k``."""
+    for number in range(1, count + 1):
+        stem = f"ADE_val_{number:08d}"
+        save_photo(root / "images/validation" / f"{stem}.jpg", 3, 5, seed=number)
+        for folder, pixels in (
+            ("annotations", ade_labels()),
+            ("annotations_instance", ade_instances()),
+        ):
+            path = root / folder / "validation" / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    write(root / "names.txt", ADE_NAMES)
+    write(root / "table.csv", ADE_TABLE)
+    return {
+        "root": root,
+        "instances_root": root / "annotations_instance",
+        "class_names": root / "names.txt",
+        "instance_classes_csv": root / "table.csv",
+        "split": "val",
+        "out": root / "converted",
+        "workers": 1,
+    }

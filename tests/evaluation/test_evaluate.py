@@ -1,0 +1,220 @@
+"""A whole evaluation with a model that knows the answers, so that every metric is known too."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from possam.datasets.format import ConvertedDataset
+from possam.errors import InputError
+from possam.evaluation.evaluate import evaluate_run, size_batches
+from possam.evaluation.score import score
+from possam.evaluation.statistics import ImageStatistics
+from possam.files import read_json
+from possam.model.segmenter import RawPrediction
+from possam.model.text import TextEmbeddings
+from possam.params import EvaluationParams, InferenceParams, ResolutionParams
+
+ALL = ("panoptic", "instance", "semantic")
+SEEN = [True, True, False, False, True]
+IDENTITY = {"run": "oracle", "benchmark": "toy", "condition": "trained", "identity": "abc"}
+QUERIES = 8
+
+
+class Head(nn.Module):
+    """Class logits 20 x cosine; queries without a segment (zero embeddings) are void."""
+
+    def class_logits(self, embeddings: Tensor, text: TextEmbeddings) -> Tensor:
+        classes = 20 * embeddings @ text.names.T
+        void = 20 * (embeddings.norm(dim=-1, keepdim=True) < 0.5).float()
+        return torch.cat([classes, void], -1)
+
+
+class Oracle(nn.Module):
+    """Recognises an image of the data set by its pixels and draws its segments."""
+
+    def __init__(self, dataset: ConvertedDataset) -> None:
+        super().__init__()
+        self.possam = Head()
+        self.clip = SimpleNamespace(logit_scale=20.0)
+        self.calls: list[int] = []
+        self._known = {dataset.image(i).tobytes(): i for i in range(len(dataset))}
+        self._dataset = dataset
+
+    def forward(self, images: Tensor) -> RawPrediction:
+        self.calls.append(len(images))
+        size = (images.shape[2], images.shape[3])
+        masks = torch.full((len(images), QUERIES, *size), -15.0)
+        embeddings = torch.zeros(len(images), QUERIES, len(self._dataset.categories))
+        for row, image in enumerate(images):
+            pixels = image.permute(1, 2, 0).numpy().astype(np.uint8)
+            position = self._known[pixels.tobytes()]
+            ids = torch.from_numpy(self._dataset.panoptic(position))
+            segments = [s for s in self._dataset.images[position].segments if not s.is_crowd]
+            for query, segment in enumerate(segments):
+                masks[row, query][ids == segment.id] = 15.0
+                embeddings[row, query, segment.category] = 1.0
+        iou = torch.ones(len(images), QUERIES)
+        return RawPrediction(masks, embeddings, embeddings, iou, size, size)
+
+
+def text(order: list[int]) -> TextEmbeddings:
+    return TextEmbeddings(torch.eye(5)[order], torch.arange(5), 5)
+
+
+def inference(**changes: Any) -> InferenceParams:
+    settings: dict[str, Any] = {
+        "ensemble": "geometric",
+        "alpha": 0.4,
+        "beta": 0.8,
+        "mase_confidence": "class",
+        "iou_weighting": True,
+        "object_threshold": 0.5,
+        "overlap_threshold": 0.6,
+        "instance_top_k": 100,
+        "resolution": ResolutionParams(policy="native", size=32, max_size=32),
+        "class_chunk": 2,
+    }
+    return InferenceParams(**(settings | changes))
+
+
+@pytest.fixture
+def run(dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path) -> Any:
+    """``run(folder, **changes)``: one evaluation of the oracle into ``tmp_path / folder``."""
+
+    def call(folder: str, **changes: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "segmenter": Oracle(dataset),
+            "dataset": dataset,
+            "text": text([0, 1, 2, 3, 4]),
+            "seen": SEEN,
+            "inference": inference(),
+            "evaluation": settings_small,
+            "metrics": ALL,
+            "out": tmp_path / folder,
+            "identity": IDENTITY,
+        }
+        return evaluate_run(**(options | changes))
+
+    return call
+
+
+def test_a_model_that_knows_the_answers_scores_100(run: Any, tmp_path: Path) -> None:
+    result = run("out")
+    metrics = result["metrics"]
+    for name in ("pq", "sq", "rq", "pq_things", "pq_stuff", "pq_seen", "pq_unseen"):
+        assert metrics[name] == 100.0, name
+    assert metrics["pq_class_agnostic"] == 100.0
+    assert metrics["map"] == pytest.approx(100.0)
+    assert result["check"] == {f"panopticapi_{name}": 100.0 for name in ("pq", "sq", "rq")}
+    assert result["counts"] == {
+        "images": 6,
+        "classes": 5,
+        "things": 3,
+        "stuff": 2,
+        "seen": 3,
+        "unseen": 2,
+    }
+    assert result["protocol"]["inference"]["alpha"] == 0.4
+    assert [row["name"] for row in result["per_class"]] == ["cat", "sky", "dog", "grass", "bus"]
+    assert all(row["pq"] == 100.0 for row in result["per_class"])
+    assert all(("ap" in row) == row["thing"] for row in result["per_class"])
+    assert {key: result[key] for key in IDENTITY} == IDENTITY
+    assert read_json(tmp_path / "out" / "evaluation.json") == result
+
+
+def test_wrong_names_leave_the_segments_and_lose_the_classes(run: Any) -> None:
+    """The control with shuffled names: class-agnostic PQ stays, the rest falls."""
+    # Things among things, stuff among stuff: things named as one stuff class would be merged.
+    settings = inference(instance_top_k=3)
+    metrics = run("out", text=text([2, 3, 4, 1, 0]), inference=settings)["metrics"]
+    assert metrics["pq_class_agnostic"] == 100.0
+    assert metrics["pq"] == metrics["rq"] == metrics["pq_unseen"] == 0.0
+    assert metrics["map"] == 0.0 and metrics["miou"] < 5.0
+
+
+def test_batches_change_nothing_and_results_repeat_to_the_byte(
+    run: Any, dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+) -> None:
+    single = settings_small.model_copy(update={"batch_size": 1})
+    oracle = Oracle(dataset)
+    run("first", segmenter=oracle)
+    run("second")
+    run("single", evaluation=single)
+    assert oracle.calls == [4, 2], "four images of one size, two of another"
+    files = ("evaluation.json", "per_image.parquet", "instance_matches.parquet")
+    for name in files:
+        content = (tmp_path / "first" / name).read_bytes()
+        assert content == (tmp_path / "second" / name).read_bytes()
+        assert content == (tmp_path / "single" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(files)
+
+
+def test_statistics_on_disk_give_the_metrics_again(run: Any, tmp_path: Path) -> None:
+    result = run("out", text=text([0, 1, 4, 3, 2]))
+    assert 0 < result["metrics"]["pq"] < 100
+    things = [row["thing"] for row in result["per_class"]]
+    loaded = ImageStatistics.load(tmp_path / "out", is_thing=things, seen=SEEN)
+    for name, value in loaded.metrics().items():
+        assert value[0] == pytest.approx(result["metrics"][name], abs=1e-9), name
+        low, high = result["intervals"][name]
+        assert 0 <= low <= high <= 100
+
+
+def test_kept_predictions_score_the_same(
+    run: Any, dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept"
+    result = run("out", text=text([0, 1, 4, 3, 2]), predictions=folder)
+    again = score(
+        dataset=dataset,
+        predictions=folder / "predictions.json",
+        evaluation=settings_small,
+        seen=SEEN,
+    )
+    for name, value in again["metrics"].items():
+        if name.startswith(("pq", "sq", "rq")):
+            assert value == result["metrics"][name]
+    segments = read_json(folder / "predictions.json")["annotations"][0]["segments_info"]
+    assert all(0 < segment["score"] <= 1 and segment["area"] > 0 for segment in segments)
+
+
+def test_only_what_is_asked_for_is_measured(run: Any, tmp_path: Path) -> None:
+    result = run("out", metrics=("semantic",))
+    assert set(result["metrics"]) == {"miou", "miou_union"}
+    assert result["check"] is None
+    assert not (tmp_path / "out" / "instance_matches.parquet").exists()
+
+
+def test_nothing_predicted(run: Any) -> None:
+    metrics = run("out", inference=inference(object_threshold=1.0))["metrics"]
+    assert metrics["pq"] == metrics["pq_class_agnostic"] == 0.0
+
+
+def test_a_failed_evaluation_leaves_no_result(run: Any, tmp_path: Path) -> None:
+    run("out")
+    broken = nn.Module()
+    with pytest.raises(NotImplementedError):
+        run("fresh", segmenter=broken)
+    assert not (tmp_path / "fresh" / "evaluation.json").exists()
+
+
+def test_a_vocabulary_of_another_data_set_is_refused(run: Any) -> None:
+    with pytest.raises(InputError, match="5 classes, but 3 text embeddings"):
+        run("out", text=TextEmbeddings(torch.eye(5)[:3], torch.arange(3), 3))
+    with pytest.raises(InputError, match="5 classes, but 1 flags of seen classes"):
+        run("out", seen=[True])
+    with pytest.raises(ValueError, match="identity lacks"):
+        run("out", identity={"run": "x"})
+
+
+def test_batches_hold_images_of_one_size_and_every_image_once(dataset: ConvertedDataset) -> None:
+    batches = list(size_batches(dataset, 3))
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert [len(batch) for batch in batches] == [3, 1, 2]
+    for batch in batches:
+        assert len({(dataset.images[i].height, dataset.images[i].width) for i in batch}) == 1

@@ -1,0 +1,102 @@
+"""Every command of the README is run, at smoke scale, in a copy of the project."""
+
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from tests.pipeline.conftest import REPOSITORY, Workspace
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    re.sub(r"\s+#.*", "", line).strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def prepare(workspace: Workspace) -> None:
+    """The files that the README's examples name."""
+    folder = workspace.folder
+    Image.effect_noise((96, 80), 60).convert("RGB").save(folder / "photo.jpg")
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    upstream, raw = folder / "path/to/coco", folder / "data/smoke/raw"
+    if not upstream.exists():
+        shutil.copytree(raw / "synthetic_coco_val_images/val2017", upstream / "val2017")
+        shutil.copytree(raw / "synthetic_coco_panoptic/annotations", upstream / "annotations")
+        instances = raw / "synthetic_coco_instances/annotations/instances_val2017.json"
+        shutil.copy(instances, upstream / "annotations")
+        shutil.copy(
+            folder / "data/smoke/assets/synthetic_coco_with_prompt_eng.txt", folder / "names.txt"
+        )
+        truth = folder / "data/smoke/datasets/coco_val"
+        shutil.copy(truth / "annotations.json", folder / "predictions.json")
+        shutil.copytree(truth / "panoptic", folder / "predictions")
+
+
+def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
+    assert COMMANDS[:2] == ["make table1", "make test"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(finished: Workspace, command: str) -> None:
+    prepare(finished)
+    if command == "make ui":
+        check_ui(finished)
+        return
+    line = command.replace("mini", "smoke")
+    if command == "make test":
+        line = "PYTEST_ADDOPTS='--collect-only -q -p no:cacheprovider' make test CORES=1"
+    elif command.endswith("--scale paper --out out/random"):
+        # The full-size towers have a test of their own; here the same line with the small ones.
+        line = command.replace("--scale paper", "--scale smoke")
+    done = finished.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
+    assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
+    if "predict" in command:
+        folder = finished.folder / command.split("--out ")[1]
+        assert {p.name for p in folder.iterdir()} == {
+            "panoptic.png",
+            "panoptic.json",
+            "overlay.png",
+        }
+    if command.startswith("possam score"):
+        assert "PQ: 100.0000" in done.stdout
+    if command == "snakemake results/mini/table1.csv":
+        assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def check_ui(workspace: Workspace) -> None:
+    """``make ui`` answers with MLflow's page and stops at Ctrl-C."""
+    process = subprocess.Popen(
+        ["make", "ui"],
+        cwd=workspace.folder,
+        env=workspace.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:5000", timeout=5) as answer:
+                    assert b"MLflow" in answer.read()
+                    break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.5)
+    finally:
+        subprocess.run(["pkill", "-INT", "-s", str(process.pid)], check=False)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+            process.wait(30)

@@ -1,0 +1,265 @@
+"""Tables: nine rows as published, our cells traceable, nothing compared that cannot be compared."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from possam.errors import InputError
+from possam.params import METRICS, Project
+from possam.reporting.published import find_slips, read_published
+from possam.reporting.tables import build_table, print_table
+
+PARAMS = Path(__file__).resolve().parents[2] / "params"
+ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP", "FC-CLIP")
+OURS = ("PosSAM (B)", "PosSAM (L)", "PosSAM (H)")
+Evaluations = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def evaluation(key: tuple[str, str, str], scale: str, base: float) -> dict[str, Any]:
+    """An evaluation with metrics base, base + 1, ... in the order of METRICS."""
+    values = {name: base + number for number, name in enumerate(METRICS)}
+    return {
+        "run": key[0],
+        "benchmark": key[1],
+        "condition": key[2],
+        "scale": scale,
+        "identity": f"identity of {'/'.join(key)}",
+        "run_identity": f"weights of {key[0]}",
+        "metrics": values,
+        "intervals": {name: [value - 1.25, value + 1.5] for name, value in values.items()},
+        "counts": {"images": 400},
+        "check": {"panopticapi_pq": values["pq"]},
+        "protocol": {"miou": "the formula", "inference": {"alpha": 0.4}},
+    }
+
+
+def evaluations(scale: str) -> Evaluations:
+    keys = [
+        (f"possam_{size}_{train}", test, "trained")
+        for train, test in (("coco", "ade20k"), ("ade20k", "coco"))
+        for size in "blh"
+    ]
+    keys += [("possam_b_coco", "ade20k", name) for name in ("untrained", "shuffled_names")]
+    return {key: evaluation(key, scale, 10.0 + 5 * place) for place, key in enumerate(keys)}
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str, dict[str, Any]]]:
+    """``build(scale, found)`` -> CSV rows, Markdown, card."""
+
+    def call(scale: str = "mini", found: Evaluations | None = None) -> Any:
+        project = Project(scale, folder=PARAMS)
+        out = tmp_path / "table1.csv"
+        build_table(
+            project,
+            "table1",
+            evaluations(scale) if found is None else found,
+            out_csv=out,
+            out_md=tmp_path / "table1.md",
+        )
+        with open(out, encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        return (
+            rows,
+            (tmp_path / "table1.md").read_text(),
+            json.loads((tmp_path / "table1.json").read_text()),
+        )
+
+    return call
+
+
+def published() -> dict[str, dict[str, str]]:
+    with open(PARAMS / "published" / "table1_panoptic.csv", encoding="utf-8") as stream:
+        return {row["method"]: row for row in csv.DictReader(stream)}
+
+
+def test_nine_rows_in_the_order_of_the_paper(build: Callable) -> None:
+    rows, _, _ = build()
+    assert tuple(row["row"] for row in rows) == ROWS + OURS
+    assert [row["source"] for row in rows] == ["published"] * 6 + ["reproduced"] * 3
+
+
+def test_published_rows_are_kept_to_the_letter(build: Callable) -> None:
+    rows, _, card = build()
+    original = published()
+    keys = [column["key"] for column in card["columns"]]
+    assert len(keys) == 10
+    for row in rows[:6]:
+        assert {key: row[key] for key in keys} == {key: original[row["row"]][key] for key in keys}
+        assert all(row[f"{key}_low"] == "" for key in keys)
+    assert rows[0]["coco_ade_rq"] == "" and rows[3]["ade_coco_pq"] == ""
+
+
+def test_reproduced_cells_have_value_interval_published_and_difference(build: Callable) -> None:
+    rows, _, card = build()
+    row = rows[6]
+    # possam_b_coco comes first: pq 10, sq 11, rq 12, ... in the order of METRICS.
+    assert row["coco_ade_pq"] == "10.0000" and row["coco_ade_rq"] == "12.0000"
+    assert row["coco_ade_miou"] == f"{10 + list(METRICS).index('miou'):.4f}"
+    assert (row["coco_ade_pq_low"], row["coco_ade_pq_high"]) == ("8.7500", "11.5000")
+    assert row["coco_ade_pq_published"] == "26.5"
+    assert row["coco_ade_pq_difference"] == "-16.5000"
+    assert row["ade_coco_pq"] == "25.0000", "the run trained on ADE20K, tested on COCO"
+    assert row["ade_coco_run"] == "possam_b_ade20k"
+    assert row["coco_ade_run_identity"] == "weights of possam_b_coco"
+    for line, size in zip(rows[6:], "blh", strict=True):
+        assert line["coco_ade_run"] == f"possam_{size}_coco"
+        for column in card["columns"]:
+            key = column["key"]
+            low, value, high = (float(line[key + part]) for part in ("_low", "", "_high"))
+            assert low < value < high
+            difference = value - float(line[f"{key}_published"])
+            assert float(line[f"{key}_difference"]) == pytest.approx(difference, abs=1e-4)
+
+
+def test_synthetic_scales_say_so_and_compare_nothing(build: Callable) -> None:
+    rows, text, card = build("mini")
+    assert card["synthetic"] and not card["comparable"]
+    assert "Synthetic data" in text and "not comparable" in text.replace("**", "").replace(
+        "\n", " "
+    )
+    assert {row["comparable"] for row in rows} == {"false"}
+    assert "10.0 [8.8, 11.5]" in text and "published 26.5" in text
+    assert "(-16.5)" not in text
+
+
+def test_the_paper_scale_compares(build: Callable) -> None:
+    rows, text, _ = build("paper")
+    assert "Synthetic" not in text
+    assert "published 26.5 (-16.5)" in text
+    assert {row["comparable"] for row in rows} == {"true"}
+
+
+def test_every_published_number_is_on_the_page(build: Callable) -> None:
+    _, text, card = build()
+    for name, row in published().items():
+        assert name in text
+        for column in card["columns"]:
+            if row[column["key"]]:
+                assert row[column["key"]] in text
+    assert "ODISE (CVPR 2023)" in text
+    assert text.count("| FreeSeg (CVPR 2023) |") == 2, "once in each direction"
+
+
+def test_controls_stand_beside_the_table(build: Callable) -> None:
+    rows, text, card = build()
+    assert [control["condition"] for control in card["controls"]] == ["untrained", "shuffled_names"]
+    assert card["controls"][0]["metrics"]["pq"]["value"] == 40.0
+    assert card["controls"][0]["metrics"]["pq"]["trained"] == 10.0
+    assert "PosSAM (B), decoder not trained" in text and "40.0 [38.8, 41.5]<br>trained 10.0" in text
+    assert len(rows) == 9, "controls are no rows of the table"
+
+
+def test_supplement_and_panopticapi(build: Callable) -> None:
+    found = evaluations("mini")
+    found["possam_h_ade20k", "coco", "trained"]["check"]["panopticapi_pq"] += 1e-9
+    found["possam_l_ade20k", "coco", "trained"]["check"] = None
+    found["possam_l_ade20k", "coco", "trained"]["metrics"]["pq_unseen"] = None
+    _, text, card = build("mini", found)
+    run = card["rows"][6]["runs"]["coco_ade"]
+    place = list(METRICS).index("pq_unseen")
+    assert run["supplement"]["pq_unseen"]["value"] == 10.0 + place
+    section = text[text.index("## Seen and unseen") :]
+    assert "PQ_unseen" in section and "class-agnostic PQ" in section
+    assert "10.0000, equal" in section
+    assert section.count("DIFFERENT") == 1 and section.count("not run") == 1
+
+
+def test_card_names_every_evaluation(build: Callable) -> None:
+    _, text, card = build()
+    assert set(card["evaluations"]) == {"/".join(key) for key in evaluations("mini")}
+    entry = card["evaluations"]["possam_b_coco/ade20k/trained"]
+    assert entry["identity"] == "identity of possam_b_coco/ade20k/trained"
+    assert len(entry["content_hash"]) == 64 and entry["content_hash"][:12] in text
+    assert card["rows"][6]["runs"]["coco_ade"]["evaluation_hash"] == entry["content_hash"]
+    assert card["protocol"]["possam_b_coco/ade20k"]["miou"] == "the formula"
+    assert text.count("### Benchmark") == 2, "runs share the protocol of their benchmark"
+
+
+def test_building_twice_gives_the_same_bytes(build: Callable, tmp_path: Path) -> None:
+    build()
+    names = ("table1.csv", "table1.md", "table1.json")
+    first = [(tmp_path / name).read_bytes() for name in names]
+    build()
+    assert first == [(tmp_path / name).read_bytes() for name in names]
+
+
+def test_slips_of_the_paper_are_found_by_arithmetic(build: Callable) -> None:
+    _, text, card = build()
+    notes = "\n".join(card["slips"])
+    assert "MaskCLIP: SQ (COCO -> ADE20K) and mIoU (COCO -> ADE20K) are both 23.7" in notes
+    assert "FreeSeg: RQ (COCO -> ADE20K) and RQ (ADE20K -> COCO) are both 21.6" in notes
+    assert "FreeSeg, ADE20K -> COCO: RQ 21.6 is below PQ 21.7" in notes
+    assert {note.split(":")[0].split(",")[0] for note in card["slips"]} == {"MaskCLIP", "FreeSeg"}
+    assert all(note in text for note in card["slips"])
+    project = Project("mini", folder=PARAMS)
+    rows = read_published(PARAMS / "published" / "table1_panoptic.csv", project.tables["table1"])
+    assert all(find_slips(project.tables["table1"], rows[name]) == [] for name in OURS)
+
+
+def test_what_is_missing_is_an_error_with_a_remedy(build: Callable, tmp_path: Path) -> None:
+    for key, command in (
+        (("possam_l_ade20k", "coco", "trained"), "possam evaluate possam_l_ade20k coco"),
+        (("possam_b_coco", "ade20k", "untrained"), "--condition untrained --scale mini"),
+    ):
+        found = evaluations("mini")
+        del found[key]
+        with pytest.raises(InputError, match=command):
+            build("mini", found)
+    found = evaluations("mini")
+    found["possam_h_coco", "ade20k", "trained"]["metrics"]["map"] = None
+    with pytest.raises(InputError, match=r"possam_h_coco.*metric 'map' is missing"):
+        build("mini", found)
+    found = evaluations("paper")
+    with pytest.raises(InputError, match="scale 'paper'"):
+        build("mini", found)
+    found = evaluations("mini")
+    found["possam_b_coco", "ade20k", "trained"]["run"] = "another"
+    with pytest.raises(InputError, match="evaluate the run again"):
+        build("mini", found)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="unknown table 'table9'; valid choices: table1"):
+        build_table(
+            Project("mini", folder=PARAMS),
+            "table9",
+            {},
+            out_csv=tmp_path / "a",
+            out_md=tmp_path / "b",
+        )
+
+
+def test_published_file_is_checked(tmp_path: Path) -> None:
+    table = Project("mini", folder=PARAMS).tables["table1"]
+    text = (PARAMS / "published" / "table1_panoptic.csv").read_text()
+    path = tmp_path / "published.csv"
+    with pytest.raises(InputError, match=r"published\.csv: no such file"):
+        read_published(path, table)
+    for old, new, message in (
+        ("FreeSeg", "FreeSag", "no row for 'FreeSeg'"),
+        ("16.3", "16,3%", "FreeSeg: coco_ade_pq: .* is no number"),
+        ("coco_ade_sq", "sq", "column 'coco_ade_sq' is missing"),
+    ):
+        path.write_text(text.replace(old, f'"{new}"'))
+        with pytest.raises(InputError, match=message):
+            read_published(path, table)
+    path.write_text("")
+    with pytest.raises(InputError, match="no rows"):
+        read_published(path, table)
+
+
+def test_terminal_version_is_narrow_and_complete(
+    build: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build()
+    print_table(tmp_path / "table1.csv")
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for name in ROWS + OURS:
+        assert text.count(f"\n{name} ") == 2
+    assert "8.8-11.5" in text and "SYNTHETIC" in text
+    with pytest.raises(InputError, match="no such file"):
+        print_table(tmp_path / "nowhere.csv")

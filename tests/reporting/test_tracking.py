@@ -1,0 +1,321 @@
+"""The tracking server is a view of the result files: same files, same view, in any history."""
+
+import fcntl
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracked_results import START_MS, project, write_results, write_training
+
+from possam.files import sha256_file
+from possam.reporting import tracking
+from possam.reporting.tracking import Summary, TrackingError, follow, ingest, redact
+
+pytest.importorskip("mlflow", reason="tracking is an extra")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return write_results(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def send(results: Path, uri: str, request: pytest.FixtureRequest) -> Callable[[], Summary]:
+    """Ingest into an experiment of the test's own (making a database takes seconds)."""
+
+    def call() -> Summary:
+        name = request.node.name
+        return ingest(results=results, project=project(), tracking_uri=uri, experiment=name)
+
+    return call
+
+
+def client(uri: str) -> Any:
+    return tracking._connect(uri)
+
+
+def active(uri: str, experiment: str) -> list[Any]:
+    store = client(uri)
+    return list(store.search_runs([store.get_experiment_by_name(experiment).experiment_id]))
+
+
+def view(uri: str, experiment: str) -> dict[str, Any]:
+    """Everything that a reader of the server sees, with run ids replaced by keys."""
+    store, runs = client(uri), active(uri, experiment)
+    keys = {run.info.run_id: run.data.tags[tracking.KEY] for run in runs}
+    assert len(set(keys.values())) == len(runs), "a record is shown twice"
+    shown = {}
+    for run in runs:
+        run_id = run.info.run_id
+        history = {
+            name: [(m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, name)]
+            for name in run.data.metrics
+        }
+        shown[keys[run_id]] = {
+            "params": run.data.params,
+            "history": history,
+            "tags": {name: keys.get(value, value) for name, value in run.data.tags.items()},
+            "artifacts": sorted(item.path for item in store.list_artifacts(run_id)),
+            "status": run.info.status,
+            "times": (run.info.start_time, run.info.end_time),
+        }
+    return shown
+
+
+def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) -> None:
+    summary = send()
+    shown = view(uri, summary.experiment)
+    training, table = shown["training/full"], shown["table/table1"]
+    evaluation = shown["evaluation/full/ade/trained"]
+    assert sorted(shown) == sorted(summary.created) and len(shown) == 4
+    assert training["history"]["loss"] == [
+        (step, 1.0 / (step + 1), START_MS + 2000 * step) for step in range(0, 100, 20)
+    ]
+    assert training["history"]["terms.dice"][1][:2] == (20, 1 / 42)
+    assert "lr" not in training["history"]
+    assert training["history"]["final.trainable_parameters"][0][1] == 123
+    assert training["history"]["final.skipped"][0][1] == 2
+    assert training["params"]["model.queries"] == "30"
+    assert training["params"]["templates"] == '["a {}", "{}"]'
+    assert training["tags"]["possam.identity"] == "i" * 64
+    assert training["tags"]["mlflow.source.git.commit"] == "c" * 40
+    assert training["tags"]["possam.git_dirty"] == training["tags"]["possam.synthetic"] == "true"
+    assert training["artifacts"] == ["metrics.jsonl", "provenance.json", "run.json"]
+    assert training["status"] == "FINISHED" and training["times"] == (START_MS, START_MS + 60_000)
+    assert {name: values[0][1] for name, values in evaluation["history"].items()} == {
+        "pq": 20.5,
+        "pq_low": 19.5,
+        "pq_high": 21.5,
+        "counts.images": 400.0,
+    }
+    assert evaluation["params"]["alpha"] == "0.4" and evaluation["params"]["benchmark"] == "ade"
+    time = table["times"][1]
+    assert table["history"] == {
+        "Ours _B_/pq": [(0, 20.5, time)],
+        "Ours _B_/pq_low": [(0, 19.5, time)],
+    }
+    assert table["artifacts"] == ["table1.csv", "table1.md"]
+
+
+def test_runs_are_linked(send: Any, uri: str) -> None:
+    shown = view(uri, send().experiment)
+    for condition in ("trained", "untrained"):
+        key = f"evaluation/full/ade/{condition}"
+        assert shown[key]["tags"]["mlflow.parentRunId"] == "training/full"
+        assert shown["table/table1"]["tags"][f"possam.link.{key}"] == key
+    assert "mlflow.parentRunId" not in shown["training/full"]["tags"]
+
+
+def test_artifacts_lie_beside_the_database(send: Any, uri: str) -> None:
+    run_id = send().runs["training/full"]
+    folder = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    assert [path.name for path in folder.glob(f"*/{run_id}/artifacts/run.json")] == ["run.json"]
+
+
+def test_twice_changes_nothing_and_results_stay_untouched(
+    send: Any, uri: str, results: Path
+) -> None:
+    before = {path: sha256_file(path) for path in results.rglob("*") if path.is_file()}
+    first = send()
+    shown = view(uri, first.experiment)
+    second = send()
+    assert second.runs == first.runs and sorted(second.unchanged) == sorted(first.created)
+    assert not second.created and not second.replaced and not second.removed
+    assert view(uri, first.experiment) == shown
+    assert before == {path: sha256_file(path) for path in results.rglob("*") if path.is_file()}
+
+
+def test_changed_content_replaces_and_links_follow(send: Any, uri: str, results: Path) -> None:
+    first = send()
+    write_training(results, steps=3)
+    second = send()
+    assert second.replaced == ["training/full"] and second.removed == 1
+    old, new = first.runs["training/full"], second.runs["training/full"]
+    gone = client(uri).get_run(old)
+    assert gone.info.lifecycle_stage == "deleted"
+    assert gone.data.tags[tracking.SUPERSEDED] == new != old
+    shown = view(uri, first.experiment)
+    assert len(shown["training/full"]["history"]["loss"]) == 3
+    assert shown["evaluation/full/ade/trained"]["tags"]["mlflow.parentRunId"] == "training/full"
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing after it runs."""
+
+
+class Mortal:
+    """A client that dies before its n-th write."""
+
+    def __init__(self, inner: Any, writes: int) -> None:
+        self._inner, self._left = inner, writes
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._inner, name)
+        if name.startswith(("search", "get", "list")):
+            return function
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            self._left -= 1
+            if self._left < 0:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return write
+
+
+@pytest.mark.parametrize("writes", [2, 4, 6, 9, 17, 30])
+def test_a_killed_ingester_is_reconciled(
+    writes: int, send: Any, uri: str, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        connect = tracking._connect
+        patch.setattr(tracking, "_connect", lambda address: Mortal(connect(address), writes))
+        with pytest.raises(Killed):
+            send()
+    summary = send()
+    shown = view(uri, summary.experiment)
+    clean = ingest(
+        results=results, project=project(), tracking_uri=uri, experiment=f"clean-{writes}"
+    )
+    assert shown == view(uri, clean.experiment)
+    assert not send().created
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_killed_while_a_live_run_is_extended(
+    writes: int, send: Any, uri: str, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(results)
+    write_training(results, steps=2, finished=False)
+    run_id = send().runs["training/full"]
+    write_training(results, steps=6, finished=False)
+    with monkeypatch.context() as patch:
+        connect = tracking._connect
+        patch.setattr(tracking, "_connect", lambda address: Mortal(connect(address), writes))
+        with pytest.raises(Killed):
+            send()
+    summary = send()
+    assert summary.extended == ["training/full"] and summary.runs["training/full"] == run_id
+    (shown,) = view(uri, summary.experiment).values()
+    assert [step for step, _, _ in shown["history"]["loss"]] == list(range(0, 120, 20))
+    assert shown["status"] == "RUNNING"
+
+
+def test_live_run_shows_whole_lines_only_and_ends_finished(
+    send: Any, uri: str, results: Path
+) -> None:
+    shutil.rmtree(results)
+    folder = write_training(results, steps=2, finished=False)
+    with open(folder / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 40, "lo')
+    (shown,) = view(uri, send().experiment).values()
+    assert [step for step, _, _ in shown["history"]["loss"]] == [0, 20]
+    write_training(results, steps=4)
+    (shown,) = view(uri, send().experiment).values()
+    assert [step for step, _, _ in shown["history"]["loss"]] == [0, 20, 40, 60]
+    assert shown["status"] == "FINISHED"
+
+
+def test_follow_outlives_a_dead_server_and_ends_with_the_run(
+    results: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(results)
+    write_training(results, steps=1, finished=False)
+    real, rounds = tracking.ingest, list[float]()
+
+    def flaky(**arguments: Any) -> Summary:
+        if len(rounds) == 1:
+            raise TrackingError("server is down")
+        return real(**arguments)
+
+    def sleep(seconds: float) -> None:
+        rounds.append(seconds)
+        assert len(rounds) < 5
+        write_training(results, steps=1 + len(rounds), finished=len(rounds) == 3)
+
+    monkeypatch.setattr(tracking, "ingest", flaky)
+    summary = follow(
+        results=results,
+        project=project(),
+        tracking_uri=uri,
+        experiment="followed",
+        interval=7,
+        sleep=sleep,
+    )
+    assert rounds == [7, 7, 7] and "server is down" in capsys.readouterr().err
+    (shown,) = view(uri, summary.experiment).values()
+    assert shown["status"] == "FINISHED" and len(shown["history"]["loss"]) == 4
+
+
+def test_foreign_runs_of_the_experiment_stay(send: Any, uri: str) -> None:
+    summary = send()
+    store = client(uri)
+    experiment = store.get_experiment_by_name(summary.experiment).experiment_id
+    foreign = store.create_run(experiment, tags={"mine": "1"}).info.run_id
+    send()
+    assert store.get_run(foreign).info.lifecycle_stage == "active"
+
+
+def test_many_points_are_sent_in_batches(send: Any, uri: str, results: Path) -> None:
+    shutil.rmtree(results)
+    write_training(results, steps=1100)
+    (shown,) = view(uri, send().experiment).values()
+    assert len(shown["history"]["loss"]) == len(shown["history"]["terms.dice"]) == 1100
+
+
+def test_a_second_ingester_waits_and_then_says_so(results: Path, tmp_path: Path) -> None:
+    database = tmp_path / "other.db"
+    with open(tmp_path / ".other.db.lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(TrackingError, match="another ingester"):
+            ingest(
+                results=results,
+                project=project(),
+                tracking_uri=f"sqlite:///{database}",
+                lock_timeout=0.05,
+            )
+    assert not database.exists()
+
+
+def test_dead_server_is_one_clear_message(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        address = f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"
+        before = {path: sha256_file(path) for path in results.rglob("*.*") if path.is_file()}
+        with pytest.raises(TrackingError) as caught:
+            ingest(results=results, project=project(), tracking_uri=address)
+    assert "results are untouched" in str(caught.value)
+    assert "POSSAM_TRACKING_URI" in str(caught.value) and "secret" not in str(caught.value)
+    assert all(sha256_file(path) == digest for path, digest in before.items())
+
+
+def test_unusable_addresses_are_refused(results: Path, tmp_path: Path) -> None:
+    for address in ("mlruns", "http://", ""):
+        with pytest.raises(TrackingError, match="not an address"):
+            ingest(results=results, project=project(), tracking_uri=address)
+    broken = tmp_path / "broken.db"
+    broken.write_text("this is no database " * 100)
+    with pytest.raises(TrackingError, match="untouched"):
+        ingest(results=results, project=project(), tracking_uri=f"sqlite:///{broken}")
+
+
+def test_deleted_experiment_is_explained(send: Any, uri: str) -> None:
+    store = client(uri)
+    name = send().experiment
+    store.delete_experiment(store.get_experiment_by_name(name).experiment_id)
+    with pytest.raises(TrackingError, match="was deleted; restore it"):
+        send()
+
+
+def test_redact_removes_passwords_only() -> None:
+    assert redact("postgresql://me:pw@db/x") == "postgresql://***@db/x"
+    assert redact("sqlite:///a/b.db") == "sqlite:///a/b.db"

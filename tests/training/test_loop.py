@@ -1,0 +1,257 @@
+"""The loop: exact resume after SIGKILL, skipped steps, metrics, refusals."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_fakes import (
+    FROZEN,
+    MODEL,
+    FakeSource,
+    loss_params,
+    possam,
+    text_embeddings,
+    training_params,
+)
+
+from possam.errors import InputError, TrainingError
+from possam.files import hash_json, sha256_file
+from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
+from possam.training.loop import Trainer, resolve_device, train_run
+from possam.training.losses import TERMS
+from possam.training.metrics import TIME_FIELDS
+
+
+def train(directory: Path, **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "model": possam(),
+        "model_kwargs": MODEL,
+        "source": FakeSource(),
+        "text": text_embeddings(),
+        "training": training_params(),
+        "loss": loss_params(),
+        "seed": 1,
+        "identity": {"run": "a"},
+        "frozen": FROZEN,
+        "device": "cpu",
+    }
+    return train_run(directory=directory, **{**options, **changes})
+
+
+def metrics_of(directory: Path) -> list[dict[str, Any]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("crash_run.py"), tmp_path_factory.mktemp("runs")],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_killed_runs_end_as_if_they_had_not_been_killed(crashes: dict[str, Any]) -> None:
+    reference = crashes["reference"]
+    assert crashes["code"] == 0
+    # identity, three checkpoints of two renames, weights twice, summary; and random moments
+    assert len(crashes["runs"]) >= 10 + 2
+    for run in crashes["runs"]:
+        assert run["codes"][-1] == 0
+        assert set(run["codes"][:-1]) <= {-signal.SIGKILL, 0} and len(run["codes"]) > 1
+        assert run["weights"] == reference["weights"]
+        assert run["metrics"] == reference["metrics"]
+        assert run["files"] == reference["files"]
+
+
+def test_killed_reference_has_what_it_should(crashes: dict[str, Any]) -> None:
+    assert [line["step"] for line in crashes["reference"]["metrics"]] == [3, 6]
+    assert [line["skipped"] for line in crashes["reference"]["metrics"]] == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    train(directory)
+    yield directory
+
+
+def test_metrics_lines(finished: Path) -> None:
+    lines = metrics_of(finished)
+    assert [line["step"] for line in lines] == [3, 6]
+    for line in lines:
+        assert {"loss", "grad_norm", "lr", "skipped", *TERMS, *TIME_FIELDS} <= set(line)
+        assert {f"{name}_last" for name in TERMS} <= set(line)
+        assert all(math.isfinite(value) for value in line.values())
+        weights = {"class": 2, "bce": 5, "dice": 5, "iou": 1}
+        total = sum(weight * line[name] for name, weight in weights.items())
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+        assert all(0 <= line[f"{name}_last"] <= line[name] for name in TERMS)
+    assert lines[-1]["eta_s"] == 0 and lines[-1]["lr"] == pytest.approx(1e-5)
+
+
+def test_second_call_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def state() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in finished.rglob("*")}
+
+    before, model = state(), possam()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    summary = train(finished, model=model)
+    assert state() == before
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert summary == json.loads((finished / "training.json").read_text())
+    assert summary["weights_sha256"] == sha256_file(finished / "weights.safetensors")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_trained_weights_are_those_of_the_last_step(finished: Path) -> None:
+    trained = load_trained(finished / "weights.safetensors", frozen=FROZEN)
+    newest = latest_checkpoint(finished / "checkpoints")
+    assert newest is not None and newest.name == "step_000000006"
+    checkpoint = load_checkpoint(newest, identity_hash=hash_json({"run": "a"}))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, checkpoint.weights[name])
+    start = possam().state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in trained.state_dict().items())
+
+
+def test_another_identity_starts_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, training=training_params(iterations=2))
+    assert "starts over" not in capsys.readouterr().out
+    train(tmp_path, training=training_params(iterations=4), identity={"run": "b"})
+    assert "holds another run" in capsys.readouterr().out
+    assert [line["step"] for line in metrics_of(tmp_path)] == [3, 4]
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "step_000000004"
+    assert json.loads((tmp_path / "identity.json").read_text())["identity"] == {"run": "b"}
+
+
+def test_deleted_weights_and_metrics_come_back_from_the_checkpoint(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    lines = metrics_of(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    second = train(tmp_path)
+    assert second["weights_sha256"] == first["weights_sha256"]
+    assert metrics_of(tmp_path) == lines
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path: Path) -> None:
+    short = training_params(iterations=2)
+    hashes = [
+        train(tmp_path / str(number), training=short, seed=seed)["weights_sha256"]
+        for number, seed in enumerate([1, 1, 2])
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    trainer = Trainer(
+        model=possam(),
+        text=text_embeddings(),
+        training=training_params(),
+        loss=loss_params(),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    bad = next(FakeSource(poison=frozenset({0})).batches(0, 1))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert trainer.step(0, bad)[0] is False
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert trainer.step(1, next(FakeSource().batches(1, 2)))[0] is True
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+
+
+def test_many_such_steps_stop_the_run_with_its_state_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = FakeSource(poison=frozenset(range(1, 6)))
+    with pytest.raises(TrainingError, match=r"step 3: .* 3 steps in a row.*step_000000004"):
+        train(tmp_path, source=source, max_consecutive_skips=3)
+    assert capsys.readouterr().out.count("skipped") == 3
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    saved = load_checkpoint(newest, identity_hash=hash_json({"run": "a"}))
+    assert saved.step == 4 and saved.counters["skipped"] == 3
+    assert all(torch.isfinite(value).all() for value in saved.weights.values())
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_scattered_non_finite_steps_do_not_stop_the_run(tmp_path: Path) -> None:
+    source = FakeSource(poison=frozenset({0, 2, 4}))
+    assert train(tmp_path, source=source, max_consecutive_skips=2)["skipped"] == 3
+
+
+def test_each_step_draws_its_own_points() -> None:
+    trainer = Trainer(
+        model=possam(),
+        text=text_embeddings(),
+        training=training_params(),
+        loss=loss_params(),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    batch = next(FakeSource().batches(0, 1))
+    totals = [trainer.losses(step, batch).total.item() for step in (0, 1, 0)]
+    assert totals[0] == totals[2] != totals[1]
+
+
+def test_a_window_without_a_finite_step_has_no_means(tmp_path: Path) -> None:
+    train(tmp_path, source=FakeSource(poison=frozenset({0, 1, 2})))
+    assert [line["loss"] is None for line in metrics_of(tmp_path)] == [True, False]
+
+
+def test_training_lowers_the_loss() -> None:
+    trainer = Trainer(
+        model=possam(),
+        text=text_embeddings(),
+        training=training_params(learning_rate=1e-2, warmup=1, milestones=(1000,)),
+        loss=loss_params(),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    batch = next(FakeSource().batches(0, 1))
+    values = [trainer.step(step, batch)[1][0] for step in range(40)]
+    assert sum(values[-5:]) < 0.7 * sum(values[:5])
+
+
+def test_bf16_keeps_float32_weights(tmp_path: Path) -> None:
+    train(tmp_path, training=training_params(iterations=2, precision="bf16"))
+    trained = load_trained(tmp_path / "weights.safetensors", frozen=FROZEN)
+    assert {value.dtype for value in trained.state_dict().values()} == {torch.float32}
+
+
+def test_a_model_without_iou_head_trains(tmp_path: Path) -> None:
+    train(tmp_path, model=possam(iou_head=False), training=training_params(iterations=1))
+    assert metrics_of(tmp_path)[0]["iou"] == 0
+
+
+def test_source_and_vocabulary_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 classes, but the class names 4"):
+        train(tmp_path, text=text_embeddings(4))
+
+
+def test_devices_are_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match="no CUDA device"):
+        resolve_device("cuda")
+    with pytest.raises(InputError, match="not supported"):
+        resolve_device("mps")
+    with pytest.raises(InputError, match="not a device"):
+        resolve_device("quantum")

@@ -1,0 +1,213 @@
+"""Sources: order and augmentation as pure functions of (seed, step), and true targets."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+from training_fakes import FakeDataset, augmentation, scene
+
+from possam.errors import InputError
+from possam.training.feature_cache import CachedFeatures, cache_features
+from possam.training.live_source import LiveSource
+from possam.training.sources import CachedSource, SampleOrder
+from possam.training.targets import Batch, derive_seed, target_from_ids
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    return (
+        one.indices == two.indices
+        and torch.equal(one.sam_features, two.sam_features)
+        and torch.equal(one.clip_features, two.clip_features)
+        and all(
+            torch.equal(a.masks, b.masks) and torch.equal(a.labels, b.labels)
+            for a, b in zip(one.targets, two.targets, strict=True)
+        )
+    )
+
+
+@given(st.integers(1, 12), st.integers(1, 7), st.integers(0, 9), st.integers(0, 4))
+def test_every_epoch_shows_every_image_once(images: int, batch: int, seed: int, epoch: int) -> None:
+    order = SampleOrder(images, batch_size=batch, seed=seed)
+    steps = -(-images * (epoch + 1) // batch)
+    shown = [index for step in range(steps) for index in order.indices(step)]
+    assert sorted(shown[epoch * images : (epoch + 1) * images]) == list(range(images))
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8))
+def test_the_order_does_not_depend_on_what_was_asked_before(steps: list[int]) -> None:
+    used = SampleOrder(7, batch_size=3, seed=1)
+    for step in steps:
+        assert used.indices(step) == SampleOrder(7, batch_size=3, seed=1).indices(step)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def epoch(seed: int, number: int) -> list[int]:
+        return SampleOrder(50, batch_size=50, seed=seed).indices(number)
+
+    assert epoch(0, 0) != epoch(0, 1) != epoch(1, 1)
+
+
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(InputError, match="no images"):
+        SampleOrder(0, batch_size=1, seed=0)
+
+
+def test_seeds_depend_on_all_parts_and_their_order() -> None:
+    found = {derive_seed("a", 1, 2), derive_seed("a", 2, 1), derive_seed("b", 1, 2)}
+    assert len(found) == 3 and all(0 <= seed < 2**63 for seed in found)
+    assert derive_seed("a", 1, 2) in found
+
+
+def test_targets_of_an_id_map() -> None:
+    ids = np.array([[0, 700_000], [9, 9]], dtype=np.int32)
+    target = target_from_ids(ids, [(9, 2), (700_000, 1), (5, 0)])
+    assert target.labels.tolist() == [2, 1]  # segment 5 has no pixel, pixel 0 no segment
+    assert target.masks.tolist() == [[[False, False], [True, True]], [[False, True], [False] * 2]]
+    assert target_from_ids(ids, []).masks.shape == (0, 2, 2)
+
+
+def pooled(images: Tensor) -> Tensor:
+    return avg_pool2d(images * torch.arange(images.shape[-1]), 4)
+
+
+def cache(path: Path, dataset: FakeDataset, *, flipped: bool = True) -> CachedFeatures:
+    cache_features(
+        encode=pooled,
+        dataset=dataset,
+        out=path,
+        tower_hash="t",
+        flipped=flipped,
+        batch_size=4,
+        workers=0,
+    )
+    return CachedFeatures.open(path, dataset_content="data-1", tower_hash="t")
+
+
+def cached_source(folder: Path, policy: str = "none", **changes: Any) -> CachedSource:
+    dataset = changes.pop("dataset", FakeDataset())
+    features = cache(folder / "cache", dataset, flipped=changes.pop("flipped", True))
+    return CachedSource(
+        sam=features,
+        clip=features,
+        dataset=dataset,
+        augmentation=augmentation(policy),
+        batch_size=4,
+        seed=2,
+    )
+
+
+def test_cached_batches_hold_the_features_and_masks_of_their_images(tmp_path: Path) -> None:
+    source = cached_source(tmp_path)
+    for batch in source.batches(0, 4):
+        for row, index in enumerate(batch.indices):
+            ids, pairs = scene(index)
+            expected = torch.stack([torch.from_numpy(ids == identity) for identity, _ in pairs])
+            assert torch.equal(batch.targets[row].masks, expected)
+            assert batch.targets[row].labels.tolist() == [category for _, category in pairs]
+            image = torch.from_numpy(FakeDataset().image(index)).permute(2, 0, 1).float()
+            assert torch.equal(batch.sam_features[row], pooled(image[None])[0].bfloat16().float())
+
+
+def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> None:
+    source = cached_source(tmp_path, "flip")
+    seen = set()
+    for batch in source.batches(0, 10):
+        for row, index in enumerate(batch.indices):
+            image = torch.from_numpy(FakeDataset().image(index)).permute(2, 0, 1).float()
+            mirror = not torch.equal(
+                batch.sam_features[row], pooled(image[None])[0].bfloat16().float()
+            )
+            seen.add((index, mirror))
+            straight = source.target(index).masks
+            expected = straight.flip(-1) if mirror else straight
+            assert torch.equal(batch.targets[row].masks, expected)
+            if mirror:
+                features = pooled(image.flip(-1)[None])[0].bfloat16().float()
+                assert torch.equal(batch.sam_features[row], features)
+    assert {mirror for _, mirror in seen} == {True, False}
+    assert len(seen) > 6  # the same image comes both ways
+
+
+@pytest.mark.parametrize("policy", ["none", "flip"])
+def test_cached_batches_do_not_depend_on_where_one_starts(tmp_path: Path, policy: str) -> None:
+    source = cached_source(tmp_path, policy)
+    everything = list(source.batches(0, 6))
+    late = list(source.batches(4, 6))
+    assert all(equal(one, two) for one, two in zip(everything[4:], late, strict=True))
+
+
+def test_crowds_are_no_targets(tmp_path: Path) -> None:
+    source = cached_source(tmp_path, dataset=FakeDataset(crowd=True))
+    for index in range(6):
+        assert len(source.target(index).labels) == len(scene(index)[1]) - 1
+
+
+def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no mirrored images"):
+        cached_source(tmp_path, "flip", flipped=False)
+    with pytest.raises(InputError, match="lsj"):
+        cached_source(tmp_path, "lsj")
+    short = cache(tmp_path / "short", FakeDataset(count=5))
+    with pytest.raises(InputError, match=r"short: 5 images"):
+        CachedSource(
+            sam=short,
+            clip=short,
+            dataset=FakeDataset(),
+            augmentation=augmentation(),
+            batch_size=4,
+            seed=2,
+        )
+
+
+def towers(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pads to a multiple of 8 as the segmenter does."""
+    height, width = (-(-side // 8) * 8 for side in images.shape[-2:])
+    padded = pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+    return avg_pool2d(padded, 4), avg_pool2d(padded, 8).bfloat16()
+
+
+def live_source(policy: str, **changes: Any) -> LiveSource:
+    options = {"dataset": FakeDataset(), "workers": 0, "encode": towers, "multiple": 8}
+    settings = augmentation(policy, size=16, min_scale=0.5, max_scale=2.0)
+    return LiveSource(
+        augmentation=settings, batch_size=3, seed=4, device="cpu", **{**options, **changes}
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_live_batches_do_not_depend_on_start_or_workers(workers: int) -> None:
+    everything = list(live_source("lsj").batches(0, 5))
+    late = list(live_source("lsj", workers=workers).batches(3, 5))
+    assert all(equal(one, two) for one, two in zip(everything[3:], late, strict=True))
+    assert [len(batch.indices) for batch in everything] == [3] * 5
+
+
+def test_live_augmentation_changes_from_epoch_to_epoch() -> None:
+    batches = list(live_source("lsj", dataset=FakeDataset(count=1)).batches(0, 2))
+    assert not torch.equal(batches[0].sam_features, batches[1].sam_features)
+
+
+def test_live_masks_cover_the_padded_extent_of_the_features() -> None:
+    dataset = FakeDataset(sizes={0: (17, 16), 1: (16, 20)})
+    for batch in live_source("none", dataset=dataset).batches(0, 4):
+        height, width = (4 * side for side in batch.sam_features.shape[-2:])
+        assert batch.clip_features.dtype == torch.float32
+        for index, target in zip(batch.indices, batch.targets, strict=True):
+            assert target.masks.shape[1:] == (height, width)
+            segments = [(s.id, s.category) for s in dataset.images[index].segments]
+            original = target_from_ids(dataset.panoptic(index), segments)
+            rows, columns = original.masks.shape[1:]
+            assert torch.equal(target.masks[:, :rows, :columns], original.masks)
+            assert not target.masks[:, rows:].any() and not target.masks[:, :, columns:].any()
+
+
+def test_live_source_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    list(live_source("lsj").batches(0, 2))
+    assert torch.equal(before, torch.get_rng_state())

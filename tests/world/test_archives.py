@@ -1,0 +1,181 @@
+"""Archives: upstream layouts that read back as the scenes that were written."""
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from possam.errors import InputError
+from possam.files import sha256_file
+from possam.world.annotate import Task, bounding_box, coco_scene, run_lengths
+from possam.world.archives import write_world
+from possam.world.scenes import render_scene, scene_rng
+
+COUNTS = {"coco_train": 6, "coco_val": 3, "ade20k_train": 5, "ade20k_val": 3}
+
+
+def _pixels(content: bytes) -> npt.NDArray[Any]:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("world")
+    return folder, write_world(folder, seed=9, **COUNTS)
+
+
+def test_manifest_names_every_file(world: tuple[Path, dict[str, Any]]) -> None:
+    folder, manifest = world
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+    assert manifest["seed"] == 9 and manifest["counts"] == COUNTS
+    assert {p.name for p in folder.iterdir()} == {*manifest["files"], "manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert entry["sha256"] == sha256_file(folder / name)
+        assert entry["bytes"] == (folder / name).stat().st_size
+
+
+def test_same_seed_same_bytes_with_any_number_of_processes(
+    world: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert write_world(tmp_path / "two", seed=9, workers=2, **COUNTS) == world[1]
+    other = write_world(tmp_path / "other", seed=10, **COUNTS)["files"]
+    same = {name for name, entry in other.items() if entry == world[1]["files"][name]}
+    assert same == {name for name in other if name.startswith("synthetic_")}
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 6), ("val", 3)])
+def test_coco_layout(world: tuple[Path, dict[str, Any]], split: str, count: int) -> None:
+    folder, _ = world
+    with zipfile.ZipFile(folder / "panoptic_annotations_trainval2017.zip") as outer:
+        panoptic = json.loads(outer.read(f"annotations/panoptic_{split}2017.json"))
+        inner = zipfile.ZipFile(io.BytesIO(outer.read(f"annotations/panoptic_{split}2017.zip")))
+    with zipfile.ZipFile(folder / "annotations_trainval2017.zip") as archive:
+        instances = json.loads(archive.read(f"annotations/instances_{split}2017.json"))
+    images = zipfile.ZipFile(folder / f"{split}2017.zip")
+    assert len(panoptic["images"]) == len(panoptic["annotations"]) == count
+    categories = {c["id"]: c for c in panoptic["categories"]}
+    things = {k for k, c in categories.items() if c["isthing"]}
+    assert len(categories) == 34 and len(things) == 24
+    assert sorted(categories) != list(range(1, 35)), "upstream's ids have gaps"
+    assert {c["id"] for c in instances["categories"]} == things
+    assert images.infolist()[0].is_dir() and inner.infolist()[0].is_dir()
+    objects: dict[int, list[dict[str, Any]]] = {}
+    for entry in instances["annotations"]:
+        objects.setdefault(entry["image_id"], []).append(entry)
+    assert len({e["id"] for e in instances["annotations"]}) == len(instances["annotations"])
+    for info, annotation in zip(panoptic["images"], panoptic["annotations"], strict=True):
+        assert annotation["image_id"] == info["id"] and len(info["file_name"]) == 16
+        picture = _pixels(images.read(f"{split}2017/{info['file_name']}"))
+        assert picture.shape == (info["height"], info["width"], 3)
+        rgb = _pixels(inner.read(f"panoptic_{split}2017/{annotation['file_name']}")).astype(int)
+        ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+        listed = {s["id"] for s in annotation["segments_info"]}
+        assert set(np.unique(ids)) - {0} == listed and 0 not in listed
+        for segment in annotation["segments_info"]:
+            mask = ids == segment["id"]
+            assert segment["area"] == mask.sum()
+            assert segment["bbox"] == bounding_box(mask)
+        of_image = [s for s in annotation["segments_info"] if s["category_id"] in things]
+        assert len(of_image) == len(objects.get(info["id"], []))
+        for segment, entry in zip(of_image, objects.get(info["id"], []), strict=True):
+            code = coco_mask.frPyObjects(entry["segmentation"], *entry["segmentation"]["size"])
+            assert np.array_equal(coco_mask.decode(code) > 0, ids == segment["id"])
+            assert entry["iscrowd"] == segment["iscrowd"]
+
+
+@pytest.mark.parametrize(("split", "folder", "count"), [("train", "training", 5), ("val", "validation", 3)])  # fmt: skip # noqa: E501
+def test_ade_layout(
+    world: tuple[Path, dict[str, Any]], split: str, folder: str, count: int
+) -> None:
+    root, _ = world
+    with open(root / "synthetic_ade20k_instances.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    things = {int(r["instance_index"]): int(r["scene_parse_index"]) for r in rows if r["instance_index"]}  # fmt: skip # noqa: E501
+    assert sorted(things) == list(range(1, 25)) and len(rows) == 34
+    archive = zipfile.ZipFile(root / "ADEChallengeData2016.zip")
+    tar = tarfile.open(root / "annotations_instance.tar")
+    base = "ADEChallengeData2016"
+    stems = [f"ADE_{split}_{k:08d}" for k in range(1, count + 1)]
+    pictures = [n for n in archive.namelist() if n.startswith(f"{base}/images/{folder}/ADE")]
+    assert pictures == [f"{base}/images/{folder}/{stem}.jpg" for stem in stems]
+    info = archive.read(f"{base}/objectInfo150.txt").decode().splitlines()
+    assert info[0].split("\t") == ["Idx", "Ratio", "Train", "Val", "Name"] and len(info) == 35
+    assert sum(float(line.split("\t")[1]) for line in info[1:]) == pytest.approx(1, abs=0.01)
+    assert len(archive.read(f"{base}/sceneCategories.txt").decode().splitlines()) == 8
+    for stem in stems:
+        semantic = _pixels(archive.read(f"{base}/annotations/{folder}/{stem}.png"))
+        member = tar.extractfile(f"annotations_instance/{folder}/{stem}.png")
+        assert member is not None
+        instance = _pixels(member.read())
+        assert semantic.dtype == np.uint8 and semantic.ndim == 2 and semantic.max() <= 34
+        expected = np.zeros_like(semantic)
+        for k, index in things.items():
+            expected[instance[..., 0] == k] = index
+        thing = np.isin(semantic, list(things.values()))
+        assert np.array_equal(expected, np.where(thing, semantic, 0))
+        assert np.array_equal(instance[..., 1] > 0, thing)
+        for number in np.unique(instance[..., 1][thing]):
+            assert len(np.unique(instance[..., 0][instance[..., 1] == number])) == 1
+
+
+def test_labels_are_those_of_the_scene(world: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = world
+    lines = (root / "synthetic_ade20k_with_prompt_eng.txt").read_text().splitlines()
+    names = {int(line.split(":")[0]): line.split(":")[1].split(",") for line in lines}
+    rng = scene_rng(seed=9, domain="b", split="val", index=1)
+    scene = render_scene(rng, "b")
+    archive = zipfile.ZipFile(root / "ADEChallengeData2016.zip")
+    base = "ADEChallengeData2016/{}/validation/ADE_val_00000002."
+    picture = _pixels(archive.read(base.format("images") + "jpg")).astype(int)
+    assert np.abs(picture - scene.image).mean() < 4
+    semantic = _pixels(archive.read(base.format("annotations") + "png"))
+    from possam.world.vocabulary import CLASSES
+
+    for segment in scene.segments:
+        labels = np.unique(semantic[scene.ids == segment.id])
+        assert len(set(labels) - {0}) == 1
+        assert set(names[labels[-1]]) & set(CLASSES[segment.class_index].names)
+
+
+def test_class_name_files_have_the_upstream_shape(world: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = world
+    for name, last, classes in (
+        ("synthetic_coco_with_prompt_eng.txt", 200, 34),
+        ("synthetic_ade20k_with_prompt_eng.txt", 34, 34),
+    ):
+        lines = (root / name).read_text().splitlines()
+        assert [int(line.split(":")[0]) for line in lines] == list(range(last + 1))
+        assert lines[0] == "0:invalid_class_id"
+        assert sum(not line.endswith(":invalid_class_id") for line in lines) == classes
+    coco = (root / "synthetic_coco_with_prompt_eng.txt").read_text().splitlines()
+    assert coco[1] == "1:red disc" and coco[92] == "92:grass,lawn"
+
+
+def test_crowds_and_void_occur() -> None:
+    crowds = void = 0
+    for k in range(60):
+        made = coco_scene(Task(domain="a", split="train", seed=1, index=k, number=k + 1))
+        crowds += sum(s["iscrowd"] for s in made.segments)
+        void += sum(s["area"] for s in made.segments) < 128 * 128 - 30
+    assert crowds >= 1 and 1 <= void <= 30
+
+
+def test_run_lengths_by_hand() -> None:
+    mask = np.array([[1, 0, 1], [1, 0, 0]], bool)
+    assert run_lengths(mask) == [0, 2, 2, 1, 1]
+    assert run_lengths(~mask) == [2, 2, 1, 1]
+    assert bounding_box(np.array([[0, 0, 0], [0, 1, 1]], bool)) == [1, 1, 2, 1]
+
+
+def test_counts_below_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"world\.coco_val: 0"):
+        write_world(tmp_path, seed=0, **(COUNTS | {"coco_val": 0}))

@@ -1,0 +1,31 @@
+# Tables from evaluations; MLflow as a view of what lies in results/.
+
+
+rule table:
+    input:
+        lambda w: plan.table_inputs(w.prefix, w.table),
+    output:
+        csv=TABLE_CSV,
+        md=TABLE_MD,
+        card=TABLE_CARD,
+    params:
+        scale=lambda w: plan.scale_of(w.prefix),
+        identity=lambda w: plan.identity("table", plan.scale_of(w.prefix), table=w.table),
+    log:
+        "results/{prefix}logs/{table}.log",
+    shell:
+        "possam table {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"
+
+
+rule track:
+    input:
+        TABLE_CSV,
+    output:
+        TRACKING,
+    params:
+        scale=lambda w: plan.scale_of(w.prefix),
+        identity=lambda w: plan.identity("track", plan.scale_of(w.prefix), table=w.table),
+    log:
+        "results/{prefix}logs/track_{table}.log",
+    shell:
+        "possam track {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"

@@ -1,0 +1,16 @@
+# One job a run. Checkpoints and weights lie beside run.json, undeclared: Snakemake removes declared
+# outputs before it reruns a rule, and a killed training must find its checkpoints.
+
+
+rule train:
+    input:
+        lambda w: plan.training_inputs(w.prefix, w.run),
+    output:
+        RUN,
+    params:
+        scale=lambda w: plan.scale_of(w.prefix),
+        identity=lambda w: plan.identity("train", plan.scale_of(w.prefix), run=w.run),
+    log:
+        "results/{prefix}logs/train_{run}.log",
+    shell:
+        "possam train {wildcards.run} --scale {params.scale} 2> >(tee {log} >&2)"
