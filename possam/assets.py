@@ -1,8 +1,8 @@
 """Fetch upstream files: resumable, checked before they get their name, each with a record.
 
-In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that the
-pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden ``.F.verified.json``
-(what was hashed when), ``.F.part`` (a download under way) and ``.F.lock``.
+In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that
+the pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden
+``.F.verified.json`` (what was hashed when), ``.F.part`` (a download under way) and ``.F.lock``.
 """
 
 import contextlib

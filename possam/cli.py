@@ -7,16 +7,25 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from possam import __version__
+from possam.environment import Environment
 from possam.errors import PossamError
+
+if TYPE_CHECKING:
+    from possam.params import Project
 
 
 def _scale(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", default="mini", help="a file in params/scales (default: mini)")
+    parser.add_argument(
+        "--scale",
+        default=Environment.load().scale,
+        help="a file in params/scales (default: $POSSAM_SCALE, else mini)",
+    )
 
 
-def _project(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _project(arguments: argparse.Namespace) -> "Project":
     from possam.params import Project
 
     return Project(arguments.scale)
@@ -79,9 +88,12 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _track(arguments: argparse.Namespace) -> None:
-    from possam.stages.track import track
+    from possam.stages.track import follow_runs, track
 
-    track(_project(arguments), arguments.table)
+    if arguments.follow:
+        follow_runs(_project(arguments))
+    else:
+        track(_project(arguments), arguments.table)
 
 
 def _ui(arguments: argparse.Namespace) -> None:
@@ -246,6 +258,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("track", _track, "put runs, evaluations and a table into MLflow")
     sub.add_argument("table")
+    sub.add_argument(
+        "--follow", action="store_true", help="keep on while trainings run, until Ctrl-C"
+    )
 
     sub = stage("ui", _ui, "open MLflow's pages over the tracked runs", scale=False)
     sub.add_argument("--host", default="127.0.0.1")

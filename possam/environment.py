@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+DEFAULT_SCALE = "mini"
 
 MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -24,10 +25,12 @@ class Environment:
     Attributes:
         tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
             ``mlflow.db`` in the working directory.
+        scale: ``POSSAM_SCALE``, the scale where no ``--scale`` is given; else ``mini``.
         slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
     """
 
     tracking_uri: str = DEFAULT_TRACKING_URI
+    scale: str = DEFAULT_SCALE
     slurm_job: str | None = None
 
     @classmethod
@@ -39,7 +42,8 @@ class Environment:
             return values.get(name, "").strip() or None
 
         uri = read("POSSAM_TRACKING_URI") or read("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
-        return cls(tracking_uri=uri, slurm_job=read("SLURM_JOB_ID"))
+        scale = read("POSSAM_SCALE") or DEFAULT_SCALE
+        return cls(tracking_uri=uri, scale=scale, slurm_job=read("SLURM_JOB_ID"))
 
 
 def apply_mlflow_defaults() -> None:

@@ -398,9 +398,9 @@ class Project:
             _choose("asset", asset, self.assets, str(source), f"assets.{role}")
         for size, tower in self.scale.towers.sam.items():
             _choose("asset", tower.asset, self.assets, str(source), f"towers.sam.{size}.asset")
-        for asset in (self.scale.towers.clip.asset, *self.scale.towers.clip.files):
-            if asset is not None:
-                _choose("asset", asset, self.assets, str(source), "towers.clip")
+        clip = self.scale.towers.clip
+        for name in (*clip.files, *([clip.asset] if clip.asset is not None else [])):
+            _choose("asset", name, self.assets, str(source), "towers.clip")
         self._check_tables()
 
     def _mapping(self, file: str, model: type[P]) -> dict[str, P]:

@@ -308,7 +308,8 @@ def test_a_file_behind_registration_is_put_in_place_by_the_user(tmp_path: Path) 
         get(asset(checksum=None), tmp_path)
     (tmp_path / "file.bin").write_bytes(CONTENT)
     get(asset(checksum=None), tmp_path)
-    assert json.loads((tmp_path / "one.record.json").read_text())["source"] == "put in place by hand"
+    record = json.loads((tmp_path / "one.record.json").read_text())
+    assert record["source"] == "put in place by hand"
     (tmp_path / "file.bin").write_bytes(b"other")
     with pytest.raises(ChecksumError, match="put the right file there"):
         get(asset(checksum=None), tmp_path)

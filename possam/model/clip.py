@@ -211,7 +211,8 @@ class FrozenClip(nn.Module):
         """CLIP's own head (norm, then projection) on pooled dense features (..., Cc) -> (..., E),
         not normalised.
 
-        On the mean over the whole map it gives open_clip's ``encode_image``. Differentiable in ``pooled``.
+        On the mean over the whole map it gives open_clip's ``encode_image``. Gradients reach
+        ``pooled``.
         """
         flat = pooled.reshape(-1, pooled.shape[-1], 1, 1)
         out: Tensor = self.model.visual.head(self.model.visual.trunk.forward_head(flat))

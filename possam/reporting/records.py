@@ -195,7 +195,7 @@ def _table(path: Path, project: Project, known: set[str], common: Mapping[str, s
 def _table_numbers(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
     """``row/column`` -> number, from a wide CSV whose first column is the row's name.
 
-    Only columns of ``keys`` and their parts (``<key>_low``) count: a run's hash may look like a number.
+    Only columns of ``keys`` and their parts (``<key>_low``) count: a hash may look like a number.
     """
     with open(path, encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

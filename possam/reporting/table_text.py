@@ -32,13 +32,12 @@ def _introduction(card: Card) -> list[str]:
         lines += [
             "> **Synthetic data.** Reproduced rows were measured on a procedural world with small "
             "towers. The published numbers are of the real COCO and ADE20K: the two are **not "
-            "comparable**, and no difference between them is shown here.",
+            "comparable**, and the differences say nothing about the method.",
             "",
         ]
     lines += [
         f"All values in percent. Reproduced: value [{level} bootstrap interval over test images]; "
-        "below it the published value"
-        + (" and, in brackets, the difference." if card["comparable"] else "."),
+        "below it the published value and, in brackets, the difference.",
         "",
     ]
     return lines
@@ -61,9 +60,7 @@ def _cell(card: Card, cell: Mapping[str, Any]) -> str:
         return str(cell["printed"])
     text = f"**{interval(cell)}**"
     if cell["printed"]:
-        text += f"<br>published {cell['printed']}"
-        if card["comparable"]:
-            text += f" ({cell['difference']:+.1f})"
+        text += f"<br>published {cell['printed']} ({cell['difference']:+.1f})"
     return text
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from possam.errors import InputError
 from possam.files import read_json
 from possam.layout import Layout
-from possam.params import Project
+from possam.params import ModelParams, Project
 from possam.provenance import write_provenance
 
 if TYPE_CHECKING:
@@ -151,6 +151,17 @@ def load_clip_tower(layout: Layout) -> "FrozenClip":
     clip = layout.project.scale.towers.clip
     checkpoint = asset_file(layout, clip.asset) if clip.asset else None
     return load_clip(config=clip_config(layout), checkpoint=checkpoint)
+
+
+def model_arguments(model: ModelParams, *, sam: "SamEncoder", clip: "FrozenClip") -> dict[str, Any]:
+    """Arguments of ``build_possam`` (without the seed) for the given towers."""
+    return {
+        "sam_channels": sam.channels,
+        "clip_channels": clip.dense_channels,
+        "embed_dim": clip.embed_dim,
+        "logit_scale": clip.logit_scale,
+        **model.model_dump(),
+    }
 
 
 def code_identity(modules: Sequence[str]) -> str:

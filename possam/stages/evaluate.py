@@ -15,9 +15,9 @@ from possam.stages.common import (
     frozen_hashes,
     load_clip_tower,
     load_sam_tower,
+    model_arguments,
     use_threads,
 )
-from possam.stages.train import model_arguments
 
 EVALUATION_CODE = (
     "possam.stages.evaluate",

@@ -12,7 +12,7 @@ def score_predictions(
     out: Path | None,
     category_ids: str,
 ) -> None:
-    """Print PQ, mask AP and mIoU of ``predictions`` (COCO panoptic JSON, or label PNGs)."""
+    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON; of label PNGs mIoU alone)."""
     from possam.datasets.format import ConvertedDataset
     from possam.evaluation.score import score
 

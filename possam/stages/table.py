@@ -3,9 +3,10 @@
 from possam.errors import InputError
 from possam.files import read_json
 from possam.layout import Layout
-from possam.params import CellParams, Condition, Project, TableParams
+from possam.params import CellParams, Project, TableParams
 
-Cell = tuple[str, str, Condition]
+Cell = tuple[str, str, str]
+"""Run, benchmark, condition."""
 
 
 def table_params(project: Project, name: str) -> TableParams:

@@ -17,3 +17,15 @@ def track(project: Project, name: str) -> None:
     layout, environment = Layout(project), Environment.load()
     summary = ingest(results=layout.results, project=project, tracking_uri=environment.tracking_uri)
     write_json(layout.tracking(name), {"tracked": name, **asdict(summary)})
+
+
+def follow_runs(project: Project) -> None:
+    """Keep the tracking server up to date with live runs until interrupted."""
+    from possam.environment import Environment
+    from possam.reporting.tracking import follow
+
+    follow(
+        results=Layout(project).results,
+        project=project,
+        tracking_uri=Environment.load().tracking_uri,
+    )

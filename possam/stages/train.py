@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from possam.files import hash_json, sha256_file, write_json
 from possam.layout import Layout
-from possam.params import ModelParams, Project, RunParams
+from possam.params import Project, RunParams
 from possam.stages.common import (
     StageRecord,
     check_device,
@@ -13,6 +13,7 @@ from possam.stages.common import (
     frozen_hashes,
     load_clip_tower,
     load_sam_tower,
+    model_arguments,
     use_threads,
 )
 
@@ -31,17 +32,6 @@ TRAINING_CODE = (
     "possam.model.text",
 )
 """Where the code that shapes trained weights begins."""
-
-
-def model_arguments(model: ModelParams, *, sam: "SamEncoder", clip: "FrozenClip") -> dict[str, Any]:
-    """Arguments of ``build_possam`` (without the seed) for the given towers."""
-    return {
-        "sam_channels": sam.channels,
-        "clip_channels": clip.dense_channels,
-        "embed_dim": clip.embed_dim,
-        "logit_scale": clip.logit_scale,
-        **model.model_dump(),
-    }
 
 
 def _source(
@@ -66,15 +56,15 @@ def _source(
     if run.training.feature_cache:
         hashes = frozen_hashes(layout, run.sam)
         content = dataset.manifest["content"]
-        caches = {
-            name: CachedFeatures.open(
+        sam_cache, clip_cache = (
+            CachedFeatures.open(
                 layout.features(tower, run.train, "train"),
                 dataset_content=content,
                 tower_hash=hashes[name],
             )
             for name, tower in (("sam", run.sam), ("clip", "clip"))
-        }
-        return CachedSource(**caches, **shared)
+        )
+        return CachedSource(sam=sam_cache, clip=clip_cache, **shared)
 
     from possam.model.segmenter import TowerFeatures
 
@@ -129,6 +119,7 @@ def train(project: Project, name: str, *, device: str) -> None:
         seed=run.seed,
         identity=identity,
         frozen=frozen,
+        vocabulary=dataset.vocabulary,
         device=device,
     )
     record.write(directory)

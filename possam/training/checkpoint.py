@@ -8,7 +8,7 @@ import glob
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,7 @@ def save_trained(
     model_kwargs: Mapping[str, Any],
     identity: Mapping[str, Any],
     frozen: Mapping[str, str],
+    vocabulary: Sequence[Sequence[str]],
     step: int,
 ) -> None:
     """Write the trained tensors with what is needed to use them.
@@ -176,6 +177,8 @@ def save_trained(
         model_kwargs: JSON-able arguments of ``build_possam``, without ``seed``.
         identity: what the weights depend on.
         frozen: tower name -> hash.
+        vocabulary: names of the classes trained on, so that a user of the file can tell seen
+            classes from unseen ones; no tensor depends on it.
         step: finished steps.
     """
     metadata = {
@@ -183,6 +186,7 @@ def save_trained(
         "identity": hash_json(identity),
         "frozen": dict(frozen),
         "model": dict(model_kwargs),
+        "vocabulary": [list(names) for names in vocabulary],
         "step": step,
     }
     # one key only: the header keeps no order among several, and equal runs should give equal files
@@ -192,7 +196,7 @@ def save_trained(
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata of a file of trained weights: format, identity, frozen, model, step.
+    """Metadata of a file of trained weights: format, identity, frozen, model, vocabulary, step.
 
     Raises:
         InputError: missing, truncated, or not such a file.

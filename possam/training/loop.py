@@ -9,7 +9,7 @@ times), bit for bit on a CPU; on CUDA up to the order of atomic additions.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,7 @@ def train_run(
     seed: int,
     identity: Mapping[str, Any],
     frozen: Mapping[str, str],
+    vocabulary: Sequence[Sequence[str]],
     device: str | torch.device,
     max_consecutive_skips: int = 10,
 ) -> dict[str, Any]:
@@ -186,6 +187,7 @@ def train_run(
         identity: JSON-able; all that the weights depend on. A directory of another identity is
             emptied and trained anew, which is printed.
         frozen: tower name -> hash, stored with the weights.
+        vocabulary: names of the training classes, stored with the weights.
         device: ``cpu`` or ``cuda``.
         max_consecutive_skips: non-finite steps in a row that stop the run.
 
@@ -226,6 +228,7 @@ def train_run(
         model_kwargs=model_kwargs,
         identity=identity,
         frozen=frozen,
+        vocabulary=vocabulary,
         step=training.iterations,
     )
     summary = {

@@ -9,7 +9,7 @@ from scipy import stats
 from possam.errors import InputError
 from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
 from possam.evaluation.panoptic import PanopticCounts
-from possam.evaluation.semantic import SemanticCounts
+from possam.evaluation.semantic import SemanticCounts, SemanticEvaluator
 from possam.evaluation.statistics import (
     ImageStatistics,
     bootstrap_intervals,
@@ -212,3 +212,18 @@ def test_subsets_and_undefined_metrics() -> None:
     everything = ImageStatistics(full.image_ids, THINGS, (True,) * 4, panoptic=full.panoptic)
     assert np.isnan(everything.metrics()["pq_unseen"]).all()
     assert everything.metrics()["pq"][0] == pytest.approx(everything.metrics()["pq_seen"][0])
+
+
+def test_miou_counts_classes_as_the_evaluator_does() -> None:
+    """A class that is only predicted counts for ``miou_union``; a resample may drop either side."""
+    evaluator = SemanticEvaluator(4)
+    evaluator.update(0, np.array([[0, 0, 1]]), np.array([[0, 1, 1]]))
+    evaluator.update(1, np.array([[3, 3, 1]]), np.array([[1, 1, 1]]))
+    classes = (True,) * 4
+    table = ImageStatistics((0, 1), classes, classes, semantic=evaluator.counts())
+    metrics = table.metrics(np.array([[1.0, 1.0], [2.0, 0.0]]))
+    # Class 0: 1 of 2; class 1: 2 of 5; class 3: 0 of 2, not in the ground truth.
+    assert metrics["miou"] == pytest.approx([45.0, 50.0])
+    assert metrics["miou_union"] == pytest.approx([30.0, 50.0])
+    assert metrics["miou"][0] == pytest.approx(100 * evaluator.result().miou)
+    assert metrics["miou_union"][0] == pytest.approx(100 * evaluator.result().miou_union)

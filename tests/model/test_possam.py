@@ -192,7 +192,7 @@ def test_builder_takes_exactly_the_model_parameters() -> None:
 
 
 def test_paper_scale_has_the_paper_s_number_of_trainable_parameters() -> None:
-    """51.5 M (the paper, for every SAM size), within 1 %, on the meta device: nothing is allocated."""
+    """51.5 M, the paper's figure for every SAM size, within 1 % (counted on the meta device)."""
     with torch.device("meta"):
         model = build_possam(
             sam_channels=256,

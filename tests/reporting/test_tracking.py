@@ -171,7 +171,7 @@ class Mortal:
         return write
 
 
-@pytest.mark.parametrize("writes", [2, 4, 6, 9, 17, 30])
+@pytest.mark.parametrize("writes", [2, 6, 17])
 def test_a_killed_ingester_is_reconciled(
     writes: int, send: Any, uri: str, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_killed_ingester_is_reconciled(
     assert not send().created
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+@pytest.mark.parametrize("writes", [1, 3])
 def test_killed_while_a_live_run_is_extended(
     writes: int, send: Any, uri: str, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

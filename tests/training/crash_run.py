@@ -18,6 +18,7 @@ import torch
 from training_fakes import (
     FROZEN,
     MODEL,
+    VOCABULARY,
     DropoutPosSAM,
     FakeSource,
     loss_params,
@@ -43,6 +44,7 @@ def run(directory: Path) -> None:
         seed=1,
         identity={"run": "crash"},
         frozen=FROZEN,
+        vocabulary=VOCABULARY,
         device="cpu",
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_fakes import FROZEN, MODEL, possam, training_params
+from training_fakes import FROZEN, MODEL, VOCABULARY, possam, training_params
 
 from possam.errors import InputError, WrongVariantError
 from possam.training.checkpoint import (
@@ -107,7 +107,7 @@ def test_leftovers_are_removed_and_nothing_else(folder: Path) -> None:
 
 def save(path: Path, **changes: Any) -> Path:
     options: dict[str, Any] = {"model": possam(), "model_kwargs": MODEL, "identity": {"run": 1}}
-    save_trained(path, **{**options, **changes}, frozen=FROZEN, step=7)
+    save_trained(path, **{**options, **changes}, frozen=FROZEN, vocabulary=VOCABULARY, step=7)
     return path
 
 
@@ -133,6 +133,7 @@ def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
 def test_metadata(tmp_path: Path) -> None:
     values = read_metadata(save(tmp_path / "w.safetensors"))
     assert values["frozen"] == FROZEN and values["model"] == MODEL and values["step"] == 7
+    assert values["vocabulary"] == [["cat"], ["dog", "puppy"]]
     assert values["format"] == "possam-weights-1" and len(values["identity"]) == 64
 
 

@@ -15,6 +15,8 @@ import torch
 from training_fakes import (
     FROZEN,
     MODEL,
+    VOCABULARY,
+    DropoutPosSAM,
     FakeSource,
     loss_params,
     possam,
@@ -41,6 +43,7 @@ def train(directory: Path, **changes: Any) -> dict[str, Any]:
         "seed": 1,
         "identity": {"run": "a"},
         "frozen": FROZEN,
+        "vocabulary": VOCABULARY,
         "device": "cpu",
     }
     return train_run(directory=directory, **{**options, **changes})
@@ -197,9 +200,11 @@ def test_scattered_non_finite_steps_do_not_stop_the_run(tmp_path: Path) -> None:
     assert train(tmp_path, source=source, max_consecutive_skips=2)["skipped"] == 3
 
 
-def test_each_step_draws_its_own_points() -> None:
+def test_each_step_draws_its_own_points_and_dropout() -> None:
+    model, dropped = DropoutPosSAM(), []
+    model.dropout.register_forward_hook(lambda *call: dropped.append(call[-1]))
     trainer = Trainer(
-        model=possam(),
+        model=model,
         text=text_embeddings(),
         training=training_params(),
         loss=loss_params(),
@@ -207,8 +212,17 @@ def test_each_step_draws_its_own_points() -> None:
         device=torch.device("cpu"),
     )
     batch = next(FakeSource().batches(0, 1))
+    model.eval()  # without dropout only the points differ
     totals = [trainer.losses(step, batch).total.item() for step in (0, 1, 0)]
     assert totals[0] == totals[2] != totals[1]
+
+    model.train()
+    dropped.clear()
+    before = torch.get_rng_state()
+    for step in (0, 1, 0):
+        trainer.step(step, batch)
+    assert torch.equal(dropped[0], dropped[2]) and not torch.equal(dropped[0], dropped[1])
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_window_without_a_finite_step_has_no_means(tmp_path: Path) -> None:

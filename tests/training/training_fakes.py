@@ -37,6 +37,7 @@ MODEL: dict[str, Any] = {
     "iou_head": True,
 }
 FROZEN = {"sam": "a" * 8, "clip": "c" * 8}
+VOCABULARY = [("cat",), ("dog", "puppy")]
 
 
 def loss_params(**changes: Any) -> LossParams:
