@@ -1,6 +1,5 @@
 """Quality of the small towers, measured on scenes that they were not trained on."""
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -120,8 +119,3 @@ def sam_click_iou(sam: Sam, *, domain: Literal["a", "b", "held"], scenes: int) -
         "stuff": float(picked[~things].mean()),
         "head_error": float(torch.cat(error).mean()),
     }
-
-
-def file_sizes(folder: Path) -> int:
-    """Bytes of all files in ``folder``."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -1,6 +1,7 @@
 """The assembled trainable part: shapes, gradients, symmetries, weights and their names."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from possam.errors import InputError
 from possam.model.possam import build_possam
-from possam.params import ModelParams
+from possam.params import ModelParams, Project
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -193,28 +194,11 @@ def test_builder_takes_exactly_the_model_parameters() -> None:
 
 def test_paper_scale_has_the_paper_s_number_of_trainable_parameters() -> None:
     """51.5 M, the paper's figure for every SAM size, within 1 % (counted on the meta device)."""
+    folder = Path(__file__).resolve().parents[2] / "params"
+    widths = Project("paper", folder=folder).scale.model.model_dump()
     with torch.device("meta"):
         model = build_possam(
-            sam_channels=256,
-            clip_channels=1536,
-            embed_dim=768,
-            logit_scale=100.0,
-            seed=0,
-            hidden_dim=256,
-            queries=250,
-            heads=8,
-            pyramid="fpn",
-            pixel_encoder_layers=6,
-            pixel_encoder_ffn=1024,
-            deformable_points=4,
-            decoder_layers=9,
-            decoder_ffn=2048,
-            pooling="ldp",
-            pooling_dim=1296,
-            pooling_heads=9,
-            pooling_interaction="mask",
-            sam_features="mask_features",
-            iou_head=True,
+            sam_channels=256, clip_channels=1536, embed_dim=768, logit_scale=100.0, seed=0, **widths
         )
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total == 51_274_098
