@@ -2,9 +2,12 @@
 
 All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
 each image was drawn) and its totals are matrix products: no image is visited twice. The resamples
-are those that ``scipy.stats.bootstrap`` draws from the same generator, and the intervals equal its
-percentile intervals; scipy itself would evaluate the metric resample by resample, which is far
-slower.
+are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy itself would evaluate
+the metric resample by resample, which is far slower.
+
+Resampling biases some metrics: an image drawn twice raises AP (its detections tie), a rare class
+that is not drawn leaves a mean. Intervals are therefore percentile intervals moved by the bias that
+the bootstrap itself estimates, so that they lie around the measured value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,13 +44,18 @@ def resample_weights(images: int, *, samples: int, seed: int) -> Weights:
     return weights
 
 
-def percentile_interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Equal-tailed interval of the resampled values (S,); undefined (NaN) ones are left out."""
+def centred_interval(
+    values: NDArray[np.float64], *, estimate: float, confidence: float
+) -> tuple[float, float]:
+    """Equal-tailed interval of the resampled values (S,), moved so that their mean is ``estimate``.
+
+    Undefined (NaN) values are left out.
+    """
     values = values[~np.isnan(values)]
     if not values.size:
         return float("nan"), float("nan")
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(values, [tail, 1.0 - tail])
+    low, high = np.quantile(values, [tail, 1.0 - tail]) + (estimate - values.mean())
     return float(low), float(high)
 
 
@@ -237,9 +245,14 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
 def bootstrap_intervals(
     statistics: ImageStatistics, *, samples: int, seed: int, confidence: float
 ) -> dict[str, tuple[float, float]]:
-    """Percentile interval of each metric, in percent, from resampled images."""
-    values = statistics.bootstrap(samples=samples, seed=seed)
-    return {name: percentile_interval(value, confidence) for name, value in values.items()}
+    """Interval of each metric, in percent and within 0..100, from resampled images."""
+    points = statistics.metrics()
+    intervals = {}
+    for name, values in statistics.bootstrap(samples=samples, seed=seed).items():
+        estimate = float(points[name][0])
+        low, high = centred_interval(values, estimate=estimate, confidence=confidence)
+        intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
+    return intervals
 
 
 def paired_differences(
@@ -266,7 +279,8 @@ def paired_differences(
     for name in points[0].keys() & points[1].keys():
         spread = resamples[1][name] - resamples[0][name]
         value = float(points[1][name][0] - points[0][name][0])
-        result[name] = Difference(value, *percentile_interval(spread, confidence))
+        interval = centred_interval(spread, estimate=value, confidence=confidence)
+        result[name] = Difference(value, *interval)
     return result
 
 

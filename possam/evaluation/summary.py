@@ -114,8 +114,8 @@ def make_result(
             "dataset": f"{dataset.name} {dataset.split}",
             "dataset_content": dataset.manifest["content"],
             "class_names_hash": hash_json([list(names) for names in dataset.vocabulary]),
-            "interval": f"{100 * evaluation.confidence:g} % percentile bootstrap over images, "
-            f"{evaluation.bootstrap_samples} resamples, seed {evaluation.bootstrap_seed}",
+            "interval": f"{100 * evaluation.confidence:g} % bootstrap over images (percentiles, "
+            f"moved by the bootstrap's bias), {evaluation.bootstrap_samples} resamples, seed {evaluation.bootstrap_seed}",
             **protocol,
         },
     }
