@@ -115,7 +115,8 @@ def make_result(
             "dataset_content": dataset.manifest["content"],
             "class_names_hash": hash_json([list(names) for names in dataset.vocabulary]),
             "interval": f"{100 * evaluation.confidence:g} % bootstrap over images (percentiles, "
-            f"moved by the bootstrap's bias), {evaluation.bootstrap_samples} resamples, seed {evaluation.bootstrap_seed}",
+            f"moved by the bootstrap's bias), {evaluation.bootstrap_samples} resamples, "
+            f"seed {evaluation.bootstrap_seed}",
             **protocol,
         },
     }
