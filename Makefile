@@ -36,7 +36,7 @@ smoke: ## the same pipeline on a handful of images (does every rule run?)
 	$(MAKE) table1 SCALE=smoke
 
 test: $(READY) ## the test suite
-	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

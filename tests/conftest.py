@@ -1,8 +1,31 @@
-"""Fixtures that several test folders share."""
+"""Fixtures that several test folders share, and the order of the suite."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+PIPELINE = "tests/pipeline/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pipeline's tests, which take longest, come first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(PIPELINE))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The pipeline's tests share one finished pipeline: one process runs them all, in order.
+
+    All other files are handed out one by one.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return PIPELINE if nodeid.startswith(PIPELINE) else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,8 @@ _METRICS_A_BATCH = 1000
 _ENTRIES_A_BATCH = 100
 _LARGEST_ARTIFACT = 5 << 20
 _SQLITE = "sqlite:///"
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment in MLflow's pages for model training, not in those for language models."""
 
 
 class TrackingError(PossamError):
@@ -243,7 +245,8 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = _database(uri).parent / "mlartifacts" / name if uri.startswith(_SQLITE) else None
-        return str(client.create_experiment(name, folder.as_uri() if folder else None))
+        location = folder.as_uri() if folder else None
+        return str(client.create_experiment(name, location, tags=_MODEL_TRAINING))
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"{redact(uri)}: the experiment {name!r} was deleted; restore it (mlflow experiments "

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_smoke import edited
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.pipeline
 
 WEIGHTS = "results/smoke/runs/possam_b_coco/weights.safetensors"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.pipeline.conftest import REPOSITORY, Workspace
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.pipeline
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

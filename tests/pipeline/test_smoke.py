@@ -17,7 +17,7 @@ import pytest
 from possam.files import read_json, sha256_file
 from tests.pipeline.conftest import TARGETS, Workspace
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.pipeline
 
 
 @contextmanager
