@@ -114,6 +114,7 @@ def _score(arguments: argparse.Namespace) -> None:
     score_predictions(
         arguments.dataset,
         arguments.predictions,
+        segmentations=arguments.segmentations,
         out=arguments.out,
         category_ids=arguments.category_ids,
     )
@@ -241,7 +242,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("dataset", type=Path, help="folder of a converted data set")
     sub.add_argument("predictions", type=Path, help="COCO panoptic JSON, or a folder of label PNGs")
-    sub.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
+    sub.add_argument(
+        "--segmentations",
+        type=Path,
+        default=None,
+        help="folder of the JSON's PNGs (default: beside it, its name without .json)",
+    )
+    sub.add_argument(
+        "--out", type=Path, default=None, help="folder for evaluation.json and the statistics"
+    )
 
     sub.add_argument(
         "--category-ids",

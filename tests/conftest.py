@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# No clock decides a test, and the same examples are tried everywhere.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 PIPELINE = "tests/pipeline/"
 

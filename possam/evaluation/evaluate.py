@@ -86,6 +86,7 @@ def evaluate_run(
             evaluators=evaluators,
             writer=writer,
             device=device,
+            label="evaluate {run} on {benchmark}, {condition}".format(**identity),
         )
         statistics, values = evaluators.finish(dataset, seen)
         check = None
@@ -168,9 +169,10 @@ def _predict_all(
     evaluators: Evaluators,
     writer: PredictionWriter | None,
     device: str,
+    label: str,
 ) -> None:
     is_thing = torch.tensor([c.is_thing for c in dataset.categories], device=device)
-    with Progress(len(dataset), label="evaluate", unit="images") as progress:
+    with Progress(len(dataset), label=label, unit="images") as progress:
         for positions in size_batches(dataset, batch_size):
             tests = [_load(dataset, position, inference.resolution) for position in positions]
             raw = segmenter(torch.stack([test.pixels for test in tests]).to(device))

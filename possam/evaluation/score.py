@@ -43,8 +43,8 @@ def score(
             mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
             255 or 65535 = none), which gives mIoU alone.
         out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
-        category_ids: ``contiguous`` if category ids in the JSON are class indices, ``upstream`` if
-            they are those of the data set's publisher.
+        category_ids: ``contiguous`` if category ids (or labels) are class indices, ``upstream`` if
+            they are those of the data set's publisher (then the label 0 = none, too).
         seen: flags of seen classes; default: all seen.
         identity: goes into the result as it is: ``run``, ``benchmark``, ``condition``, ...
 
@@ -69,7 +69,7 @@ def score(
                 "for panoptic predictions name the JSON file"
             )
         evaluators = Evaluators(panoptic=None, semantic=semantic, instances=None)
-        _score_labels(dataset, predictions, semantic)
+        _score_labels(dataset, predictions, semantic, category_ids=category_ids)
         source = "label PNGs"
     else:
         panoptic = PanopticEvaluator(dataset.categories)
@@ -138,7 +138,9 @@ def _labels(ids: NDArray[np.integer], segments: Mapping[int, int]) -> NDArray[np
     return classes[inverse.reshape(ids.shape)]
 
 
-def _score_labels(dataset: ConvertedDataset, folder: Path, semantic: SemanticEvaluator) -> None:
+def _score_labels(
+    dataset: ConvertedDataset, folder: Path, semantic: SemanticEvaluator, *, category_ids: str
+) -> None:
     if not any(folder.glob("*.png")):
         raise InputError(
             f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
@@ -154,11 +156,27 @@ def _score_labels(dataset: ConvertedDataset, folder: Path, semantic: SemanticEva
                 f"not {stored.dtype} with {stored.ndim} dimensions"
             )
         check_size(path, stored, record)
-        labels = stored.astype(np.int64)
-        labels[labels == VOID_LABELS[stored.dtype]] = -1
-        if labels.max() >= semantic.num_classes:
-            raise InputError(
-                f"{path}: label {labels.max()}: valid are 0..{semantic.num_classes - 1}, and "
-                f"{VOID_LABELS[stored.dtype]} for none"
-            )
+        labels = _label_indices(path, stored, dataset, category_ids)
         semantic.update(record.id, labels, dataset.semantic(position))
+
+
+def _label_indices(
+    path: Path, stored: NDArray[np.integer], dataset: ConvertedDataset, category_ids: str
+) -> NDArray[np.int64]:
+    """Class indices (H,W) of a label PNG, -1 where it names no class."""
+    none = {int(VOID_LABELS[stored.dtype])}
+    if category_ids == "upstream":
+        index_of = {category.upstream_id: category.index for category in dataset.categories}
+        none.add(0)
+    else:
+        index_of = {category.index: category.index for category in dataset.categories}
+    values, inverse = np.unique(stored, return_inverse=True)
+    unknown = [v for v in values.tolist() if v not in index_of and v not in none]
+    if unknown:
+        raise InputError(
+            f"{path}: labels {unknown[:5]}: valid are the {category_ids} ids "
+            f"{min(index_of)}..{max(index_of)} of the data set's {len(index_of)} classes, and "
+            f"{' or '.join(map(str, sorted(none)))} for none"
+        )
+    found = np.array([index_of.get(v, -1) for v in values.tolist()], np.int64)
+    return found[inverse.reshape(stored.shape)]

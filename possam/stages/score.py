@@ -9,6 +9,7 @@ def score_predictions(
     dataset: Path,
     predictions: Path,
     *,
+    segmentations: Path | None,
     out: Path | None,
     category_ids: str,
 ) -> None:
@@ -19,6 +20,7 @@ def score_predictions(
     result = score(
         dataset=ConvertedDataset.open(dataset),
         predictions=predictions,
+        segmentations=segmentations,
         category_ids=category_ids,
         evaluation=EvaluationParams(
             bootstrap_samples=1000,

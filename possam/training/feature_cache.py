@@ -98,7 +98,9 @@ def cache_features(
     )
     with (
         atomic_directory(out) as temporary,
-        Progress(len(dataset), label=f"features of {dataset.name}", unit="images") as progress,
+        Progress(
+            len(dataset), label=f"features of {out.parent.name} on {dataset.name}", unit="images"
+        ) as progress,
     ):
         store: np.memmap | None = None
         position = 0

@@ -290,7 +290,9 @@ def _train(
 
     with (
         contextlib.closing(metrics),
-        Progress(total, label="training", unit="steps", initial=start) as progress,
+        Progress(
+            total, label=f"train {files.directory.name}", unit="steps", initial=start
+        ) as progress,
     ):
         began, before = time.monotonic(), counters.seconds
         for step, batch in enumerate(source.batches(start, total), start=start):

@@ -235,11 +235,25 @@ def test_label_maps(run: Callable, labels: Path) -> None:
     assert run(labels)["metrics"]["miou"] < 100.0
 
 
+def test_label_maps_with_the_publishers_ids(
+    run: Callable, dataset: ConvertedDataset, labels: Path
+) -> None:
+    upstream = np.zeros(256, np.uint8)  # 0: none
+    for category in dataset.categories:
+        upstream[category.index] = category.upstream_id
+    for path in labels.iterdir():
+        Image.fromarray(upstream[np.asarray(Image.open(path))]).save(path)
+    assert run(labels, category_ids="upstream")["metrics"]["miou"] == 100.0
+    Image.fromarray(np.full((24, 30), 254, np.uint8)).save(labels / "picture_1.png")
+    with pytest.raises(InputError, match=r"picture_1.png: labels \[254\]: .* upstream ids"):
+        run(labels, category_ids="upstream")
+
+
 def test_faults_in_label_maps_are_named(run: Callable, labels: Path, tmp_path: Path) -> None:
     path = labels / "picture_1.png"
     for pixels, message in (
         (np.zeros((24, 31), np.uint8), "picture_1.png: size: 31 x 24, but image 49 is 30 x 24"),
-        (np.full((24, 30), 5, np.uint8), r"picture_1.png: label 5: valid are 0\.\.4, and 255"),
+        (np.full((24, 30), 5, np.uint8), r"labels \[5\]: valid are .* 0\.\.4 .* 255"),
         (np.zeros((24, 30, 3), np.uint8), "picture_1.png: a single-channel PNG"),
     ):
         Image.fromarray(pixels).save(path)

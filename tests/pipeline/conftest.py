@@ -70,6 +70,7 @@ def copy_project(folder: Path) -> Workspace:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
         shutil.copy2(REPOSITORY / name, folder / name)
+    (folder / "profiles").symlink_to("workflow/profiles")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     # make finds the environment that runs the tests.
     (folder / ".venv").symlink_to(sys.prefix)

@@ -27,7 +27,6 @@ def prepare(workspace: Workspace) -> None:
     """The files that the README's examples name."""
     folder = workspace.folder
     Image.effect_noise((96, 80), 60).convert("RGB").save(folder / "photo.jpg")
-    shutil.rmtree(folder / "out", ignore_errors=True)
     upstream, raw = folder / "path/to/coco", folder / "data/smoke/raw"
     if not upstream.exists():
         shutil.copytree(raw / "synthetic_coco_val_images/val2017", upstream / "val2017")

@@ -34,7 +34,7 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 def planned(workspace: Workspace) -> set[tuple[str, str]]:
     """Jobs of a dry run as (rule, wildcards)."""
-    output = workspace.snakemake("-n", *TARGETS)
+    output = workspace.snakemake("-n", "--quiet", "host", "--", *TARGETS)
     jobs: set[tuple[str, str]] = set()
     for block in re.split(r"\n\s*\n|\n\[", output):
         rule = re.search(r"^(?:local)?rule (\w+):", block, re.MULTILINE)

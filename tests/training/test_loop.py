@@ -71,11 +71,12 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_killed_runs_end_as_if_they_had_not_been_killed(crashes: dict[str, Any]) -> None:
     reference = crashes["reference"]
     assert crashes["code"] == 0
-    # identity, three checkpoints of two renames, weights twice, summary; and random moments
-    assert len(crashes["runs"]) >= 10 + 2
+    # identity, three checkpoints of two renames, weights twice, summary; a run that is to be killed
+    # at a random moment may end before it
+    assert sum(len(run["codes"]) > 1 for run in crashes["runs"]) >= 10
     for run in crashes["runs"]:
         assert run["codes"][-1] == 0
-        assert set(run["codes"][:-1]) <= {-signal.SIGKILL, 0} and len(run["codes"]) > 1
+        assert set(run["codes"][:-1]) <= {-signal.SIGKILL}
         assert run["weights"] == reference["weights"]
         assert run["metrics"] == reference["metrics"]
         assert run["files"] == reference["files"]
