@@ -9,8 +9,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 from possam.layout import (
-    ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TOWERS, TRACKING, WORLD
+    ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TRACKING, WORLD
 )
+from possam.params import CONDITIONS
 from possam.pipeline import Pipeline
 
 # The `possam` of this very environment, also when it is not activated.
@@ -30,7 +31,7 @@ wildcard_constraints:
     dataset="coco|ade20k",
     split="train|val",
     benchmark=r"\w+",
-    condition="trained|untrained|shuffled_names",
+    condition="|".join(CONDITIONS),
 
 
 localrules:

@@ -112,6 +112,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from possam.stages.score import score_predictions
 
     score_predictions(
+        _project(arguments),
         arguments.dataset,
         arguments.predictions,
         segmentations=arguments.segmentations,
@@ -232,14 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--condition",
         default="trained",
-        choices=["trained", "untrained", "shuffled_names"],
-        help="what is evaluated: the trained model, or a control (default: trained)",
+        help="trained (default), or a control: untrained, shuffled_names",
     )
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
-    sub = stage(
-        "score", _score, "score predictions of any system against a converted data set", scale=False
-    )
+    sub = stage("score", _score, "score predictions of any system against a converted data set")
     sub.add_argument("dataset", type=Path, help="folder of a converted data set")
     sub.add_argument("predictions", type=Path, help="COCO panoptic JSON, or a folder of label PNGs")
     sub.add_argument(

@@ -22,7 +22,6 @@ TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_CARD = "results/{prefix}{table}.json"
 TRACKING = "results/{prefix}{table}.tracking.json"
-TOWERS = "data/towers/provenance.json"
 
 
 class Layout:

@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from possam.errors import InputError
-from possam.files import hash_json
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -448,15 +447,6 @@ class Project:
     def _check_cell(self, run: str, benchmark: str, path: str, key: str) -> None:
         _choose("run", run, self._run_data, path, f"{key}.run")
         _choose("benchmark", benchmark, self.benchmarks, path, f"{key}.benchmark")
-
-    def inference_key(self) -> str:
-        """Hash of what turns trained weights into metrics at this scale."""
-        parts = {
-            "inference": self.scale.inference.model_dump(mode="json"),
-            "evaluation": self.scale.evaluation.model_dump(mode="json"),
-            "templates": list(self.scale.templates),
-        }
-        return hash_json(parts)
 
 
 METRICS: dict[str, str] = {

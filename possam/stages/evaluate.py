@@ -7,7 +7,7 @@ import numpy as np
 from possam.errors import InputError
 from possam.files import hash_json, read_json, sha256_file
 from possam.layout import Layout
-from possam.params import Condition, Project
+from possam.params import CONDITIONS, Project
 from possam.stages.common import (
     StageRecord,
     check_device,
@@ -46,9 +46,7 @@ def shuffle_names(vocabulary: Sequence[tuple[str, ...]], *, seed: int) -> list[t
     return shuffled
 
 
-def evaluate(
-    project: Project, name: str, benchmark: str, *, condition: Condition, device: str
-) -> None:
+def evaluate(project: Project, name: str, benchmark: str, *, condition: str, device: str) -> None:
     """Evaluate run ``name`` on ``benchmark`` and write ``evaluation.json``."""
     from possam.datasets.class_names import seen_classes
     from possam.datasets.format import ConvertedDataset
@@ -60,6 +58,10 @@ def evaluate(
 
     check_device(device)
     use_threads(project)
+    if condition not in CONDITIONS:
+        raise InputError(
+            f"--condition: unknown {condition!r}; valid choices: {', '.join(CONDITIONS)}"
+        )
     if benchmark not in project.benchmarks:
         raise InputError(
             f"{project.folder / 'benchmarks.yaml'}: unknown benchmark {benchmark!r}; "

@@ -10,7 +10,6 @@ from possam.stages.common import (
     load_sam_tower,
     tower_hash,
     use_threads,
-    worker_count,
 )
 
 if TYPE_CHECKING:
@@ -47,5 +46,5 @@ def cache_tower_features(project: Project, tower: str, dataset: str, split: str)
         tower_hash=tower_hash(layout, tower),
         flipped=project.scale.training.augmentation.policy == "flip",
         batch_size=project.scale.evaluation.batch_size,
-        workers=worker_count(0),
+        workers=project.scale.training.workers,
     )

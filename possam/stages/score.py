@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from possam.params import METRICS, EvaluationParams
+from possam.params import METRICS, Project
 
 
 def score_predictions(
+    project: Project,
     dataset: Path,
     predictions: Path,
     *,
@@ -13,7 +14,10 @@ def score_predictions(
     out: Path | None,
     category_ids: str,
 ) -> None:
-    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON; of label PNGs mIoU alone)."""
+    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON; of label PNGs mIoU alone).
+
+    The bootstrap's settings are those of ``project``'s scale.
+    """
     from possam.datasets.format import ConvertedDataset
     from possam.evaluation.score import score
 
@@ -22,20 +26,14 @@ def score_predictions(
         predictions=predictions,
         segmentations=segmentations,
         category_ids=category_ids,
-        evaluation=EvaluationParams(
-            bootstrap_samples=1000,
-            bootstrap_seed=0,
-            confidence=0.95,
-            check_panopticapi=False,
-            batch_size=1,
-        ),
+        evaluation=project.scale.evaluation,
         out=out,
     )
     intervals = result.get("intervals", {})
     for name, value in result["metrics"].items():
-        line = f"{METRICS.get(name, name)}: {value:.4f}" if value is not None else ""
-        low, high = intervals.get(name) or (None, None)
-        if line and low is not None:
-            line += f"  [{low:.2f}, {high:.2f}]"
-        if line:
-            print(line)
+        if value is None:
+            continue
+        line = f"{METRICS.get(name, name)}: {value:.4f}"
+        if interval := intervals.get(name):
+            line += f"  [{interval[0]:.2f}, {interval[1]:.2f}]"
+        print(line)

@@ -1,0 +1,78 @@
+"""The command line: one subcommand a stage, quick to start, one message and exit code 2."""
+
+import subprocess
+import sys
+
+import pytest
+
+from possam import cli
+from possam.errors import InputError
+
+STAGES = {
+    *("check", "world", "fetch", "convert", "convert-files", "features", "train", "evaluate"),
+    *("score", "table", "show", "track", "ui", "predict", "pretrain"),
+}
+
+
+def test_help_lists_one_subcommand_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.split("STAGE\n")[1]
+    found = {line.split()[0] for line in listed.splitlines() if line[4:5].strip()}
+    assert stop.value.code == 0 and found == STAGES
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_every_stage_explains_itself(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([stage, "--help"])
+    assert stop.value.code == 0 and stage in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from possam import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'pandas', 'pydantic', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("params/x.yaml: key: bad"), 2, "possam check: params/x.yaml: key: bad\n"),
+        (KeyboardInterrupt(), 130, "possam check: interrupted\n"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_check", fail)
+    assert cli.main(["check"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_check", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["check"])
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["nothing"], ["train"], ["convert", "coco", "test"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
