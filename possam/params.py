@@ -8,7 +8,7 @@ errors that name the file, the key and the valid choices.
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +23,7 @@ Rate = Annotated[float, Field(gt=0.0)]
 DatasetName = Literal["coco", "ade20k"]
 Condition = Literal["trained", "untrained", "shuffled_names"]
 TrainedSplit = Literal["train", "val"]
-CONDITIONS: tuple[Condition, ...] = ("trained", "untrained", "shuffled_names")
+CONDITIONS: tuple[str, ...] = get_args(Condition)
 
 
 class Params(BaseModel):
