@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table1 smoke test lint format lock ui towers clean
+.PHONY: help setup table1 smoke test parity lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -37,6 +37,10 @@ smoke: ## the same pipeline on a handful of images (does every rule run?)
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
+
+parity: $(READY) ## every borrowed part against its reference, full size; writes reports/parity.md
+	$(BIN)/python -m pytest -m parity -n $(CORES) --dist loadscope --no-loadscope-reorder \
+	  --parity-report reports/parity.md
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.parity_report import Parity, ParityPlugin
+
 # No clock decides a test, and the same examples are tried everywhere.
 hypothesis.settings.register_profile(
     "suite",
@@ -16,6 +18,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 PIPELINE = "tests/pipeline/"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-report", metavar="FILE", help="write the parity table as Markdown")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ParityPlugin(config), "parity-report")
+
+
+@pytest.fixture(scope="session")
+def parity(pytestconfig: pytest.Config) -> Parity:
+    """Comparisons with references, counted for the table (see tests/parity_report.py)."""
+    plugin: ParityPlugin = pytestconfig.pluginmanager.get_plugin("parity-report")
+    return plugin.fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
