@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from possam.checked_yaml import merge, read_yaml
 from possam.errors import InputError
-from possam.params import Project, merge, read_yaml
+from possam.params import Project
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from possam.errors import InputError
-from possam.params import METRICS, Project
+from possam.params import Project
 from possam.reporting.published import find_slips, read_published
 from possam.reporting.tables import build_table, print_table
+from possam.table_params import METRICS
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP", "FC-CLIP")

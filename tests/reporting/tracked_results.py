@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from possam.checked_yaml import validate
 from possam.files import write_json
-from possam.params import Project, TableParams, validate
+from possam.params import Project
+from possam.table_params import TableParams
 
 START = "2024-05-01T10:00:00+00:00"
 START_MS = 1714557600000
