@@ -44,13 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The pipeline's tests share one finished pipeline: one process runs them all, in order.
 
-    All other files are handed out one by one.
+    All other files are handed out one by one; tests of full-size networks, which are named so,
+    one by one too, since one file of them would keep one process busy for minutes.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return PIPELINE if nodeid.startswith(PIPELINE) else nodeid.split("::")[0]
+            if nodeid.startswith(PIPELINE):
+                return PIPELINE
+            return nodeid if "full_size" in nodeid else nodeid.split("::")[0]
 
     return ByFile(config, log)
 
