@@ -159,6 +159,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
 
 
+def _efficiency(arguments: argparse.Namespace) -> None:
+    from possam.stages.efficiency import print_parameters
+
+    print_parameters(_project(arguments))
+
+
 def _check(arguments: argparse.Namespace) -> None:
     from possam.stages.check import check
 
@@ -300,6 +306,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder for panoptic.png, .json, overlay.png"
     )
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+    sub = stage("efficiency", _efficiency, "what the models of a scale cost")
+    sub.add_argument(
+        "--parameters",
+        action="store_true",
+        required=True,
+        help="trainable, frozen and total parameters for every SAM size (nothing is allocated)",
+    )
 
     sub = stage("pretrain", _pretrain, "train the small synthetic towers from nothing", scale=False)
     sub.add_argument("--out", type=Path, default=Path("data/towers"))
