@@ -102,14 +102,25 @@ class ControlParams(CellParams):
 
 
 class TableParams(Params):
-    """One table of the paper."""
+    """One table of the paper.
+
+    Attributes:
+        published: file in ``params/published`` with a line a row.
+        labels: text columns of that file (key: title) that say what a row is.
+        groups: column groups (key: title); a row's cells say where each group is measured.
+        reference: the row that all other reproduced rows are compared with, in pairs.
+        agreement: compare the order of the reproduced rows with the published one.
+    """
 
     title: str
     published: str
+    labels: dict[str, str] = Field(default_factory=dict)
     groups: dict[str, str]
     columns: tuple[ColumnParams, ...]
     rows: tuple[RowParams, ...]
     controls: tuple[ControlParams, ...] = ()
+    reference: str | None = None
+    agreement: bool = False
 
     def places(self) -> list[Place]:
         """Everything that the table and its controls show, once each."""
@@ -165,6 +176,9 @@ def check_table(
             choose("column group", group, table.groups, source, key)
             shown = [column.metric for column in table.columns if column.group == group]
             check_cell(cell, shown, key)
+    if table.reference is not None:
+        reproduced = [row.name for row in table.rows if row.cells]
+        choose("reproduced row", table.reference, reproduced, source, f"{name}.reference")
     for control in table.controls:
         shown = [column.metric for column in table.columns]
         check_cell(control, shown, f"{name}.controls[{control.name}]")

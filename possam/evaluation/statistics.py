@@ -60,12 +60,11 @@ def centred_interval(
 
 
 @dataclass(frozen=True)
-class Difference:
-    """``second - first`` in percentage points, with its interval; both on the same resamples."""
+class Resampled:
+    """Metrics in percent: of all images, and of S bootstrap resamples of them, (S,) each."""
 
-    value: float
-    low: float
-    high: float
+    points: dict[str, float]
+    samples: dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -242,52 +241,36 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
     }
 
 
-def bootstrap_intervals(
-    *statistics: ImageStatistics, samples: int, seed: int, confidence: float
-) -> dict[str, tuple[float, float]]:
-    """Interval of each metric, in percent and within 0..100, from resampled images.
+def resample(*statistics: ImageStatistics, samples: int, seed: int) -> Resampled:
+    """Metrics of an evaluation, or their means over several (one a training seed).
 
-    Of several ``statistics`` (one a training seed): of the metric's mean over them, each resample
-    being of the same images for all.
+    Equal ``samples`` and ``seed`` draw the same images, so that results can be compared in pairs.
 
     Raises:
         InputError: they were not measured on the same images.
     """
     _check_images(*statistics)
     points = [table.metrics() for table in statistics]
-    resamples = [table.bootstrap(samples=samples, seed=seed) for table in statistics]
+    drawn = [table.bootstrap(samples=samples, seed=seed) for table in statistics]
+    return Resampled(
+        {name: float(np.mean([point[name][0] for point in points])) for name in points[0]},
+        {name: np.mean([draw[name] for draw in drawn], axis=0) for name in points[0]},
+    )
+
+
+def bootstrap_intervals(
+    *statistics: ImageStatistics, samples: int, seed: int, confidence: float
+) -> dict[str, tuple[float, float]]:
+    """Interval of each metric, in percent and within 0..100, from resampled images.
+
+    Arguments and errors as :func:`resample`.
+    """
+    found = resample(*statistics, samples=samples, seed=seed)
     intervals = {}
-    for name in points[0]:
-        estimate = float(np.mean([point[name][0] for point in points]))
-        values = np.mean([resample[name] for resample in resamples], axis=0)
-        low, high = centred_interval(values, estimate=estimate, confidence=confidence)
+    for name, values in found.samples.items():
+        low, high = centred_interval(values, estimate=found.points[name], confidence=confidence)
         intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
     return intervals
-
-
-def paired_differences(
-    first: ImageStatistics,
-    second: ImageStatistics,
-    *,
-    samples: int,
-    seed: int,
-    confidence: float,
-) -> dict[str, Difference]:
-    """Differences ``second - first`` of all metrics that both have, on the same resamples.
-
-    Raises:
-        InputError: the two were not measured on the same images.
-    """
-    _check_images(first, second)
-    points = (first.metrics(), second.metrics())
-    resamples = [part.bootstrap(samples=samples, seed=seed) for part in (first, second)]
-    result = {}
-    for name in points[0].keys() & points[1].keys():
-        spread = resamples[1][name] - resamples[0][name]
-        value = float(points[1][name][0] - points[0][name][0])
-        interval = centred_interval(spread, estimate=value, confidence=confidence)
-        result[name] = Difference(value, *interval)
-    return result
 
 
 def _check_images(*statistics: ImageStatistics) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -47,3 +47,18 @@ class Measurement:
     def parts(self) -> list[Mapping[str, Any]]:
         """The variant's part of each evaluation: metrics, check, protocol."""
         return [evaluation["variants"][self.variant] for evaluation in self.evaluations]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """What a table says of its rows against each other.
+
+    Attributes:
+        differences: row -> column key -> ``value``, ``low``, ``high``: the row minus the table's
+            reference row in percentage points, paired over images, with its interval.
+        agreement: column key -> ``tau``, ``low``, ``high``, ``rows``: Kendall's tau of the
+            published order of the reproduced rows and ours.
+    """
+
+    differences: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

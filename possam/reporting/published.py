@@ -14,10 +14,11 @@ NAME, VENUE = "method", "venue"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row as published: the cells' texts (unchanged) and values in percent, by column key."""
+    """One row as published: labels, cells' texts (unchanged) and their values, by column key."""
 
     name: str
     venue: str
+    labels: Mapping[str, str]
     texts: Mapping[str, str]
     values: Mapping[str, float]
 
@@ -35,7 +36,7 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
         raise InputError(f"{path}: no such file; published values belong there") from error
     if not lines:
         raise InputError(f"{path}: no rows; published values belong there")
-    for key in (NAME, VENUE, *(column.key for column in table.columns)):
+    for key in (NAME, *table.labels, *(column.key for column in table.columns)):
         if key not in lines[0]:
             raise InputError(f"{path}: column {key!r} is missing")
     rows = {}
@@ -47,7 +48,8 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
                 values[key] = float(text)
             except ValueError as error:
                 raise InputError(f"{path}: {line[NAME]}: {key}: {text!r} is no number") from error
-        rows[line[NAME]] = PublishedRow(line[NAME], line[VENUE] or "", texts, values)
+        labels = {key: line[key] for key in table.labels}
+        rows[line[NAME]] = PublishedRow(line[NAME], line.get(VENUE, ""), labels, texts, values)
     missing = [row.name for row in table.rows if row.name not in rows]
     if missing:
         raise InputError(f"{path}: no row for {missing[0]!r}, which the table has")
@@ -57,8 +59,9 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
 def find_slips(table: TableParams, row: PublishedRow) -> list[str]:
     """What cannot be, or can hardly be, right in a published row.
 
-    PQ is SQ x RQ in every class, so that averages obey PQ <= RQ; and two metrics, or two
-    directions, that agree to the last printed digit are more likely a copy than a coincidence.
+    PQ is SQ x RQ in every class, so that averages obey PQ <= RQ; PQ of all classes is a mean of
+    those of things and stuff, and so lies between them; and two metrics, or two directions, that
+    agree to the last printed digit are more likely a copy than a coincidence.
     """
     notes = []
     for group in table.groups:
@@ -68,6 +71,13 @@ def find_slips(table: TableParams, row: PublishedRow) -> list[str]:
             notes.append(
                 f"{row.name}, {table.groups[group]}: RQ {rq:g} is below PQ {pq:g}, which no data "
                 "can give (PQ is at most RQ in every class)"
+            )
+        parts = [found.get("pq_things"), found.get("pq_stuff")]
+        bounds = [value for value in parts if value is not None]
+        if pq is not None and len(bounds) == 2 and not min(bounds) <= pq <= max(bounds):
+            notes.append(
+                f"{row.name}, {table.groups[group]}: PQ {pq:g} does not lie between that of things "
+                f"{bounds[0]:g} and of stuff {bounds[1]:g}, whose mean over classes it is"
             )
     for first, second in itertools.combinations(table.columns, 2):
         text = row.texts.get(first.key)

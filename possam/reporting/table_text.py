@@ -17,6 +17,8 @@ def markdown(card: Card) -> str:
             "",
             *_introduction(card),
             *(line for group in card["groups"] for line in _direction(card, group)),
+            *_comparison(card),
+            *_ranks(card),
             *_controls(card),
             *_supplement(card),
             *_slips(card),
@@ -80,13 +82,79 @@ def _direction(card: Card, group: str) -> list[str]:
     rows = [
         [
             f"{row['row']} ({row['venue']})" if row["venue"] else row["row"],
+            *(row["labels"][key] for key in card["labels"]),
             row["source"] if row["source"] == "published" or group in row["runs"] else "published",
             *(_cell(card, row["cells"][column["key"]]) for column in columns),
         ]
         for row in card["rows"]
     ]
-    header = ["Method", "Source", *(column["title"] for column in columns)]
+    titles = (column["title"] for column in columns)
+    header = ["Method", *card["labels"].values(), "Source", *titles]
     return [f"## {card['groups'][group]}", "", *_lines(header, rows), ""]
+
+
+def _comparison(card: Card) -> list[str]:
+    """Every reproduced row minus the reference row, where the two were paired."""
+    columns = card["columns"]
+    rows = []
+    for row in card["rows"]:
+        found = [row["cells"][column["key"]].get("versus") for column in columns]
+        if any(found):
+            rows.append([row["row"], *(_versus(difference) for difference in found)])
+    if not rows:
+        return []
+    level = f"{100 * card['confidence']:g} %"
+    return [
+        f"## Against {card['reference']}",
+        "",
+        f"The row minus *{card['reference']}*, in percentage points, with the {level} interval of "
+        "a paired bootstrap (both on the same resampled images). **Bold**: the interval excludes "
+        "zero, the difference is real at this scale as far as the test images go; the training's "
+        "own chance is " + ("in the mean over seeds." if len(card["seeds"]) > 1 else "not in it."),
+        "",
+        *_lines(["Method", *(column_title(card, column) for column in columns)], rows),
+        "",
+    ]
+
+
+def column_title(card: Card, column: Mapping[str, Any]) -> str:
+    """``PQ``; with several groups ``PQ (COCO -> ADE20K)``."""
+    if len(card["groups"]) == 1:
+        return str(column["title"])
+    return f"{column['title']} ({card['groups'][column['group']]})"
+
+
+def _versus(difference: Mapping[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    low, high = difference["low"], difference["high"]
+    text = f"{difference['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _ranks(card: Card) -> list[str]:
+    if not card["agreement"]:
+        return []
+    titles = {column["key"]: column_title(card, column) for column in card["columns"]}
+    rows = [
+        [
+            titles[key],
+            f"{found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
+            str(found["rows"]),
+        ]
+        for key, found in card["agreement"].items()
+    ]
+    level = f"{100 * card['confidence']:g} %"
+    return [
+        "## Agreement with the published order",
+        "",
+        "Kendall's tau-b of the published order of the reproduced rows and ours: 1 the same order, "
+        f"-1 the reverse; the middle {level} of the resampled test images. It is a finding: no row "
+        "was tuned towards it.",
+        "",
+        *_lines(["Column", "tau", "Rows"], rows),
+        "",
+    ]
 
 
 def _controls(card: Card) -> list[str]:

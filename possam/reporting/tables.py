@@ -1,4 +1,4 @@
-"""Tables of the paper, from evaluations and published numbers: CSV, Markdown and a JSON card."""
+"""Tables of the paper, from evaluations and published numbers: CSV, Markdown, TeX and a JSON card."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ from typing import Any
 from possam.errors import InputError
 from possam.files import atomic_write, hash_json, read_json, write_json
 from possam.params import Project
-from possam.reporting.measurement import Measurement
+from possam.reporting.measurement import Comparisons, Measurement
 from possam.reporting.published import PublishedRow, read_published, slips
+from possam.reporting.table_tex import tex
 from possam.reporting.table_text import markdown, terminal
 from possam.table_params import (
     METRICS,
@@ -79,19 +80,19 @@ def build_table(
     project: Project,
     table: str,
     measurements: Measurements,
+    comparisons: Comparisons,
     *,
-    out_csv: Path,
-    out_md: Path,
-    out_json: Path | None = None,
+    out: Path,
 ) -> dict[str, Any]:
-    """Write a table as CSV (for machines), Markdown (for people) and a card of its provenance.
+    """Write a table as CSV (for machines), Markdown (for people), TeX (for papers) and a card.
 
     Args:
         measurements: what the table and its controls show, by where it was measured.
-        out_json: of the card; default: beside the CSV.
+        comparisons: of its rows with each other.
+        out: the CSV; the others lie beside it, as ``.md``, ``.tex`` and ``.json``.
 
     Returns:
-        The card: everything that the CSV and the Markdown show, unrounded, and where it is from.
+        The card: everything that the other files show, unrounded, and where it is from.
 
     Raises:
         InputError: an unknown table, a published file that does not fit, or a missing evaluation
@@ -102,17 +103,18 @@ def build_table(
             f"{project.folder / 'tables.yaml'}: unknown table {table!r}; "
             f"valid choices: {', '.join(project.tables)}"
         )
-    card = make_card(project, table, measurements)
-    write_json(out_json if out_json is not None else out_csv.with_suffix(".json"), card)
-    with atomic_write(out_md) as stream:
-        stream.write(markdown(card))
-    with atomic_write(out_csv) as stream:
-        stream.write(csv_text(card))
+    card = make_card(project, table, measurements, comparisons)
+    write_json(out.with_suffix(".json"), card)
+    for suffix, text in ((".md", markdown), (".tex", tex), (".csv", csv_text)):
+        with atomic_write(out.with_suffix(suffix)) as stream:
+            stream.write(text(card))
     return card
 
 
-def make_card(project: Project, table: str, measurements: Measurements) -> dict[str, Any]:
-    """The card of :func:`build_table`, from which CSV and Markdown are written."""
+def make_card(
+    project: Project, table: str, measurements: Measurements, comparisons: Comparisons
+) -> dict[str, Any]:
+    """The card of :func:`build_table`, from which the other files are written."""
     params, source = project.tables[table], _Source(project, table, measurements)
     path = project.folder / "published" / params.published
     published = read_published(path, params)
@@ -126,10 +128,15 @@ def make_card(project: Project, table: str, measurements: Measurements) -> dict[
         "comparable": not project.scale.synthetic,
         "seeds": list(project.scale.seeds),
         "confidence": project.scale.evaluation.confidence,
+        "labels": dict(params.labels),
         "groups": dict(params.groups),
         "columns": [column.model_dump() for column in params.columns],
         "metrics": {name: METRICS[name] for name in SUPPLEMENT},
-        "rows": [_row(row, params, source, published[row.name]) for row in params.rows],
+        "reference": params.reference,
+        "rows": [
+            _row(row, params, source, published[row.name], comparisons) for row in params.rows
+        ],
+        "agreement": {key: dict(found) for key, found in comparisons.agreement.items()},
         "controls": [_control(control, params, source) for control in params.controls],
         "slips": slips(params, published),
         "published_file": params.published,
@@ -154,8 +161,13 @@ def make_card(project: Project, table: str, measurements: Measurements) -> dict[
 
 
 def _row(
-    row: RowParams, table: TableParams, source: _Source, published: PublishedRow
+    row: RowParams,
+    table: TableParams,
+    source: _Source,
+    published: PublishedRow,
+    comparisons: Comparisons,
 ) -> dict[str, Any]:
+    versus = comparisons.differences.get(row.name, {})
     cells = {}
     for column in table.columns:
         stated = published.values.get(column.key)
@@ -163,10 +175,12 @@ def _row(
         if column.group in row.cells:
             cell |= source.metric(row.cells[column.group].place, column.metric)
             cell["difference"] = None if stated is None else cell["value"] - stated
+            cell["versus"] = dict(versus[column.key]) if column.key in versus else None
         cells[column.key] = cell
     return {
         "row": row.name,
         "venue": published.venue,
+        "labels": dict(published.labels),
         "source": "reproduced" if row.cells else "published",
         "cells": cells,
         "runs": {group: _run(cell.place, source) for group, cell in row.cells.items()},
@@ -227,10 +241,11 @@ def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 def csv_text(card: Mapping[str, Any]) -> str:
     """The CSV: published values as printed, ours with four decimals; empty where there is none.
 
-    ``_std`` is over seeds, empty with one seed; hashes of several seeds are joined by a space.
+    ``_std`` is over seeds, empty with one seed; ``_difference`` is to the published value,
+    ``_versus`` to the table's reference row; hashes of several seeds are joined by a space.
     """
     reproduced = {group for row in card["rows"] for group in row["runs"]}
-    header = ["row", "source", "comparable"]
+    header = ["row", *card["labels"], "source", "comparable"]
     for column in card["columns"]:
         header.append(column["key"])
         if column["group"] in reproduced:
@@ -244,6 +259,7 @@ def csv_text(card: Mapping[str, Any]) -> str:
     for row in card["rows"]:
         line = {
             "row": row["row"],
+            **row["labels"],
             "source": row["source"],
             "comparable": str(card["comparable"]).lower(),
         }
@@ -257,6 +273,10 @@ def csv_text(card: Mapping[str, Any]) -> str:
             for part in ("low", "high", "std", "difference"):
                 if cell[part] is not None:
                     line[f"{key}_{part}"] = f"{cell[part]:.4f}"
+            if cell["versus"] is not None:
+                line[f"{key}_versus"] = f"{cell['versus']['value']:.4f}"
+                for part in ("low", "high"):
+                    line[f"{key}_versus_{part}"] = f"{cell['versus'][part]:.4f}"
         for group, run in row["runs"].items():
             line |= {f"{group}_{part}": run[part] for part in ("run", "variant")}
             for part in ("run_identity", "evaluation_hash"):
@@ -265,7 +285,10 @@ def csv_text(card: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-_PARTS = ("low", "high", "std", "published", "difference")
+_PARTS = (
+    *("low", "high", "std", "published", "difference"),
+    *("versus", "versus_low", "versus_high"),
+)
 _RUN_PARTS = ("run", "variant", "run_identity", "evaluation_hash")
 
 

@@ -18,7 +18,7 @@ FROZEN = {"b": 441_443_521, "l": 660_050_881, "h": 988_798_657}
 @pytest.fixture(scope="module")
 def published() -> dict[str, dict[str, str]]:
     with open(PARAMS / "published" / "table8_efficiency.csv", newline="") as stream:
-        return {row["model"]: row for row in csv.DictReader(stream)}
+        return {row["method"]: row for row in csv.DictReader(stream)}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from possam.evaluation.statistics import (
     bootstrap_intervals,
     centred_interval,
     class_subsets,
-    paired_differences,
+    resample,
     resample_weights,
 )
 
@@ -177,40 +177,9 @@ def test_an_undefined_metric_has_no_interval() -> None:
     assert np.isnan(found).all()
 
 
-def test_paired_differences() -> None:
-    table, other = statistics(3), statistics(4)
-    same = paired_differences(table, table, samples=50, seed=0, confidence=0.95)
-    assert all((d.value, d.low, d.high) == (0.0, 0.0, 0.0) for d in same.values())
-    forward = paired_differences(table, other, samples=200, seed=0, confidence=0.95)
-    backward = paired_differences(other, table, samples=200, seed=0, confidence=0.95)
-    for name, difference in forward.items():
-        expected = other.metrics()[name][0] - table.metrics()[name][0]
-        assert difference.value == pytest.approx(expected)
-        assert difference.low == pytest.approx(-backward[name].high)
-        assert difference.low <= difference.high
-
-
-def test_pairing_removes_what_images_share() -> None:
-    """Hard and easy images spread both systems alike; their difference is known far better."""
-    rng = np.random.default_rng(6)
-    tp = rng.binomial(10, rng.uniform(0.1, 0.9, (80, 1)))
-
-    def system(found: np.ndarray) -> ImageStatistics:
-        counts = PanopticCounts(found, np.zeros_like(found), 10 - found, found * 0.8)
-        return ImageStatistics(tuple(range(80)), (True,), (True,), panoptic=counts)
-
-    better = np.minimum(tp + 1, 10)
-    paired = paired_differences(system(tp), system(better), samples=500, seed=0, confidence=0.95)
-    single = bootstrap_intervals(system(tp), samples=500, seed=0, confidence=0.95)["pq"]
-    assert paired["pq"].low > 0
-    assert paired["pq"].high - paired["pq"].low < (single[1] - single[0]) / 3
-
-
-def test_pairs_need_the_same_images() -> None:
+def test_seeds_need_the_same_images() -> None:
     with pytest.raises(InputError, match=r"\(12 and 11\)"):
-        paired_differences(
-            statistics(0), statistics(0, images=11), samples=5, seed=0, confidence=0.95
-        )
+        resample(statistics(0), statistics(0, images=11), samples=5, seed=0)
 
 
 def test_saved_statistics_come_back(tmp_path: Path) -> None:

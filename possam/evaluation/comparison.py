@@ -1,0 +1,85 @@
+"""Rows of a table against each other: paired differences, and agreement with a published order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from possam.errors import InputError
+from possam.evaluation.statistics import Resampled, centred_interval
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row minus the row that it is compared with, in percentage points, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Does the interval exclude zero?"""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Kendall's tau-b of two orders of the same rows: 1 the same, -1 reversed; its interval.
+
+    Attributes:
+        rows: how many rows were ordered.
+    """
+
+    tau: float
+    low: float
+    high: float
+    rows: int
+
+
+def paired_differences(
+    row: Resampled, reference: Resampled, *, confidence: float
+) -> dict[str, Difference]:
+    """``row - reference`` for the metrics that both have, both on the same resampled images."""
+    result = {}
+    for name in row.samples.keys() & reference.samples.keys():
+        value = row.points[name] - reference.points[name]
+        spread = row.samples[name] - reference.samples[name]
+        result[name] = Difference(
+            value, *centred_interval(spread, estimate=value, confidence=confidence)
+        )
+    return result
+
+
+def rank_agreement(
+    published: Sequence[float], rows: Sequence[Resampled], metric: str, *, confidence: float
+) -> Agreement | None:
+    """Does ``metric`` order the rows as the published values do?
+
+    The interval holds the middle ``confidence`` of the coefficients of all resamples: with a few
+    rows they take few values, and there is no centre to move.
+
+    Returns:
+        None where an order cannot be told: fewer than three rows, or all values equal.
+
+    Raises:
+        InputError: another number of published values than of rows.
+    """
+    if len(published) != len(rows):
+        raise InputError(f"rank agreement: {len(published)} published values, {len(rows)} rows")
+    if len(rows) < 3:
+        return None
+    tau = _tau(published, [row.points[metric] for row in rows])
+    drawn = np.array([row.samples[metric] for row in rows])
+    taus = np.array([_tau(published, draw) for draw in drawn.T])
+    taus = taus[~np.isnan(taus)]
+    if np.isnan(tau) or not taus.size:
+        return None
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(taus, [tail, 1.0 - tail], method="closest_observation")
+    return Agreement(tau, float(low), float(high), len(rows))
+
+
+def _tau(first: Sequence[float], second: Sequence[float] | np.ndarray) -> float:
+    return float(kendalltau(first, second).statistic)

@@ -1,0 +1,86 @@
+"""A table's card as a LaTeX table (package booktabs), ready for ``\\input``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+}
+
+
+def escape(text: str) -> str:
+    """``text`` as LaTeX prints it; ``->`` becomes an arrow."""
+    return "".join(_SPECIAL.get(character, character) for character in text.replace("->", "→"))
+
+
+def tex(card: Mapping[str, Any]) -> str:
+    """A ``tabular`` with a line a row; reproduced values are bold, with their interval below.
+
+    The comments say what the numbers are; at synthetic scales the caption does, too.
+    """
+    groups = {
+        key: [column for column in card["columns"] if column["group"] == key]
+        for key in card["groups"]
+    }
+    columns = [column for group in groups.values() for column in group]
+    labels = list(card["labels"].values())
+    lines = [
+        f"% {card['title']}; scale {card['scale']}; made by possam, see {card['table']}.json",
+        "% needs \\usepackage{booktabs}",
+        rf"\begin{{tabular}}{{l{'l' * len(labels)}{'r' * len(columns)}}}",
+        r"\toprule",
+    ]
+    if len(groups) > 1:
+        lines += [_group_line(card, groups, first=2 + len(labels))]
+    titles = ["Method", *labels, *(column["title"] for column in columns)]
+    lines += [_line([escape(title) for title in titles]), r"\midrule"]
+    for row in card["rows"]:
+        cells = [row["cells"][column["key"]] for column in columns]
+        head = [escape(row["row"]), *(escape(row["labels"][key]) for key in card["labels"])]
+        lines.append(_line([*head, *(_value(cell) for cell in cells)]))
+        if any("value" in cell for cell in cells):
+            lines.append(_line([*[""] * len(head), *(_interval(cell) for cell in cells)]))
+    note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
+    if card["synthetic"]:
+        note += " Bold values are of synthetic data and not comparable with published ones."
+    lines += [
+        r"\bottomrule",
+        rf"\multicolumn{{{len(titles)}}}{{l}}{{\footnotesize {escape(note)}}} \\",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _group_line(
+    card: Mapping[str, Any], groups: Mapping[str, list[Mapping[str, Any]]], *, first: int
+) -> str:
+    """Titles over the column groups, with a rule below each."""
+    cells, rules, start = [""] * (first - 1), [], first
+    for key, columns in groups.items():
+        title = escape(card["groups"][key])
+        cells.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{title}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
+        start += len(columns)
+    return _line(cells) + "\n" + " ".join(rules)
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _value(cell: Mapping[str, Any]) -> str:
+    if "value" not in cell:
+        return escape(cell["printed"]) or "--"
+    spread = "" if cell["std"] is None else rf" $\pm$ {cell['std']:.1f}"
+    return rf"\textbf{{{cell['value']:.1f}}}{spread}"
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    if "value" not in cell:
+        return ""
+    return rf"{{\scriptsize [{cell['low']:.1f}, {cell['high']:.1f}]}}"
