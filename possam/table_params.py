@@ -46,6 +46,11 @@ class Evaluation(NamedTuple):
     benchmark: str
     condition: str
 
+    @property
+    def name(self) -> str:
+        """``run/seed0/benchmark/condition``."""
+        return f"{self.run}/seed{self.seed}/{self.benchmark}/{self.condition}"
+
 
 class Place(NamedTuple):
     """Where a cell's figures come from: a variant of an evaluation, over all seeds."""

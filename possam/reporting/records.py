@@ -182,10 +182,7 @@ def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(path: Path, project: Project, known: set[str], common: Mapping[str, str]) -> Record:
     name, table = path.stem, project.tables[path.stem]
-    wanted = [
-        "evaluation/{run}/seed{seed}/{benchmark}/{condition}".format(**key._asdict())
-        for key in table.evaluations(project.scale.seeds)
-    ]
+    wanted = [f"evaluation/{key.name}" for key in table.evaluations(project.scale.seeds)]
     numbers = _table_numbers(path, tuple(column.key for column in table.columns))
     links = tuple(key for key in wanted if key in known)
     files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))

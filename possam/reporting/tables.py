@@ -151,7 +151,7 @@ def make_card(
             if place.condition == TRAINED
         ],
         "evaluations": {
-            "{run}/seed{seed}/{benchmark}/{condition}".format(**key._asdict()): _provenance(found)
+            key.name: _provenance(found)
             for place in places
             for key, found in zip(
                 place.evaluations(project.scale.seeds), source.find(place).evaluations, strict=True
