@@ -9,7 +9,8 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 from possam.layout import (
-    ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TRACKING, WORLD
+    ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_TEX,
+    TRACKING, WORLD
 )
 from possam.pipeline import Pipeline
 from possam.table_params import CONDITIONS

@@ -20,6 +20,7 @@ RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
 EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
 TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
+TABLE_TEX = "results/{prefix}{table}.tex"
 TABLE_CARD = "results/{prefix}{table}.json"
 TRACKING = "results/{prefix}{table}.tracking.json"
 
@@ -70,10 +71,9 @@ class Layout:
             EVALUATION, run=run, seed=seed, benchmark=benchmark, condition=condition
         ).parent
 
-    def table(self, table: str) -> tuple[Path, Path, Path]:
-        """CSV, Markdown and provenance card of one table."""
-        csv, md, card = (self._path(p, table=table) for p in (TABLE_CSV, TABLE_MD, TABLE_CARD))
-        return csv, md, card
+    def table(self, table: str) -> Path:
+        """CSV of one table; Markdown, TeX and the provenance card lie beside it."""
+        return self._path(TABLE_CSV, table=table)
 
     def tracking(self, table: str) -> Path:
         """Record of the last ingestion into the tracking server."""

@@ -34,6 +34,11 @@ METRICS_OF: dict[str, dict[str, str]] = {
 }
 """Metrics (all in percent) with their printed names, by what a benchmark has to measure."""
 
+PER_IMAGE: frozenset[str] = frozenset(
+    metric for kind in ("panoptic", "instance", "semantic") for metric in METRICS_OF[kind]
+)
+"""Metrics that are counted image by image, so that images can be resampled."""
+
 METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in group.items()}
 """Metrics that a table column can show, with their printed names."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,13 +42,8 @@ def average_seeds(
     Raises:
         InputError: a file is missing, or the evaluations are not of the same images.
     """
-    results = [read_json(folder / RESULT)["variants"][variant] for folder in folders]
-    tables = []
-    for folder, result in zip(folders, results, strict=True):
-        flags = {key: [row[key] for row in result["per_class"]] for key in ("thing", "seen")}
-        tables.append(
-            ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
-        )
+    results = [_result(folder, variant) for folder in folders]
+    tables = load_seeds(folders, variant)
     try:
         intervals = bootstrap_intervals(*tables, samples=samples, seed=seed, confidence=confidence)
     except InputError as error:
@@ -60,3 +56,20 @@ def average_seeds(
         mean[name] = float(np.mean(values)) if known else None
         std[name] = float(np.std(values, ddof=1)) if known else None
     return SeedAverage(mean=mean, std=std, intervals=defined_intervals(intervals))
+
+
+def load_seeds(folders: Sequence[Path], variant: str) -> list[ImageStatistics]:
+    """Per-image statistics of ``variant`` in each evaluation folder (one a seed)."""
+    tables = []
+    for folder in folders:
+        classes = _result(folder, variant)["per_class"]
+        flags = {key: [row[key] for row in classes] for key in ("thing", "seen")}
+        tables.append(
+            ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
+        )
+    return tables
+
+
+def _result(folder: Path, variant: str) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(folder / RESULT)["variants"][variant]
+    return found

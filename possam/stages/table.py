@@ -58,13 +58,17 @@ def measure(project: Project, place: Place) -> "Measurement | None":
 
 
 def make_table(project: Project, name: str) -> None:
-    """Write ``results/[scale/]<name>.csv``, ``.md`` and ``.json``."""
+    """Write ``results/[scale/]<name>.csv``, ``.md``, ``.tex`` and ``.json``."""
+    from possam.reporting.measurement import Comparisons
     from possam.reporting.tables import build_table
+    from possam.stages.compare import compare_rows
 
-    places = table_params(project, name).places()
+    table = table_params(project, name)
+    places = table.places()
     found = {place: measured for place in places if (measured := measure(project, place))}
-    csv, md, card = Layout(project).table(name)
-    build_table(project, name, found, out_csv=csv, out_md=md, out_json=card)
+    complete = len(found) == len(places)  # if not, build_table says what is missing
+    comparisons = compare_rows(project, table) if complete else Comparisons()
+    build_table(project, name, found, comparisons, out=Layout(project).table(name))
 
 
 def show_table(project: Project, name: str) -> None:
@@ -72,7 +76,7 @@ def show_table(project: Project, name: str) -> None:
     from possam.reporting.tables import print_table
 
     table_params(project, name)
-    csv = Layout(project).table(name)[0]
+    csv = Layout(project).table(name)
     if not csv.is_file():
         raise InputError(f"{csv}: no such table yet; make it: snakemake {csv}")
     print_table(csv)

@@ -11,7 +11,7 @@ import pytest
 
 from possam.errors import InputError
 from possam.params import Project
-from possam.reporting.measurement import Measurement
+from possam.reporting.measurement import Comparisons, Measurement
 from possam.reporting.published import find_slips, read_published
 from possam.reporting.tables import build_table, print_table
 from possam.table_params import METRICS, Place
@@ -70,15 +70,20 @@ def part(found: Measurements, *key: str) -> dict[str, Any]:
 def build(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str, dict[str, Any]]]:
     """``build(scale, found)`` -> CSV rows, Markdown, card."""
 
-    def call(scale: str = "mini", found: Measurements | None = None, folder: Path = PARAMS) -> Any:
+    def call(
+        scale: str = "mini",
+        found: Measurements | None = None,
+        folder: Path = PARAMS,
+        comparisons: Comparisons | None = None,
+    ) -> Any:
         project = Project(scale, folder=folder)
         out = tmp_path / "table1.csv"
         build_table(
             project,
             "table1",
             measurements(scale) if found is None else found,
-            out_csv=out,
-            out_md=tmp_path / "table1.md",
+            Comparisons() if comparisons is None else comparisons,
+            out=out,
         )
         with open(out, encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -312,8 +317,8 @@ def test_what_is_missing_is_an_error_with_a_remedy(build: Callable, tmp_path: Pa
             Project("mini", folder=PARAMS),
             "table9",
             {},
-            out_csv=tmp_path / "a",
-            out_md=tmp_path / "b",
+            Comparisons(),
+            out=tmp_path / "a.csv",
         )
 
 

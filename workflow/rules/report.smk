@@ -7,6 +7,7 @@ rule table:
     output:
         csv=TABLE_CSV,
         md=TABLE_MD,
+        tex=TABLE_TEX,
         card=TABLE_CARD,
     params:
         scale=lambda w: plan.scale_of(w.prefix),
