@@ -14,7 +14,7 @@ from possam.codehash import code_hash
 from possam.errors import InputError
 from possam.files import hash_json
 from possam.layout import ASSET, DATASET, EVALUATION, FEATURES, RUN, WORLD
-from possam.params import Params, Project
+from possam.params import CLIP, CLIP_STAGES, Params, Project
 from possam.stages.table import table_cells, table_params
 
 CODE: dict[str, tuple[str, ...]] = {
@@ -141,12 +141,16 @@ class Pipeline:
         return self._records(scale, [a for a in (clip.asset, *clip.files) if a is not None])
 
     def _tower(self, scale: str, tower: str) -> list[str]:
-        if tower == "clip":
+        if tower in (CLIP, CLIP_STAGES):
             return self._clip(scale)
         sizes = self.project(scale).scale.towers.sam
         if tower not in sizes:
-            raise InputError(f"unknown tower {tower!r}; valid choices: clip, {', '.join(sizes)}")
+            valid = ", ".join((CLIP, CLIP_STAGES, *sizes))
+            raise InputError(f"unknown tower {tower!r}; valid choices: {valid}")
         return self._records(scale, [sizes[tower].asset])
+
+    def _towers(self, scale: str, sam: str | None) -> list[str]:
+        return [*(() if sam is None else self._tower(scale, sam)), *self._clip(scale)]
 
     def features_inputs(self, scale: str, tower: str, dataset: str, split: str) -> list[str]:
         """A data set and a tower."""
@@ -154,17 +158,17 @@ class Pipeline:
         return [data, *self._tower(scale, tower)]
 
     def training_inputs(self, prefix: str, run: str) -> list[str]:
-        """A data set, both towers and, where the run asks for it, their cached features."""
+        """A data set, the towers and, where the run asks for it, their cached features."""
         scale = self.scale_of(prefix)
         resolved = self.project(scale).run(run)
         where = {"scale": scale, "dataset": resolved.train, "split": "train"}
-        inputs = [DATASET.format(**where), *self._tower(scale, resolved.sam), *self._clip(scale)]
+        inputs = [DATASET.format(**where), *self._towers(scale, resolved.sam)]
         if resolved.training.feature_cache:
-            inputs += [FEATURES.format(tower=t, **where) for t in (resolved.sam, "clip")]
+            inputs += [FEATURES.format(tower=tower, **where) for tower in resolved.towers]
         return inputs
 
     def evaluation_inputs(self, prefix: str, run: str, benchmark: str, condition: str) -> list[str]:
-        """The test set, the training set (for seen classes), both towers and the trained run."""
+        """The test set, the training set (for seen classes), the towers and the trained run."""
         scale = self.scale_of(prefix)
         project = self.project(scale)
         resolved = project.run(run)
@@ -177,8 +181,7 @@ class Pipeline:
         inputs = [
             DATASET.format(scale=scale, dataset=test.dataset, split=test.split),
             DATASET.format(scale=scale, dataset=resolved.train, split="train"),
-            *self._tower(scale, resolved.sam),
-            *self._clip(scale),
+            *self._towers(scale, resolved.sam),
         ]
         if condition != "untrained":
             inputs.append(RUN.format(prefix=prefix, run=run))
