@@ -164,7 +164,7 @@ def model_arguments(
 ) -> dict[str, Any]:
     """Arguments of ``build_possam`` (without the seed) for the given towers."""
     return {
-        "backbone_channels": clip.stage_channels if sam is None else (sam.channels,),
+        "backbone_channels": list(clip.stage_channels) if sam is None else [sam.channels],
         "clip_channels": clip.dense_channels,
         "embed_dim": clip.embed_dim,
         "logit_scale": clip.logit_scale,

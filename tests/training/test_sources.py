@@ -115,6 +115,39 @@ def test_cached_batches_hold_the_features_and_masks_of_their_images(tmp_path: Pa
             assert torch.equal(batch.backbone[0][row], pooled(image[None])[0].bfloat16().float())
 
 
+def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path) -> None:
+    dataset = FakeDataset()
+    for name, strides in (("stages", (2, 4, 4)), ("dense", (8,))):
+        cache_features(
+            encode=lambda images, strides=strides: [avg_pool2d(images, s) for s in strides],
+            dataset=dataset,
+            out=tmp_path / name,
+            tower_hash="t",
+            flipped=False,
+            batch_size=4,
+            workers=0,
+        )
+    stages, dense = (
+        CachedFeatures.open(tmp_path / name, dataset_content="data-1", tower_hash="t")
+        for name in ("stages", "dense")
+    )
+    source = CachedSource(
+        backbone=stages,
+        clip=dense,
+        clip_is_backbone=True,
+        dataset=dataset,
+        augmentation=augmentation(),
+        batch_size=4,
+        seed=2,
+    )
+    for batch in source.batches(0, 2):
+        assert batch.backbone[-1] is batch.clip_features
+        for row, index in enumerate(batch.indices):
+            image = torch.from_numpy(dataset.image(index)).permute(2, 0, 1).float()[None]
+            for level, stride in zip(batch.backbone, (2, 4, 4, 8), strict=True):
+                assert torch.equal(level[row], avg_pool2d(image, stride)[0].bfloat16().float())
+
+
 def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> None:
     source = cached_source(tmp_path, "flip")
     seen = set()

@@ -16,7 +16,7 @@ from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
 MODEL: dict[str, Any] = {
-    "backbone_channels": (4,),
+    "backbone_channels": [4],
     "clip_channels": 6,
     "embed_dim": 8,
     "logit_scale": 10.0,
