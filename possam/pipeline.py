@@ -87,7 +87,14 @@ class Pipeline:
 
     def _train(self, project: Project, *, run: str) -> Any:
         resolved = project.run(run)
-        return [_plain(resolved), _plain(project.scale.towers), project.scale.threads]
+        towers = self._own_towers(project, resolved.sam)
+        return [_plain(resolved), towers, project.scale.threads]
+
+    @staticmethod
+    def _own_towers(project: Project, sam: str | None) -> dict[str, Any]:
+        """The towers that a run uses: another SAM's entry reruns nothing."""
+        towers = _plain(project.scale.towers)
+        return {**towers, "sam": None if sam is None else towers["sam"][sam]}
 
     def _evaluate(self, project: Project, *, run: str, benchmark: str, condition: str) -> Any:
         scale = project.scale
@@ -97,7 +104,7 @@ class Pipeline:
             _plain(scale.inference),
             _plain(scale.evaluation),
             list(scale.templates),
-            _plain(scale.towers),
+            self._own_towers(project, project.run(run).sam),
             self._train(project, run=run) if condition == "untrained" else run,
         ]
 
