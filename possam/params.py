@@ -24,25 +24,34 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 DatasetName = Literal["coco", "ade20k"]
 TrainedSplit = Literal["train", "val"]
+CLIP = "clip"
+CLIP_STAGES = "clip_stages"
+"""Names of feature towers beside the SAM sizes: CLIP's last stage, and the stages before it."""
 
 
 class ModelParams(Params):
-    """Widths and choices of the trainable part (paper, sections 3.3 and 3.4)."""
+    """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).
 
+    ``backbone: clip`` makes masks from the stages of CLIP alone, as FC-CLIP does. ``two_way`` is
+    SAM's decoder: it reads SAM's one map, without pyramid and pixel decoder.
+    """
+
+    backbone: Literal["sam", "clip"]
     hidden_dim: Positive
     queries: Positive
     heads: Positive
-    pyramid: Literal["fpn", "resample"]
+    pyramid: Literal["fpn", "resample", "stages"] | None
     pixel_encoder_layers: Count
     pixel_encoder_ffn: Positive
     deformable_points: Positive
+    decoder: Literal["mask2former", "two_way"]
     decoder_layers: Positive
     decoder_ffn: Positive
-    pooling: Literal["ldp", "cross_attention", "sam", "clip"]
+    pooling: Literal["ldp", "cross_attention", "region", "clip"]
     pooling_dim: Positive
     pooling_heads: Positive
     pooling_interaction: Literal["mask", "image"]
-    sam_features: Literal["mask_features", "neck", "queries"]
+    region_features: Literal["mask_features", "neck", "queries"]
     iou_head: bool
 
     @model_validator(mode="after")
@@ -51,6 +60,34 @@ class ModelParams(Params):
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of heads and of 4")
         if self.pooling_dim % self.pooling_heads:
             raise ValueError(f"pooling_dim {self.pooling_dim} must be a multiple of pooling_heads")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ModelParams":
+        """Every choice is read: a part that is not there has no choices."""
+        pyramids: tuple[str | None, ...] = ("fpn", "resample")
+        if self.decoder == "two_way":
+            if self.backbone != "sam":
+                raise ValueError("decoder: two_way reads SAM's one map; set backbone: sam")
+            if self.pixel_encoder_layers:
+                raise ValueError(
+                    "decoder: two_way has no pixel decoder; set pixel_encoder_layers: 0"
+                )
+            if self.hidden_dim % (2 * self.heads) or self.hidden_dim % 8:
+                raise ValueError("decoder: two_way needs hidden_dim a multiple of 2 heads and of 8")
+            pyramids = (None,)
+        elif self.backbone == "clip":
+            pyramids = ("stages",)
+        if self.pyramid not in pyramids:
+            valid = ", ".join("null" if name is None else name for name in pyramids)
+            raise ValueError(
+                f"pyramid {self.pyramid!r} does not go with backbone: {self.backbone} and decoder: "
+                f"{self.decoder}; valid choices: {valid}"
+            )
+        if self.backbone == "clip" and self.region_features == "neck":
+            raise ValueError(
+                "region_features: neck is SAM's; backbone: clip has mask_features and queries"
+            )
         return self
 
 
@@ -192,14 +229,31 @@ class ScaleParams(Params):
 
 
 class RunDefinition(Params):
-    """One entry of ``params/runs.yaml`` over the scale's defaults; seeds are the scale's."""
+    """One entry of ``params/runs.yaml`` over the scale's defaults; seeds are the scale's.
 
-    sam: str
+    ``sam``: the SAM's size; ``null`` for ``backbone: clip``, which has none.
+    """
+
+    sam: str | None
     train: DatasetName
     model: ModelParams
     loss: LossParams
     training: TrainingParams
     templates: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _sam_is_used(self) -> "RunParams":
+        if (self.sam is None) != (self.model.backbone == "clip"):
+            raise ValueError(
+                f"sam: {self.sam or 'null'} does not go with model.backbone: "
+                f"{self.model.backbone}; sam names a size, clip needs sam: null"
+            )
+        return self
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Towers whose features training reads: the backbone's first, CLIP's dense map last."""
+        return (CLIP_STAGES if self.sam is None else self.sam, CLIP)
 
 
 class RunParams(RunDefinition):
@@ -350,7 +404,8 @@ class Project:
         definition = validate(
             RunDefinition, merge(defaults, self._run_data[name]), source=f"{path}: {name}"
         )
-        choose("SAM size", definition.sam, self.scale.towers.sam, path, f"{name}.sam")
+        if definition.sam is not None:
+            choose("SAM size", definition.sam, self.scale.towers.sam, path, f"{name}.sam")
         seeds = self.scale.seeds
         if seed is None:
             seed = seeds[0]

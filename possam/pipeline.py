@@ -15,7 +15,7 @@ from possam.codehash import code_hash
 from possam.errors import InputError
 from possam.files import hash_json
 from possam.layout import ASSET, DATASET, EVALUATION, FEATURES, RUN, WORLD
-from possam.params import Project
+from possam.params import CLIP, CLIP_STAGES, Project
 from possam.reporting.published import read_published
 from possam.stages.table import table_params
 
@@ -89,7 +89,14 @@ class Pipeline:
 
     def _train(self, project: Project, *, run: str, seed: str) -> Any:
         resolved = project.run(run, seed=int(seed))
-        return [_plain(resolved), _plain(project.scale.towers), project.scale.threads]
+        towers = self._own_towers(project, resolved.sam)
+        return [_plain(resolved), towers, project.scale.threads]
+
+    @staticmethod
+    def _own_towers(project: Project, sam: str | None) -> dict[str, Any]:
+        """The towers that a run uses: another SAM's entry reruns nothing."""
+        towers = _plain(project.scale.towers)
+        return {**towers, "sam": None if sam is None else towers["sam"][sam]}
 
     def _evaluate(
         self, project: Project, *, run: str, seed: str, benchmark: str, condition: str
@@ -102,7 +109,7 @@ class Pipeline:
             {name: _plain(inference) for name, inference in variants.items()},
             _plain(scale.evaluation),
             list(scale.templates),
-            _plain(scale.towers),
+            self._own_towers(project, project.run(run).sam),
             self._train(project, run=run, seed=seed) if condition == "untrained" else [run, seed],
         ]
 
@@ -151,12 +158,16 @@ class Pipeline:
         return self._records(scale, [a for a in (clip.asset, *clip.files) if a is not None])
 
     def _tower(self, scale: str, tower: str) -> list[str]:
-        if tower == "clip":
+        if tower in (CLIP, CLIP_STAGES):
             return self._clip(scale)
         sizes = self.project(scale).scale.towers.sam
         if tower not in sizes:
-            raise InputError(f"unknown tower {tower!r}; valid choices: clip, {', '.join(sizes)}")
+            valid = ", ".join((CLIP, CLIP_STAGES, *sizes))
+            raise InputError(f"unknown tower {tower!r}; valid choices: {valid}")
         return self._records(scale, [sizes[tower].asset])
+
+    def _towers(self, scale: str, sam: str | None) -> list[str]:
+        return [*(() if sam is None else self._tower(scale, sam)), *self._clip(scale)]
 
     def features_inputs(self, scale: str, tower: str, dataset: str, split: str) -> list[str]:
         """A data set and a tower."""
@@ -164,19 +175,19 @@ class Pipeline:
         return [data, *self._tower(scale, tower)]
 
     def training_inputs(self, prefix: str, run: str) -> list[str]:
-        """A data set, both towers and, where the run asks for it, their cached features."""
+        """A data set, the towers and, where the run asks for it, their cached features."""
         scale = self.scale_of(prefix)
         resolved = self.project(scale).run(run)
         where = {"scale": scale, "dataset": resolved.train, "split": "train"}
-        inputs = [DATASET.format(**where), *self._tower(scale, resolved.sam), *self._clip(scale)]
+        inputs = [DATASET.format(**where), *self._towers(scale, resolved.sam)]
         if resolved.training.feature_cache:
-            inputs += [FEATURES.format(tower=t, **where) for t in (resolved.sam, "clip")]
+            inputs += [FEATURES.format(tower=tower, **where) for tower in resolved.towers]
         return inputs
 
     def evaluation_inputs(
         self, prefix: str, run: str, seed: str, benchmark: str, condition: str
     ) -> list[str]:
-        """The test set, the training set (for seen classes), both towers and the trained run."""
+        """The test set, the training set (for seen classes), the towers and the trained run."""
         scale = self.scale_of(prefix)
         project = self.project(scale)
         resolved = project.run(run)
@@ -189,8 +200,7 @@ class Pipeline:
         inputs = [
             DATASET.format(scale=scale, dataset=test.dataset, split=test.split),
             DATASET.format(scale=scale, dataset=resolved.train, split="train"),
-            *self._tower(scale, resolved.sam),
-            *self._clip(scale),
+            *self._towers(scale, resolved.sam),
         ]
         if condition != "untrained":
             inputs.append(RUN.format(prefix=prefix, run=run, seed=seed))

@@ -144,6 +144,51 @@ def test_merge_goes_down_into_mappings_only() -> None:
             ["bad.sam", "'xl'", "b, h, l"],
         ),
         (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": None, "train": "coco"}),
+            ["runs.yaml: bad", "sam: null", "model.backbone: sam", "sam names a size"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(bad={**d["fcclip_coco"], "sam": "b"}),
+            ["runs.yaml: bad", "sam: b", "model.backbone: clip", "needs sam: null"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["fcclip_coco"]["model"].update(pyramid="fpn"),
+            ["fcclip_coco", "pyramid 'fpn'", "backbone: clip", "valid choices: stages"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["no_fpn_b_coco"]["model"].update(pyramid=None),
+            ["no_fpn_b_coco", "pyramid None", "decoder: mask2former", "fpn, resample"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["two_way_9_b_coco"]["model"].pop("pyramid"),
+            ["two_way_9_b_coco", "pyramid 'fpn'", "decoder: two_way", "valid choices: null"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["two_way_9_b_coco"]["model"].pop("pixel_encoder_layers"),
+            ["two_way_9_b_coco", "no pixel decoder", "pixel_encoder_layers: 0"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["two_way_9_b_coco"]["model"].update(hidden_dim=36),
+            ["two_way_9_b_coco", "2 heads and of 8"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["fcclip_coco"]["model"].update(decoder="two_way"),
+            ["fcclip_coco", "reads SAM's one map", "backbone: sam"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d["fcclip_coco"]["model"].update(region_features="neck"),
+            ["fcclip_coco", "region_features: neck", "mask_features and queries"],
+        ),
+        (
             "tables.yaml",
             lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(run="possam_x"),
             ["tables.yaml", "PosSAM (H)", "coco_ade.run", "'possam_x'", "possam_h_coco"],
@@ -151,12 +196,12 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "tables.yaml",
             lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].pop("run"),
-            ["tables.yaml: table1", "cells.coco_ade.run", "required", "choices: possam_b_ade20k,"],
+            ["tables.yaml: table1", "cells.coco_ade.run", "required", "possam_b_ade20k,"],
         ),
         (
             "tables.yaml",
             lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(run=5),
-            ["tables.yaml: table1", "cells.coco_ade.run", "string", "choices: possam_b_ade20k,"],
+            ["tables.yaml: table1", "cells.coco_ade.run", "string", "possam_b_ade20k,"],
         ),
         (
             "tables.yaml",

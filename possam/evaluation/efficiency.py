@@ -27,12 +27,13 @@ class ParameterCount:
 
 
 def count_parameters(
-    *, sam_architecture: str, clip_config: Path | str, model: Mapping[str, Any]
+    *, sam_architecture: str | None, clip_config: Path | str, model: Mapping[str, Any]
 ) -> ParameterCount:
     """Count on the meta device: the networks are built, but their weights are never stored.
 
     Args:
-        sam_architecture: a key of :data:`possam.model.sam.ARCHITECTURES`.
+        sam_architecture: a key of :data:`possam.model.sam.ARCHITECTURES`; None for a model without
+            SAM (FC-CLIP).
         clip_config: an open_clip JSON file or the name of a built-in open_clip model.
         model: the fields of the ``model`` parameters.
 
@@ -40,18 +41,21 @@ def count_parameters(
         InputError: an unknown architecture, or a configuration that cannot be built.
     """
     with torch.device("meta"):
-        sam = SamEncoder(build_sam(find_architecture(sam_architecture)).image_encoder)
         network, tokenizer, size = build_open_clip(clip_config)
         clip = FrozenClip(model=network, tokenizer=tokenizer, image_size=size)
+        channels, frozen = list(clip.stage_channels), _count(clip)
+        if sam_architecture is not None:
+            sam = SamEncoder(build_sam(find_architecture(sam_architecture)).image_encoder)
+            channels, frozen = [sam.channels], frozen + _count(sam)
         possam = build_possam(
-            sam_channels=sam.channels,
+            backbone_channels=channels,
             clip_channels=clip.dense_channels,
             embed_dim=clip.embed_dim,
             logit_scale=1.0,  # an initial value; nothing is computed here
             seed=0,
             **model,
         )
-    return ParameterCount(trainable=_count(possam), frozen=_count(sam) + _count(clip))
+    return ParameterCount(trainable=_count(possam), frozen=frozen)
 
 
 def _count(module: nn.Module) -> int:

@@ -179,7 +179,10 @@ class FrozenClip(nn.Module):
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.dense_channels: int = trunk.num_features
-        self.stride: int = trunk.feature_info[-1]["reduction"]  # type: ignore[assignment]
+        stages: Sequence[Any] = trunk.feature_info
+        self.stage_channels: tuple[int, ...] = tuple(stage["num_chs"] for stage in stages)
+        self.stage_strides: tuple[int, ...] = tuple(stage["reduction"] for stage in stages)
+        self.stride: int = self.stage_strides[-1]
         with torch.no_grad():
             self.embed_dim: int = self.project(torch.zeros(1, trunk.num_features)).shape[-1]
         mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
@@ -199,13 +202,23 @@ class FrozenClip(nn.Module):
         return float(self.model.logit_scale.exp())
 
     @torch.no_grad()
-    def encode_dense(self, images: Tensor) -> Tensor:
-        """Dense features of RGB images.
+    def encode_stages(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the four stages, finest first, of RGB images.
 
-        ``images``: float (B, 3, H, W), 0 to 255, any H and W. Returns (B, Cc, about H / stride,
-        about W / stride), before the head's norm.
+        ``images``: float (B, 3, H, W), 0 to 255, any H and W. Returns maps (B, C_i, about H / s_i,
+        about W / s_i) with ``stage_channels`` and ``stage_strides``; the last is the dense map.
         """
-        return self.model.visual.trunk.forward_features((images - self.image_mean) / self.image_std)
+        trunk = self.model.visual.trunk
+        maps = [trunk.stem((images - self.image_mean) / self.image_std)]
+        for stage in trunk.stages:
+            maps.append(stage(maps[-1]))
+        return (*maps[1:-1], trunk.norm_pre(maps[-1]))
+
+    def encode_dense(self, images: Tensor) -> Tensor:
+        """The dense map of RGB images, the last of :meth:`encode_stages`: (B, Cc, h, w), before the
+        head's norm.
+        """
+        return self.encode_stages(images)[-1]
 
     def project(self, pooled: Tensor) -> Tensor:
         """CLIP's own head (norm, then projection) on pooled dense features (..., Cc) -> (..., E),

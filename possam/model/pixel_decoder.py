@@ -60,6 +60,7 @@ class PixelDecoder(nn.Module):
     ) -> None:
         """``in_channels``: of the four input maps, finest first."""
         super().__init__()
+        self.mask_channels = mask_channels
         self.input_projections = nn.ModuleList(
             nn.Sequential(_projection(width, channels), GroupNorm(channels))
             for width in reversed(in_channels[-LEVELS:])

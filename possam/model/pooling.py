@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from possam.model.layers import MultiHeadAttention
 
-PoolingName = Literal["ldp", "cross_attention", "sam", "clip"]
+PoolingName = Literal["ldp", "cross_attention", "region", "clip"]
 Interaction = Literal["mask", "image"]
 
 
@@ -70,10 +70,13 @@ class Mixer(nn.Module):
 
 
 class RegionPooling(nn.Module):
-    """Interface: pooled SAM and CLIP features of each mask -> one embedding in CLIP's space."""
+    """Interface: region and CLIP features of each mask -> one embedding in CLIP's space.
 
-    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        """(B, Q, Cs) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
+    Region features are the paper's "SAM features": see ``region_features`` of the model parameters.
+    """
+
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
         raise NotImplementedError
 
 
@@ -87,7 +90,7 @@ class LocalDiscriminativePooling(RegionPooling):
     def __init__(
         self,
         *,
-        sam_channels: int,
+        region_channels: int,
         clip_channels: int,
         dim: int,
         heads: int,
@@ -96,7 +99,7 @@ class LocalDiscriminativePooling(RegionPooling):
     ) -> None:
         super().__init__()
         self.interaction = interaction
-        self.sam_stream = Stream(sam_channels, dim)
+        self.region_stream = Stream(region_channels, dim)
         self.clip_stream = Stream(clip_channels, dim)
         self.stream_embed = nn.Parameter(torch.empty(2, dim))
         self.attention_norm = nn.LayerNorm(dim)
@@ -105,8 +108,8 @@ class LocalDiscriminativePooling(RegionPooling):
         self.output = nn.Sequential(nn.LayerNorm(2 * dim), nn.Linear(2 * dim, embed_dim))
         nn.init.normal_(self.stream_embed, std=0.02)
 
-    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        streams = (self.sam_stream(sam_tokens), self.clip_stream(clip_tokens))
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        streams = (self.region_stream(region_tokens), self.clip_stream(clip_tokens))
         tokens = torch.stack(streams, dim=2) + self.stream_embed  # (B, Q, 2, D)
         placed = self.attention_norm(tokens)
         # A sequence is what attends within itself: a mask's two tokens, or an image's 2Q.
@@ -117,17 +120,17 @@ class LocalDiscriminativePooling(RegionPooling):
 
 
 class CrossAttentionPooling(RegionPooling):
-    """Table 5's cross-attention: SAM features are queries, CLIP features keys and values.
+    """Table 5's cross-attention: region features are queries, CLIP features keys and values.
 
     A mask looks at the CLIP tokens of all masks of its image: attention to its own alone would
     have one key, and so no choice to make.
     """
 
     def __init__(
-        self, *, sam_channels: int, clip_channels: int, dim: int, heads: int, embed_dim: int
+        self, *, region_channels: int, clip_channels: int, dim: int, heads: int, embed_dim: int
     ) -> None:
         super().__init__()
-        self.sam_stream = Stream(sam_channels, dim)
+        self.region_stream = Stream(region_channels, dim)
         self.clip_stream = Stream(clip_channels, dim)
         self.query_norm = nn.LayerNorm(dim)
         self.key_norm = nn.LayerNorm(dim)
@@ -135,18 +138,18 @@ class CrossAttentionPooling(RegionPooling):
         self.mixer = Mixer(dim)
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
 
-    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        tokens = self.sam_stream(sam_tokens)
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        tokens = self.region_stream(region_tokens)
         keys = self.key_norm(self.clip_stream(clip_tokens))
         tokens = self.mixer(tokens + self.attention(self.query_norm(tokens), keys, keys))
         return F.normalize(self.output(tokens).float(), dim=-1)
 
 
 class SingleStreamPooling(RegionPooling):
-    """Table 5's mask pooling of one tower's features (``source``), projected and normalised."""
+    """Table 5's mask pooling of one kind of features (``source``), projected and normalised."""
 
     def __init__(
-        self, *, source: Literal["sam", "clip"], channels: int, dim: int, embed_dim: int
+        self, *, source: Literal["region", "clip"], channels: int, dim: int, embed_dim: int
     ) -> None:
         super().__init__()
         self.source = source
@@ -154,15 +157,15 @@ class SingleStreamPooling(RegionPooling):
         self.mixer = Mixer(dim)
         self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
 
-    def forward(self, sam_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        tokens = sam_tokens if self.source == "sam" else clip_tokens
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        tokens = region_tokens if self.source == "region" else clip_tokens
         return F.normalize(self.output(self.mixer(self.stream(tokens))).float(), dim=-1)
 
 
 def build_pooling(
     name: PoolingName,
     *,
-    sam_channels: int,
+    region_channels: int,
     clip_channels: int,
     dim: int,
     heads: int,
@@ -172,7 +175,7 @@ def build_pooling(
     """The pooling called ``name``; ``interaction`` concerns ``ldp`` alone."""
     if name == "ldp":
         return LocalDiscriminativePooling(
-            sam_channels=sam_channels,
+            region_channels=region_channels,
             clip_channels=clip_channels,
             dim=dim,
             heads=heads,
@@ -181,11 +184,11 @@ def build_pooling(
         )
     if name == "cross_attention":
         return CrossAttentionPooling(
-            sam_channels=sam_channels,
+            region_channels=region_channels,
             clip_channels=clip_channels,
             dim=dim,
             heads=heads,
             embed_dim=embed_dim,
         )
-    channels = sam_channels if name == "sam" else clip_channels
+    channels = region_channels if name == "region" else clip_channels
     return SingleStreamPooling(source=name, channels=channels, dim=dim, embed_dim=embed_dim)

@@ -24,10 +24,14 @@ from possam.model.pooling import (
     hard_masks,
     mask_pool,
 )
-from possam.model.pyramid import ResampledPyramid, SimplePyramid
+from possam.model.pyramid import SCALES, PyramidName, build_pyramid
+from possam.model.region_decoder import Mask2FormerDecoder, RegionDecoder
 from possam.model.text import TextEmbeddings
+from possam.model.two_way import TwoWayDecoder
 
-SamFeatures = Literal["mask_features", "neck", "queries"]
+Backbone = Literal["sam", "clip"]
+DecoderName = Literal["mask2former", "two_way"]
+RegionFeatures = Literal["mask_features", "neck", "queries"]
 MAX_LOGIT_SCALE = 100.0
 """CLIP's own bound of its temperature."""
 
@@ -37,7 +41,7 @@ class LayerOutput:
     """What one decoder layer predicts.
 
     Attributes:
-        mask_logits: (B, Q, H, W) at 1/4 of SAM's stride-16 input, positive inside.
+        mask_logits: (B, Q, H, W) of the mask features' size, positive inside.
         embeddings: (B, Q, E) float32, unit norm.
         iou_logits: (B, Q), sigmoid of which is the IoU expected; ``None`` without an IoU head.
     """
@@ -61,7 +65,7 @@ class PosSAMOutput:
 
 
 class PosSAM(nn.Module):
-    """Pyramid, pixel decoder, mask decoder, IoU head and region pooling.
+    """Region decoder, IoU head and region pooling.
 
     The frozen towers and the vocabulary are not in it: its state dict holds what is trained.
     """
@@ -69,56 +73,50 @@ class PosSAM(nn.Module):
     def __init__(
         self,
         *,
-        pyramid: nn.Module,
-        pixel_decoder: PixelDecoder,
-        mask_decoder: MaskDecoder,
+        decoder: RegionDecoder,
         iou_head: nn.Module | None,
         pooling: RegionPooling,
-        sam_features: SamFeatures,
+        region_features: RegionFeatures,
         embed_dim: int,
         logit_scale: float,
     ) -> None:
         super().__init__()
-        self.pyramid = pyramid
-        self.pixel_decoder = pixel_decoder
-        self.mask_decoder = mask_decoder
+        self.decoder = decoder
         self.iou_head = iou_head
         self.pooling = pooling
-        self.sam_features: SamFeatures = sam_features
+        self.region_features: RegionFeatures = region_features
         self.void_embed = nn.Parameter(torch.empty(1, embed_dim))
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
         nn.init.normal_(self.void_embed, std=embed_dim**-0.5)
 
     def forward(
-        self, sam_features: Tensor, clip_features: Tensor, *, all_layers: bool = False
+        self, backbone: Sequence[Tensor], clip_features: Tensor, *, all_layers: bool = False
     ) -> PosSAMOutput:
         """Predict masks and embeddings.
 
         Args:
-            sam_features: (B, Cs, h, w), SAM's neck output, any float type.
+            backbone: the maps that masks are made from, finest first, any float type: SAM's neck
+                output (B, Cs, h, w) alone, or the four stages of CLIP.
             clip_features: (B, Cc, h', w'), CLIP's dense map of the same extent.
             all_layers: predictions of all layers (training), else of the last alone.
         """
         dtype = self.void_embed.dtype
-        sam_features, clip_features = sam_features.to(dtype), clip_features.to(dtype)
-        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(sam_features))
-        regions, embeddings = self.mask_decoder(
-            levels, mask_features, shapes=shapes, all_layers=all_layers
-        )
+        backbone, clip_features = [m.to(dtype) for m in backbone], clip_features.to(dtype)
+        mask_features, regions, embeddings = self.decoder(backbone, all_layers=all_layers)
         count, queries = regions.shape[1:3]
         # All layers of an image go through the heads together, as L * Q masks.
         mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
         mask_logits = mask_logits.unflatten(2, tuple(mask_features.shape[-2:]))
         inside = hard_masks(mask_logits)
         clip_tokens = mask_pool(clip_features, inside)
-        if self.sam_features == "mask_features":
-            sam_tokens = mask_pool(mask_features, inside)
-        elif self.sam_features == "neck":
-            sam_tokens = mask_pool(sam_features, inside)
+        if self.region_features == "mask_features":
+            region_tokens = mask_pool(mask_features, inside)
+        elif self.region_features == "neck":
+            region_tokens = mask_pool(backbone[0], inside)
         else:
-            sam_tokens = regions.flatten(1, 2)
+            region_tokens = regions.flatten(1, 2)
         pooled = self.pooling(
-            self._by_layer(sam_tokens, queries), self._by_layer(clip_tokens, queries)
+            self._by_layer(region_tokens, queries), self._by_layer(clip_tokens, queries)
         )
         # unbind, not indexing: its backward pass fills the stacked gradient once.
         masks = mask_logits.unflatten(1, (count, queries)).unbind(1)
@@ -159,68 +157,98 @@ class PosSAM(nn.Module):
 
 def build_possam(
     *,
-    sam_channels: int,
+    backbone_channels: Sequence[int],
     clip_channels: int,
     embed_dim: int,
     logit_scale: float,
     seed: int,
+    backbone: Backbone,
     hidden_dim: int,
     queries: int,
     heads: int,
-    pyramid: Literal["fpn", "resample"],
+    pyramid: PyramidName | None,
     pixel_encoder_layers: int,
     pixel_encoder_ffn: int,
     deformable_points: int,
+    decoder: DecoderName,
     decoder_layers: int,
     decoder_ffn: int,
     pooling: PoolingName,
     pooling_dim: int,
     pooling_heads: int,
     pooling_interaction: Interaction,
-    sam_features: SamFeatures,
+    region_features: RegionFeatures,
     iou_head: bool,
 ) -> PosSAM:
     """Assemble PosSAM; its initial weights depend on ``seed`` and the widths alone.
 
     Args:
-        sam_channels, clip_channels: of the towers' dense maps.
+        backbone_channels: of the backbone's maps, finest first: SAM's one, or CLIP's four.
+        clip_channels: of CLIP's dense map.
         embed_dim: of CLIP's text embeddings; ``logit_scale``: CLIP's, the initial temperature.
         seed: of the initial weights; the global random state is left as it was.
-        hidden_dim, ...: the fields of the ``model`` parameters, with their meaning.
+        backbone, ...: the fields of the ``model`` parameters, with their meaning.
+
+    Raises:
+        InputError: maps of another number than the backbone has; ``mask2former`` without a pyramid.
     """
+    if len(backbone_channels) != (1 if backbone == "sam" else SCALES):
+        raise InputError(
+            f"model.backbone: {backbone} does not go with maps of {list(backbone_channels)} "
+            f"channels; SAM gives one map, CLIP's ConvNeXt {SCALES}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        pyramid_class = SimplePyramid if pyramid == "fpn" else ResampledPyramid
-        return PosSAM(
-            pyramid=pyramid_class(channels=sam_channels, out_channels=hidden_dim),
-            pixel_decoder=PixelDecoder(
-                in_channels=(hidden_dim,) * 4,
+        regions: RegionDecoder
+        if decoder == "two_way":
+            regions = TwoWayDecoder(
+                in_channels=backbone_channels[0],
                 channels=hidden_dim,
-                mask_channels=hidden_dim,
-                heads=heads,
-                layers=pixel_encoder_layers,
-                ffn=pixel_encoder_ffn,
-                points=deformable_points,
-            ),
-            mask_decoder=MaskDecoder(
-                channels=hidden_dim,
-                mask_channels=hidden_dim,
                 queries=queries,
                 heads=heads,
                 layers=decoder_layers,
                 ffn=decoder_ffn,
-            ),
+            )
+        else:
+            scales = build_pyramid(pyramid, channels=backbone_channels, out_channels=hidden_dim)
+            regions = Mask2FormerDecoder(
+                pyramid=scales,
+                pixel_decoder=PixelDecoder(
+                    in_channels=scales.out_channels,
+                    channels=hidden_dim,
+                    mask_channels=hidden_dim,
+                    heads=heads,
+                    layers=pixel_encoder_layers,
+                    ffn=pixel_encoder_ffn,
+                    points=deformable_points,
+                ),
+                mask_decoder=MaskDecoder(
+                    channels=hidden_dim,
+                    mask_channels=hidden_dim,
+                    queries=queries,
+                    heads=heads,
+                    layers=decoder_layers,
+                    ffn=decoder_ffn,
+                ),
+            )
+        region_channels = {
+            "mask_features": regions.mask_channels,
+            "neck": backbone_channels[0],
+            "queries": hidden_dim,
+        }
+        return PosSAM(
+            decoder=regions,
             iou_head=MLP(hidden_dim, hidden_dim, 1, layers=3) if iou_head else None,
             pooling=build_pooling(
                 pooling,
-                sam_channels=sam_channels if sam_features == "neck" else hidden_dim,
+                region_channels=region_channels[region_features],
                 clip_channels=clip_channels,
                 dim=pooling_dim,
                 heads=pooling_heads,
                 embed_dim=embed_dim,
                 interaction=pooling_interaction,
             ),
-            sam_features=sam_features,
+            region_features=region_features,
             embed_dim=embed_dim,
             logit_scale=logit_scale,
         )

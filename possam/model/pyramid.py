@@ -1,15 +1,32 @@
-"""Four scales from SAM's one map (paper, section 3.3: "FPN").
+"""Four scales for the pixel decoder: from SAM's one map (paper, section 3.3: "FPN"), or CLIP's.
 
 Shapes: B images, C channels, H W (of SAM's map, stride 16 at patch size 16).
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from possam.errors import InputError
 from possam.model.layers import LayerNorm2d
 
+PyramidName = Literal["fpn", "resample", "stages"]
+SCALES = 4
 
-class SimplePyramid(nn.Module):
+
+class Pyramid(nn.Module):
+    """Interface: the backbone's maps -> four maps, finest first.
+
+    Attributes:
+        out_channels: of the four maps.
+    """
+
+    out_channels: tuple[int, ...]
+
+
+class SimplePyramid(Pyramid):
     """Convolutions and deconvolutions to 1/4, 1/8, 1/16 and 1/32, as ViTDet's simple pyramid.
 
     ViTDet halves the channels with each deconvolution and gives each scale a 1 x 1 and a 3 x 3
@@ -19,6 +36,7 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, *, channels: int, out_channels: int) -> None:
         super().__init__()
+        self.out_channels = (out_channels,) * SCALES
         half, quarter = channels // 2, channels // 4
         self.up4 = nn.Sequential(
             nn.ConvTranspose2d(channels, half, 2, stride=2),
@@ -44,12 +62,13 @@ class SimplePyramid(nn.Module):
         return [out(level) for out, level in zip(self.out, maps, strict=True)]
 
 
-class ResampledPyramid(nn.Module):
+class ResampledPyramid(Pyramid):
     """Table 4's "no FPN": the single map resampled to four scales, each with a 1 x 1 projection."""
 
     def __init__(self, *, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.out = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for _ in range(4))
+        self.out_channels = (out_channels,) * SCALES
+        self.out = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for _ in range(SCALES))
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> four maps of out_channels, finest first: 4H, 2H, H, ceil(H / 2)."""
@@ -65,3 +84,42 @@ class ResampledPyramid(nn.Module):
         # A 1 x 1 convolution and a resampling commute, so each runs on the smaller map.
         maps.append(self.out[3](F.interpolate(features, size=coarse, mode="area")))
         return maps
+
+
+class StagePyramid(Pyramid):
+    """FC-CLIP's scales: the four stages of CLIP's ConvNeXt, each half as fine as the one before.
+
+    Stages that halve the resolution are taken as they are; those that keep it (the synthetic CLIP
+    has strides 4, 8, 8 and 8) are averaged down to the scale that is their turn. Nothing is learned
+    here: the pixel decoder projects and normalises each stage.
+    """
+
+    def __init__(self, *, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.out_channels = tuple(channels)
+
+    def forward(self, *stages: Tensor) -> list[Tensor]:
+        """Four maps (B, C_i, H_i, W_i) -> the same of H, H / 2, H / 4, H / 8 (rounded up)."""
+        height, width = stages[0].shape[-2:]
+        maps = []
+        for index, stage in enumerate(stages):
+            size = (-(-height // 2**index), -(-width // 2**index))
+            same = stage.shape[-2:] == size
+            maps.append(stage if same else F.interpolate(stage, size=size, mode="area"))
+        return maps
+
+
+def build_pyramid(
+    name: PyramidName | None, *, channels: Sequence[int], out_channels: int
+) -> Pyramid:
+    """The pyramid called ``name`` over maps of ``channels``.
+
+    ``out_channels`` concerns those over SAM's one map. No pyramid (``None``) is an
+    :class:`InputError`: without one there is no pixel decoder.
+    """
+    if name is None:
+        raise InputError("model.pyramid: null: the pixel decoder needs four scales; name a pyramid")
+    if name == "stages":
+        return StagePyramid(channels=channels)
+    kind = SimplePyramid if name == "fpn" else ResampledPyramid
+    return kind(channels=channels[0], out_channels=out_channels)

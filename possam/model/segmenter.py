@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from possam.errors import InputError
 from possam.model.possam import PosSAM
+from possam.model.pyramid import SCALES
 from possam.model.resolution import pad_image
 
 Precision = Literal["fp32", "bf16"]
@@ -33,7 +34,12 @@ class ClipTower(Protocol):
     @property
     def stride(self) -> int: ...
 
+    @property
+    def stage_strides(self) -> tuple[int, ...]: ...
+
     def encode_dense(self, images: Tensor) -> Tensor: ...
+
+    def encode_stages(self, images: Tensor) -> tuple[Tensor, ...]: ...
 
     def project(self, pooled: Tensor) -> Tensor: ...
 
@@ -58,14 +64,19 @@ class RawPrediction:
 
 
 class TowerFeatures(nn.Module):
-    """The frozen towers: images to dense features of both, over one extent."""
+    """The frozen towers: images to the backbone's maps and CLIP's dense map, over one extent."""
 
-    def __init__(self, *, sam: SamTower, clip: ClipTower, precision: Precision) -> None:
-        """``sam``, ``clip``: modules with these interfaces, run in ``precision``."""
+    def __init__(self, *, sam: SamTower | None, clip: ClipTower, precision: Precision) -> None:
+        """``sam``, ``clip``: modules with these interfaces, run in ``precision``.
+
+        Without SAM the stages of CLIP are the backbone, as in FC-CLIP.
+        """
         super().__init__()
         self.sam, self.clip = sam, clip
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.multiple = math.lcm(2 * sam.stride, clip.stride)
+        finest = clip.stage_strides[0]
+        coarsest = finest * 2 ** (SCALES - 1) if sam is None else 2 * sam.stride
+        self.multiple = math.lcm(coarsest, clip.stride)
         """Padded sides are multiples of this, so that the maps of all scales cover one extent."""
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -74,31 +85,36 @@ class TowerFeatures(nn.Module):
         return height + -height % self.multiple, width + -width % self.multiple
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Run the towers.
 
         Args:
             images: (B, 3, H, W) float RGB, 0..255; padded here on the right and below.
 
         Returns:
-            SAM's (B, Cs, h, w) and CLIP's (B, Cc, h', w') dense features, in the towers' precision.
+            The backbone's maps, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
+            CLIP's dense map (B, Cc, h', w'), in the towers' precision.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"images: (B, 3, H, W) is expected, not {tuple(images.shape)}")
         padded = pad_image(images, self.padded_size((images.shape[-2], images.shape[-1])))
         reduced = self.dtype != torch.float32
         with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
-            sam, clip = self.sam(padded), self.clip.encode_dense(padded)
-        return sam.to(self.dtype), clip.to(self.dtype)
+            if self.sam is None:
+                backbone = self.clip.encode_stages(padded)
+                dense = backbone[-1]
+            else:
+                backbone, dense = (self.sam(padded),), self.clip.encode_dense(padded)
+        return tuple(level.to(self.dtype) for level in backbone), dense.to(self.dtype)
 
 
 class Segmenter(nn.Module):
-    """SAM and CLIP, frozen, with PosSAM's trainable part."""
+    """The frozen towers with PosSAM's trainable part."""
 
     def __init__(
-        self, *, sam: SamTower, clip: ClipTower, possam: PosSAM, precision: Precision
+        self, *, sam: SamTower | None, clip: ClipTower, possam: PosSAM, precision: Precision
     ) -> None:
-        """``precision``: of the towers; see :class:`TowerFeatures`."""
+        """``sam``, ``clip``, ``precision``: see :class:`TowerFeatures`."""
         super().__init__()
         self.features = TowerFeatures(sam=sam, clip=clip, precision=precision)
         self.possam = possam
@@ -114,12 +130,16 @@ class Segmenter(nn.Module):
         return self.predict_from_features(*self.features(images), image_size=size)
 
     def predict_from_features(
-        self, sam_features: Tensor, clip_features: Tensor, *, image_size: tuple[int, int]
+        self,
+        backbone: tuple[Tensor, ...],
+        clip_features: Tensor,
+        *,
+        image_size: tuple[int, int],
     ) -> RawPrediction:
         """Predict from what ``features`` returned for images of ``image_size``."""
-        output = self.possam(sam_features, clip_features)
+        output = self.possam(backbone, clip_features)
         last = output.layers[-1]
-        with torch.autocast(sam_features.device.type, enabled=False):
+        with torch.autocast(clip_features.device.type, enabled=False):
             clip_embeddings = F.normalize(self.clip.project(output.clip_pooled).float(), dim=-1)
         iou = None if last.iou_logits is None else last.iou_logits.float().sigmoid()
         return RawPrediction(

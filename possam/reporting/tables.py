@@ -1,4 +1,4 @@
-"""Tables of the paper, from evaluations and published numbers: CSV, Markdown, TeX and a JSON card."""
+"""Tables of the paper, from evaluations and published numbers: CSV, Markdown, TeX and a card."""
 
 import csv
 import io

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from possam.errors import InputError
 from possam.files import read_json
 from possam.layout import Layout
-from possam.params import ModelParams, Project
+from possam.params import CLIP, CLIP_STAGES, ModelParams, Project
 from possam.provenance import write_provenance
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def role_folder(layout: Layout, role: str) -> Path:
 
 
 def tower_hash(layout: Layout, tower: str) -> str:
-    """SHA-256 of a frozen tower's weights file: ``clip`` or a SAM size."""
+    """SHA-256 of a frozen tower's weights file: ``clip``, ``clip_stages`` or a SAM size."""
     towers = layout.project.scale.towers
-    asset = towers.clip.asset if tower == "clip" else towers.sam[tower].asset
+    asset = towers.clip.asset if tower in (CLIP, CLIP_STAGES) else towers.sam[tower].asset
     if asset is None:
         raise InputError(
             f"params/scales/{layout.project.name}.yaml: towers.clip.asset: no weights are named"
@@ -117,9 +117,10 @@ def tower_hash(layout: Layout, tower: str) -> str:
     return str(asset_record(layout, asset)["sha256"])
 
 
-def frozen_hashes(layout: Layout, sam: str) -> dict[str, str]:
-    """Hashes of both towers that trained weights belong to."""
-    return {"sam": tower_hash(layout, sam), "clip": tower_hash(layout, "clip")}
+def frozen_hashes(layout: Layout, sam: str | None) -> dict[str, str]:
+    """Hashes of the towers that trained weights belong to (of CLIP alone where ``sam`` is None)."""
+    own = {} if sam is None else {"sam": tower_hash(layout, sam)}
+    return {**own, CLIP: tower_hash(layout, CLIP)}
 
 
 def load_sam_tower(layout: Layout, size: str) -> "SamEncoder":
@@ -153,10 +154,17 @@ def load_clip_tower(layout: Layout) -> "FrozenClip":
     return load_clip(config=clip_config(layout), checkpoint=checkpoint)
 
 
-def model_arguments(model: ModelParams, *, sam: "SamEncoder", clip: "FrozenClip") -> dict[str, Any]:
+def load_towers(layout: Layout, sam: str | None) -> "tuple[SamEncoder | None, FrozenClip]":
+    """The frozen towers: SAM of size ``sam`` (none where it is None), and CLIP."""
+    return None if sam is None else load_sam_tower(layout, sam), load_clip_tower(layout)
+
+
+def model_arguments(
+    model: ModelParams, *, sam: "SamEncoder | None", clip: "FrozenClip"
+) -> dict[str, Any]:
     """Arguments of ``build_possam`` (without the seed) for the given towers."""
     return {
-        "sam_channels": sam.channels,
+        "backbone_channels": list(clip.stage_channels) if sam is None else [sam.channels],
         "clip_channels": clip.dense_channels,
         "embed_dim": clip.embed_dim,
         "logit_scale": clip.logit_scale,

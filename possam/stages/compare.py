@@ -1,6 +1,6 @@
 """Part of stage ``table``: the reproduced rows of a table against each other."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from possam.evaluation.comparison import paired_differences, rank_agreement

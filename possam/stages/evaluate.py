@@ -13,8 +13,7 @@ from possam.stages.common import (
     check_device,
     code_identity,
     frozen_hashes,
-    load_clip_tower,
-    load_sam_tower,
+    load_towers,
     model_arguments,
     use_threads,
 )
@@ -98,7 +97,7 @@ def evaluate(
         "inference": {key: value.model_dump(mode="json") for key, value in variants.items()},
         "evaluation": scale.evaluation.model_dump(mode="json"),
     }
-    sam, clip = load_sam_tower(layout, run.sam), load_clip_tower(layout)
+    sam, clip = load_towers(layout, run.sam)
     if condition == "untrained":
         possam = build_possam(**model_arguments(run.model, sam=sam, clip=clip), seed=run.seed)
         run_identity = "untrained"

@@ -1,10 +1,10 @@
 """Stage ``features``: frozen towers run once over a data set, for trainings that allow a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from possam.layout import Layout
-from possam.params import Project
+from possam.params import CLIP, CLIP_STAGES, Project
 from possam.stages.common import (
     load_clip_tower,
     load_sam_tower,
@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def cache_tower_features(project: Project, tower: str, dataset: str, split: str) -> None:
-    """Cache the features of ``tower`` (``clip`` or a SAM size) over one converted data set.
+def _encoder(layout: Layout, tower: str) -> "Callable[[Tensor], Sequence[Tensor]]":
+    if tower not in (CLIP, CLIP_STAGES):
+        sam = load_sam_tower(layout, tower)
+        return lambda images: (sam(images),)
+    clip = load_clip_tower(layout)
+    if tower == CLIP:
+        return lambda images: (clip.encode_dense(images),)
+    return lambda images: clip.encode_stages(images)[:-1]
 
+
+def cache_tower_features(project: Project, tower: str, dataset: str, split: str) -> None:
+    """Cache the features of ``tower`` over one converted data set.
+
+    ``tower``: a SAM size, ``clip`` (its last stage), or ``clip_stages`` (those before the last).
     Mirrored images are cached too if the scale's augmentation is ``flip``.
     """
     import torch
@@ -28,14 +39,10 @@ def cache_tower_features(project: Project, tower: str, dataset: str, split: str)
 
     use_threads(project)
     layout = Layout(project)
-    encode: Callable[[Tensor], Tensor]
-    if tower == "clip":
-        encode = load_clip_tower(layout).encode_dense
-    else:
-        encode = load_sam_tower(layout, tower)
+    encode = _encoder(layout, tower)
     half = project.scale.towers.precision == "bf16"
 
-    def encode_in_precision(images: "Tensor") -> "Tensor":
+    def encode_in_precision(images: "Tensor") -> "Sequence[Tensor]":
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             return encode(images)
 

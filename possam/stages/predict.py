@@ -11,8 +11,7 @@ from possam.stages.common import (
     check_device,
     clip_config,
     frozen_hashes,
-    load_clip_tower,
-    load_sam_tower,
+    load_towers,
     model_arguments,
     use_threads,
 )
@@ -57,18 +56,18 @@ def _trained_segmenter(
 
     layout, scale = Layout(project), project.scale
     header = read_metadata(checkpoint)
-    for size in scale.towers.sam:
+    own_sam = header["frozen"].get("sam")
+    for size in (None,) if own_sam is None else scale.towers.sam:
         frozen = frozen_hashes(layout, size)
-        if frozen["sam"] == header["frozen"]["sam"]:
+        if frozen.get("sam") == own_sam:
+            possam = load_trained(checkpoint, frozen=frozen)
+            sam, clip = load_towers(layout, size)
             segmenter = Segmenter(
-                sam=load_sam_tower(layout, size),
-                clip=load_clip_tower(layout),
-                possam=load_trained(checkpoint, frozen=frozen),
-                precision=scale.towers.precision,
+                sam=sam, clip=clip, possam=possam, precision=scale.towers.precision
             )
             return segmenter, [tuple(names) for names in header["vocabulary"]]
     raise InputError(
-        f"{checkpoint}: was trained on a SAM (sha256 {header['frozen']['sam'][:12]}...) that is "
+        f"{checkpoint}: was trained on a SAM (sha256 {own_sam[:12]}...) that is "
         f"not one of scale {project.name}'s; name the scale that it was trained at with --scale"
     )
 

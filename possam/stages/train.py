@@ -11,9 +11,9 @@ from possam.stages.common import (
     check_device,
     code_identity,
     frozen_hashes,
-    load_clip_tower,
-    load_sam_tower,
+    load_towers,
     model_arguments,
+    tower_hash,
     use_threads,
 )
 
@@ -39,7 +39,7 @@ def _source(
     run: RunParams,
     dataset: "ConvertedDataset",
     *,
-    sam: "SamEncoder",
+    sam: "SamEncoder | None",
     clip: "FrozenClip",
     device: str,
 ) -> "Source":
@@ -54,17 +54,17 @@ def _source(
         "seed": run.seed,
     }
     if run.training.feature_cache:
-        hashes = frozen_hashes(layout, run.sam)
-        content = dataset.manifest["content"]
-        sam_cache, clip_cache = (
+        backbone_cache, clip_cache = (
             CachedFeatures.open(
                 layout.features(tower, run.train, "train"),
-                dataset_content=content,
-                tower_hash=hashes[name],
+                dataset_content=dataset.manifest["content"],
+                tower_hash=tower_hash(layout, tower),
             )
-            for name, tower in (("sam", run.sam), ("clip", "clip"))
+            for tower in run.towers
         )
-        return CachedSource(sam=sam_cache, clip=clip_cache, **shared)
+        return CachedSource(
+            backbone=backbone_cache, clip=clip_cache, clip_is_backbone=sam is None, **shared
+        )
 
     from possam.model.segmenter import TowerFeatures
 
@@ -107,7 +107,7 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
     }
     record = StageRecord("train", parameters, inputs, seed=run.seed, started=started)
 
-    sam, clip = load_sam_tower(layout, run.sam), load_clip_tower(layout)
+    sam, clip = load_towers(layout, run.sam)
     text = embed_vocabulary(clip, dataset.vocabulary, templates=run.templates)
     arguments = model_arguments(run.model, sam=sam, clip=clip)
     model = build_possam(**arguments, seed=run.seed)

@@ -29,7 +29,7 @@ from possam.files import (
 )
 from possam.model.possam import PosSAM, build_possam
 
-FORMAT = "possam-weights-1"
+FORMAT = "possam-weights-2"
 METADATA_KEY = "possam"
 _FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
 _NAME = re.compile(r"step_(\d{9})")

@@ -1,7 +1,7 @@
 """Features of frozen towers, computed once for whole images of one size and read memory-mapped.
 
-A cache directory holds ``features.npy`` (uint16 views of bfloat16; (images, 1 or 2, C, h, w), the
-second entry of axis 1 being the mirrored image) and ``manifest.json``.
+A cache directory holds one file a map, ``map_0.npy`` and so on (uint16 views of bfloat16; (images,
+1 or 2, C, h, w), the second entry of axis 1 being the mirrored image), and ``manifest.json``.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,11 @@ from possam.files import atomic_directory, read_json, sha256_file, write_json
 from possam.progress import Progress
 from possam.training.checkpoint import remove_leftovers
 
-FORMAT = "possam-features-1"
+FORMAT = "possam-features-2"
+
+
+def _file(index: int) -> str:
+    return f"map_{index}.npy"
 
 
 class _Images(Dataset[Tensor]):
@@ -65,7 +69,7 @@ def _bits(features: Tensor, size: tuple[int, int]) -> np.ndarray:
 @torch.no_grad()
 def cache_features(
     *,
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Sequence[Tensor]],
     dataset: ConvertedDataset,
     out: Path,
     tower_hash: str,
@@ -76,7 +80,8 @@ def cache_features(
     """Encode every image of ``dataset`` and write the cache directory ``out`` atomically.
 
     Args:
-        encode: (B, 3, H, W) float32 in 0..255, RGB -> (B, C, h, w); on whatever device it likes.
+        encode: (B, 3, H, W) float32 in 0..255, RGB -> maps (B, C, h, w), always as many; on
+            whatever device it likes.
         dataset: a converted data set whose images all have one size.
         out: the cache directory; an older one is replaced.
         tower_hash: identity of the tower, checked at :meth:`CachedFeatures.open`.
@@ -102,24 +107,21 @@ def cache_features(
             len(dataset), label=f"features of {out.parent.name} on {dataset.name}", unit="images"
         ) as progress,
     ):
-        store: np.memmap | None = None
+        stores: list[np.memmap] = []
         position = 0
         for block in loader:
             images = block.float()
             views = [images, images.flip(-1)] if flipped else [images]
-            bits = np.stack([_bits(encode(view), size) for view in views], axis=1)
-            if store is None:
-                store = np.lib.format.open_memmap(
-                    temporary / "features.npy",
-                    mode="w+",
-                    dtype=np.uint16,
-                    shape=(len(dataset), *bits.shape[1:]),
-                )
-            store[position : position + len(bits)] = bits
-            position += len(bits)
-            progress.update(len(bits))
-        assert store is not None  # _common_size refused an empty data set
-        store.flush()
+            encoded = [[_bits(level, size) for level in encode(view)] for view in views]
+            for index, level in enumerate(zip(*encoded, strict=True)):
+                bits = np.stack(level, axis=1)
+                if index == len(stores):
+                    stores.append(_create(temporary / _file(index), len(dataset), bits.shape[1:]))
+                stores[index][position : position + len(bits)] = bits
+            position += len(block)
+            progress.update(len(block))
+        for store in stores:
+            store.flush()
         manifest = {
             "format": FORMAT,
             "dataset": dataset.name,
@@ -127,13 +129,17 @@ def cache_features(
             "dataset_content": dataset.manifest["content"],
             "tower": tower_hash,
             "flipped": flipped,
-            "shape": list(store.shape),
+            "shapes": [list(store.shape) for store in stores],
             "dtype": "bfloat16",
             "image_size": list(size),
-            "sha256": sha256_file(temporary / "features.npy"),
+            "sha256": [sha256_file(temporary / _file(index)) for index in range(len(stores))],
         }
         write_json(temporary / "manifest.json", manifest)
     return manifest
+
+
+def _create(path: Path, images: int, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(images, *shape))
 
 
 @dataclass(frozen=True)
@@ -141,13 +147,13 @@ class CachedFeatures:
     """A cache opened for reading.
 
     Attributes:
-        bits: (images, 1 or 2, C, h, w) uint16 memory map.
+        bits: for each map a (images, 1 or 2, C, h, w) uint16 memory map.
         image_size: (H, W) of the encoded images.
         flipped: whether mirrored images are stored too.
     """
 
     path: Path
-    bits: np.ndarray
+    bits: tuple[np.ndarray, ...]
     image_size: tuple[int, int]
     flipped: bool
 
@@ -173,24 +179,30 @@ class CachedFeatures:
                 f"{path}: features of tower {manifest['tower']}, but the tower is {tower_hash}; "
                 "build the cache anew"
             )
-        try:
-            bits = np.load(path / "features.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}/features.npy: missing or damaged ({error}); build the cache anew"
-            ) from error
-        if list(bits.shape) != manifest["shape"] or bits.dtype != np.uint16:
-            raise InputError(
-                f"{path}/features.npy: {bits.dtype} {list(bits.shape)}, but the manifest says "
-                f"uint16 {manifest['shape']}; build the cache anew"
-            )
+        maps = tuple(
+            _open_map(path / _file(index), shape) for index, shape in enumerate(manifest["shapes"])
+        )
         height, width = manifest["image_size"]
-        return CachedFeatures(path, bits, (height, width), manifest["flipped"])
+        return CachedFeatures(path, maps, (height, width), manifest["flipped"])
 
     def __len__(self) -> int:
-        return len(self.bits)
+        return len(self.bits[0])
 
-    def read(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-        """Features of ``indices``, mirrored where asked: (B, C, h, w) float32."""
-        block = self.bits[np.asarray(indices), np.asarray(mirrored, dtype=np.int64)]
-        return torch.from_numpy(block).view(torch.bfloat16).float()
+    def read(self, indices: Sequence[int], mirrored: Sequence[bool]) -> tuple[Tensor, ...]:
+        """Maps of ``indices``, mirrored where asked: (B, C, h, w) float32 each."""
+        rows = np.asarray(indices), np.asarray(mirrored, dtype=np.int64)
+        blocks = [torch.from_numpy(level[rows]) for level in self.bits]
+        return tuple(block.view(torch.bfloat16).float() for block in blocks)
+
+
+def _open_map(path: Path, shape: list[int]) -> np.ndarray:
+    try:
+        bits: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: missing or damaged ({error}); build the cache anew") from error
+    if list(bits.shape) != shape or bits.dtype != np.uint16:
+        raise InputError(
+            f"{path}: {bits.dtype} {list(bits.shape)}, but the manifest says uint16 {shape}; "
+            "build the cache anew"
+        )
+    return bits

@@ -14,9 +14,9 @@ from possam.params import AugmentationParams
 from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""(B, 3, H, W) float32 RGB in 0..255 -> features of SAM and of CLIP, over H x W padded at the
-bottom and right (``Segmenter.features``)."""
+Encode = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
+"""(B, 3, H, W) float32 RGB in 0..255 -> the backbone's maps and CLIP's dense map, over H x W padded
+at the bottom and right (``Segmenter.features``)."""
 
 
 class _Keys(Sampler[list[tuple[int, int]]]):
@@ -91,9 +91,9 @@ class LiveSource:
         width = max(sample.image.shape[2] for sample in samples)
         images = torch.stack([_pad(sample.image, height, width) for sample in samples])
         full = [-(-side // self._multiple) * self._multiple for side in (height, width)]
-        sam, clip = self._encode(images.to(self._device).float())
+        backbone, clip = self._encode(images.to(self._device).float())
         return Batch(
-            sam_features=sam.float(),
+            backbone=tuple(level.float() for level in backbone),
             clip_features=clip.float(),
             targets=[
                 Target(masks=_pad(sample.masks, *full), labels=sample.labels).to(self._device)

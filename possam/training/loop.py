@@ -127,7 +127,7 @@ class Trainer:
         """Forward pass and criterion: every decoder output is supervised."""
         bf16 = self.training.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output = self.model(batch.sam_features, batch.clip_features, all_layers=True)
+            output = self.model(batch.backbone, batch.clip_features, all_layers=True)
         embeddings = torch.stack([layer.embeddings.float() for layer in output.layers])
         quality = [layer.iou_logits for layer in output.layers if layer.iou_logits is not None]
         generator = torch.Generator(self.device)

@@ -57,13 +57,14 @@ class SampleOrder:
 
 
 class CachedSource:
-    """Batches from two feature caches; the masks are kept as id maps at image resolution."""
+    """Batches from feature caches; the masks are kept as id maps at image resolution."""
 
     def __init__(
         self,
         *,
-        sam: CachedFeatures,
+        backbone: CachedFeatures,
         clip: CachedFeatures,
+        clip_is_backbone: bool,
         dataset: ConvertedDataset,
         augmentation: AugmentationParams,
         batch_size: int,
@@ -71,15 +72,22 @@ class CachedSource:
     ) -> None:
         """Check that the caches belong together, and load the targets of the whole data set.
 
+        Args:
+            backbone: maps that masks are made from, finest first.
+            clip: CLIP's dense map.
+            clip_is_backbone: masks are made from the dense map, too, as the coarsest one.
+            dataset: a converted data set; augmentation: none, or ``flip``.
+            batch_size: images a step; seed: of their order and mirroring.
+
         Raises:
             InputError: caches of other sizes than the data set, ``lsj``, or ``flip`` with a cache
                 that lacks mirrored images.
         """
-        for cache in (sam, clip):
-            if len(cache) != len(dataset) or cache.image_size != sam.image_size:
+        for cache in (backbone, clip):
+            if len(cache) != len(dataset) or cache.image_size != backbone.image_size:
                 raise InputError(
                     f"{cache.path}: {len(cache)} images of {cache.image_size}, but the data set "
-                    f"has {len(dataset)} and {sam.path} is of {sam.image_size}"
+                    f"has {len(dataset)} and {backbone.path} is of {backbone.image_size}"
                 )
             if augmentation.policy == "flip" and not cache.flipped:
                 raise InputError(
@@ -89,10 +97,11 @@ class CachedSource:
         if augmentation.policy == "lsj":
             raise InputError("augmentation.policy 'lsj' cannot be used with cached features")
         self.num_images, self.num_classes = len(dataset), len(dataset.categories)
-        self._sam, self._clip = sam, clip
+        self._backbone, self._clip = backbone, clip
+        self._clip_is_backbone = clip_is_backbone
         self._flip, self._seed = augmentation.policy == "flip", seed
         self._order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed)
-        self._ids, self._labels = _load_targets(dataset, sam.image_size)
+        self._ids, self._labels = _load_targets(dataset, backbone.image_size)
 
     def target(self, index: int, *, mirrored: bool = False) -> Target:
         """Masks and labels of one image, at image resolution."""
@@ -104,9 +113,11 @@ class CachedSource:
         for step in range(start, stop):
             indices = self._order.indices(step)
             mirrored = [self._mirrored(position) for position in self._order.positions(step)]
+            backbone = self._backbone.read(indices, mirrored)
+            (dense,) = self._clip.read(indices, mirrored)
             yield Batch(
-                sam_features=self._sam.read(indices, mirrored),
-                clip_features=self._clip.read(indices, mirrored),
+                backbone=(*backbone, dense) if self._clip_is_backbone else backbone,
+                clip_features=dense,
                 targets=[
                     self.target(index, mirrored=mirror)
                     for index, mirror in zip(indices, mirrored, strict=True)

@@ -31,13 +31,14 @@ class Batch:
     """One training batch.
 
     Attributes:
-        sam_features: (B, Cs, h, w) float32 of the frozen SAM encoder.
+        backbone: float32 maps that masks are made from, finest first: SAM's one (B, Cs, h, w), or
+            the stages of CLIP.
         clip_features: (B, Cc, h', w') float32, CLIP's dense map over the same extent.
         targets: one an image; all masks of a batch have the same H x W.
         indices: positions of the images in the data set.
     """
 
-    sam_features: Tensor
+    backbone: tuple[Tensor, ...]
     clip_features: Tensor
     targets: list[Target]
     indices: list[int] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
         return Batch(
-            sam_features=self.sam_features.to(device),
+            backbone=tuple(level.to(device) for level in self.backbone),
             clip_features=self.clip_features.to(device),
             targets=[target.to(device) for target in self.targets],
             indices=self.indices,

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from possam.evaluation.efficiency import ParameterCount, count_parameters
+from possam.model.clip import load_clip
 from possam.model.possam import build_possam
+from possam.model.sam import ARCHITECTURES, SamEncoder, build_sam
 from possam.params import Project
 from possam.stages.efficiency import millions, print_parameters
 from tests.parity_report import Parity
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
+CLIP_CONFIG = PARAMS.parent / "data" / "towers" / "synthetic_clip.json"
 FROZEN = {"b": 441_443_521, "l": 660_050_881, "h": 988_798_657}
 
 
@@ -57,15 +60,27 @@ def test_trainable_parameters_are_the_papers_within_one_percent(
         assert count.total == count.trainable + count.frozen
 
 
-def test_a_built_model_has_as_many_parameters_as_were_counted(
-    counts: dict[str, ParameterCount],
-) -> None:
-    """The meta device counts what a real model holds."""
-    widths = Project("paper", folder=PARAMS).scale.model.model_dump()
-    model = build_possam(
-        sam_channels=256, clip_channels=1536, embed_dim=768, logit_scale=100.0, seed=0, **widths
-    )
-    assert sum(parameter.numel() for parameter in model.parameters()) == counts["b"].trainable
+def test_a_real_model_has_as_many_parameters_as_the_meta_device_counts() -> None:
+    """A CLIP and a SAM small enough to be built, with and without SAM."""
+    widths = Project("smoke", folder=PARAMS).scale.model.model_dump()
+    stages = {"backbone": "clip", "pyramid": "stages", "pooling": "region", "iou_head": False}
+    clip = load_clip(config=CLIP_CONFIG, checkpoint=None, random_init=True)
+    sam = SamEncoder(build_sam(ARCHITECTURES["synthetic_b"]).image_encoder)
+    shared = {
+        "clip_channels": clip.dense_channels,
+        "embed_dim": clip.embed_dim,
+        "logit_scale": 10.0,
+        "seed": 0,
+    }
+    for tower, channels, model in (
+        ("synthetic_b", [sam.channels], widths),
+        (None, clip.stage_channels, widths | stages),
+    ):
+        built = build_possam(backbone_channels=channels, **shared, **model)
+        count = count_parameters(sam_architecture=tower, clip_config=CLIP_CONFIG, model=model)
+        assert count.trainable == sum(parameter.numel() for parameter in built.parameters())
+        frozen = [clip] if tower is None else [clip, sam]
+        assert count.frozen == sum(p.numel() for module in frozen for p in module.parameters())
 
 
 def test_millions_are_cut_off_as_in_the_paper() -> None:

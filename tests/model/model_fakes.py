@@ -10,11 +10,12 @@ from possam.model.possam import PosSAM, build_possam
 from possam.model.text import TextEmbeddings
 
 SMALL: dict[str, Any] = {
-    "sam_channels": 16,
+    "backbone_channels": (16,),
     "clip_channels": 24,
     "embed_dim": 20,
     "logit_scale": 14.0,
     "seed": 3,
+    "backbone": "sam",
     "hidden_dim": 32,
     "queries": 7,
     "heads": 4,
@@ -22,15 +23,25 @@ SMALL: dict[str, Any] = {
     "pixel_encoder_layers": 1,
     "pixel_encoder_ffn": 40,
     "deformable_points": 2,
+    "decoder": "mask2former",
     "decoder_layers": 4,
     "decoder_ffn": 48,
     "pooling": "ldp",
     "pooling_dim": 16,
     "pooling_heads": 2,
     "pooling_interaction": "mask",
-    "sam_features": "mask_features",
+    "region_features": "mask_features",
     "iou_head": True,
 }
+TWO_WAY: dict[str, Any] = {"decoder": "two_way", "pyramid": None, "pixel_encoder_layers": 0}
+STAGES: dict[str, Any] = {
+    "backbone": "clip",
+    "backbone_channels": (8, 12, 18, 24),
+    "pyramid": "stages",
+    "pooling": "region",
+    "iou_head": False,
+}
+"""FC-CLIP: masks from CLIP's stages, mask features pooled."""
 
 
 def small_possam(**changes: Any) -> PosSAM:
@@ -51,7 +62,7 @@ def random_text(
 class FakeSam(nn.Module):
     """A strided convolution with the interface of the SAM encoder."""
 
-    def __init__(self, *, stride: int = 4, channels: int = SMALL["sam_channels"]) -> None:
+    def __init__(self, *, stride: int = 4, channels: int = SMALL["backbone_channels"][0]) -> None:
         super().__init__()
         self.stride, self.channels = stride, channels
         self.conv = nn.Conv2d(3, channels, stride, stride=stride)
@@ -74,11 +85,19 @@ class FakeClip(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.dense_channels, self.embed_dim = stride, dense_channels, embed_dim
-        self.conv = nn.Conv2d(3, dense_channels, stride, stride=stride)
+        self.stage_channels = (*STAGES["backbone_channels"][:3], dense_channels)
+        self.stage_strides = (stride // 2, stride, stride, stride)
+        self.stages = nn.ModuleList(
+            nn.Conv2d(3, channels, stride, stride=stride)
+            for channels, stride in zip(self.stage_channels, self.stage_strides, strict=True)
+        )
         self.head = nn.Linear(dense_channels, embed_dim)
 
     def encode_dense(self, images: Tensor) -> Tensor:
-        return self.conv(images / 255 - 0.5)
+        return self.encode_stages(images)[-1]
+
+    def encode_stages(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(stage(images / 255 - 0.5) for stage in self.stages)
 
     def project(self, pooled: Tensor) -> Tensor:
         return self.head(pooled)

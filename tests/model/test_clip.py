@@ -209,6 +209,30 @@ def test_dense_features_of_any_size(clip: FrozenClip, size: tuple[int, int]) -> 
         assert abs(cells - pixels / clip.stride) <= 1
 
 
+@pytest.mark.parametrize("name", ["synthetic", "convnext_atto"])
+def test_stages_are_timm_s(clip: FrozenClip, tmp_path: Path, name: str) -> None:
+    if name != "synthetic":
+        changes = {"timm_model_name": name, "timm_pool": "avg", "image_size": 96}
+        path = _write(tmp_path / "atto.json", changes, "vision_cfg")
+        clip = load_clip(config=path, checkpoint=None, random_init=True)
+    images = torch.rand(2, 3, 96, 128) * 255
+    stages = clip.encode_stages(images)
+    trunk = clip.model.visual.trunk
+    with torch.no_grad():
+        normalised = (images - clip.image_mean) / clip.image_std
+        expected = trunk.forward_intermediates(normalised, intermediates_only=True)
+        torch.testing.assert_close(stages[-1], trunk.forward_features(normalised))
+    assert torch.equal(clip.encode_dense(images), stages[-1])
+    assert len(stages) == len(expected) == 4
+    for stage, other, channels, stride in zip(
+        stages, expected, clip.stage_channels, clip.stage_strides, strict=True
+    ):
+        torch.testing.assert_close(stage, other)
+        assert stage.shape == (2, channels, 96 // stride, 128 // stride)
+        assert not stage.requires_grad
+    assert clip.stage_strides == ((4, 8, 8, 8) if name == "synthetic" else (4, 8, 16, 32))
+
+
 def test_clip_stays_frozen(clip: FrozenClip) -> None:
     torch.nn.Sequential(clip).train()
     assert not any(module.training for module in clip.modules())

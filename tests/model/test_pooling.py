@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from possam.model.pooling import build_pooling, hard_masks, mask_pool
 
-NAMES = ("ldp", "cross_attention", "sam", "clip")
+NAMES = ("ldp", "cross_attention", "region", "clip")
 VARIANTS = [(name, "mask") for name in NAMES] + [("ldp", "image")]
 
 
@@ -16,7 +16,7 @@ def pooling(name: Any, interaction: Any) -> Any:
     torch.manual_seed(0)
     module = build_pooling(
         name,
-        sam_channels=6,
+        region_channels=6,
         clip_channels=10,
         dim=16,
         heads=2,
@@ -91,7 +91,7 @@ def test_images_do_not_meet(name: str, interaction: str) -> None:
         ("ldp", "mask", True, True, False),
         ("ldp", "image", True, True, True),
         ("cross_attention", "mask", True, True, True),
-        ("sam", "mask", True, False, False),
+        ("region", "mask", True, False, False),
         ("clip", "mask", False, True, False),
     ],
 )

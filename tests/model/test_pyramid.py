@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from possam.model.pyramid import ResampledPyramid, SimplePyramid
+from possam.errors import InputError
+from possam.model.pyramid import ResampledPyramid, SimplePyramid, StagePyramid, build_pyramid
 
 
 @pytest.mark.parametrize("kind", [SimplePyramid, ResampledPyramid])
@@ -41,3 +42,26 @@ def test_resampled_pyramid_is_the_projected_map_resampled() -> None:
     assert_close(half[0, 0], torch.tensor([[2.5, 4.5]]))
     assert_close(two[0, 0, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
     assert four.shape[-2:] == (8, 16)
+
+
+def test_stages_that_halve_are_taken_as_they_are() -> None:
+    stages = [torch.randn(2, 3 + k, 16 >> k, 24 >> k) for k in range(4)]
+    pyramid = StagePyramid(channels=[3, 4, 5, 6])
+    maps = pyramid(*stages)
+    assert all(level is stage for level, stage in zip(maps, stages, strict=True))
+    assert [level.shape[1] for level in maps] == [*pyramid.out_channels] == [3, 4, 5, 6]
+    assert not [*pyramid.parameters()]
+
+
+def test_stages_that_keep_the_resolution_are_averaged_down() -> None:
+    """Strides 4, 8, 8 and 8, the synthetic CLIP's, become 4, 8, 16 and 32."""
+    stages = [torch.randn(2, 3, 8, 16), *(torch.randn(2, 3, 4, 8) for _ in range(3))]
+    maps = StagePyramid(channels=[3] * 4)(*stages)
+    assert maps[0] is stages[0] and maps[1] is stages[1]
+    assert_close(maps[2], stages[2].unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)))
+    assert_close(maps[3], stages[3].unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2)))
+
+
+def test_the_pixel_decoder_needs_a_pyramid() -> None:
+    with pytest.raises(InputError, match=r"model\.pyramid: null"):
+        build_pyramid(None, channels=[8], out_channels=8)

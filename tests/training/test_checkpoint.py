@@ -119,7 +119,7 @@ def test_trained_weights_round_trip(tmp_path: Path) -> None:
     assert set(expected) == {name for name, _ in model.named_parameters()}  # no buffers
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, expected[name])
-    features = torch.randn(1, 4, 4, 4), torch.randn(1, 6, 4, 4)
+    features = (torch.randn(1, 4, 4, 4),), torch.randn(1, 6, 4, 4)
     with torch.no_grad():
         found = loaded(*features).layers[-1].mask_logits
         assert torch.equal(found, model.eval()(*features).layers[-1].mask_logits)
@@ -134,7 +134,7 @@ def test_metadata(tmp_path: Path) -> None:
     values = read_metadata(save(tmp_path / "w.safetensors"))
     assert values["frozen"] == FROZEN and values["model"] == MODEL and values["step"] == 7
     assert values["vocabulary"] == [["cat"], ["dog", "puppy"]]
-    assert values["format"] == "possam-weights-1" and len(values["identity"]) == 64
+    assert values["format"] == "possam-weights-2" and len(values["identity"]) == 64
 
 
 @pytest.mark.parametrize("frozen", [{**FROZEN, "sam": "b" * 8}, {"clip": FROZEN["clip"]}])
@@ -142,6 +142,26 @@ def test_other_towers_are_refused_by_name(tmp_path: Path, frozen: dict[str, str]
     path = save(tmp_path / "w.safetensors")
     with pytest.raises(WrongVariantError, match=r"sam aaaaaaaa.*sam given is (bbbbbbbb|None)"):
         load_trained(path, frozen=frozen)
+
+
+def test_weights_of_a_model_without_sam(tmp_path: Path) -> None:
+    frozen = {"clip": FROZEN["clip"]}
+    changes = {"backbone": "clip", "backbone_channels": [4, 6, 6, 6], "pyramid": "stages"}
+    model = possam(**changes)
+    path = tmp_path / "w.safetensors"
+    save_trained(
+        path,
+        model=model,
+        model_kwargs={**MODEL, **changes},
+        identity={},
+        frozen=frozen,
+        vocabulary=VOCABULARY,
+        step=7,
+    )
+    loaded = load_trained(path, frozen=frozen).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(WrongVariantError, match=r"trained over sam None, but .* given is aaaaaaaa"):
+        load_trained(path, frozen=FROZEN)
 
 
 def test_files_that_are_not_trained_weights_are_refused(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from possam.errors import InputError, WrongVariantError
 from possam.training.feature_cache import CachedFeatures, cache_features
 
 
-def encode(images: Tensor) -> Tensor:
-    """Stands for a tower: stride 4, different for left and right."""
-    ramp = torch.arange(images.shape[-1]).float()
-    return avg_pool2d(images * ramp, 4)
+def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Stands for a tower of two maps: strides 4 and 8, different for left and right."""
+    ramped = images * torch.arange(images.shape[-1]).float()
+    return avg_pool2d(ramped, 4), avg_pool2d(ramped, 8)[:, :2]
 
 
 def write(out: Path, dataset: FakeDataset, **changes: Any) -> dict[str, Any]:
@@ -37,14 +37,15 @@ def test_round_trip_in_bfloat16(tmp_path: Path, workers: int, batch_size: int) -
     dataset = FakeDataset()
     manifest = write(tmp_path / "cache", dataset, workers=workers, batch_size=batch_size)
     cache = read(tmp_path / "cache")
-    assert manifest["shape"] == [6, 2, 3, 4, 4] and len(cache) == 6
+    assert manifest["shapes"] == [[6, 2, 3, 4, 4], [6, 2, 2, 2, 2]] and len(cache) == 6
     assert cache.image_size == (16, 16)
     order, mirrored = [4, 0, 4, 2], [False, True, True, False]
     found = cache.read(order, mirrored)
     for row, (index, mirror) in enumerate(zip(order, mirrored, strict=True)):
         image = torch.from_numpy(dataset.image(index)).permute(2, 0, 1).float()
-        expected = encode((image.flip(-1) if mirror else image)[None])[0].bfloat16().float()
-        assert torch.equal(found[row], expected)
+        expected = encode((image.flip(-1) if mirror else image)[None])
+        for level, wanted in zip(found, expected, strict=True):
+            assert torch.equal(level[row], wanted[0].bfloat16().float())
 
 
 def test_cache_of_another_tower_or_data_set_is_refused(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_sizes_that_the_stride_does_not_divide_are_refused(tmp_path: Path) -> No
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not finite"):
-        write(tmp_path / "cache", FakeDataset(), encode=lambda images: encode(images) / 0)
+        write(tmp_path / "cache", FakeDataset(), encode=lambda images: [encode(images)[0] / 0])
 
 
 def test_empty_data_set_is_refused(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_empty_data_set_is_refused(tmp_path: Path) -> None:
 def test_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def failing(images: Tensor) -> Tensor:
+    def failing(images: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -103,14 +104,14 @@ def test_damaged_caches_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "absent")
     write(tmp_path / "cache", FakeDataset())
-    features, manifest = tmp_path / "cache/features.npy", tmp_path / "cache/manifest.json"
+    features, manifest = tmp_path / "cache/map_1.npy", tmp_path / "cache/manifest.json"
     whole = features.read_bytes()
     features.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"features\.npy: missing or damaged"):
+    with pytest.raises(InputError, match=r"map_1\.npy: missing or damaged"):
         read(tmp_path / "cache")
     features.write_bytes(whole)
     values = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**values, "shape": [6, 1, 3, 4, 4]}))
+    manifest.write_text(json.dumps({**values, "shapes": [[6, 1, 3, 4, 4]]}))
     with pytest.raises(InputError, match="but the manifest says"):
         read(tmp_path / "cache")
     manifest.write_text(json.dumps({**values, "format": "other"}))

@@ -22,7 +22,7 @@ from possam.training.targets import Batch, derive_seed, target_from_ids
 def equal(one: Batch, two: Batch) -> bool:
     return (
         one.indices == two.indices
-        and torch.equal(one.sam_features, two.sam_features)
+        and all(map(torch.equal, one.backbone, two.backbone))
         and torch.equal(one.clip_features, two.clip_features)
         and all(
             torch.equal(a.masks, b.masks) and torch.equal(a.labels, b.labels)
@@ -78,7 +78,7 @@ def pooled(images: Tensor) -> Tensor:
 
 def cache(path: Path, dataset: FakeDataset, *, flipped: bool = True) -> CachedFeatures:
     cache_features(
-        encode=pooled,
+        encode=lambda images: (pooled(images),),
         dataset=dataset,
         out=path,
         tower_hash="t",
@@ -93,8 +93,9 @@ def cached_source(folder: Path, policy: str = "none", **changes: Any) -> CachedS
     dataset = changes.pop("dataset", FakeDataset())
     features = cache(folder / "cache", dataset, flipped=changes.pop("flipped", True))
     return CachedSource(
-        sam=features,
+        backbone=features,
         clip=features,
+        clip_is_backbone=False,
         dataset=dataset,
         augmentation=augmentation(policy),
         batch_size=4,
@@ -111,7 +112,40 @@ def test_cached_batches_hold_the_features_and_masks_of_their_images(tmp_path: Pa
             assert torch.equal(batch.targets[row].masks, expected)
             assert batch.targets[row].labels.tolist() == [category for _, category in pairs]
             image = torch.from_numpy(FakeDataset().image(index)).permute(2, 0, 1).float()
-            assert torch.equal(batch.sam_features[row], pooled(image[None])[0].bfloat16().float())
+            assert torch.equal(batch.backbone[0][row], pooled(image[None])[0].bfloat16().float())
+
+
+def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path) -> None:
+    dataset = FakeDataset()
+    for name, strides in (("stages", (2, 4, 4)), ("dense", (8,))):
+        cache_features(
+            encode=lambda images, strides=strides: [avg_pool2d(images, s) for s in strides],
+            dataset=dataset,
+            out=tmp_path / name,
+            tower_hash="t",
+            flipped=False,
+            batch_size=4,
+            workers=0,
+        )
+    stages, dense = (
+        CachedFeatures.open(tmp_path / name, dataset_content="data-1", tower_hash="t")
+        for name in ("stages", "dense")
+    )
+    source = CachedSource(
+        backbone=stages,
+        clip=dense,
+        clip_is_backbone=True,
+        dataset=dataset,
+        augmentation=augmentation(),
+        batch_size=4,
+        seed=2,
+    )
+    for batch in source.batches(0, 2):
+        assert batch.backbone[-1] is batch.clip_features
+        for row, index in enumerate(batch.indices):
+            image = torch.from_numpy(dataset.image(index)).permute(2, 0, 1).float()[None]
+            for level, stride in zip(batch.backbone, (2, 4, 4, 8), strict=True):
+                assert torch.equal(level[row], avg_pool2d(image, stride)[0].bfloat16().float())
 
 
 def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> None:
@@ -121,7 +155,7 @@ def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> 
         for row, index in enumerate(batch.indices):
             image = torch.from_numpy(FakeDataset().image(index)).permute(2, 0, 1).float()
             mirror = not torch.equal(
-                batch.sam_features[row], pooled(image[None])[0].bfloat16().float()
+                batch.backbone[0][row], pooled(image[None])[0].bfloat16().float()
             )
             seen.add((index, mirror))
             straight = source.target(index).masks
@@ -129,7 +163,7 @@ def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> 
             assert torch.equal(batch.targets[row].masks, expected)
             if mirror:
                 features = pooled(image.flip(-1)[None])[0].bfloat16().float()
-                assert torch.equal(batch.sam_features[row], features)
+                assert torch.equal(batch.backbone[0][row], features)
     assert {mirror for _, mirror in seen} == {True, False}
     assert len(seen) > 6  # the same image comes both ways
 
@@ -156,8 +190,9 @@ def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     short = cache(tmp_path / "short", FakeDataset(count=5))
     with pytest.raises(InputError, match=r"short: 5 images"):
         CachedSource(
-            sam=short,
+            backbone=short,
             clip=short,
+            clip_is_backbone=False,
             dataset=FakeDataset(),
             augmentation=augmentation(),
             batch_size=4,
@@ -165,11 +200,11 @@ def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         )
 
 
-def towers(images: Tensor) -> tuple[Tensor, Tensor]:
+def towers(images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """Pads to a multiple of 8 as the segmenter does."""
     height, width = (-(-side // 8) * 8 for side in images.shape[-2:])
     padded = pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
-    return avg_pool2d(padded, 4), avg_pool2d(padded, 8).bfloat16()
+    return (avg_pool2d(padded, 4),), avg_pool2d(padded, 8).bfloat16()
 
 
 def live_source(policy: str, **changes: Any) -> LiveSource:
@@ -190,13 +225,13 @@ def test_live_batches_do_not_depend_on_start_or_workers(workers: int) -> None:
 
 def test_live_augmentation_changes_from_epoch_to_epoch() -> None:
     batches = list(live_source("lsj", dataset=FakeDataset(count=1)).batches(0, 2))
-    assert not torch.equal(batches[0].sam_features, batches[1].sam_features)
+    assert not torch.equal(batches[0].backbone[0], batches[1].backbone[0])
 
 
 def test_live_masks_cover_the_padded_extent_of_the_features() -> None:
     dataset = FakeDataset(sizes={0: (17, 16), 1: (16, 20)})
     for batch in live_source("none", dataset=dataset).batches(0, 4):
-        height, width = (4 * side for side in batch.sam_features.shape[-2:])
+        height, width = (4 * side for side in batch.backbone[0].shape[-2:])
         assert batch.clip_features.dtype == torch.float32
         for index, target in zip(batch.indices, batch.targets, strict=True):
             assert target.masks.shape[1:] == (height, width)

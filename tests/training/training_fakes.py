@@ -16,10 +16,11 @@ from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
 MODEL: dict[str, Any] = {
-    "sam_channels": 4,
+    "backbone_channels": [4],
     "clip_channels": 6,
     "embed_dim": 8,
     "logit_scale": 10.0,
+    "backbone": "sam",
     "hidden_dim": 8,
     "queries": 4,
     "heads": 2,
@@ -27,13 +28,14 @@ MODEL: dict[str, Any] = {
     "pixel_encoder_layers": 1,
     "pixel_encoder_ffn": 16,
     "deformable_points": 2,
+    "decoder": "mask2former",
     "decoder_layers": 1,
     "decoder_ffn": 16,
     "pooling": "ldp",
     "pooling_dim": 8,
     "pooling_heads": 2,
     "pooling_interaction": "mask",
-    "sam_features": "mask_features",
+    "region_features": "mask_features",
     "iou_head": True,
 }
 FROZEN = {"sam": "a" * 8, "clip": "c" * 8}
@@ -100,8 +102,9 @@ class DropoutPosSAM(nn.Module):
         self.dropout = nn.Dropout(0.3)
         self.class_logits = self.inner.class_logits
 
-    def forward(self, sam_features: Tensor, clip_features: Tensor, **options: Any) -> Any:
-        return self.inner(self.dropout(sam_features), clip_features, **options)
+    def forward(self, backbone: tuple[Tensor, ...], clip_features: Tensor, **options: Any) -> Any:
+        backbone = tuple(self.dropout(level) for level in backbone)
+        return self.inner(backbone, clip_features, **options)
 
 
 def scene(index: int, size: int = 16) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -135,7 +138,7 @@ class FakeSource:
             if step in self._poison:
                 features = features * float("nan")
             yield Batch(
-                sam_features=features,
+                backbone=(features,),
                 clip_features=torch.stack(clip),
                 targets=[self._target(index) for index in indices],
                 indices=indices,

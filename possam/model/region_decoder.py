@@ -1,0 +1,62 @@
+"""From a backbone's maps to regions: the interface of the decoders, and Mask2Former's.
+
+Shapes: B images, Q queries, L layers, C channels, H W.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from possam.model.mask_decoder import MaskDecoder
+from possam.model.pixel_decoder import PixelDecoder
+from possam.model.pyramid import Pyramid
+
+
+class Regions(NamedTuple):
+    """What a decoder finds.
+
+    Attributes:
+        mask_features: (B, C_mask, H, W), of SAM's map upscaled four times, or of the size of the
+            finest of CLIP's stages: stride 4 at the paper's scale.
+        features: (B, L, Q, C), normalised.
+        embeddings: (B, L, Q, C_mask); a mask's logits are their product with ``mask_features``.
+    """
+
+    mask_features: Tensor
+    features: Tensor
+    embeddings: Tensor
+
+
+class RegionDecoder(nn.Module):
+    """Interface: the backbone's maps -> regions of all layers, or of the last alone.
+
+    Attributes:
+        mask_channels: channels of the mask features.
+    """
+
+    mask_channels: int
+
+    def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
+        """Maps (B, C_i, H_i, W_i), finest first; L is layers + 1 (initial queries first) or 1."""
+        raise NotImplementedError
+
+
+class Mask2FormerDecoder(RegionDecoder):
+    """Four scales, the pixel decoder over them, and masked-attention queries on its output."""
+
+    def __init__(
+        self, *, pyramid: Pyramid, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder
+    ) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.pixel_decoder = pixel_decoder
+        self.mask_decoder = mask_decoder
+        self.mask_channels = pixel_decoder.mask_channels
+
+    def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
+        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*backbone))
+        features, embeddings = self.mask_decoder(
+            levels, mask_features, shapes=shapes, all_layers=all_layers
+        )
+        return Regions(mask_features, features, embeddings)

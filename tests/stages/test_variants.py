@@ -1,0 +1,163 @@
+"""Every kind of model, from files to figures: features, training, evaluation, prediction."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from possam.files import read_json, sha256_file
+from possam.layout import Layout
+from possam.model.sam import SamEncoder
+from possam.params import CLIP, Project
+from possam.stages.convert import convert_dataset
+from possam.stages.evaluate import evaluate
+from possam.stages.features import cache_tower_features
+from possam.stages.fetch import fetch_asset
+from possam.stages.predict import predict
+from possam.stages.train import train
+from possam.stages.world import make_world
+from possam.training.checkpoint import read_metadata
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WORLD = {"seed": 11, "coco_train": 4, "coco_val": 2, "ade20k_train": 1, "ade20k_val": 1}
+CLIP_FILES = ("synthetic_clip", "synthetic_clip_config", "synthetic_clip_bpe")
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a world of a few images and the cached features of CLIP; SAM is not there."""
+    folder = tmp_path_factory.mktemp("variants")
+    shutil.copytree(REPOSITORY / "params", folder / "params")
+    shutil.copytree(REPOSITORY / "data" / "towers", folder / "data" / "towers")
+    scale = folder / "params" / "scales" / "smoke.yaml"
+    settings = yaml.safe_load(scale.read_text())
+    settings["world"] = WORLD
+    settings["training"].update(iterations=2, milestones=[1], batch_size=2)
+    settings["evaluation"].update(bootstrap_samples=10, check_panopticapi=False)
+    scale.write_text(yaml.safe_dump(settings))
+    runs = folder / "params" / "runs.yaml"
+    table5 = ("sam_pooling_h_coco", "clip_pooling_h_coco", "cross_attention_h_coco")
+    listed = yaml.safe_load(runs.read_text())
+    smaller = {name.replace("_h_", "_b_"): {**listed[name], "sam": "b"} for name in table5}
+    runs.write_text(yaml.safe_dump({**listed, **smaller}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        project = Project("smoke")
+        make_world(project, workers=1)
+        roles = ("train_images", "val_images", "panoptic", "instances", "class_names")
+        for asset in (*(f"synthetic_coco_{role}" for role in roles), *CLIP_FILES):
+            fetch_asset(project, asset)
+        for split in ("train", "val"):
+            convert_dataset(project, "coco", split, workers=1)
+        cache_tower_features(project, CLIP, "coco", "train")
+    return folder
+
+
+@pytest.fixture
+def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(folder)
+    return Project("smoke")
+
+
+@pytest.fixture
+def run(project: Project) -> Callable[[str], dict[str, Any]]:
+    """Trains and evaluates a run of a SAM or of none; gives its evaluation."""
+
+    def call(name: str) -> dict[str, Any]:
+        tower = project.run(name).towers[0]
+        if (sam := project.run(name).sam) is not None:
+            fetch_asset(project, project.scale.towers.sam[sam].asset)
+        cache_tower_features(project, tower, "coco", "train")
+        train(project, name, device="cpu")
+        evaluate(project, name, "coco", condition="trained", device="cpu")
+        return read_json(Layout(project).evaluation(name, "coco", "trained") / "evaluation.json")
+
+    return call
+
+
+def assert_trained(project: Project, name: str) -> None:
+    """Weights as promised, and every one of them moved."""
+    from possam.model.possam import build_possam
+
+    directory = Layout(project).run(name)
+    record, weights = read_json(directory / "run.json"), directory / "weights.safetensors"
+    assert record["weights_sha256"] == sha256_file(weights)
+    metadata = read_metadata(weights)
+    start = build_possam(**metadata["model"], seed=project.run(name).seed)
+    tensors = load_file(weights)
+    assert record["trainable_parameters"] == sum(p.numel() for p in start.parameters())
+    for key, value in start.named_parameters():
+        assert not torch.equal(tensors[key], value), key
+    for key, value in start.named_buffers():
+        assert torch.equal(tensors[key], value), key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no_fpn_b_coco",
+        "sam_pooling_b_coco",
+        "clip_pooling_b_coco",
+        "cross_attention_b_coco",
+        "no_iou_b_coco",
+        "two_way_1_b_coco",
+        "two_way_9_b_coco",
+    ],
+)
+def test_runs_over_sam(
+    name: str, project: Project, run: Callable[[str], dict[str, Any]], folder: Path
+) -> None:
+    evaluation = run(name)
+    assert_trained(project, name)
+    assert 0 <= evaluation["metrics"]["pq"] <= 100
+    frozen = read_metadata(Layout(project).run(name) / "weights.safetensors")["frozen"]
+    assert frozen == {
+        tower: sha256_file(folder / "data/towers" / file)
+        for tower, file in (("sam", "synthetic_sam_b.pth"), (CLIP, "synthetic_clip.safetensors"))
+    }
+
+
+def test_fcclip_never_sees_sam(
+    project: Project,
+    run: Callable[[str], dict[str, Any]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a run without SAM built one")
+
+    monkeypatch.setattr(SamEncoder, "__init__", refuse)
+    records = folder / "data/smoke/assets"
+    hidden = [path.rename(path.with_suffix(".away")) for path in records.glob("synthetic_sam_*")]
+    try:
+        evaluation = run("fcclip_coco")
+        weights = Layout(project).run("fcclip_coco") / "weights.safetensors"
+        Image.new("RGB", (96, 64), (200, 30, 30)).save(folder / "photo.png")
+        predict(
+            project,
+            image=folder / "photo.png",
+            words="red; green",
+            stuff="",
+            checkpoint=weights,
+            random_init=False,
+            sam=None,
+            out=folder / "out",
+            device="cpu",
+        )
+    finally:
+        for path in hidden:
+            path.rename(path.with_suffix(".json" if "record" in path.name else ".pth"))
+    assert_trained(project, "fcclip_coco")
+    assert 0 <= evaluation["metrics"]["pq"] <= 100
+    assert (folder / "out" / "panoptic.json").is_file()
+    clip = sha256_file(folder / "data/towers/synthetic_clip.safetensors")
+    assert read_metadata(weights)["frozen"] == {CLIP: clip}
+    assert set(read_json(weights.with_name("run.json"))["inputs"]) == {"dataset", CLIP}
