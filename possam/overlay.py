@@ -5,8 +5,9 @@ colours the numbers tell them apart.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,11 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (170, 68, 153),
 )
 
+INK, PAPER, SHADE = (25, 25, 25), (255, 255, 255), (150, 150, 150)
+"""Colours of borders and dark text, of light text, and (in legends) of what no segment covers."""
+
 _SHORTEST, _LONGEST = 640, 2048
 _OPACITY = 0.7
-_INK, _PAPER, _SHADE = (25, 25, 25), (255, 255, 255), (150, 150, 150)
 _NAME_LENGTH = 28
 _SMALLEST_TEXT, _LINE_HEIGHT, _COLUMNS = 14, 1.7, 3
 
@@ -42,6 +45,14 @@ class _Entry:
     number: int
     colour: tuple[int, int, int]
     text: str
+
+
+class Place(NamedTuple):
+    """The point of a segment with most room around it, in pixels; ``radius``: how much."""
+
+    x: int
+    y: int
+    radius: float
 
 
 def draw_overlay(
@@ -71,14 +82,9 @@ def draw_overlay(
         raise ValueError(f"draw_overlay: image {image.shape} and ids {ids.shape} differ in size")
     if any(not 0 <= index < len(names) for index in segments.values()):
         raise ValueError(f"draw_overlay: a segment's class has no name ({len(names)} names)")
-    scale = min(max(1.0, _SHORTEST / max(height, width)), _LONGEST / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    rows = np.minimum((np.arange(size[1]) + 0.5) / scale, height - 1).astype(int)
-    columns = np.minimum((np.arange(size[0]) + 0.5) / scale, width - 1).astype(int)
     present = set(np.unique(ids).tolist())
     segments = {key: index for key, index in segments.items() if key in present}
-    labels = _compact(ids, segments)[rows][:, columns]
+    pixels, labels = enlarge(image, compact_labels(ids, segments))
     order = sorted(segments)  # label i + 1 is segment order[i]
     classes = _classes_by_area(labels, [segments[key] for key in order])
     entry_of = {
@@ -88,27 +94,45 @@ def draw_overlay(
         for position, index in enumerate(classes)
     }
     entries = [entry_of[segments[key]] for key in order]
-    picture = Image.fromarray(_blend(pixels, labels, [entry.colour for entry in entries]))
-    text_size = max(_SMALLEST_TEXT, round(max(size) / 42))
+    picture = Image.fromarray(tint(pixels, labels, [entry.colour for entry in entries]))
+    text_size = max(_SMALLEST_TEXT, round(max(picture.size) / 42))
     _draw_numbers(picture, labels, entries, _font(text_size))
     void = bool((labels == 0).mean() > 0.002) if labels.size else False
     counts = [sum(segments[key] == index for key in order) for index in classes]
     legend = _legend(
-        list(entry_of.values()), counts, void=void, height=size[1], text_size=text_size
+        list(entry_of.values()), counts, void=void, height=picture.height, text_size=text_size
     )
-    canvas = Image.new("RGB", (size[0] + legend.width, max(size[1], legend.height)), _PAPER)
+    size = (picture.width + legend.width, max(picture.height, legend.height))
+    canvas = Image.new("RGB", size, PAPER)
     canvas.paste(picture, (0, 0))
-    canvas.paste(legend, (size[0], 0))
+    canvas.paste(legend, (picture.width, 0))
     return canvas
 
 
-def _compact(ids: NDArray[np.integer], segments: Mapping[int, int]) -> NDArray[np.int32]:
-    """Ids as labels 1, 2, ... in ascending order of the listed ids; 0 for everything else."""
-    known = np.array(sorted(segments), dtype=np.int64)
+def compact_labels(ids: NDArray[np.integer], listed: Collection[int]) -> NDArray[np.int32]:
+    """Ids (H,W) as labels 1, 2, ... in ascending order of the listed ids; 0: not listed."""
+    known = np.array(sorted(listed), dtype=np.int64)
     if not known.size:
         return np.zeros(ids.shape, np.int32)
     place = np.searchsorted(known, ids).clip(max=known.size - 1)
     return np.where(known[place] == ids, place + 1, 0).astype(np.int32)
+
+
+def enlarge(
+    image: NDArray[np.uint8], labels: NDArray[np.int32]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Both enlarged or reduced to a longest side of 640 to 2048 pixels, the labels unmixed.
+
+    Args:
+        image: RGB (H,W,3) uint8; labels: (H,W).
+    """
+    height, width = labels.shape
+    scale = min(max(1.0, _SHORTEST / max(height, width)), _LONGEST / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    rows = np.minimum((np.arange(size[1]) + 0.5) / scale, height - 1).astype(int)
+    columns = np.minimum((np.arange(size[0]) + 0.5) / scale, width - 1).astype(int)
+    return pixels, labels[rows][:, columns]
 
 
 def _classes_by_area(labels: NDArray[np.int32], classes: Sequence[int]) -> list[int]:
@@ -120,11 +144,15 @@ def _classes_by_area(labels: NDArray[np.int32], classes: Sequence[int]) -> list[
     return sorted(total, key=lambda index: (-total[index], index))
 
 
-def _blend(
+def tint(
     pixels: NDArray[np.uint8], labels: NDArray[np.int32], colours: Sequence[tuple[int, int, int]]
 ) -> NDArray[np.uint8]:
-    """Colour the segments, grey what belongs to none, and draw the borders (white on dark)."""
-    table = np.array([_SHADE, *colours], dtype=np.float32)
+    """Colour the segments, grey what belongs to none, and draw the borders (white on dark).
+
+    Args:
+        pixels: RGB (H,W,3) uint8; labels: (H,W), 0 for no segment; colours: of labels 1, 2, ...
+    """
+    table = np.array([SHADE, *colours], dtype=np.float32)
     base = pixels.astype(np.float32)
     grey = base.mean(axis=2, keepdims=True)
     void = (labels == 0)[..., None]
@@ -138,8 +166,8 @@ def _blend(
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
     line = max(1, round(max(labels.shape) / 640))
-    result[_thicken(edge, line)] = _INK
-    result[_thicken(edge, line - 1)] = _PAPER
+    result[_thicken(edge, line)] = INK
+    result[_thicken(edge, line - 1)] = PAPER
     return result.round().clip(0, 255).astype(np.uint8)
 
 
@@ -154,6 +182,28 @@ def _thicken(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     return mask
 
 
+def roomiest_places(labels: NDArray[np.int32], count: int) -> list[Place | None]:
+    """Where a mark fits best in each of the segments 1 to ``count`` of ``labels`` (H,W).
+
+    ``None`` for a label without a pixel.
+    """
+    from scipy.ndimage import distance_transform_edt, find_objects
+
+    places: list[Place | None] = []
+    for position, box in enumerate(find_objects(labels, max_label=count)):
+        if box is None:
+            places.append(None)
+            continue
+        step = max(1, max(box[0].stop - box[0].start, box[1].stop - box[1].start) // 200)
+        mask = np.pad(labels[box][::step, ::step] == position + 1, 1)
+        distance = distance_transform_edt(mask)
+        row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+        x = box[1].start + (int(column) - 1) * step
+        y = box[0].start + (int(row) - 1) * step
+        places.append(Place(x, y, float(distance[row, column]) * step))
+    return places
+
+
 def _draw_numbers(
     picture: Image.Image,
     labels: NDArray[np.int32],
@@ -161,32 +211,21 @@ def _draw_numbers(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
     """Put each segment's number where most room is, if it has room for it."""
-    from scipy.ndimage import distance_transform_edt, find_objects
-
     draw = ImageDraw.Draw(picture)
-    for position, box in enumerate(find_objects(labels, max_label=len(entries))):
-        if box is None:
-            continue
-        entry = entries[position]
-        step = max(1, max(box[0].stop - box[0].start, box[1].stop - box[1].start) // 200)
-        mask = np.pad(labels[box][::step, ::step] == position + 1, 1)
-        distance = distance_transform_edt(mask)
-        row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    for entry, place in zip(entries, roomiest_places(labels, len(entries)), strict=True):
         left, top, right, bottom = draw.textbbox((0, 0), str(entry.number), font=font, anchor="mm")
-        if distance[row, column] * step < 0.45 * (bottom - top):
+        if place is None or place.radius < 0.45 * (bottom - top):
             continue
-        x = box[1].start + (int(column) - 1) * step
-        y = box[0].start + (int(row) - 1) * step
-        margin = max(3, (bottom - top) // 3)
+        x, y, margin = place.x, place.y, max(3, (bottom - top) // 3)
         plate = (x + left - margin, y + top - margin, x + right + margin, y + bottom + margin)
-        draw.rounded_rectangle(plate, radius=margin, fill=entry.colour, outline=_INK, width=2)
-        draw.text((x, y), str(entry.number), fill=_contrast(entry.colour), font=font, anchor="mm")
+        draw.rounded_rectangle(plate, radius=margin, fill=entry.colour, outline=INK, width=2)
+        draw.text((x, y), str(entry.number), fill=contrast(entry.colour), font=font, anchor="mm")
 
 
-def _contrast(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def contrast(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """Black or white, whichever is easier to read on ``colour``."""
     red, green, blue = colour
-    return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else _PAPER
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else PAPER
 
 
 def _legend(
@@ -204,11 +243,11 @@ def _legend(
     lines = []
     for entry, count in zip(entries, counts, strict=True):
         times = f"  \u00d7 {count}" if count > 1 else ""
-        lines.append((str(entry.number), entry.colour, _shorten(entry.text) + times))
+        lines.append((str(entry.number), entry.colour, shorten(entry.text) + times))
     if void:
-        lines.append(("", _SHADE, "no word"))
+        lines.append(("", SHADE, "no word"))
     if not lines:
-        lines.append(("", _SHADE, "no segment"))
+        lines.append(("", SHADE, "no segment"))
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     fewest = math.ceil(len(lines) / _COLUMNS)
     fitting = int(height / (fewest + 1) / _LINE_HEIGHT)
@@ -221,23 +260,24 @@ def _legend(
         longest = max(ruler.textlength(text, font=font) for _, _, text in column)
         widths.append(round(longest) + swatch + 3 * gap)
     rows = max(len(column) for column in columns)
-    legend = Image.new("RGB", (sum(widths) + gap, rows * row + 2 * gap), _PAPER)
+    legend = Image.new("RGB", (sum(widths) + gap, rows * row + 2 * gap), PAPER)
     draw, x = ImageDraw.Draw(legend), gap
     for column, width in zip(columns, widths, strict=True):
         for index, (number, colour, text) in enumerate(column):
             y = gap + index * row
             box = (x, y + 2, x + swatch, y + row - 3)
-            draw.rounded_rectangle(box, radius=4, fill=colour, outline=_INK, width=1)
+            draw.rounded_rectangle(box, radius=4, fill=colour, outline=INK, width=1)
             middle = y + row // 2
             draw.text(
-                (x + swatch // 2, middle), number, fill=_contrast(colour), font=font, anchor="mm"
+                (x + swatch // 2, middle), number, fill=contrast(colour), font=font, anchor="mm"
             )
-            draw.text((x + swatch + gap, middle), text, fill=_INK, font=font, anchor="lm")
+            draw.text((x + swatch + gap, middle), text, fill=INK, font=font, anchor="lm")
         x += width
     return legend
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """``name``, cut where a legend has no room for more."""
     return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3].rstrip() + "..."
 
 

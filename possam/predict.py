@@ -23,6 +23,7 @@ from possam.params import InferenceParams
 if TYPE_CHECKING:
     from possam.model.inference import SegmentPrediction
     from possam.model.segmenter import Segmenter
+    from possam.model.text import TextEmbeddings
 
 Names = tuple[str, ...]
 
@@ -140,18 +141,19 @@ def predict_image(
     Raises:
         InputError: unreadable photograph, empty or double words, ``out`` is a file.
     """
+    from possam.model.text import embed_vocabulary
+
     vocabulary = parse_words(words)
     things = parse_stuff(stuff, vocabulary)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
     pixels = read_photograph(image)
-    ids, segments = _segment(
+    ids, segments = segment_image(
         pixels,
         segmenter=segmenter,
-        vocabulary=vocabulary,
+        text=embed_vocabulary(segmenter.clip, vocabulary, templates=templates),
         things=things,
         seen=seen_classes(vocabulary, training_vocabulary),
-        templates=templates,
         inference=inference,
     )
     content = _describe(image, ids, segments, vocabulary, things)
@@ -166,28 +168,34 @@ def predict_image(
     return dict(content["annotations"][0])
 
 
-def _segment(
+def segment_image(
     pixels: NDArray[np.uint8],
     *,
     segmenter: "Segmenter",
-    vocabulary: Sequence[Names],
+    text: "TextEmbeddings",
     things: Sequence[bool],
     seen: Sequence[bool],
-    templates: Sequence[str],
     inference: InferenceParams,
 ) -> tuple[NDArray[np.int32], list["SegmentPrediction"]]:
-    """Ids (H,W) of the photograph's size, 0 = no segment, and the segments."""
+    """The panoptic result of one image.
+
+    Args:
+        pixels: RGB (H,W,3) uint8, any size.
+        segmenter: the model, on any device.
+        text: embeddings of the K classes; things, seen: K flags.
+
+    Returns:
+        Ids (H,W), 0 = no segment, and the segments.
+    """
     import torch
 
     from possam.model.inference import Geometry, classify, panoptic_inference
     from possam.model.resolution import resize_for_test
-    from possam.model.text import embed_vocabulary
 
     resolution = inference.resolution
     device = next(segmenter.parameters()).device
     clip: Any = segmenter.clip
     with torch.inference_mode():
-        text = embed_vocabulary(clip, vocabulary, templates=templates)
         test = resize_for_test(
             torch.from_numpy(pixels).permute(2, 0, 1),
             policy=resolution.policy,
