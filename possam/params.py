@@ -263,11 +263,21 @@ class RunParams(RunDefinition):
 
 
 class BenchmarkParams(Params):
-    """One test set and what is measured on it."""
+    """One test set and what is measured on it; ``images``: how many efficiency is timed on."""
 
     dataset: DatasetName
     split: TrainedSplit
     metrics: tuple[Measured, ...]
+    images: Positive | None = None
+
+    @model_validator(mode="after")
+    def _timed_alone(self) -> "BenchmarkParams":
+        timed = "efficiency" in self.metrics
+        if timed and len(self.metrics) > 1:
+            raise ValueError("metrics: efficiency is measured alone, in a benchmark of its own")
+        if timed != (self.images is not None):
+            raise ValueError("images: the number of images to time goes with metrics [efficiency]")
+        return self
 
 
 class AssetParams(Params):

@@ -206,6 +206,11 @@ class Pipeline:
             inputs.append(RUN.format(prefix=prefix, run=run, seed=seed))
         return inputs
 
+    def is_timed(self, scale: str, benchmark: str) -> bool:
+        """Does the benchmark measure speed? An unknown one is an error of its inputs."""
+        found = self.project(scale).benchmarks.get(benchmark)
+        return found is not None and found.images is not None
+
     def table_inputs(self, prefix: str, table: str) -> list[str]:
         """Every evaluation that a table shows, and the published figures beside it.
 

@@ -9,7 +9,7 @@ from possam.checked_yaml import Params, choose, refuse_twins
 from possam.errors import InputError
 
 Condition = Literal["trained", "untrained", "shuffled_names"]
-Measured = Literal["panoptic", "instance", "semantic"]
+Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
 CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 DEFAULT_VARIANT = "default"
@@ -31,13 +31,23 @@ METRICS_OF: dict[str, dict[str, str]] = {
         "miou": "mIoU (classes in the ground truth)",
         "miou_union": "mIoU (classes in ground truth or prediction)",
     },
+    "efficiency": {
+        "fps": "images a second",
+        "trainable_m": "trainable parameters (millions)",
+        "frozen_m": "frozen parameters (millions)",
+        "total_m": "all parameters (millions)",
+    },
 }
-"""Metrics (all in percent) with their printed names, by what a benchmark has to measure."""
+"""Metrics with their printed names, by what a benchmark has to measure; all but those of
+efficiency are in percent."""
 
 PER_IMAGE: frozenset[str] = frozenset(
     metric for kind in ("panoptic", "instance", "semantic") for metric in METRICS_OF[kind]
 )
 """Metrics that are counted image by image, so that images can be resampled."""
+
+DECIMALS: dict[str, int] = {"fps": 2}
+"""Decimals that people are shown; the others have one, as in the paper."""
 
 METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in group.items()}
 """Metrics that a table column can show, with their printed names."""

@@ -40,11 +40,11 @@ def tex(card: Mapping[str, Any]) -> str:
     titles = ["Method", *labels, *(column["title"] for column in columns)]
     lines += [_line([escape(title) for title in titles]), r"\midrule"]
     for row in card["rows"]:
-        cells = [row["cells"][column["key"]] for column in columns]
+        cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
         head = [escape(row["row"]), *(escape(row["labels"][key]) for key in card["labels"])]
-        lines.append(_line([*head, *(_value(cell) for cell in cells)]))
-        if any("value" in cell for cell in cells):
-            lines.append(_line([*[""] * len(head), *(_interval(cell) for cell in cells)]))
+        lines.append(_line([*head, *(_value(*cell) for cell in cells)]))
+        if any("value" in cell for cell, _ in cells):
+            lines.append(_line([*[""] * len(head), *(_interval(*cell) for cell in cells)]))
     note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
     if card["synthetic"]:
         note += " Bold values are of synthetic data and not comparable with published ones."
@@ -73,14 +73,14 @@ def _line(cells: list[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _value(cell: Mapping[str, Any]) -> str:
+def _value(cell: Mapping[str, Any], decimals: int) -> str:
     if "value" not in cell:
         return escape(cell["printed"]) or "--"
-    spread = "" if cell["std"] is None else rf" $\pm$ {cell['std']:.1f}"
-    return rf"\textbf{{{cell['value']:.1f}}}{spread}"
+    spread = rf" $\pm$ {cell['std']:.{decimals}f}" if cell["std"] else ""
+    return rf"\textbf{{{cell['value']:.{decimals}f}}}{spread}"
 
 
-def _interval(cell: Mapping[str, Any]) -> str:
-    if "value" not in cell:
+def _interval(cell: Mapping[str, Any], decimals: int) -> str:
+    if "value" not in cell or cell["low"] == cell["high"]:
         return ""
-    return rf"{{\scriptsize [{cell['low']:.1f}, {cell['high']:.1f}]}}"
+    return rf"{{\scriptsize [{cell['low']:.{decimals}f}, {cell['high']:.{decimals}f}]}}"

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from possam.table_params import METRICS_OF
+
 Card = Mapping[str, Any]
 
 _NAME_WIDTH, _CELL_WIDTH = 18, 11
@@ -43,8 +45,11 @@ def _introduction(card: Card) -> list[str]:
         value = f"mean ± standard deviation over {len(card['seeds'])} trainings (seeds " + (
             f"{', '.join(map(str, card['seeds']))})"
         )
+    units = "All values in percent."
+    if any(column["metric"] in METRICS_OF["efficiency"] for column in card["columns"]):
+        units = "FPS is in images a second, parameters in millions, all other values in percent."
     lines += [
-        f"All values in percent. Reproduced: {value} [{level} bootstrap interval over test "
+        f"{units} Reproduced: {value} [{level} bootstrap interval over test "
         "images]; below it the published value and, in brackets, the difference.",
         "",
     ]
@@ -58,22 +63,27 @@ def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
 
 
-def interval(cell: Mapping[str, Any]) -> str:
-    """``41.2 [39.8, 42.7]``, of several seeds ``41.2 ± 0.3 [39.8, 42.7]``."""
-    return f"{_value(cell)} [{cell['low']:.1f}, {cell['high']:.1f}]"
+def interval(cell: Mapping[str, Any], decimals: int = 1) -> str:
+    """``41.2 [39.8, 42.7]``, of several seeds ``41.2 ± 0.3 [39.8, 42.7]``.
+
+    What is counted and not measured has no interval.
+    """
+    if cell["low"] == cell["high"]:
+        return _value(cell, decimals)
+    return f"{_value(cell, decimals)} [{cell['low']:.{decimals}f}, {cell['high']:.{decimals}f}]"
 
 
-def _value(cell: Mapping[str, Any]) -> str:
-    spread = "" if cell["std"] is None else f" ± {cell['std']:.1f}"
-    return f"{cell['value']:.1f}{spread}"
+def _value(cell: Mapping[str, Any], decimals: int = 1) -> str:
+    spread = f" ± {cell['std']:.{decimals}f}" if cell["std"] else ""
+    return f"{cell['value']:.{decimals}f}{spread}"
 
 
-def _cell(card: Card, cell: Mapping[str, Any]) -> str:
+def _cell(cell: Mapping[str, Any], decimals: int) -> str:
     if "value" not in cell:
         return str(cell["printed"])
-    text = f"**{interval(cell)}**"
+    text = f"**{interval(cell, decimals)}**"
     if cell["printed"]:
-        text += f"<br>published {cell['printed']} ({cell['difference']:+.1f})"
+        text += f"<br>published {cell['printed']} ({cell['difference']:+.{decimals}f})"
     return text
 
 
@@ -84,7 +94,7 @@ def _direction(card: Card, group: str) -> list[str]:
             f"{row['row']} ({row['venue']})" if row["venue"] else row["row"],
             *(row["labels"][key] for key in card["labels"]),
             row["source"] if row["source"] == "published" or group in row["runs"] else "published",
-            *(_cell(card, row["cells"][column["key"]]) for column in columns),
+            *(_cell(row["cells"][column["key"]], column["decimals"]) for column in columns),
         ]
         for row in card["rows"]
     ]
@@ -186,6 +196,8 @@ def _supplement(card: Card) -> list[str]:
     rows = []
     for row in card["rows"]:
         for group, run in row["runs"].items():
+            if not run["supplement"]:
+                continue
             cells = []
             for name in names:
                 found = run["supplement"].get(name)
@@ -205,7 +217,9 @@ def _supplement(card: Card) -> list[str]:
 
 
 def _agreement(run: Mapping[str, Any]) -> str:
-    """panopticapi's PQ of each seed, and whether all equal ours."""
+    """panopticapi's PQ of each seed, and whether all equal ours; empty where there is no PQ."""
+    if None in run["pq"]:
+        return ""
     if None in run["check"]:
         return "not run"
     theirs = [check["panopticapi_pq"] for check in run["check"]]
@@ -291,10 +305,17 @@ def terminal(card: Card) -> str:
         for row in card["rows"]:
             cells = [row["cells"][column["key"]] for column in columns]
             ours = group in row["runs"]
-            values = (_value(c) if "value" in c else c["printed"] or "-" for c in cells)
+            digits = [column["decimals"] for column in columns]
+            values = (
+                _value(c, d) if "value" in c else c["printed"] or "-"
+                for c, d in zip(cells, digits, strict=True)
+            )
             lines.append(_text_line(row["row"] + (" *" if ours else ""), values))
             if ours:
-                spans = (f"{c['low']:.1f}-{c['high']:.1f}" for c in cells)
+                spans = (
+                    f"{c['low']:.{d}f}-{c['high']:.{d}f}" if c["low"] < c["high"] else ""
+                    for c, d in zip(cells, digits, strict=True)
+                )
                 lines.append(_text_line("", spans))
     if card["controls"]:
         titles = (metric["title"] for metric in card["controls"][0]["metrics"].values())

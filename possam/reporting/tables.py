@@ -15,6 +15,7 @@ from possam.reporting.published import PublishedRow, read_published, slips
 from possam.reporting.table_tex import tex
 from possam.reporting.table_text import markdown, terminal
 from possam.table_params import (
+    DECIMALS,
     METRICS,
     TRAINED,
     ColumnParams,
@@ -130,7 +131,10 @@ def make_card(
         "confidence": project.scale.evaluation.confidence,
         "labels": dict(params.labels),
         "groups": dict(params.groups),
-        "columns": [column.model_dump() for column in params.columns],
+        "columns": [
+            column.model_dump() | {"decimals": DECIMALS.get(column.metric, 1)}
+            for column in params.columns
+        ],
         "metrics": {name: METRICS[name] for name in SUPPLEMENT},
         "reference": params.reference,
         "rows": [

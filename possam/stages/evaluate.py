@@ -1,6 +1,7 @@
 """Stage ``evaluate``: one training on one benchmark, trained or as a control that must fail."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from possam.params import Project
 from possam.stages.common import (
     StageRecord,
     check_device,
+    clip_config,
     code_identity,
     frozen_hashes,
     load_towers,
@@ -62,9 +64,13 @@ def evaluate(
     Args:
         seed: of the training; default: the first of the scale's seeds.
     """
+    import torch
+
     from possam.datasets.class_names import seen_classes
     from possam.datasets.format import ConvertedDataset
+    from possam.evaluation.efficiency import count_parameters
     from possam.evaluation.evaluate import evaluate_run
+    from possam.evaluation.speed import measure_efficiency
     from possam.model.possam import build_possam
     from possam.model.segmenter import Segmenter
     from possam.model.text import embed_vocabulary
@@ -120,18 +126,38 @@ def evaluate(
         "code": code_identity(EVALUATION_CODE),
     }
     out = layout.evaluation(name, run.seed, benchmark, condition)
-    evaluate_run(
-        segmenter=segmenter.to(device),
-        dataset=dataset,
-        text=embed_vocabulary(clip, names, templates=scale.templates),
-        seen=seen_classes(dataset.vocabulary, training_set.vocabulary),
-        variants=variants,
-        evaluation=scale.evaluation,
-        metrics=test.metrics,
-        out=out,
-        identity={**identity, "identity": hash_json(identity)},
-        device=device,
-    )
+    shared: dict[str, Any] = {
+        "segmenter": segmenter.to(device),
+        "dataset": dataset,
+        "text": embed_vocabulary(clip, names, templates=scale.templates).to(torch.device(device)),
+        "seen": seen_classes(dataset.vocabulary, training_set.vocabulary),
+    }
+    identity["identity"] = hash_json(identity)
+    if test.images is not None:
+        counts = count_parameters(
+            sam_architecture=None if run.sam is None else scale.towers.sam[run.sam].architecture,
+            clip_config=clip_config(layout),
+            model=run.model.model_dump(),
+        )
+        measure_efficiency(
+            **shared,
+            variants=variants,
+            images=test.images,
+            parameters=counts,
+            evaluation=scale.evaluation,
+            identity=identity,
+            out=out,
+        )
+    else:
+        evaluate_run(
+            **shared,
+            variants=variants,
+            evaluation=scale.evaluation,
+            metrics=test.metrics,
+            out=out,
+            identity=identity,
+            device=device,
+        )
     record.write(out)
 
 

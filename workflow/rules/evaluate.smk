@@ -16,6 +16,8 @@ rule evaluate:
             benchmark=w.benchmark,
             condition=w.condition,
         ),
+    # A clock tells the truth only where nothing else runs.
+    threads: lambda w: workflow.cores if plan.is_timed(plan.scale_of(w.prefix), w.benchmark) else 1
     log:
         "results/{prefix}logs/evaluate_{run}_seed{seed}_{benchmark}_{condition}.log",
     shell:

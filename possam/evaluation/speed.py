@@ -1,0 +1,123 @@
+"""How fast a model is (paper, Table 0.B.1: FPS), image by image, as a user would run it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from possam.datasets.format import ConvertedDataset
+from possam.evaluation.efficiency import ParameterCount
+from possam.evaluation.statistics import centred_interval, resample_weights
+from possam.evaluation.summary import count_parts, write_variants
+from possam.model.segmenter import Segmenter
+from possam.model.text import TextEmbeddings
+from possam.params import EvaluationParams, InferenceParams
+from possam.predict import segment_image
+from possam.progress import track
+from possam.provenance import hardware
+
+WARM_UP = 3
+"""Images before the clock starts: caches, memory pools and lazy initialisation."""
+
+PROTOCOL = (
+    "one image at a time, from pixels in memory to its panoptic map (resizing, both towers, "
+    "decoder, classification, merging); names embedded before; after a warm-up; reading and "
+    "decoding files not counted"
+)
+
+
+def time_images(
+    *,
+    segmenter: Segmenter,
+    dataset: ConvertedDataset,
+    text: TextEmbeddings,
+    seen: Sequence[bool],
+    inference: InferenceParams,
+    images: int,
+    label: str,
+) -> NDArray[np.float64]:
+    """Seconds that each of the first ``images`` images takes (all, if there are fewer)."""
+    things = [category.is_thing for category in dataset.categories]
+    segmenter.eval()
+    positions = range(min(images, len(dataset)))
+    warm_up = [positions[k % len(positions)] for k in range(WARM_UP)]
+    seconds = []
+    for place in track([*warm_up, *positions], total=WARM_UP + len(positions), label=label):
+        pixels = dataset.image(place)
+        start = time.perf_counter()
+        # The ids come back to the host, so that a GPU has finished when the clock is read.
+        segment_image(
+            pixels, segmenter=segmenter, text=text, things=things, seen=seen, inference=inference
+        )
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds[WARM_UP:])
+
+
+def frames_per_second(
+    seconds: NDArray[np.float64], evaluation: EvaluationParams
+) -> tuple[float, list[float]]:
+    """Images a second (number over total time), and its bootstrap interval over images."""
+    weights = resample_weights(
+        len(seconds), samples=evaluation.bootstrap_samples, seed=evaluation.bootstrap_seed
+    )
+    rate = len(seconds) / float(seconds.sum())
+    drawn = len(seconds) / (weights @ seconds)
+    return rate, list(centred_interval(drawn, estimate=rate, confidence=evaluation.confidence))
+
+
+def measure_efficiency(
+    *,
+    segmenter: Segmenter,
+    dataset: ConvertedDataset,
+    text: TextEmbeddings,
+    seen: Sequence[bool],
+    variants: Mapping[str, InferenceParams],
+    images: int,
+    parameters: ParameterCount,
+    evaluation: EvaluationParams,
+    identity: Mapping[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Time every variant and write ``evaluation.json`` into ``out``, with the parameters' numbers.
+
+    Unlike other evaluations the result depends on the machine and on what else runs there.
+    """
+    sizes = {
+        "trainable_m": parameters.trainable / 1e6,
+        "frozen_m": parameters.frozen / 1e6,
+        "total_m": parameters.total / 1e6,
+    }
+    results: dict[str, Any] = {}
+    for name, inference in variants.items():
+        seconds = time_images(
+            segmenter=segmenter,
+            dataset=dataset,
+            text=text,
+            seen=seen,
+            inference=inference,
+            images=images,
+            label="time {run} (seed {seed}), ".format(**identity) + name,
+        )
+        rate, interval = frames_per_second(seconds, evaluation)
+        results[name] = {
+            "metrics": {"fps": rate, **sizes},
+            "intervals": {"fps": interval, **{key: [size] * 2 for key, size in sizes.items()}},
+            "per_class": [],
+            "check": None,
+            "protocol": {"fps": PROTOCOL, "machine": _machine(segmenter), "seconds": list(seconds)},
+        }
+    result = {**identity, "counts": count_parts(dataset, seen), "variants": results}
+    write_variants(out, result, {})
+    return result
+
+
+def _machine(segmenter: Segmenter) -> str:
+    """The GPU, or the processor and the threads used."""
+    device = next(segmenter.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{hardware()['cpu']}, {torch.get_num_threads()} of {hardware()['cores']} cores"
