@@ -251,7 +251,7 @@ def _convert(
     return Converted(
         width=size[1],
         height=size[0],
-        image_sha256=image_sha256,
+        image=image_sha256,
         ids=ids,
         semantic=semantic,
         segments=segments,

@@ -113,6 +113,15 @@ def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[
     return labels
 
 
+def check_size(labels: Array, labels_path: Path, photo: Array, photo_path: Path) -> None:
+    """Refuse a label map (H, W, ...) of another size than its photograph's."""
+    if labels.shape[:2] != photo.shape[:2]:
+        raise InputError(
+            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
+            f"{photo.shape[1]}x{photo.shape[0]}; unpack both again"
+        )
+
+
 def segment_table(ids: Array) -> list[tuple[int, int, tuple[int, int, int, int]]]:
     """(id, area in pixels, bounding box x y w h) of every non-zero id, ascending, in one pass."""
     values, compact, areas = np.unique(ids, return_inverse=True, return_counts=True)

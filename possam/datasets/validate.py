@@ -11,6 +11,7 @@ from pycocotools import mask as run_length
 
 from possam.datasets.conversion import parallel
 from possam.datasets.format import (
+    IMAGES,
     INSTANCES,
     PANOPTIC,
     SEMANTIC,
@@ -46,7 +47,7 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     size = len(dataset.categories)
     pixels, segments = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     void_pixels, void_images = 0, []
-    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, "images")}
+    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
     label = f"validate {dataset.name} {dataset.split}"
     with Progress(len(dataset), label=label, unit="images") as progress:
         for count, results in parallel(
@@ -121,10 +122,14 @@ def _static_faults(dataset: ConvertedDataset) -> list[str]:
     for key, value in counts.items():
         if dataset.manifest["counts"][key] != value:
             faults.append(f"{where}/manifest.json: counts.{key} is not {value}")
-    for folder in (PANOPTIC, SEMANTIC):
+    expected = {
+        folder: {record.panoptic.name for record in records} for folder in (PANOPTIC, SEMANTIC)
+    }
+    if dataset.manifest["image_root"] == IMAGES:
+        expected[IMAGES] = {record.file.name for record in records}
+    for folder, names in expected.items():
         present = {path.name for path in (dataset.directory / folder).iterdir()}
-        strange = sorted(present - {record.panoptic.name for record in records})
-        if strange:
+        if strange := sorted(present - names):
             faults.append(
                 f"{where}/{folder}/{strange[0]}: belongs to no image ({len(strange)} such)"
             )
@@ -142,7 +147,7 @@ def _check_image(record: ImageRecord, num_classes: int) -> dict[str, Any]:
     faults: list[str] = result["faults"]
     size = (record.height, record.width)
     try:
-        photo, result["hashes"]["images"] = decode_file(record.file, mode="RGB")
+        photo, result["hashes"][IMAGES] = decode_file(record.file, mode="RGB")
         pixels, result["hashes"][PANOPTIC] = decode_file(record.panoptic)
         ids = decode_ids(pixels, record.panoptic)
         pixels, result["hashes"][SEMANTIC] = decode_file(record.semantic)
