@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 
 def save_rgb_ids(path: Path, ids: np.ndarray) -> None:
@@ -178,6 +179,46 @@ def make_ade20k_full(root: Path, *, count: int = 1) -> dict[str, Any]:
         "root": root,
         "class_names": root / "names.txt",
         "classes_csv": root / "table.csv",
+        "split": "val",
+        "out": root / "converted",
+        "workers": 1,
+    }
+
+
+CONTEXT_NAMES = "0:invalid_class_id\n1:wall\n2:sky,heaven\n3:lamp\n"
+
+
+def context_labels() -> np.ndarray:
+    """3 x 5 label map: 0 void, wall 1, sky 2, lamp 3."""
+    return np.array(
+        [
+            [2, 2, 2, 2, 0],
+            [1, 3, 3, 1, 1],
+            [1, 3, 1, 1, 1],
+        ],
+        dtype=np.uint16,
+    )
+
+
+def save_mat(path: Path, labels: np.ndarray, *, name: str = "LabelMap") -> None:
+    """Write a MATLAB file with one variable, compressed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {name: labels}, do_compression=True)
+
+
+def make_pascal_context(root: Path, *, count: int = 2) -> dict[str, Any]:
+    """``count`` images of 3 x 5 pixels and one of another split; arguments of the converter."""
+    stems = [f"2008_{number:06d}" for number in range(1, count + 2)]
+    for number, stem in enumerate(stems):
+        save_photo(root / "VOC2010/JPEGImages" / f"{stem}.jpg", 3, 5, seed=number)
+        save_mat(root / "trainval" / f"{stem}.mat", context_labels())
+    write(root / "VOC2010/ImageSets/Main/val.txt", "".join(f"{stem}\n" for stem in stems[:-1]))
+    write(root / "VOC2010/ImageSets/Main/train.txt", f"{stems[-1]}\n")
+    write(root / "names.txt", CONTEXT_NAMES)
+    return {
+        "voc": root / "VOC2010",
+        "labels": root / "trainval",
+        "class_names": root / "names.txt",
         "split": "val",
         "out": root / "converted",
         "workers": 1,
