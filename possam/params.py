@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from possam.catalogue import DATASETS, ROLES, TRAINABLE
 from possam.errors import InputError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -20,10 +28,26 @@ Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
-DatasetName = Literal["coco", "ade20k"]
 Condition = Literal["trained", "untrained", "shuffled_names"]
 TrainedSplit = Literal["train", "val"]
 CONDITIONS: tuple[str, ...] = get_args(Condition)
+
+
+def _known(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set; valid choices: {', '.join(DATASETS)}")
+    return name
+
+
+def _trainable(name: str) -> str:
+    if name not in TRAINABLE:
+        raise ValueError(
+            f"this data set has no training split; valid choices: {', '.join(TRAINABLE)}"
+        )
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class Params(BaseModel):
@@ -158,6 +182,8 @@ class WorldParams(Params):
     coco_val: Positive
     ade20k_train: Positive
     ade20k_val: Positive
+    ade20k_full_val: Positive
+    pascal_context_val: Positive
 
 
 class EvaluationParams(Params):
@@ -192,7 +218,7 @@ class RunParams(Params):
     """One resolved training run: what the trained weights depend on, and nothing else."""
 
     sam: str
-    train: DatasetName
+    train: Annotated[DatasetName, AfterValidator(_trainable)]
     seed: Count
     model: ModelParams
     loss: LossParams
@@ -206,6 +232,20 @@ class BenchmarkParams(Params):
     dataset: DatasetName
     split: TrainedSplit
     metrics: tuple[Literal["panoptic", "instance", "semantic"], ...]
+
+    @model_validator(mode="after")
+    def _possible(self) -> "BenchmarkParams":
+        source = DATASETS[self.dataset]
+        for key, values, valid in (
+            ("split", (self.split,), source.splits),
+            ("metrics", self.metrics, source.metrics),
+        ):
+            if strange := [value for value in values if value not in valid]:
+                raise ValueError(
+                    f"{key}: data set {self.dataset!r} has no {strange[0]!r}; "
+                    f"valid choices: {', '.join(valid)}"
+                )
+        return self
 
 
 class CellParams(Params):
@@ -393,7 +433,11 @@ class Project:
         self.benchmarks = self._mapping("benchmarks.yaml", BenchmarkParams)
         self.tables = self._mapping("tables.yaml", TableParams)
         self._run_data = read_yaml(folder / "runs.yaml")
+        for role, dataset in ROLES.items():
+            if role not in self.scale.assets:
+                raise InputError(f"{source}: assets.{role}: missing; data set {dataset} needs it")
         for role, asset in self.scale.assets.items():
+            _choose("role", role, ROLES, str(source), "assets")
             _choose("asset", asset, self.assets, str(source), f"assets.{role}")
         for size, tower in self.scale.towers.sam.items():
             _choose("asset", tower.asset, self.assets, str(source), f"towers.sam.{size}.asset")

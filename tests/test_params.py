@@ -112,6 +112,36 @@ def test_merge_goes_down_into_mappings_only() -> None:
             ["two rows", "'ODISE'"],
         ),
         (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": "b", "train": "pascal_context_459"}),
+            ["bad: train", "no training split", "'pascal_context_459'", "choices: coco, ade20k"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": "b", "train": "voc"}),
+            ["bad: train", "unknown data set", "'voc'", "pascal_context_459"],
+        ),
+        (
+            "benchmarks.yaml",
+            lambda d: d["ade20k_full"].update(split="train"),
+            ["benchmarks.yaml: ade20k_full", "split", "'train'", "valid choices: val"],
+        ),
+        (
+            "benchmarks.yaml",
+            lambda d: d["pascal_context_459"]["metrics"].append("panoptic"),
+            ["pascal_context_459", "metrics", "'panoptic'", "valid choices: semantic"],
+        ),
+        (
+            "scales/mini.yaml",
+            lambda d: d["assets"].pop("pascal_voc_2010"),
+            ["mini.yaml", "assets.pascal_voc_2010", "pascal_context_459 needs it"],
+        ),
+        (
+            "scales/mini.yaml",
+            lambda d: d["assets"].update(voc="synthetic_pascal_voc_2010"),
+            ["mini.yaml", "unknown role 'voc'", "pascal_voc_2010"],
+        ),
+        (
             "benchmarks.yaml",
             lambda d: d["coco"].update(split="test"),
             ["benchmarks.yaml: coco", "split", "'test'"],
