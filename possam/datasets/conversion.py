@@ -130,7 +130,7 @@ def convert(
     for folder in folders:
         _drop_strangers(staging / folder, {task.file_name(folder) for task in tasks})
     write_json(staging / MANIFEST, manifest)
-    _publish(staging, out)
+    publish(staging, out)
     return manifest
 
 
@@ -154,7 +154,8 @@ def _drop_strangers(folder: Path, expected: set[str]) -> None:
             path.unlink()
 
 
-def _publish(staging: Path, out: Path) -> None:
+def publish(staging: Path, out: Path) -> None:
+    """Let the folder ``staging``, a sibling of ``out``, take its name and its place."""
     if not out.exists():
         os.replace(staging, out)
         return

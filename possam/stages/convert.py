@@ -1,6 +1,8 @@
 """Stage ``convert``: upstream layouts to the common format, then validation."""
 
+import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,27 @@ FACTS = {
 
 def convert_dataset(project: Project, dataset: str, split: str, *, workers: int) -> None:
     """Convert one split of a data set of the catalogue and validate the result."""
-    from possam.datasets.validate import validate_dataset
-
-    layout, workers = Layout(project), worker_count(workers)
+    layout = Layout(project)
     roles = source(dataset, split).assets(split)
     parts = {part: role_path(layout, role) for part, role in roles.items()}
-    out = layout.dataset(dataset, split)
-    _CONVERTERS[dataset](parts, split=split, out=out, workers=workers)
-    validate_dataset(out, workers=workers)
+    convert = partial(_CONVERTERS[dataset], parts, split=split)
+    _convert_checked(convert, layout.dataset(dataset, split), worker_count(workers))
+
+
+def _convert_checked(convert: Callable[..., Any], out: Path, workers: int) -> dict[str, Any]:
+    """Convert beside ``out``; a valid result takes the name. Returns the validator's report."""
+    from possam.datasets.conversion import publish
+    from possam.datasets.validate import validate_dataset
+
+    unchecked = out.with_name(f"{out.name}.unchecked")
+    convert(out=unchecked, workers=workers)
+    try:
+        report = validate_dataset(unchecked, workers=workers)
+    except InputError:
+        shutil.rmtree(unchecked)
+        raise
+    publish(unchecked, out)
+    return report
 
 
 def _coco(parts: Mapping[str, Path], *, split: str, **common: Any) -> None:
@@ -111,41 +126,39 @@ def convert_files(
     Raises:
         InputError: an option that the layout has no use for, or bad input.
     """
-    from possam.datasets.ade20k import convert_ade20k
+    from possam.datasets.ade20k import FOLDERS, convert_ade20k
     from possam.datasets.ade20k_full import convert_ade20k_full
     from possam.datasets.coco import convert_coco
     from possam.datasets.pascal_context import convert_pascal_context
-    from possam.datasets.validate import validate_dataset
 
     if class_table is not None and layout not in FACTS:
         raise InputError(f"--class-table: only for the layouts {', '.join(FACTS)}, not {layout}")
     if without_instances and layout != "ade20k":
         raise InputError(f"--without-instances: only for the layout ade20k, not {layout}")
-    workers = worker_count(workers)
-    common: dict[str, Any] = {"class_names": class_names, "out": out, "workers": workers}
+    convert: Callable[..., Any]
     if layout == "coco":
         instances = root / "annotations" / f"instances_{split}.json"
-        convert_coco(
+        convert = partial(
+            convert_coco,
             images=root / split,
             panoptic_json=root / "annotations" / f"panoptic_{split}.json",
             panoptic_png=root / "annotations" / f"panoptic_{split}",
             instances_json=instances if instances.is_file() else None,
-            split=split,
-            **common,
         )
     elif layout == "pascal_context_459":
-        convert_pascal_context(voc=root, labels=root / "trainval", split=split, **common)
+        convert = partial(convert_pascal_context, voc=root, labels=root / "trainval")
     else:
-        common["split"] = {"training": "train", "validation": "val"}.get(split, split)
+        split = {folder: name for name, folder in FOLDERS.items()}.get(split, split)
         table = class_table or FACTS[layout]
         if layout == "ade20k_full":
-            convert_ade20k_full(root=root, classes_csv=table, **common)
+            convert = partial(convert_ade20k_full, root=root, classes_csv=table)
         else:
-            convert_ade20k(
+            convert = partial(
+                convert_ade20k,
                 root=root,
                 instances_root=None if without_instances else root.parent / "annotations_instance",
                 instance_classes_csv=table,
-                **common,
             )
-    report = validate_dataset(out, workers=workers)
+    convert = partial(convert, class_names=class_names, split=split)
+    report = _convert_checked(convert, out, worker_count(workers))
     print(f"{out}: {report['counts']}")
