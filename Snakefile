@@ -8,6 +8,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
+from possam.catalogue import DATASETS
 from possam.layout import (
     ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_TEX,
     TRACKING, WORLD
@@ -30,7 +31,7 @@ wildcard_constraints:
     seed=r"\d+",
     asset=r"\w+",
     tower=r"\w+",
-    dataset="coco|ade20k",
+    dataset="|".join(DATASETS),
     split="train|val",
     benchmark=r"\w+",
     condition="|".join(CONDITIONS),

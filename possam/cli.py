@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam import __version__
+from possam.catalogue import DATASETS
 from possam.environment import Environment
 from possam.errors import PossamError
 
@@ -136,7 +137,7 @@ def _convert_files(arguments: argparse.Namespace) -> None:
         root=arguments.root,
         split=arguments.split,
         class_names=arguments.class_names,
-        instance_classes=arguments.instance_classes,
+        class_table=arguments.class_table,
         without_instances=arguments.without_instances,
         out=arguments.out,
         workers=arguments.workers,
@@ -208,20 +209,29 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage(
         "convert-files",
         _convert_files,
-        "convert any folder in the layout of COCO panoptic or ADEChallengeData2016",
+        "convert any folder in the layout of COCO panoptic, ADE20K or PASCAL Context",
         scale=False,
     )
-    sub.add_argument("layout", choices=["coco", "ade20k"])
-    sub.add_argument("root", type=Path, help="the upstream folder")
+    sub.add_argument("layout", choices=list(DATASETS))
     sub.add_argument(
-        "--split", required=True, help="coco: train2017, val2017; ade20k: training, validation"
+        "root",
+        type=Path,
+        help="the upstream folder (ade20k: ADEChallengeData2016; ade20k_full: ADE20K_2021_17_01; "
+        "pascal_context_459: VOC2010, with trainval/*.mat in it)",
+    )
+    sub.add_argument(
+        "--split",
+        required=True,
+        help="coco: train2017, val2017; ade20k, ade20k_full: training, validation; "
+        "pascal_context_459: train, val",
     )
     sub.add_argument("--class-names", type=Path, required=True, help="file of names with synonyms")
     sub.add_argument(
-        "--instance-classes",
+        "--class-table",
         type=Path,
-        default=Path("params/facts/ade20k_instance_classes.csv"),
-        help="ade20k: table of thing classes (default: %(default)s)",
+        default=None,
+        help="ade20k: table of thing classes, ade20k_full: of evaluated classes (default: the "
+        "one in params/facts)",
     )
     sub.add_argument(
         "--without-instances",

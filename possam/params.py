@@ -11,22 +11,45 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from possam.catalogue import DATASETS, ROLES, TRAINABLE
 from possam.checked_yaml import P, Params, choose, merge, read_entries, read_yaml, validate
 from possam.errors import InputError
-from possam.table_params import DEFAULT_VARIANT, Measured, TableParams, check_table
+from possam.table_params import (
+    DEFAULT_VARIANT,
+    EFFICIENCY,
+    Measured,
+    TableParams,
+    check_table,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
-DatasetName = Literal["coco", "ade20k"]
 TrainedSplit = Literal["train", "val"]
 CLIP = "clip"
 CLIP_STAGES = "clip_stages"
 """Names of feature towers beside the SAM sizes: CLIP's last stage, and the stages before it."""
+
+
+def _known(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set; valid choices: {', '.join(DATASETS)}")
+    return name
+
+
+def _trainable(name: str) -> str:
+    if name not in TRAINABLE:
+        raise ValueError(
+            f"this data set has no training split; valid choices: {', '.join(TRAINABLE)}"
+        )
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class ModelParams(Params):
@@ -189,6 +212,8 @@ class WorldParams(Params):
     coco_val: Positive
     ade20k_train: Positive
     ade20k_val: Positive
+    ade20k_full_val: Positive
+    pascal_context_val: Positive
 
 
 class EvaluationParams(Params):
@@ -235,7 +260,7 @@ class RunDefinition(Params):
     """
 
     sam: str | None
-    train: DatasetName
+    train: Annotated[DatasetName, AfterValidator(_trainable)]
     model: ModelParams
     loss: LossParams
     training: TrainingParams
@@ -271,8 +296,22 @@ class BenchmarkParams(Params):
     images: Positive | None = None
 
     @model_validator(mode="after")
+    def _possible(self) -> "BenchmarkParams":
+        source = DATASETS[self.dataset]
+        for key, values, valid in (
+            ("split", (self.split,), source.splits),
+            ("metrics", self.metrics, (*source.metrics, EFFICIENCY)),
+        ):
+            if strange := [value for value in values if value not in valid]:
+                raise ValueError(
+                    f"{key}: data set {self.dataset!r} has no {strange[0]!r}; "
+                    f"valid choices: {', '.join(valid)}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _timed_alone(self) -> "BenchmarkParams":
-        timed = "efficiency" in self.metrics
+        timed = EFFICIENCY in self.metrics
         if timed and len(self.metrics) > 1:
             raise ValueError("metrics: efficiency is measured alone, in a benchmark of its own")
         if timed != (self.images is not None):
@@ -328,7 +367,11 @@ class Project:
         self.variants = self._resolved_variants()
         self.assets = self._mapping("assets.yaml", AssetParams)
         self.benchmarks = self._mapping("benchmarks.yaml", BenchmarkParams)
+        for role, dataset in ROLES.items():
+            if role not in self.scale.assets:
+                raise InputError(f"{source}: assets.{role}: missing; data set {dataset} needs it")
         for role, asset in self.scale.assets.items():
+            choose("role", role, ROLES, source, "assets")
             choose("asset", asset, self.assets, source, f"assets.{role}")
         for size, tower in self.scale.towers.sam.items():
             choose("asset", tower.asset, self.assets, source, f"towers.sam.{size}.asset")

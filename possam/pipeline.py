@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from possam.catalogue import source
 from possam.checked_yaml import Params
 from possam.codehash import code_hash
 from possam.errors import InputError
@@ -141,15 +142,7 @@ class Pipeline:
 
     def dataset_inputs(self, scale: str, dataset: str, split: str) -> list[str]:
         """Records of the assets that a converted data set is made from."""
-        roles = {
-            "coco": [f"coco_{split}_images", "coco_panoptic", "coco_instances", "coco_class_names"],
-            "ade20k": [
-                "ade20k",
-                "ade20k_instances",
-                "ade20k_class_names",
-                "ade20k_instance_classes",
-            ],
-        }[dataset]
+        roles = source(dataset, split).assets(split).values()
         assets = self.project(scale).scale.assets
         return self._records(scale, [assets[role] for role in roles])
 

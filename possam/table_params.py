@@ -12,6 +12,8 @@ Condition = Literal["trained", "untrained", "shuffled_names"]
 Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
 CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
+EFFICIENCY = "efficiency"
+"""What is measured with a clock: it depends on the machine, and is measured alone."""
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block as it stands."""
 
@@ -31,7 +33,7 @@ METRICS_OF: dict[str, dict[str, str]] = {
         "miou": "mIoU (classes in the ground truth)",
         "miou_union": "mIoU (classes in ground truth or prediction)",
     },
-    "efficiency": {
+    EFFICIENCY: {
         "fps": "images a second",
         "trainable_m": "trainable parameters (millions)",
         "frozen_m": "frozen parameters (millions)",

@@ -54,9 +54,8 @@ def test_a_run_is_its_difference_from_the_defaults(folder: Path) -> None:
 
 def test_a_variant_is_its_difference_from_the_scales_inference(folder: Path) -> None:
     project = Project("paper", folder=folder)
-    changes = {"ensemble": "geometric", "iou_weighting": False}
-    expected = project.scale.inference.model_copy(update=changes)
-    assert project.variants["geometric_no_iou"] == expected
+    expected = project.scale.inference.model_copy(update={"ensemble": "geometric"})
+    assert project.variants["geometric"] == expected
 
 
 def test_the_variants_of_an_evaluation_are_the_default_and_those_that_tables_ask_for(
@@ -288,6 +287,36 @@ def test_merge_goes_down_into_mappings_only() -> None:
         ("scales/mini.yaml", lambda d: d.update(seeds=[]), ["mini.yaml", "seeds", "at least 1"]),
         ("scales/mini.yaml", lambda d: d.update(seeds=[0, 0]), ["mini.yaml", "written twice"]),
         ("scales/mini.yaml", lambda d: d.update(seeds=0), ["mini.yaml", "seeds", "got 0"]),
+        (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": "b", "train": "pascal_context_459"}),
+            ["bad: train", "no training split", "'pascal_context_459'", "choices: coco, ade20k"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": "b", "train": "voc"}),
+            ["bad: train", "unknown data set", "'voc'", "pascal_context_459"],
+        ),
+        (
+            "benchmarks.yaml",
+            lambda d: d["ade20k_full"].update(split="train"),
+            ["benchmarks.yaml: ade20k_full", "split", "'train'", "valid choices: val"],
+        ),
+        (
+            "benchmarks.yaml",
+            lambda d: d["pascal_context_459"]["metrics"].append("panoptic"),
+            ["pascal_context_459", "metrics", "'panoptic'", "valid choices: semantic"],
+        ),
+        (
+            "scales/mini.yaml",
+            lambda d: d["assets"].pop("pascal_voc_2010"),
+            ["mini.yaml", "assets.pascal_voc_2010", "pascal_context_459 needs it"],
+        ),
+        (
+            "scales/mini.yaml",
+            lambda d: d["assets"].update(voc="synthetic_pascal_voc_2010"),
+            ["mini.yaml", "unknown role 'voc'", "pascal_voc_2010"],
+        ),
         (
             "benchmarks.yaml",
             lambda d: d["coco"].update(split="test"),

@@ -6,7 +6,6 @@ pixel the instance wins; a pixel of a thing class without an instance is void. S
 is the scene parsing map as it is. Areas and boxes are counted from the final map.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from possam.datasets.class_names import read_class_index
+from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.conversion import Converted, Task, convert, things_as_instances
 from possam.datasets.format import Category, Segment
-from possam.datasets.pixels import Array, decode_file, segment_table
+from possam.datasets.pixels import Array, check_size, decode_file, segment_table
 from possam.errors import InputError
 from possam.files import sha256_file
 
-_FOLDERS = {"train": "training", "val": "validation"}
+FOLDERS = {"train": "training", "val": "validation"}
 _COLUMNS = ("scene_parse_index", "instance_index", "name")
 
 
@@ -56,13 +55,12 @@ def convert_ade20k(
     Raises:
         InputError: names the file, what is wrong and what to do.
     """
-    if split not in _FOLDERS:
-        raise InputError(f"split {split!r} of ADE20K does not exist; valid: train, val")
+    folder = split_folder(split)
     _refuse_full_release(root)
     categories, things = _categories(class_names, instance_classes_csv)
-    images = root / "images" / _FOLDERS[split]
-    labels = root / "annotations" / _FOLDERS[split]
-    instances = None if instances_root is None else instances_root / _FOLDERS[split]
+    images = root / "images" / folder
+    labels = root / "annotations" / folder
+    instances = None if instances_root is None else instances_root / folder
     tasks = _tasks(images, labels, instances, sha256_file(instance_classes_csv))
     return convert(
         name="ade20k",
@@ -77,6 +75,32 @@ def convert_ade20k(
     )
 
 
+def split_folder(split: str) -> str:
+    """ADE20K's folder of ``train`` or ``val``.
+
+    Raises:
+        InputError: no such split.
+    """
+    if split not in FOLDERS:
+        raise InputError(f"split {split!r} of ADE20K does not exist; valid: {', '.join(FOLDERS)}")
+    return FOLDERS[split]
+
+
+def image_number(photo: Path, taken: dict[int, Path]) -> int:
+    """The number at the end of an ADE20K file name; entered into ``taken``.
+
+    Raises:
+        InputError: no number, or one that is taken.
+    """
+    digits = re.search(r"(\d+)$", photo.stem)
+    if digits is None or taken.setdefault(int(digits[1]), photo) != photo:
+        raise InputError(
+            f"{photo}: the name must end with the image's number, each number once (as in "
+            "ADE_val_00000001.jpg)"
+        )
+    return int(digits[1])
+
+
 def _refuse_full_release(root: Path) -> None:
     if (root / "images" / "ADE").exists() or (root / "index_ade20k.pkl").exists():
         raise InputError(
@@ -87,22 +111,12 @@ def _refuse_full_release(root: Path) -> None:
 
 def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
     """The classes, and the class index of each instance class."""
-    names = read_class_index(class_names)
-    if list(names) != list(range(1, len(names) + 1)):
-        raise InputError(f"{class_names}: the indices of ADE20K's classes are 1..K, without gaps")
-    try:
-        with open(table, encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            columns = tuple(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: cannot be read ({error}); fetch it again") from error
-    if columns != _COLUMNS:
-        raise InputError(f"{table}: the columns are {columns}, {_COLUMNS} are expected")
+    names = read_label_names(class_names)
+    rows = read_class_table(table, _COLUMNS)
     try:
         order = [int(row["scene_parse_index"]) for row in rows]
         instance = [int(row["instance_index"]) if row["instance_index"] else 0 for row in rows]
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{table}: an index is not a whole number ({error})") from error
     if order != list(names):
         raise InputError(
@@ -143,20 +157,14 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
                 "images again"
             )
     tasks: list[Task] = []
-    numbers: dict[int, str] = {}
+    numbers: dict[int, Path] = {}
     for stem, photo in photos.items():
-        digits = re.search(r"(\d+)$", stem)
-        if digits is None or numbers.setdefault(int(digits[1]), stem) != stem:
-            raise InputError(
-                f"{photo}: the name must end with the image's number, each number once (as in "
-                "ADE_val_00000001.jpg)"
-            )
         sources = [labels / f"{stem}.png"]
         if instances is not None:
             sources.append(instances / f"{stem}.png")
         tasks.append(
             Task(
-                id=int(digits[1]),
+                id=image_number(photo, numbers),
                 image=photo,
                 sources=tuple(sources),
                 payload={"instance_classes": table},
@@ -174,11 +182,7 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
     if instance_path is not None and keys is not None:
         maps.append((instance_path, keys))
     for path, array in maps:
-        if array.shape != photo.shape[:2]:
-            raise InputError(
-                f"{path}: {array.shape[1]}x{array.shape[0]} pixels, but {task.image} has "
-                f"{photo.shape[1]}x{photo.shape[0]}; unpack both again"
-            )
+        check_size(array, path, photo, task.image)
     ids, classes = merge_maps(labels, keys, categories)
     segments = tuple(
         Segment(id=key, category=classes[key], area=area, bbox=box, is_crowd=False)
@@ -187,7 +191,7 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
     return Converted(
         width=photo.shape[1],
         height=photo.shape[0],
-        image_sha256=image_sha256,
+        image=image_sha256,
         ids=ids,
         semantic=labels,
         segments=segments,

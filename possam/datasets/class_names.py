@@ -1,5 +1,9 @@
-"""Class-name files: one line a class, ``index:name,synonym,...``, as OpenSeg and ODISE use them."""
+"""Class-name files: one line a class, ``index:name,synonym,...``, as OpenSeg and ODISE use them.
 
+Beside them, CSV tables of facts about the classes of a data set.
+"""
+
+import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -55,6 +59,40 @@ def read_class_names(path: Path) -> list[tuple[str, ...]]:
         InputError: see :func:`read_class_index`.
     """
     return list(read_class_index(path).values())
+
+
+def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
+    """As :func:`read_class_index`, for label maps whose classes are 1..K and whose 0 is void.
+
+    Raises:
+        InputError: a gap, another order, or what :func:`read_class_index` raises.
+    """
+    names = read_class_index(path)
+    if list(names) != list(range(1, len(names) + 1)):
+        raise InputError(
+            f"{path}: the indices of these label maps are 1..K, without gaps; use the class names "
+            "of this data set"
+        )
+    return names
+
+
+def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV table whose header is ``columns``.
+
+    Raises:
+        InputError: unreadable, or with another header or a row of another length.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            header, *rows = list(csv.reader(stream)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+    if tuple(header) != tuple(columns):
+        raise InputError(f"{path}: the columns are {header}, {list(columns)} are expected")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(columns):
+            raise InputError(f"{path}: line {number} has {len(row)} cells, not {len(columns)}")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def seen_classes(

@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as run_length
 
 from possam.datasets.class_names import read_class_index
 from possam.datasets.conversion import Converted, Task, convert, things_as_instances
 from possam.datasets.format import Category, Segment
-from possam.datasets.pixels import Array, decode_file, decode_ids, segment_table
+from possam.datasets.pixels import Array, class_map, decode_file, decode_ids, segment_table
 from possam.errors import InputError
 from possam.files import read_json
 
@@ -240,7 +239,7 @@ def _convert(
                 f"for image {task.id}; unpack image and annotation again"
             )
     segments = _segments(ids, payload["segments"], index, f"{json_name}: image {task.id}", png)
-    semantic = _semantic(ids, segments)
+    semantic = class_map(ids, {segment.id: segment.category for segment in segments})
     if payload["instances"] is None:
         instances = things_as_instances(ids, segments, categories)
     else:
@@ -251,7 +250,7 @@ def _convert(
     return Converted(
         width=size[1],
         height=size[0],
-        image_sha256=image_sha256,
+        image=image_sha256,
         ids=ids,
         semantic=semantic,
         segments=segments,
@@ -292,14 +291,6 @@ def _segments(
             "such ids); JSON and PNGs must be of one release"
         )
     return tuple(segments.values())
-
-
-def _semantic(ids: Array, segments: Sequence[Segment]) -> Array:
-    """Class of every pixel, int32 (H, W), -1 void."""
-    values, compact = np.unique(ids, return_inverse=True)
-    classes = {segment.id: segment.category for segment in segments}
-    table = np.array([classes.get(int(value), -1) for value in values], dtype=np.int32)
-    return table[compact].reshape(ids.shape)
 
 
 def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:

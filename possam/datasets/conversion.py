@@ -1,12 +1,11 @@
 """The part of a conversion that every upstream layout shares: parallel, resumable, atomic.
 
-Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its PNGs and a
-part file there (written last); a second run keeps the parts whose sources did not change. When all
-are there, the JSON files are put together part by part and the folder takes its name.
+Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its files and
+a part file there (written last); a second run keeps the parts whose sources did not change. When
+all are there, the JSON files are put together part by part and the folder takes its name.
 """
 
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from pycocotools import mask as run_length
 from possam.datasets.format import (
     ANNOTATIONS,
     FORMAT,
+    IMAGES,
     INSTANCES,
     MANIFEST,
     PANOPTIC,
@@ -58,14 +58,22 @@ class Task:
         """File name of this image's PNGs."""
         return f"{self.image.stem}.png"
 
+    def file_name(self, folder: str) -> str:
+        """Name of this image's file in one of the data set's folders."""
+        return self.image.name if folder == IMAGES else self.png_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """One image in our format. ``panoptic_png``: the upstream file to keep bit for bit, or None."""
+    """One image in our format.
+
+    ``image``: SHA-256 of the image that stays where it is, or the file that the data set keeps.
+    ``panoptic_png``: the upstream file to keep bit for bit, or None.
+    """
 
     width: int
     height: int
-    image_sha256: str
+    image: str | bytes
     ids: Array
     semantic: Array
     segments: tuple[Segment, ...]
@@ -80,7 +88,7 @@ def convert(
     tasks: Sequence[Task],
     converter: Callable[[Task], Converted],
     categories: Sequence[Category],
-    image_root: Path,
+    image_root: Path | None,
     instances: str,
     out: Path,
     workers: int,
@@ -92,53 +100,62 @@ def convert(
         tasks: the images, in the order of the result; ids and file names are unique.
         converter: picklable; one image in, one image out; InputError on bad input.
         categories: the classes.
-        image_root: folder of the images.
+        image_root: folder of the images; None: the converter returns files, kept in the data set.
         instances: where instances come from, in words, for the manifest.
         out: folder to write; replaced if it exists.
         workers: processes; 0 or 1 converts in this process. Memory grows with it, not with tasks.
     """
     if not tasks:
-        raise InputError(f"{image_root}: no image to convert for {name} {split}; check the paths")
+        raise InputError(f"{out}: no image to convert for {name} {split}; check the paths")
     out = Path(os.path.abspath(out))
     staging = out.with_name(f".{out.name}.partial")
     identity = {"format": FORMAT, "name": name, "split": split, "instances": instances}
     identity["categories"] = hash_json([category.to_json() for category in categories])
-    _prepare(staging, identity)
-    job = partial(_convert_one, converter=converter, staging=staging, classes=len(categories))
+    folders = [PANOPTIC, SEMANTIC] if image_root is not None else [PANOPTIC, SEMANTIC, IMAGES]
+    _prepare(staging, identity | {"folders": folders})
+    job = partial(
+        _convert_one, converter=converter, staging=staging, classes=len(categories), folders=folders
+    )
     with Progress(len(tasks), label=f"convert {name} {split}", unit="images") as progress:
         for count in _run(job, tasks, workers):
             progress.update(count)
     manifest = _assemble(
         staging, tasks, categories,
         head={"format": FORMAT, "name": name, "split": split},
-        image_root=os.path.relpath(os.path.realpath(image_root), os.path.realpath(out)),
+        image_root=IMAGES if image_root is None else _relative(image_root, out),
         instances=instances,
     )  # fmt: skip
     shutil.rmtree(staging / _PARTS)
     (staging / "identity.json").unlink()
-    _drop_strangers(staging, {task.png_name for task in tasks})
+    for folder in folders:
+        _drop_strangers(staging / folder, {task.file_name(folder) for task in tasks})
     write_json(staging / MANIFEST, manifest)
-    _publish(staging, out)
+    publish(staging, out)
     return manifest
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
 
 def _prepare(staging: Path, identity: dict[str, Any]) -> None:
     path = staging / "identity.json"
     if staging.exists() and (not path.exists() or read_json(path) != identity):
         shutil.rmtree(staging)
-    for folder in (PANOPTIC, SEMANTIC, _PARTS):
+    for folder in (*identity["folders"], _PARTS):
         (staging / folder).mkdir(parents=True, exist_ok=True)
     write_json(path, identity)
 
 
-def _drop_strangers(staging: Path, expected: set[str]) -> None:
-    """Remove PNGs of an earlier, interrupted conversion of another set of images."""
-    for path in itertools.chain((staging / PANOPTIC).iterdir(), (staging / SEMANTIC).iterdir()):
+def _drop_strangers(folder: Path, expected: set[str]) -> None:
+    """Remove files of an earlier, interrupted conversion of another set of images."""
+    for path in folder.iterdir():
         if path.name not in expected:
             path.unlink()
 
 
-def _publish(staging: Path, out: Path) -> None:
+def publish(staging: Path, out: Path) -> None:
+    """Let the folder ``staging``, a sibling of ``out``, take its name and its place."""
     if not out.exists():
         os.replace(staging, out)
         return
@@ -209,29 +226,37 @@ def _signature(task: Task) -> str:
     return hash_json([task.id, stats, task.payload])
 
 
-def _is_done(staging: Path, task: Task, signature: str) -> bool:
+def _is_done(staging: Path, task: Task, signature: str, folders: Sequence[str]) -> bool:
     path = _part_path(staging, task)
     if not path.exists():
         return False
     part = read_json(path)
     return bool(part["signature"] == signature) and all(
-        (staging / folder / task.png_name).exists()
-        and sha256_file(staging / folder / task.png_name) == part[folder]
-        for folder in (PANOPTIC, SEMANTIC)
+        path.exists() and sha256_file(path) == part[folder]
+        for folder in folders
+        for path in [staging / folder / task.file_name(folder)]
     )
 
 
 def _convert_one(
-    task: Task, *, converter: Callable[[Task], Converted], staging: Path, classes: int
+    task: Task,
+    *,
+    converter: Callable[[Task], Converted],
+    staging: Path,
+    classes: int,
+    folders: Sequence[str],
 ) -> None:
     signature = _signature(task)
-    if _is_done(staging, task, signature):
+    if _is_done(staging, task, signature, folders):
         return
     result = converter(task)
     if result.panoptic_png is not None:
         panoptic = write_bytes(staging / PANOPTIC / task.png_name, result.panoptic_png)
     else:
         panoptic = write_png(staging / PANOPTIC / task.png_name, encode_ids(result.ids))
+    image = result.image
+    if isinstance(image, bytes):
+        image = write_bytes(staging / IMAGES / task.image.name, image)
     pixels = encode_semantic(result.semantic, classes)
     semantic = write_png(staging / SEMANTIC / task.png_name, pixels)
     values, counts = np.unique(result.semantic, return_counts=True)
@@ -239,7 +264,7 @@ def _convert_one(
         "signature": signature,
         "width": result.width,
         "height": result.height,
-        "image": result.image_sha256,
+        IMAGES: image,
         PANOPTIC: panoptic,
         SEMANTIC: semantic,
         "pixels": dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)),
@@ -298,7 +323,7 @@ def _assemble(
     size = len(categories)
     histogram = {key: [0] * size for key in ("pixels", "segments", "instances")}
     void_pixels = crowd = 0
-    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, "images")}
+    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
     images: list[dict[str, Any]] = []
 
     def annotations() -> Iterator[dict[str, Any]]:
@@ -306,8 +331,7 @@ def _assemble(
         for task in tasks:
             part = read_json(_part_path(staging, task))
             for key, digest in hashes.items():
-                value = part["image" if key == "images" else key]
-                digest.update(f"{task.png_name} {value}\n".encode())
+                digest.update(f"{task.png_name} {part[key]}\n".encode())
             for label, count in part["pixels"].items():
                 if int(label) < 0:
                     void_pixels += count

@@ -10,6 +10,8 @@ A folder in COCO panoptic format, and two things more::
     manifest.json     counts, label histogram, hashes; written last, so a folder with it is complete
 
 Images stay where they were unpacked: the manifest's ``image_root`` leads there from the folder.
+Where a protocol resizes them, the folder holds them itself, in ``images/``, and ``image_root`` says
+so.
 """
 
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ from possam.files import read_json, sha256_file
 
 FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
-PANOPTIC, SEMANTIC = "panoptic", "semantic"
+PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +129,7 @@ class ConvertedDataset:
 
     @property
     def name(self) -> str:
-        """Name of the data set (``coco``, ``ade20k``)."""
+        """Name of the data set (``coco``, ``ade20k``, ...)."""
         return str(self.manifest["name"])
 
     @property

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[
             f"{path}: value {labels.max()} is no class (0..{num_classes - 1}); convert again"
         )
     return labels
+
+
+def check_size(labels: Array, labels_path: Path, photo: Array, photo_path: Path) -> None:
+    """Refuse a label map (H, W, ...) of another size than its photograph's."""
+    if labels.shape[:2] != photo.shape[:2]:
+        raise InputError(
+            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
+            f"{photo.shape[1]}x{photo.shape[0]}; unpack both again"
+        )
+
+
+def class_map(ids: Array, classes: Mapping[int, int]) -> npt.NDArray[np.int32]:
+    """Class of every pixel, int32 (H, W), from the class of each segment id; -1 for other ids."""
+    values, compact = np.unique(ids, return_inverse=True)
+    table = np.array([classes.get(value, -1) for value in values.tolist()], dtype=np.int32)
+    return table[compact].reshape(ids.shape)
 
 
 def segment_table(ids: Array) -> list[tuple[int, int, tuple[int, int, int, int]]]:

@@ -11,13 +11,21 @@ from pycocotools import mask as run_length
 
 from possam.datasets.conversion import parallel
 from possam.datasets.format import (
+    IMAGES,
     INSTANCES,
     PANOPTIC,
     SEMANTIC,
     ConvertedDataset,
     ImageRecord,
 )
-from possam.datasets.pixels import decode_file, decode_ids, decode_semantic, segment_table
+from possam.datasets.pixels import (
+    Array,
+    class_map,
+    decode_file,
+    decode_ids,
+    decode_semantic,
+    segment_table,
+)
 from possam.errors import InputError
 from possam.progress import Progress
 
@@ -29,13 +37,14 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
 
     Files and hashes as in the manifest; unique image ids and files; image, panoptic and semantic
     maps of one size; ids of each PNG = ids of the JSON, with their areas and boxes; class indices
-    in range; counts and label histogram recounted; instances of thing classes, of their image's
-    size, with the area that their mask has or, from upstream polygons, a positive one; not all maps
-    void.
+    in range; both maps agree on stuff; counts and label histogram recounted; instances of thing
+    classes, of their image's size, with the area that their mask has or, from upstream polygons, a
+    positive one; at least half of the images have a labelled pixel, and a segment.
 
     Returns:
         Report: ``counts`` (the manifest's), and what is no fault but worth a look: ``void_images``
-        (ids of images without a labelled pixel), ``absent_classes`` (without a pixel here).
+        (ids of images without a labelled pixel), ``empty_images`` (without a segment),
+        ``absent_classes`` (without a pixel here).
 
     Raises:
         InputError: one line a fault (the first twenty, and how many there are).
@@ -46,11 +55,13 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     size = len(dataset.categories)
     pixels, segments = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     void_pixels, void_images = 0, []
-    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, "images")}
+    empty_images = [record.id for record in dataset.images if not record.segments]
+    is_thing = np.array([category.is_thing for category in dataset.categories], dtype=bool)
+    hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
     label = f"validate {dataset.name} {dataset.split}"
     with Progress(len(dataset), label=label, unit="images") as progress:
         for count, results in parallel(
-            partial(_check_chunk, num_classes=size), dataset.images, workers
+            partial(_check_chunk, is_thing=is_thing), dataset.images, workers
         ):
             for record, result in results:
                 faults += result["faults"]
@@ -79,8 +90,12 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     for key, value in recounted.items():
         if value != dataset.manifest["histogram"][key]:
             faults.append(f"{directory}/manifest.json: histogram.{key} does not match the files")
-    if len(void_images) == len(dataset):
-        faults.append(f"{directory}: no image has a labelled pixel")
+    for what, ids in (("labelled pixel", void_images), ("segment", empty_images)):
+        if 2 * len(ids) > len(dataset):
+            faults.append(
+                f"{directory}: {len(ids)} of {len(dataset)} images have no {what}; the class table "
+                "or the labels are of another release"
+            )
     if faults:
         shown = faults[:_SHOWN]
         if len(faults) > _SHOWN:
@@ -90,6 +105,7 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     return {
         "counts": dict(dataset.manifest["counts"]),
         "void_images": void_images,
+        "empty_images": empty_images,
         "absent_classes": absent,
     }
 
@@ -121,10 +137,14 @@ def _static_faults(dataset: ConvertedDataset) -> list[str]:
     for key, value in counts.items():
         if dataset.manifest["counts"][key] != value:
             faults.append(f"{where}/manifest.json: counts.{key} is not {value}")
-    for folder in (PANOPTIC, SEMANTIC):
+    expected = {
+        folder: {record.panoptic.name for record in records} for folder in (PANOPTIC, SEMANTIC)
+    }
+    if dataset.manifest["image_root"] == IMAGES:
+        expected[IMAGES] = {record.file.name for record in records}
+    for folder, names in expected.items():
         present = {path.name for path in (dataset.directory / folder).iterdir()}
-        strange = sorted(present - {record.panoptic.name for record in records})
-        if strange:
+        if strange := sorted(present - names):
             faults.append(
                 f"{where}/{folder}/{strange[0]}: belongs to no image ({len(strange)} such)"
             )
@@ -132,17 +152,18 @@ def _static_faults(dataset: ConvertedDataset) -> list[str]:
 
 
 def _check_chunk(
-    records: Sequence[ImageRecord], *, num_classes: int
+    records: Sequence[ImageRecord], *, is_thing: Array
 ) -> list[tuple[ImageRecord, dict[str, Any]]]:
-    return [(record, _check_image(record, num_classes)) for record in records]
+    return [(record, _check_image(record, is_thing)) for record in records]
 
 
-def _check_image(record: ImageRecord, num_classes: int) -> dict[str, Any]:
+def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
+    num_classes = len(is_thing)
     result: dict[str, Any] = {"faults": [], "hashes": {}}
     faults: list[str] = result["faults"]
     size = (record.height, record.width)
     try:
-        photo, result["hashes"]["images"] = decode_file(record.file, mode="RGB")
+        photo, result["hashes"][IMAGES] = decode_file(record.file, mode="RGB")
         pixels, result["hashes"][PANOPTIC] = decode_file(record.panoptic)
         ids = decode_ids(pixels, record.panoptic)
         pixels, result["hashes"][SEMANTIC] = decode_file(record.semantic)
@@ -173,10 +194,25 @@ def _check_image(record: ImageRecord, num_classes: int) -> dict[str, Any]:
     for segment in record.segments:
         if not 0 <= segment.category < num_classes:
             faults.append(f"{record.panoptic}: segment {segment.id}: no class {segment.category}")
+    if not faults and (count := _disagreeing(ids, labels, record, is_thing)):
+        faults.append(
+            f"{record.panoptic}: the classes of {count} pixels are not those of {record.semantic}"
+        )
     result["pixels"] = np.bincount(
         np.where(labels < 0, num_classes, labels).ravel(), minlength=num_classes + 1
     )
     return result
+
+
+def _disagreeing(ids: Array, labels: Array, record: ImageRecord, is_thing: Array) -> int:
+    """Pixels whose two maps say different things, which only instances may do.
+
+    Instances lie over other classes, and a thing without an instance is void.
+    """
+    classes = class_map(ids, {segment.id: segment.category for segment in record.segments})
+    thing = np.append(is_thing, False)  # the last one is for void, -1
+    allowed = thing[classes] | ((classes < 0) & thing[labels])
+    return int(((classes != labels) & ~allowed).sum())
 
 
 def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> Any:

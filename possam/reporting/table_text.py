@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from possam.table_params import METRICS_OF
+from possam.table_params import EFFICIENCY, METRICS_OF
 
 Card = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ def _introduction(card: Card) -> list[str]:
             f"{', '.join(map(str, card['seeds']))})"
         )
     units = "All values in percent."
-    if any(column["metric"] in METRICS_OF["efficiency"] for column in card["columns"]):
+    if any(column["metric"] in METRICS_OF[EFFICIENCY] for column in card["columns"]):
         units = "FPS is in images a second, parameters in millions, all other values in percent."
     lines += [
         f"{units} Reproduced: {value} [{level} bootstrap interval over test "

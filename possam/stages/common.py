@@ -88,14 +88,15 @@ def asset_file(layout: Layout, asset: str) -> Path:
     return layout.assets / layout.project.assets[asset].file
 
 
-def role_file(layout: Layout, role: str) -> Path:
-    """The fetched file that plays ``role`` (``coco_class_names``, ...) at this scale."""
-    return asset_file(layout, layout.project.scale.assets[role])
+def role_path(layout: Layout, role: str) -> Path:
+    """What plays ``role`` (``coco_class_names``, ...) at this scale: a file or unpacked archive.
 
-
-def role_folder(layout: Layout, role: str) -> Path:
-    """The unpacked archive that plays ``role`` at this scale."""
+    Raises:
+        InputError: the asset was not fetched, or its archive not unpacked.
+    """
     asset = layout.project.scale.assets[role]
+    if not layout.project.assets[asset].unpack:
+        return asset_file(layout, asset)
     asset_record(layout, asset)
     folder = layout.raw(asset)
     if not (folder / "unpacked.json").is_file():

@@ -26,6 +26,8 @@ def make_world(project: Project, *, workers: int) -> None:
         coco_val=world.coco_val,
         ade20k_train=world.ade20k_train,
         ade20k_val=world.ade20k_val,
+        ade20k_full_val=world.ade20k_full_val,
+        pascal_context_val=world.pascal_context_val,
         seed=world.seed,
         workers=workers,
     )

@@ -10,15 +10,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.io import savemat
 
 from possam.world.scenes import Scene, Split, render_scene, scene_rng
-from possam.world.vocabulary import CLASSES, domain_classes
+from possam.world.vocabulary import CLASSES, context_classes, domain_classes, domain_names
 
 JPEG_QUALITY = 95
 _VOID_SHARE = 0.1
 _CROWD_SHARE = 0.3
 _ID_STEP = 1_299_709
 _ID_LIMIT = 2**24 - 1
+ADE_FULL_FOLDER = "ADE20K_2021_17_01/images/ADE/validation/synthetic/scene"
+"""The one folder of the full release's scenes."""
+_MAT_HEADER = 116
+_MAT_TEXT = b"MATLAB 5.0 MAT-file, a procedural stand-in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,25 @@ class AdeScene:
     pixels: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdeFullScene:
+    """JPEG, label PNG (ADE index = (R // 10) * 256 + G, B: object) and the content of the JSON."""
+
+    number: int
+    jpeg: bytes
+    labels: bytes
+    objects: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextScene:
+    """JPEG and MATLAB file (``LabelMap``, uint16, 0 void, 1 to K)."""
+
+    number: int
+    jpeg: bytes
+    labels: bytes
+
+
 def coco_category_ids() -> dict[int, int]:
     """World class index -> COCO-like category id: things from 1, stuff from 92, with gaps as
     upstream has.
@@ -78,6 +102,16 @@ def ade_instance_indices() -> dict[int, int]:
     """World class index of a thing -> instance class, 1 to T."""
     things = [c.index for c in domain_classes("b") if c.is_thing]
     return {index: k for k, index in enumerate(things, start=1)}
+
+
+def ade_full_indices() -> dict[int, int]:
+    """World class index -> ADE index of the full release: every class of the world, with gaps."""
+    return {c.index: 17 + 37 * c.index for c in CLASSES}
+
+
+def context_indices() -> dict[int, int]:
+    """World class index -> label of PASCAL Context's stand-in, 1 to K."""
+    return {c.index: k for k, c in enumerate(context_classes(), start=1)}
 
 
 def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
@@ -186,3 +220,74 @@ def ade_scene(task: Task) -> AdeScene:
         instance=encode_png(instance),
         pixels=np.bincount(semantic.ravel(), minlength=len(indices) + 1),
     )
+
+
+def ade_full_scene(task: Task) -> AdeFullScene:
+    """Render and annotate one scene in the format of the full ADE20K release."""
+    scene, ids, _ = _annotated_scene(task)
+    indices = ade_full_indices()
+    labels = np.zeros((*ids.shape, 3), np.uint8)
+    objects: list[dict[str, Any]] = []
+    for segment in scene.segments:
+        mask = ids == segment.id
+        if mask.any():
+            index = indices[segment.class_index]
+            labels[mask] = (index // 256 * 10, index % 256, 5 * (len(objects) + 1))
+            objects.append(_ade_object(len(objects), segment.class_index, mask))
+    return AdeFullScene(
+        number=task.number,
+        jpeg=encode_jpeg(scene.image),
+        labels=encode_png(labels),
+        objects={
+            "annotation": {
+                "filename": f"ADE_val_{task.number:08d}.jpg",
+                "folder": ADE_FULL_FOLDER,
+                "imsize": [*ids.shape, 3],
+                "source": {"folder": "", "filename": "", "origin": "rendered"},
+                "scene": ["synthetic", "scene"],
+                "object": objects,
+            }
+        },
+    )
+
+
+def _ade_object(number: int, class_index: int, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """One entry of ``annotation.object``; the polygon follows the mask's ends, row by row."""
+    rows = np.flatnonzero(mask.any(1))
+    left = mask[rows].argmax(1)
+    right = mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
+    names = domain_names("b", CLASSES[class_index])
+    return {
+        "id": number,
+        "name": ", ".join(names),
+        "name_ndx": ade_full_indices()[class_index],
+        "hypernym": [],
+        "raw_name": names[0],
+        "attributes": [],
+        "depth_ordering_rank": number + 1,
+        "occluded": "no",
+        "crop": "0",
+        "parts": {"hasparts": [], "ispartof": [], "part_level": 0},
+        "polygon": {
+            "x": [*left.tolist(), *right[::-1].tolist()],
+            "y": [*rows.tolist(), *rows[::-1].tolist()],
+        },
+    }
+
+
+def context_scene(task: Task) -> ContextScene:
+    """Render and annotate one scene in the format of PASCAL Context."""
+    scene, ids, _ = _annotated_scene(task)
+    indices = context_indices()
+    labels = np.zeros(ids.shape, np.uint16)
+    for segment in scene.segments:
+        labels[ids == segment.id] = indices[segment.class_index]
+    return ContextScene(number=task.number, jpeg=encode_jpeg(scene.image), labels=_mat(labels))
+
+
+def _mat(labels: npt.NDArray[np.uint16]) -> bytes:
+    """A MATLAB file with the variable ``LabelMap``."""
+    stream = io.BytesIO()
+    savemat(stream, {"LabelMap": labels}, do_compression=True)
+    # The first bytes are free text, into which scipy writes the time.
+    return _MAT_TEXT.ljust(_MAT_HEADER) + stream.getvalue()[_MAT_HEADER:]

@@ -1,13 +1,14 @@
-"""Write the mini world as archives in the upstream layouts of COCO and ADE20K.
+"""Write the mini world as archives in the upstream layouts of the data sets.
 
 Domain A becomes "synthetic COCO" (panoptic and instance annotations), domain B "synthetic ADE20K"
-(scene parsing and instance annotations). File names are the upstream's, so that unpacking and
+(scene parsing and instance annotations). Two more test sets have label maps alone: the full ADE20K
+is the validation scenes of ADE20K (as upstream) under a larger vocabulary, PASCAL Context is new
+scenes of both domains. File names are the upstream's, so that unpacking and
 conversion are the code that runs on real data; class-name files say that they are synthetic. The
 same counts and seed give the same bytes (with the same Pillow and zlib), whatever the number of
 processes.
 """
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -21,60 +22,37 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from possam.errors import InputError
-from possam.files import atomic_write, sha256_file, write_json
+from possam.files import sha256_file, write_json
 from possam.progress import Progress
 from possam.world.annotate import (
+    AdeFullScene,
     AdeScene,
     CocoScene,
+    ContextScene,
     Task,
+    ade_full_scene,
     ade_indices,
-    ade_instance_indices,
     ade_scene,
     coco_category_ids,
     coco_scene,
+    context_scene,
 )
+from possam.world.class_files import FILES as CLASS_FILES
+from possam.world.class_files import write_class_files
 from possam.world.packing import FixedZip, fixed_tar, fixed_zip, tar_add
 from possam.world.scenes import SIZE, Split
+from possam.world.semantic_archives import ADE_FULL, CONTEXT, VOC, write_ade_full, write_context
 from possam.world.vocabulary import CLASSES, domain_names
 
 MANIFEST_NAME = "manifest.json"
-COCO_NAMES = "synthetic_coco_with_prompt_eng.txt"
-ADE_NAMES = "synthetic_ade20k_with_prompt_eng.txt"
-ADE_INSTANCES = "synthetic_ade20k_instances.csv"
-_COCO_LAST_INDEX = 200
 _VAL_NUMBERS = 500_000
 """COCO's image ids are unique over train and val; val starts above this."""
+_CONTEXT_INDICES = 500_000
+"""PASCAL Context's scenes are others than those of the domains' val splits."""
 _ADE = "ADEChallengeData2016"
 _CHUNK = 16
 
-Made = TypeVar("Made", CocoScene, AdeScene)
-
-
-def class_name_file(entries: dict[int, tuple[str, ...]], *, last: int) -> str:
-    """Text of a class-name file: ``index:name,synonym`` for 0 to ``last``, ``invalid_class_id``
-    where there is none.
-    """
-    lines = [f"{k}:{','.join(entries.get(k, ('invalid_class_id',)))}" for k in range(last + 1)]
-    return "\n".join(lines) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as stream:
-        stream.write(text)
-
-
-def _write_class_files(directory: Path) -> None:
-    coco = {number: domain_names("a", CLASSES[k]) for k, number in coco_category_ids().items()}
-    _write_text(directory / COCO_NAMES, class_name_file(coco, last=_COCO_LAST_INDEX))
-    ade = {number: domain_names("b", CLASSES[k]) for k, number in ade_indices().items()}
-    _write_text(directory / ADE_NAMES, class_name_file(ade, last=max(ade)))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("scene_parse_index", "instance_index", "name"))
-    for index, number in ade_indices().items():
-        names = ", ".join(domain_names("b", CLASSES[index]))
-        writer.writerow((number, ade_instance_indices().get(index, ""), names))
-    _write_text(directory / ADE_INSTANCES, table.getvalue())
+Made = TypeVar("Made", CocoScene, AdeScene, AdeFullScene, ContextScene)
 
 
 def _tasks(
@@ -83,6 +61,17 @@ def _tasks(
     return [
         Task(domain=domain, split=split, seed=seed, index=k, number=first + k) for k in range(count)
     ]
+
+
+def _context_tasks(count: int, seed: int) -> list[Task]:
+    """Scenes of the two domains by turns."""
+    return [
+        Task(
+            domain="b" if k % 2 else "a", split="val", seed=seed, index=_CONTEXT_INDICES + k,
+            number=k + 1,
+        )
+        for k in range(count)
+    ]  # fmt: skip
 
 
 def _coco_categories(things_only: bool) -> list[dict[str, Any]]:
@@ -216,7 +205,7 @@ def _produce(
 
 def write_world(
     directory: Path, *, coco_train: int, coco_val: int, ade20k_train: int, ade20k_val: int,
-    seed: int, workers: int = 1,
+    ade20k_full_val: int, pascal_context_val: int, seed: int, workers: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Write all archives and class-name files into ``directory``, and ``manifest.json`` last.
 
@@ -227,6 +216,7 @@ def write_world(
     counts = {
         "coco_train": coco_train, "coco_val": coco_val,
         "ade20k_train": ade20k_train, "ade20k_val": ade20k_val,
+        "ade20k_full_val": ade20k_full_val, "pascal_context_val": pascal_context_val,
     }  # fmt: skip
     for name, value in (*counts.items(), ("workers", workers)):
         if value < 1:
@@ -253,11 +243,15 @@ def write_world(
             "train": _tasks("b", "train", count=ade20k_train, seed=seed, first=1),
             "val": _tasks("b", "val", count=ade20k_val, seed=seed, first=1),
         })  # fmt: skip
-    _write_class_files(directory)
+        full = _tasks("b", "val", count=ade20k_full_val, seed=seed, first=1)
+        write_ade_full(directory, make(ade_full_scene, full))
+        context = _context_tasks(pascal_context_val, seed)
+        write_context(directory, make(context_scene, context))
+    write_class_files(directory)
     names = (
         "train2017.zip", "val2017.zip", "panoptic_annotations_trainval2017.zip",
         "annotations_trainval2017.zip", f"{_ADE}.zip", "annotations_instance.tar",
-        COCO_NAMES, ADE_NAMES, ADE_INSTANCES,
+        ADE_FULL, VOC, CONTEXT, *CLASS_FILES,
     )  # fmt: skip
     files = {
         name: {

@@ -1,13 +1,14 @@
 """Zip and tar with fixed times, owners and modes: the same content gives the same bytes."""
 
+import gzip
 import io
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, cast
 
 from possam.files import atomic_path
 
@@ -66,12 +67,17 @@ def fixed_zip(path: Path) -> Iterator[FixedZip]:
 
 
 @contextmanager
-def fixed_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """An uncompressed tar that takes the name ``path`` when it is complete; fill it with
+def fixed_tar(path: Path, *, compress: bool = False) -> Iterator[tarfile.TarFile]:
+    """A tar, plain or in gzip, that takes the name ``path`` when it is complete; fill it with
     :func:`tar_add`.
     """
-    with atomic_path(path) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with atomic_path(path) as temporary, ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(open(temporary, "wb"))
+        if compress:
+            # The header would hold time and name of the file.
+            packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0)
+            stream = cast(IO[bytes], stack.enter_context(packed))
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             yield archive
 
 

@@ -152,6 +152,12 @@ def domain_classes(domain: Domain) -> tuple[WorldClass, ...]:
     return tuple(c for c in CLASSES if c.index not in held)
 
 
+def context_classes() -> tuple[WorldClass, ...]:
+    """Classes of both domains, by name: the vocabulary of the stand-in for PASCAL Context."""
+    found = {c.index: c for domain in ("a", "b") for c in domain_classes(domain)}
+    return tuple(sorted(found.values(), key=lambda c: c.name))
+
+
 def domain_names(domain: Literal["a", "b"], world_class: WorldClass) -> tuple[str, ...]:
     """Names that ``domain``'s class-name file gives a class, the preferred one first.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 
 def save_rgb_ids(path: Path, ids: np.ndarray) -> None:
@@ -133,6 +134,91 @@ def make_ade20k(root: Path, *, count: int = 1) -> dict[str, Any]:
         "instances_root": root / "annotations_instance",
         "class_names": root / "names.txt",
         "instance_classes_csv": root / "table.csv",
+        "split": "val",
+        "out": root / "converted",
+        "workers": 1,
+    }
+
+
+FULL_NAMES = "0:invalid_class_id\n1:wall\n2:sky,heaven\n3:lamp\n"
+FULL_TABLE = "train_id,ade_index,name\n0,2978,wall\n1,2420,sky\n2,1395,lamp\n"
+FULL_INDICES = {"wall": 2978, "sky": 2420, "lamp": 1395, "shade": 2311}
+"""ADE indices of the hand-made images; the shade is not evaluated."""
+
+
+def full_indices() -> np.ndarray:
+    """3 x 5 ADE indices: sky over a wall with a lamp, a shade, and one pixel without a label."""
+    wall, sky, lamp, shade = FULL_INDICES.values()
+    return np.array(
+        [
+            [sky, sky, sky, shade, 0],
+            [wall, lamp, lamp, wall, wall],
+            [wall, lamp, lamp, wall, wall],
+        ]
+    )
+
+
+def save_ade_seg(path: Path, indices: np.ndarray) -> None:
+    """Write a ``*_seg.png``: R = 10 (index // 256) + something below 10, G = index % 256, B = 5."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((*indices.shape, 3), 5, dtype=np.uint8)
+    pixels[..., 0] = indices // 256 * 10 + np.arange(indices.size).reshape(indices.shape) % 10
+    pixels[..., 1] = indices % 256
+    Image.fromarray(pixels).save(path)
+
+
+def make_ade20k_full(root: Path, *, count: int = 1) -> dict[str, Any]:
+    """``count`` images of 3 x 5 pixels; returns the arguments of ``convert_ade20k_full``."""
+    for number in range(1, count + 1):
+        stem = root / f"images/ADE/validation/urban/street/ADE_val_{number:08d}"
+        save_photo(stem.with_suffix(".jpg"), 3, 5, seed=number)
+        save_ade_seg(stem.with_name(f"{stem.name}_seg.png"), full_indices())
+    write(root / "names.txt", FULL_NAMES)
+    write(root / "table.csv", FULL_TABLE)
+    return {
+        "root": root,
+        "class_names": root / "names.txt",
+        "classes_csv": root / "table.csv",
+        "split": "val",
+        "out": root / "converted",
+        "workers": 1,
+    }
+
+
+CONTEXT_NAMES = "0:invalid_class_id\n1:wall\n2:sky,heaven\n3:lamp\n"
+
+
+def context_labels() -> np.ndarray:
+    """3 x 5 label map: 0 void, wall 1, sky 2, lamp 3."""
+    return np.array(
+        [
+            [2, 2, 2, 2, 0],
+            [1, 3, 3, 1, 1],
+            [1, 3, 1, 1, 1],
+        ],
+        dtype=np.uint16,
+    )
+
+
+def save_mat(path: Path, labels: np.ndarray, *, name: str = "LabelMap") -> None:
+    """Write a MATLAB file with one variable, compressed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {name: labels}, do_compression=True)
+
+
+def make_pascal_context(root: Path, *, count: int = 2) -> dict[str, Any]:
+    """``count`` images of 3 x 5 pixels and one of another split; arguments of the converter."""
+    stems = [f"2008_{number:06d}" for number in range(1, count + 2)]
+    for number, stem in enumerate(stems):
+        save_photo(root / "VOC2010/JPEGImages" / f"{stem}.jpg", 3, 5, seed=number)
+        save_mat(root / "trainval" / f"{stem}.mat", context_labels())
+    write(root / "VOC2010/ImageSets/Main/val.txt", "".join(f"{stem}\n" for stem in stems[:-1]))
+    write(root / "VOC2010/ImageSets/Main/train.txt", f"{stems[-1]}\n")
+    write(root / "names.txt", CONTEXT_NAMES)
+    return {
+        "voc": root / "VOC2010",
+        "labels": root / "trainval",
+        "class_names": root / "names.txt",
         "split": "val",
         "out": root / "converted",
         "workers": 1,

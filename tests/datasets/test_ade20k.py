@@ -14,6 +14,7 @@ from possam.datasets.ade20k import convert_ade20k
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.validate import validate_dataset
 from possam.errors import InputError
+from tests.parity_report import Parity
 
 FACTS = Path(__file__).parents[2] / "params" / "facts" / "ade20k_instance_classes.csv"
 
@@ -72,7 +73,8 @@ def test_without_instances_each_thing_class_is_one_segment_and_the_manifest_says
     validate_dataset(arguments["out"])
 
 
-def test_real_samples_keep_every_pixels_class(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parity("ade20k")
+def test_real_samples_keep_every_pixels_class(shared: Path, tmp_path: Path, parity: Parity) -> None:
     root = shared / "samples" / "ADEChallengeData2016"
     manifest = convert_ade20k(
         root=root,
@@ -90,11 +92,15 @@ def test_real_samples_keep_every_pixels_class(shared: Path, tmp_path: Path) -> N
     for position, record in enumerate(dataset.images):
         with Image.open(root / "annotations/validation" / f"{record.file.stem}.png") as image:
             upstream = np.asarray(image).astype(int)
-        assert np.array_equal(dataset.semantic(position) + 1, upstream)
+        parity.equal(dataset.semantic(position) + 1, upstream)
         classes = {segment.id: segment.category for segment in record.segments} | {0: -1}
         panoptic = dataset.panoptic(position)
         seen = np.vectorize(classes.get)(panoptic)
-        assert np.array_equal(seen + 1, upstream)
+        parity.equal(seen + 1, upstream)
+        parity.equal(
+            {segment.category + 1: segment.area for segment in record.segments},
+            {label: int((upstream == label).sum()) for label in set(upstream.flat) - {0}},
+        )
     validate_dataset(tmp_path / "out")
 
 

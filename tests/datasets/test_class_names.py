@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from possam.datasets.class_names import read_class_index, read_class_names, seen_classes
+from possam.datasets.class_names import (
+    read_class_index,
+    read_class_names,
+    read_class_table,
+    read_label_names,
+    seen_classes,
+)
 from possam.errors import InputError
+from tests.parity_report import Parity
 
 
 def test_reads_names_synonyms_and_upstream_indices(tmp_path: Path) -> None:
@@ -43,16 +50,63 @@ def test_seen_compares_whole_names_without_case_and_space() -> None:
     assert seen == [True, False, True]
 
 
+def _written_out(path: Path) -> list[set[str]]:
+    """Names of each class of a published file, read without the package."""
+    classes = []
+    for line in path.read_text().split("\n"):
+        names = line.split(":")[-1].split(",")
+        if line and names != ["invalid_class_id"]:
+            classes.append({name.strip().lower() for name in names})
+    return classes
+
+
+@pytest.mark.parity("seen_classes")
 @pytest.mark.parametrize(
     ("name", "classes", "seen"),
     [("ade20k_150", 150, 64), ("ade20k_847", 847, 101), ("pascal_context_459", 459, 85)],
 )
 def test_published_labels_give_the_known_numbers_of_seen_classes(
-    shared: Path, name: str, classes: int, seen: int
+    shared: Path, name: str, classes: int, seen: int, parity: Parity
 ) -> None:
+    """A class is seen if one of its synonyms is a synonym of a COCO class (FC-CLIP's rule)."""
     folder = shared / "upstream" / "openseg_labels"
     training = read_class_names(folder / "coco_panoptic_with_prompt_eng.txt")
     vocabulary = read_class_names(folder / f"{name}_with_prompt_eng.txt")
     assert len(training) == 133
     assert len(vocabulary) == classes
-    assert sum(seen_classes(vocabulary, training)) == seen
+    flags = seen_classes(vocabulary, training)
+    parity.equal(sum(flags), seen)
+    known = set().union(*_written_out(folder / "coco_panoptic_with_prompt_eng.txt"))
+    target = _written_out(folder / f"{name}_with_prompt_eng.txt")
+    for flag, names in zip(flags, target, strict=True):
+        parity.equal(flag, bool(known & names))
+
+
+def test_label_maps_need_the_indices_one_to_k(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("0:invalid_class_id\n1:wall\n2:sky,heaven\n")
+    assert read_label_names(path) == {1: ("wall",), 2: ("sky", "heaven")}
+    for text in ("1:wall\n3:sky\n", "2:sky\n1:wall\n", "0:wall\n1:sky\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"names\.txt: .*1\.\.K, without gaps"):
+            read_label_names(path)
+
+
+def test_tables_of_classes_are_read_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text('id,name\n1,"wall, partition"\n2,\n')
+    rows = read_class_table(path, ("id", "name"))
+    assert rows == [{"id": "1", "name": "wall, partition"}, {"id": "2", "name": ""}]
+    for text, fault in (
+        ("", "columns are"),
+        ("name,id\nwall,1\n", "columns are"),
+        ("id,name\n1,wall\n2\n", "line 3 has 1 cells, not 2"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=rf"table\.csv: .*{fault}"):
+            read_class_table(path, ("id", "name"))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"table\.csv: cannot be read"):
+        read_class_table(path, ("id", "name"))
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+        read_class_table(tmp_path / "none.csv", ("id", "name"))

@@ -10,13 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from layouts import make_ade20k, make_coco, save_photo, save_rgb_ids
+from layouts import (
+    make_ade20k,
+    make_ade20k_full,
+    make_coco,
+    make_pascal_context,
+    save_ade_seg,
+    save_photo,
+    save_rgb_ids,
+)
 from PIL import Image
 
 from possam.datasets.ade20k import convert_ade20k, merge_maps
+from possam.datasets.ade20k_full import convert_ade20k_full
 from possam.datasets.coco import convert_coco
 from possam.datasets.conversion import encode_mask
 from possam.datasets.format import Category, ConvertedDataset
+from possam.datasets.pascal_context import convert_pascal_context
 from possam.datasets.pixels import (
     decode_file,
     decode_ids,
@@ -186,7 +196,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "all void": (
         lambda o: Image.fromarray(np.full((3, 5), 255, np.uint8)).save(o / "semantic" / PNG),
-        "no image has a labelled pixel",
+        "1 of 1 images have no labelled pixel",
     ),
     "no class": (
         lambda o: Image.fromarray(np.full((3, 5), 9, np.uint8)).save(o / "semantic" / PNG),
@@ -264,5 +274,43 @@ def test_classes_without_pixels_and_void_images_are_reported(tmp_path: Path) -> 
     convert_ade20k(**arguments)
     report = validate_dataset(arguments["out"], workers=2)
     assert report["absent_classes"] == ["moon"]
-    assert report["void_images"] == [2]
+    assert report["void_images"] == report["empty_images"] == [2]
     assert report["counts"]["images"] == 2
+
+
+def test_a_data_set_that_is_mostly_void_is_refused(tmp_path: Path) -> None:
+    """Labels of other classes than the table's leave nothing but void: no silent success."""
+    arguments = make_ade20k_full(tmp_path, count=3)
+    for number in (1, 3):
+        stem = f"images/ADE/validation/urban/street/ADE_val_{number:08d}_seg.png"
+        save_ade_seg(tmp_path / stem, np.full((3, 5), 2311))
+    convert_ade20k_full(**arguments)
+    with pytest.raises(InputError, match="2 of 3 images have no labelled pixel") as error:
+        validate_dataset(arguments["out"])
+    assert "2 of 3 images have no segment" in str(error.value)
+
+
+def test_maps_that_disagree_on_stuff_are_refused(tmp_path: Path) -> None:
+    """Both maps are of one size, with the right counts, but sky and wall are exchanged."""
+    convert_pascal_context(**make_pascal_context(tmp_path))
+    out = tmp_path / "converted"
+    path = out / "semantic" / "2008_000001.png"
+    with Image.open(path) as image:
+        labels = np.asarray(image).copy()
+    labels[0, 0], labels[1, 0] = labels[1, 0], labels[0, 0]
+    Image.fromarray(labels).save(path)
+    with pytest.raises(InputError, match=r"2008_000001\.png: the classes of 2 pixels are not"):
+        validate_dataset(out)
+
+
+def test_images_that_a_data_set_holds_itself_are_checked(tmp_path: Path) -> None:
+    out = make_ade20k_full(tmp_path)["out"]
+    convert_ade20k_full(**make_ade20k_full(tmp_path))
+    stray = out / "images" / "ADE_val_00000009.jpg"
+    stray.write_bytes(b"")
+    with pytest.raises(InputError, match=r"images/ADE_val_00000009\.jpg: belongs to no image"):
+        validate_dataset(out)
+    stray.unlink()
+    save_photo(out / "images" / "ADE_val_00000001.jpg", 3, 5, seed=77)
+    with pytest.raises(InputError, match="images files are not those that were converted"):
+        validate_dataset(out)

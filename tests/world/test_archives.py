@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy.io import loadmat
 
 from possam.errors import InputError
 from possam.files import sha256_file
@@ -21,11 +22,19 @@ from possam.world.archives import write_world
 from possam.world.scenes import render_scene, scene_rng
 from possam.world.vocabulary import CLASSES
 
-COUNTS = {"coco_train": 6, "coco_val": 3, "ade20k_train": 5, "ade20k_val": 3}
+COUNTS = {
+    "coco_train": 6, "coco_val": 3, "ade20k_train": 5, "ade20k_val": 3, "ade20k_full_val": 3,
+    "pascal_context_val": 4,
+}  # fmt: skip
 
 
 def _pixels(content: bytes) -> npt.NDArray[Any]:
     return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +109,7 @@ def test_ade_layout(
     world: tuple[Path, dict[str, Any]], split: str, folder: str, count: int
 ) -> None:
     root, _ = world
-    with open(root / "synthetic_ade20k_instances.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = _rows(root / "synthetic_ade20k_instances.csv")
     numbers = [(r["instance_index"], int(r["scene_parse_index"])) for r in rows]
     things = {int(instance): semantic for instance, semantic in numbers if instance}
     assert sorted(things) == list(range(1, 25)) and len(rows) == 34
@@ -148,11 +156,89 @@ def test_labels_are_those_of_the_scene(world: tuple[Path, dict[str, Any]]) -> No
         assert set(names[labels[-1]]) & set(CLASSES[segment.class_index].names)
 
 
+def _names(path: Path) -> dict[int, list[str]]:
+    pairs = [line.split(":") for line in path.read_text().splitlines()]
+    return {int(k): v.split(",") for k, v in pairs if v != "invalid_class_id"}
+
+
+def test_ade_full_layout(world: tuple[Path, dict[str, Any]]) -> None:
+    """Colours, JSON and table agree; photographs are those of ADE20K's validation, as upstream."""
+    root, _ = world
+    rows = _rows(root / "synthetic_ade20k_full_classes.csv")
+    assert [int(row["train_id"]) for row in rows] == list(range(80))
+    names = _names(root / "synthetic_ade20k_full_with_prompt_eng.txt")
+    assert [names[k + 1] for k in range(80)] == [row["name"].split(", ") for row in rows]
+    name_of = {int(row["ade_index"]): row["name"] for row in rows}
+    assert len(name_of) == 80 and max(name_of) > 256, "both colours are needed"
+    small = zipfile.ZipFile(root / "ADEChallengeData2016.zip")
+    archive = zipfile.ZipFile(root / "ADE20K_2021_17_01.zip")
+    base = "ADE20K_2021_17_01/images/ADE/validation/synthetic/scene/ADE_val_{:08d}{}"
+    files = [n for n in archive.namelist() if not n.endswith("/")]
+    assert sorted(files) == sorted(
+        base.format(k, end) for k in (1, 2, 3) for end in (".jpg", ".json", "_seg.png")
+    )
+    by_class: dict[str, set[int]] = {}
+    instances = _rows(root / "synthetic_ade20k_instances.csv")
+    scene_parse = {row["name"]: int(row["scene_parse_index"]) for row in instances}
+    for number in (1, 2, 3):
+        photo = archive.read(base.format(number, ".jpg"))
+        stem = f"ADEChallengeData2016/{{}}/validation/ADE_val_{number:08d}."
+        assert photo == small.read(stem.format("images") + "jpg")
+        rgb = _pixels(archive.read(base.format(number, "_seg.png"))).astype(int)
+        indices = rgb[..., 0] // 10 * 256 + rgb[..., 1]
+        semantic = _pixels(small.read(stem.format("annotations") + "png"))
+        assert np.array_equal(indices == 0, semantic == 0)
+        entry = json.loads(archive.read(base.format(number, ".json")))["annotation"]
+        assert entry["imsize"] == [128, 128, 3] and entry["filename"] == f"ADE_val_{number:08d}.jpg"
+        blue = {5 * (thing["id"] + 1) for thing in entry["object"]}
+        assert set(np.unique(rgb[..., 2])) - {0} == blue
+        for thing in entry["object"]:
+            mask = rgb[..., 2] == 5 * (thing["id"] + 1)
+            assert set(indices[mask]) == {thing["name_ndx"]}
+            assert name_of[thing["name_ndx"]] == thing["name"]
+            assert set(semantic[mask]) == {scene_parse[thing["name"]]}
+            x, y = thing["polygon"]["x"], thing["polygon"]["y"]
+            assert bounding_box(mask) == [
+                min(x), min(y), max(x) - min(x) + 1, max(y) - min(y) + 1,
+            ]  # fmt: skip
+            by_class.setdefault(thing["name"], set()).add(number)
+    assert len(by_class) < 40, "most classes are absent"
+
+
+def test_context_layout(world: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    root, _ = world
+    names = _names(root / "synthetic_pascal_context_with_prompt_eng.txt")
+    assert sorted(names) == list(range(1, 52)) and list(names.values()) == sorted(names.values())
+    for archive in ("VOCtrainval_03-May-2010.tar", "trainval.tar.gz"):
+        with tarfile.open(root / archive) as tar:
+            tar.extractall(tmp_path, filter="data")
+    head = (root / "trainval.tar.gz").read_bytes()[:8]
+    assert head == b"\x1f\x8b\x08" + bytes(5), "gzip without name and time"
+    voc = tmp_path / "VOCdevkit/VOC2010"
+    stems = (voc / "ImageSets/Main/val.txt").read_text().splitlines()
+    assert stems == [f"2010_{k:06d}" for k in range(1, 5)]
+    assert {p.stem for p in (tmp_path / "trainval").iterdir()} == set(stems)
+    for number, stem in enumerate(stems):
+        domain = "ab"[number % 2]
+        rng = scene_rng(seed=9, domain=domain, split="val", index=500_000 + number)  # type: ignore[arg-type]
+        scene = render_scene(rng, domain)  # type: ignore[arg-type]
+        picture = _pixels((voc / f"JPEGImages/{stem}.jpg").read_bytes()).astype(int)
+        assert np.abs(picture - scene.image).mean() < 4
+        labels = loadmat(tmp_path / "trainval" / f"{stem}.mat")["LabelMap"]
+        assert labels.dtype == np.uint16 and labels.shape == (128, 128)
+        for segment in scene.segments:
+            found = set(labels[scene.ids == segment.id].tolist()) - {0}
+            assert [names[k] for k in found] == [list(CLASSES[segment.class_index].names)]
+        assert not labels[scene.ids == 0].any()
+
+
 def test_class_name_files_have_the_upstream_shape(world: tuple[Path, dict[str, Any]]) -> None:
     root, _ = world
     for name, last, classes in (
         ("synthetic_coco_with_prompt_eng.txt", 200, 34),
         ("synthetic_ade20k_with_prompt_eng.txt", 34, 34),
+        ("synthetic_ade20k_full_with_prompt_eng.txt", 80, 80),
+        ("synthetic_pascal_context_with_prompt_eng.txt", 51, 51),
     ):
         lines = (root / name).read_text().splitlines()
         assert [int(line.split(":")[0]) for line in lines] == list(range(last + 1))

@@ -3,11 +3,13 @@
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
+from possam.datasets.class_names import seen_classes
 from possam.world.tokenizer import build_merges, write_bpe
 from possam.world.vocabulary import (
     CLASSES,
     TEMPLATES,
     caption_words,
+    context_classes,
     domain_classes,
     domain_names,
     seen_in_training,
@@ -43,6 +45,21 @@ def test_a_class_is_shared_by_a_name_exactly_if_it_is_the_same_class() -> None:
         assert hits == ({c.index} if seen_in_training(c) else set())
         only_by_synonym += seen_in_training(c) and names[0] not in names_a
     assert only_by_synonym >= 3
+
+
+def test_the_larger_vocabularies_share_with_a_what_is_the_same_class() -> None:
+    """34 classes of A are seen: of 80 in the stand-in for A-847, of 51 in that for PC-459."""
+    training = [domain_names("a", c) for c in domain_classes("a")]
+    for names, classes in (
+        ([domain_names("b", c) for c in CLASSES], CLASSES),
+        ([c.names for c in context_classes()], context_classes()),
+    ):
+        flags = seen_classes(names, training)
+        assert flags == [seen_in_training(c) for c in classes] and sum(flags) == 34
+    assert (len(CLASSES), len(context_classes())) == (80, 51)
+    assert {c.index for c in context_classes()} == {
+        c.index for domain in ("a", "b") for c in domain_classes(domain)
+    }
 
 
 def test_held_out_things_are_in_no_other_domain() -> None:

@@ -1,0 +1,114 @@
+"""PASCAL Context with all 459 classes (PC-459) to the one format.
+
+Photographs and lists are PASCAL VOC 2010's; each has a MATLAB file whose ``LabelMap`` holds 1..K
+and 0 for void. Published figures are of the 5,105 images of ``ImageSets/Main/val.txt``, at their
+own size.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from possam.datasets.class_names import read_label_names
+from possam.datasets.conversion import Converted, Task, convert
+from possam.datasets.pixels import Array, check_size, decode_file
+from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
+from possam.errors import InputError
+
+_VARIABLE = "LabelMap"
+
+
+def convert_pascal_context(
+    *, voc: Path, labels: Path, class_names: Path, split: str, out: Path, workers: int
+) -> dict[str, Any]:
+    """Convert one split to ``out``.
+
+    Args:
+        voc: folder ``VOC2010``, with ``JPEGImages`` and ``ImageSets/Main``.
+        labels: folder of ``<image name>.mat``; those of other splits are left alone.
+        class_names: class-name file, indices 1..K as in the label maps.
+        split: ``train`` or ``val``: VOC's list of that name.
+        out: folder to write; replaced if it exists, and not touched if the conversion fails.
+        workers: processes.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: names the file, what is wrong and what to do.
+    """
+    names = read_label_names(class_names)
+    listing = voc / "ImageSets" / "Main" / f"{split}.txt"
+    images = voc / "JPEGImages"
+    return convert(
+        name="pascal_context_459",
+        split=split,
+        tasks=[
+            Task(id=number, image=images / f"{stem}.jpg", sources=(labels / f"{stem}.mat",))
+            for number, stem in _read_listing(listing).items()
+        ],
+        converter=partial(_convert, num_classes=len(names)),
+        categories=stuff_categories(names, list(names)),
+        image_root=images,
+        instances=NO_INSTANCES,
+        out=out,
+        workers=workers,
+    )
+
+
+def _read_listing(path: Path) -> dict[int, str]:
+    """Image names of a split by their number: ``2008_000003`` is 2008000003."""
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); unpack asset pascal_voc_2010 and give its folder "
+            "VOCdevkit/VOC2010"
+        ) from error
+    stems: dict[int, str] = {}
+    for number, stem in enumerate(lines, start=1):
+        digits = stem.replace("_", "")
+        if not (digits.isascii() and digits.isdigit()):
+            raise InputError(f"{path}: line {number}: {stem!r} is no image name like 2008_000003")
+        if int(digits) in stems:
+            raise InputError(f"{path}: line {number}: {stem} comes twice; unpack the archive again")
+        stems[int(digits)] = stem
+    return stems
+
+
+def _convert(task: Task, *, num_classes: int) -> Converted:
+    photo, image_sha256 = decode_file(task.image, mode="RGB")
+    labels = read_label_map(task.sources[0], num_classes)
+    check_size(labels, task.sources[0], photo, task.image)
+    return convert_regions(labels, image=image_sha256)
+
+
+def read_label_map(path: Path, num_classes: int) -> Array:
+    """Class indices of a ``.mat`` file's ``LabelMap``, int32 (H, W), -1 void.
+
+    Raises:
+        InputError: damaged, without a label map, or with a label that is no class.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, variable_names=[_VARIABLE])
+    except Exception as error:  # of many kinds, zlib's and bare ones among them
+        raise InputError(
+            f"{path}: not a readable MATLAB file ({error}); it may be truncated: unpack asset "
+            "pascal_context_459 again"
+        ) from error
+    pixels = content.get(_VARIABLE)
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: {_VARIABLE}: missing, or no matrix of whole numbers; use the label maps of "
+            "PASCAL Context (asset pascal_context_459)"
+        )
+    if pixels.size and (pixels.min() < 0 or pixels.max() > num_classes):
+        raise InputError(
+            f"{path}: {_VARIABLE}: labels are {pixels.min()}..{pixels.max()}; valid are "
+            f"1..{num_classes}, and 0 for void: use the class names that belong to these maps"
+        )
+    return pixels.astype(np.int32) - 1
