@@ -208,7 +208,13 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "tables.yaml",
             lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(benchmark="voc"),
-            ["tables.yaml", "PosSAM (H)", "coco_ade.benchmark", "'voc'", "ade20k, ade20k_full, coco"],
+            [
+                "tables.yaml",
+                "PosSAM (H)",
+                "coco_ade.benchmark",
+                "'voc'",
+                "ade20k, ade20k_full, coco",
+            ],
         ),
         (
             "tables.yaml",

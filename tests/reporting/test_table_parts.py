@@ -1,0 +1,174 @@
+"""What the other tables have beside Table 1's: labels, comparisons, agreement, units, TeX."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from possam.params import Project
+from possam.reporting.measurement import Comparisons, Measurement
+from possam.reporting.table_tex import escape
+from possam.reporting.tables import build_table, print_table
+from possam.table_params import METRICS, Place
+
+PARAMS = Path(__file__).resolve().parents[2] / "params"
+
+
+def measured(project: Project, table: str) -> dict[Place, Measurement]:
+    """Every place of the table with metrics 10, 11, ... (the next place 15, 16, ...)."""
+    found = {}
+    for number, place in enumerate(project.tables[table].places()):
+        values = {name: 10.0 + 5 * number + k for k, name in enumerate(METRICS)}
+        counted = {"trainable_m", "frozen_m", "total_m"}
+        part = {
+            "metrics": values,
+            "intervals": {
+                name: [value, value] if name in counted else [value - 1, value + 2]
+                for name, value in values.items()
+            },
+            "check": None,
+            "protocol": {"miou": "the formula"},
+        }
+        evaluation = {
+            **dict(zip(("run", "benchmark", "condition", "variant"), place, strict=True)),
+            "seed": 0,
+            "scale": project.name,
+            "variants": {place.variant: part},
+        }
+        found[place] = Measurement.of(evaluation, place.variant)
+    return found
+
+
+def make(
+    folder: Path, table: str, comparisons: Comparisons | None = None, *, scale: str = "mini"
+) -> tuple[list[dict[str, str]], str, str, dict[str, Any]]:
+    """CSV rows, Markdown, TeX and card of a table with made-up measurements."""
+    project, out = Project(scale, folder=PARAMS), folder / f"{table}.csv"
+    build_table(project, table, measured(project, table), comparisons or Comparisons(), out=out)
+    with open(out, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    texts = [out.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".md", ".tex")]
+    return rows, texts[0], texts[1], json.loads(out.with_suffix(".json").read_text())
+
+
+ALL = sorted(Project("mini", folder=PARAMS).tables)
+
+
+def test_the_paper_has_eight_tables() -> None:
+    assert [f"table{number}" for number in range(1, 9)] == ALL
+
+
+@pytest.mark.parametrize("table", ALL)
+def test_every_published_row_and_number_is_there(table: str, tmp_path: Path) -> None:
+    rows, text, tex, card = make(tmp_path, table)
+    path = PARAMS / "published" / card["published_file"]
+    with open(path, newline="", encoding="utf-8") as stream:
+        published = list(csv.DictReader(stream))
+    assert [row["row"] for row in rows] == [line["method"] for line in published]
+    for row, line in zip(rows, published, strict=True):
+        assert row["row"] in text and escape(row["row"]) in tex
+        for key in card["labels"]:
+            assert row[key] == line[key]
+        for column in card["columns"]:
+            key = column["key"]
+            shown = row[f"{key}_published"] if row["source"] == "reproduced" else row[key]
+            assert shown == line[key], (row["row"], key)
+            assert line[key] in text
+        if row["source"] == "reproduced":
+            for column in card["columns"]:
+                for part in ("", "_low", "_high"):
+                    assert row[column["key"] + part], "no reproduced cell is empty"
+
+
+def test_a_reference_row_is_compared_with(tmp_path: Path) -> None:
+    comparisons = Comparisons(
+        differences={
+            "Bare model": {
+                "pq": {"value": -3.0, "low": -4.5, "high": -1.25},
+                "map": {"value": 0.5, "low": -0.5, "high": 1.5},
+            }
+        },
+        agreement={"pq": {"tau": 0.6, "low": 0.2, "high": 1.0, "rows": 5}},
+    )
+    rows, text, _, card = make(tmp_path, "table4", comparisons)
+    assert rows[0]["pq_versus"] == "-3.0000"
+    assert (rows[0]["pq_versus_low"], rows[0]["pq_versus_high"]) == ("-4.5000", "-1.2500")
+    assert rows[0]["miou_versus"] == rows[1]["pq_versus"] == rows[4]["pq_versus"] == ""
+    section = text[text.index("## Against + MASE (full model)") :]
+    assert "| Bare model | **-3.0 [-4.5, -1.2]** |  |  | +0.5 [-0.5, +1.5] |  |" in section
+    assert "own chance is not in it" in section
+    assert "| PQ | +0.60 [+0.20, +1.00] | 5 |" in section
+    assert card["agreement"]["pq"]["tau"] == 0.6 and card["reference"] == "+ MASE (full model)"
+
+
+def test_without_comparisons_there_are_no_empty_sections(tmp_path: Path) -> None:
+    _, text, _, _ = make(tmp_path, "table4")
+    assert "## Against" not in text and "## Agreement" not in text
+
+
+def test_labels_say_what_a_row_is(tmp_path: Path) -> None:
+    rows, text, _, _ = make(tmp_path, "table4")
+    assert [rows[2][key] for key in ("fpn", "ldp", "iou", "mase")] == ["1", "1", "0", "0"]
+    assert "| Method | FPN | LDP | IoU | MASE | Source | PQ |" in text
+    assert "| + LDP | 1 | 1 | 0 | 0 | reproduced |" in text
+
+
+def test_arithmetic_finds_the_slip_of_table_4_and_no_other(tmp_path: Path) -> None:
+    _, text, _, card = make(tmp_path, "table4")
+    (slip,) = card["slips"]
+    assert "Bare model" in slip and "PQ 21.3 does not lie between" in slip and slip in text
+    for table in ("table2", "table3", "table5", "table6", "table7", "table8"):
+        assert make(tmp_path, table)[3]["slips"] == [], table
+
+
+def test_speed_and_sizes_have_their_own_units(tmp_path: Path) -> None:
+    rows, text, tex, card = make(tmp_path, "table8")
+    fps, frozen = (10.0 + list(METRICS).index(name) for name in ("fps", "frozen_m"))
+    assert "FPS is in images a second, parameters in millions" in text
+    assert f"**{fps:.2f} [{fps - 1:.2f}, {fps + 2:.2f}]**" in text
+    assert f"**{frozen:.1f}**<br>published 441.4" in text, "counted, not measured: no interval"
+    assert rf"\textbf{{{fps:.2f}}}" in tex
+    assert rows[0]["fps"] == "1.26" and rows[0]["source"] == "published"
+    section = text[text.index("## Seen and unseen") :]
+    assert section.count("| PosSAM (B) |") >= 1 and "Cost" in text
+    assert all(run["run"].startswith("possam_") for run in card["rows"][1]["runs"].values())
+    print_table(tmp_path / "table8.csv")
+
+
+@pytest.mark.parametrize("table", ALL)
+def test_the_terminal_stays_narrow(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, table)
+    print_table(tmp_path / f"{table}.csv")
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()[1:]) <= 100
+
+
+@pytest.mark.parametrize("table", ALL)
+def test_tex_is_balanced(table: str, tmp_path: Path) -> None:
+    rows, _, tex, card = make(tmp_path, table)
+    assert tex.count("{") == tex.count("}")
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
+    body = tex[tex.index(r"\midrule") : tex.index(r"\bottomrule")].splitlines()[1:]
+    columns = 1 + len(card["labels"]) + len(card["columns"])
+    assert all(len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in body)
+    reproduced = sum(row["source"] == "reproduced" for row in rows)
+    assert len(body) == len(rows) + reproduced, "a line a row, and one of intervals"
+    assert "synthetic" in tex
+    assert "synthetic" not in make(tmp_path, table, scale="paper")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A_1 & 50 %", r"A\_1 \& 50 \%"),
+        ("COCO -> ADE20K", r"COCO $\rightarrow$ ADE20K"),
+        ("a\\b", r"a\textbackslash{}b"),
+        ("{x}^2~", r"\{x\}\textasciicircum{}2\textasciitilde{}"),
+    ],
+)
+def test_tex_escapes(text: str, expected: str) -> None:
+    assert escape(text) == expected
