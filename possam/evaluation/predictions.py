@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from possam.datasets.format import (
     ANNOTATIONS,
@@ -18,6 +18,7 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
+from possam.datasets.pixels import UNREADABLE
 from possam.errors import InputError, PossamError
 from possam.evaluation.panoptic import PanopticResult
 from possam.files import read_json, write_json
@@ -108,10 +109,10 @@ class PredictionReader:
             raise InputError(
                 f"category_ids: unknown {category_ids!r}; valid choices: {', '.join(CATEGORY_IDS)}"
             )
+        content = read_json(json)
         self.folder = folder if folder is not None else json.with_suffix("")
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder; name the folder of predicted PNGs")
-        content = read_json(json)
         if not isinstance(content, dict):
             raise InputError(f"{json}: top level: an object is expected (COCO panoptic format)")
         for key in ("annotations", "categories"):
@@ -225,7 +226,7 @@ def read_png(path: Path) -> NDArray[Any]:
             return np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; predict every image of the data set") from error
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable image ({error}); write it again") from error
 
 
