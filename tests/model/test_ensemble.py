@@ -212,9 +212,7 @@ def test_raising_a_confidence_never_lowers_the_weight_of_its_branch(
     p_ldp, p_clip, _ = case
     base = torch.full_like(p_ldp, weight)
     clip_weight = mase_weight(p_ldp, p_clip, weight=base, confidence=confidence)
-    more_ldp = mase_weight(
-        p_ldp + share * (1 - p_ldp), p_clip, weight=base, confidence=confidence
-    )
+    more_ldp = mase_weight(p_ldp + share * (1 - p_ldp), p_clip, weight=base, confidence=confidence)
     more_clip = mase_weight(
         p_ldp, p_clip + share * (1 - p_clip), weight=base, confidence=confidence
     )
