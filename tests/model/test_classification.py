@@ -79,7 +79,7 @@ def written_out(
     for b in range(images):
         for q in range(queries):
             ldp, clip = raw.ldp_embeddings[b, q], raw.clip_embeddings[b, q]
-            logits = cosines(ldp, text) + [float(void_name @ ldp.double())]
+            logits = [*cosines(ldp, text), float(void_name @ ldp.double())]
             powers = torch.tensor(logits, dtype=torch.float64).mul(scale).exp()
             void[b, q] = powers[-1] / powers.sum()
             first = powers[:-1] / powers[:-1].sum()

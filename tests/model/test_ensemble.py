@@ -1,4 +1,4 @@
-"""Geometric ensemble and MASE: formulas written out in float64, hand-computed values, properties."""
+"""Geometric ensemble and MASE: formulas written out in float64, values by hand, properties."""
 
 from typing import Any
 
