@@ -158,7 +158,9 @@ class PredictionReader:
         for number, category in enumerate(categories):
             where = f"{self.json}: categories[{number}]"
             if not isinstance(category, dict) or not isinstance(category.get("id"), int):
-                raise InputError(f"{where}: id: missing or not a whole number")
+                raise InputError(
+                    f"{where}: id: missing or not a whole number; see COCO's panoptic format"
+                )
             if category["id"] not in known:
                 raise InputError(
                     f"{where}: id: {category['id']!r} is no {category_ids} category id of "
@@ -183,7 +185,10 @@ class PredictionReader:
         for number, segment in enumerate(annotation["segments_info"]):
             for key in ("id", "category_id"):
                 if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
-                    raise InputError(f"{where}[{number}]: {key}: missing or not a whole number")
+                    raise InputError(
+                        f"{where}[{number}]: {key}: missing or not a whole number; "
+                        "see COCO's panoptic format"
+                    )
             if segment["id"] in segments:
                 raise InputError(
                     f"{where}[{number}]: id: {segment['id']} occurs twice; ids must be unique"
