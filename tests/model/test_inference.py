@@ -317,3 +317,19 @@ def test_chunks_of_queries_and_classes_do_not_matter(
         whole = everything(maps, scored, is_thing, class_chunk=23)
         monkeypatch.setattr(inference, "QUERY_CHUNK", query_chunk)
         same_results(parity, everything(maps, scored, is_thing, class_chunk=class_chunk), whole)
+
+
+@pytest.mark.parity("batching")
+@pytest.mark.parametrize("class_chunk", [1, 7, 37, 150])
+def test_chunks_decide_between_equal_classes_alone(parity: Parity, class_chunk: int) -> None:
+    """Each class has a twin of equal probability; products of other sizes round differently."""
+    generator = torch.Generator().manual_seed(0)
+    half = (torch.randn(1, 100, 75, generator=generator) * 4).softmax(-1) / 2
+    scored = MaskScores(
+        torch.cat([half, half.flip(-1)], -1), *torch.rand(2, 1, 100, generator=generator)
+    )
+    maps = torch.randn(100, 64, 64, generator=generator) * 4
+    geometry = Geometry(padded=(64, 64), content=(64, 64), output=(64, 64))
+    labels = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=class_chunk)
+    sums = torch.einsum("qk,qhw->khw", scored.class_scores[0].double(), maps.sigmoid().double())
+    parity.close(sums.gather(0, labels[None])[0], sums.amax(0), bound=1e-6)
