@@ -15,7 +15,8 @@ from possam.errors import InputError
 from possam.files import atomic_path
 
 Array = npt.NDArray[Any]
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, or a damaged one."""
 
 
 def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
@@ -41,7 +42,7 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             pixels = np.asarray(image if mode is None else image.convert(mode))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path}: damaged or truncated image ({error}); unpack its archive again"
         ) from error

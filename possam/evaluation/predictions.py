@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from possam.datasets.format import (
     ANNOTATIONS,
@@ -18,6 +18,7 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
+from possam.datasets.pixels import UNREADABLE
 from possam.errors import InputError, PossamError
 from possam.evaluation.panoptic import PanopticResult
 from possam.files import read_json, write_json
@@ -108,10 +109,10 @@ class PredictionReader:
             raise InputError(
                 f"category_ids: unknown {category_ids!r}; valid choices: {', '.join(CATEGORY_IDS)}"
             )
+        content = read_json(json)
         self.folder = folder if folder is not None else json.with_suffix("")
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder; name the folder of predicted PNGs")
-        content = read_json(json)
         if not isinstance(content, dict):
             raise InputError(f"{json}: top level: an object is expected (COCO panoptic format)")
         for key in ("annotations", "categories"):
@@ -157,7 +158,9 @@ class PredictionReader:
         for number, category in enumerate(categories):
             where = f"{self.json}: categories[{number}]"
             if not isinstance(category, dict) or not isinstance(category.get("id"), int):
-                raise InputError(f"{where}: id: missing or not a whole number")
+                raise InputError(
+                    f"{where}: id: missing or not a whole number; see COCO's panoptic format"
+                )
             if category["id"] not in known:
                 raise InputError(
                     f"{where}: id: {category['id']!r} is no {category_ids} category id of "
@@ -182,7 +185,10 @@ class PredictionReader:
         for number, segment in enumerate(annotation["segments_info"]):
             for key in ("id", "category_id"):
                 if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
-                    raise InputError(f"{where}[{number}]: {key}: missing or not a whole number")
+                    raise InputError(
+                        f"{where}[{number}]: {key}: missing or not a whole number; "
+                        "see COCO's panoptic format"
+                    )
             if segment["id"] in segments:
                 raise InputError(
                     f"{where}[{number}]: id: {segment['id']} occurs twice; ids must be unique"
@@ -225,7 +231,7 @@ def read_png(path: Path) -> NDArray[Any]:
             return np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; predict every image of the data set") from error
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable image ({error}); write it again") from error
 
 

@@ -1,5 +1,11 @@
-"""A small converted data set, drawn by hand: 5 classes, 6 images, void, a crowd region."""
+"""A small converted data set, drawn by hand: 5 classes, 6 images, void, a crowd region.
 
+And predictions for it: the ground truth in COCO panoptic format, and as label PNGs.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from possam.datasets.format import FORMAT, ConvertedDataset
-from possam.evaluation.predictions import to_rgb
+from possam.evaluation.predictions import PredictionWriter, to_rgb
 from possam.files import hash_json, sha256_file, write_json
 from possam.params import EvaluationParams
 
@@ -118,3 +124,36 @@ def settings_small() -> EvaluationParams:
         check_panopticapi=True,
         batch_size=4,
     )
+
+
+@pytest.fixture
+def written(dataset: ConvertedDataset, tmp_path: Path) -> Path:
+    """The ground truth (crowd regions left void) written as predictions: the JSON."""
+    writer = PredictionWriter(tmp_path / "predictions", dataset)
+    for position, record in enumerate(dataset.images):
+        ids = dataset.panoptic(position)
+        for segment in record.segments:
+            if segment.is_crowd:
+                ids[ids == segment.id] = 0
+        segments = {s.id: s.category for s in record.segments if not s.is_crowd}
+        writer.add(record, ids, segments)
+    writer.close()
+    return writer.json
+
+
+@pytest.fixture
+def edit(written: Path) -> Callable[[Callable[[Any], Any]], None]:
+    """``edit(change)`` rewrites the JSON of :func:`written`; ``change`` works on its content."""
+
+    def apply(change: Callable[[Any], Any]) -> None:
+        content = json.loads(written.read_text())
+        change(content)
+        written.write_text(json.dumps(content))
+
+    return apply
+
+
+@pytest.fixture
+def labels(dataset: ConvertedDataset, tmp_path: Path) -> Path:
+    """The semantic ground truth as a folder of label PNGs."""
+    return Path(shutil.copytree(dataset.directory / "semantic", tmp_path / "labels"))

@@ -1,23 +1,20 @@
 """Mask AP: pycocotools as oracle for the matches, the accumulation and every bootstrap resample."""
 
-import contextlib
-import copy
-import io
-
 import numpy as np
 import pytest
+from coco_oracle import encode, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from possam.errors import InputError
 from possam.evaluation.instance import InstanceEvaluator
+from tests.parity_report import Parity
 
 SIZE = 24
 CLASSES = 5
 THINGS = (0, 2, 3)
+EXAMPLES = [20, pytest.param(400, marks=pytest.mark.full_size)]
 
 
 def box_mask(rng: np.random.Generator) -> np.ndarray:
@@ -26,10 +23,6 @@ def box_mask(rng: np.random.Generator) -> np.ndarray:
     mask = np.zeros((SIZE, SIZE), bool)
     mask[top : top + height, left : left + width] = True
     return mask
-
-
-def encode(mask: np.ndarray) -> dict:
-    return rle.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
 def world(seed: int, images: int) -> tuple[dict, list[dict]]:
@@ -85,70 +78,73 @@ def finish(instances: dict, detections: list[dict]):
     return evaluator.finish()
 
 
-def oracle(instances: dict, detections: list[dict], draw: list[int]) -> tuple[np.ndarray, float]:
-    """COCOeval with its default parameters on the images ``draw`` (repeats become new images)."""
-    by_image: dict[int, list[dict]] = {}
-    for annotation in instances["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    images, truth, found = [], [], []
-    for number, place in enumerate(draw):
-        image = {**instances["images"][place], "id": number}
-        images.append(image)
-        for annotation in by_image.get(instances["images"][place]["id"], []):
-            copied = copy.deepcopy(annotation)
-            truth.append({**copied, "id": len(truth) + 1, "image_id": number})
-        d = detections[place]
-        for mask, label, score in zip(d["masks"], d["labels"], d["scores"], strict=True):
-            found.append(
-                {
-                    "image_id": number,
-                    "category_id": int(label),
-                    "segmentation": encode(mask),
-                    "score": float(score),
-                }
-            )
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        categories = instances["categories"]
-        coco.dataset = {"images": images, "annotations": truth, "categories": categories}
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.eval["precision"][:, :, :, 0, -1], evaluation.stats[0]
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 7))
-def test_equals_pycocotools_exactly(seed: int, images: int) -> None:
-    instances, detections = world(seed, images)
-    if not sum(len(d["scores"]) for d in detections):
-        return
-    matches = finish(instances, detections)
-    precision, average = oracle(instances, detections, list(range(images)))
-    weights = np.ones((1, images))
-    ours = matches.precision(weights)[0][:, :, list(THINGS)]
-    assert np.array_equal(np.where(np.isnan(ours), -1.0, ours), precision)
-    value = matches.average_precision(weights)[0]
-    assert (np.isnan(value) and average == -1) or value == pytest.approx(average, abs=1e-14)
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_weights_equal_pycocotools_on_repeated_images(seed: int) -> None:
-    images = 5
-    instances, detections = world(seed, images)
-    draw = np.random.default_rng(seed).integers(0, images, images)
-    if not sum(len(detections[i]["scores"]) for i in draw):
-        return
+def compare(parity: Parity, instances: dict, detections: list[dict], draw: list[int]) -> None:
+    """Precision of every level, recall and class, AP, and AP of every class."""
+    if not sum(len(detections[place]["scores"]) for place in draw):
+        return  # pycocotools cannot load an empty list
+    images = len(detections)
     weights = np.bincount(draw, minlength=images)[None].astype(float)
     matches = finish(instances, detections)
-    precision, average = oracle(instances, detections, sorted(draw.tolist()))
+    precision, average, per_class = oracle(instances, detections, sorted(draw))
     ours = matches.precision(weights)[0][:, :, list(THINGS)]
-    np.testing.assert_allclose(np.where(np.isnan(ours), -1.0, ours), precision, atol=1e-14)
-    value = matches.average_precision(weights)[0]
-    assert (np.isnan(value) and average == -1) or value == pytest.approx(average, abs=1e-14)
+    parity.equal(np.where(np.isnan(ours), -1.0, ours), precision)
+    value = float(matches.average_precision(weights)[0])
+    parity.equal(-1.0 if np.isnan(value) else value, average)
+    means = dict(zip(THINGS, ours.mean(axis=(0, 1)).tolist(), strict=True))
+    parity.equal({k: mean for k, mean in means.items() if not np.isnan(mean)}, per_class)
+    if draw == list(range(images)):
+        assert np.array_equal(np.where(np.isnan(ours), -1.0, ours), precision)
+
+
+@pytest.mark.parity("mask_ap")
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_equals_pycocotools(parity: Parity, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 7))
+    def check(seed: int, images: int) -> None:
+        compare(parity, *world(seed, images), list(range(images)))
+
+    check()
+
+
+@pytest.mark.parity("mask_ap")
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_weights_equal_pycocotools_on_repeated_images(parity: Parity, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(seed=st.integers(0, 2**32 - 1))
+    def check(seed: int) -> None:
+        draw = np.random.default_rng(seed).integers(0, 5, 5)
+        compare(parity, *world(seed, 5), draw.tolist())
+
+    check()
+
+
+@pytest.mark.parity("mask_ap")
+def test_more_than_100_detections_of_a_class_in_an_image(parity: Parity) -> None:
+    """Only the best 100 count; more objects than that cannot all be found."""
+    instances, _ = world(0, 1)
+    rng = np.random.default_rng(4)
+    masks = np.zeros((130, SIZE, SIZE), bool)
+    places = np.stack(np.unravel_index(rng.permutation(SIZE * SIZE // 4)[:130], (12, 12)), 1)
+    for mask, (row, column) in zip(masks, places, strict=True):
+        mask[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
+    instances["annotations"] = [
+        {
+            "id": number + 1,
+            "image_id": 0,
+            "category_id": 0,
+            "segmentation": encode(mask),
+            "area": 4,
+            "bbox": rle.toBbox(encode(mask)).tolist(),
+            "iscrowd": 0,
+        }
+        for number, mask in enumerate(masks)
+    ]
+    labels, scores = np.zeros(130, np.int64), rng.random(130)
+    found = {"image": 0, "masks": masks, "labels": labels, "scores": scores}
+    compare(parity, instances, [found], [0])
+    value = finish(instances, [found]).average_precision(np.ones((1, 1)))[0]
+    parity.equal(value, 77 / 101)  # recall levels up to 100 of 130
 
 
 def test_perfect_and_empty_predictions() -> None:

@@ -1,7 +1,5 @@
-"""Scoring prediction folders: the ground truth is perfect, and every fault in them is named."""
+"""Scoring predictions of any system, without a model: the ground truth is perfect."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from possam.errors import InputError, PossamError
 from possam.evaluation.panoptic import PanopticResult
 from possam.evaluation.predictions import (
     PredictionReader,
-    PredictionWriter,
     check_panopticapi,
     from_rgb,
     to_rgb,
@@ -43,27 +40,6 @@ def run(dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: P
         )
 
     return call
-
-
-@pytest.fixture
-def written(dataset: ConvertedDataset, tmp_path: Path) -> Path:
-    """The ground truth (crowd regions left void) written as predictions."""
-    writer = PredictionWriter(tmp_path / "predictions", dataset)
-    for position, record in enumerate(dataset.images):
-        ids = dataset.panoptic(position)
-        for segment in record.segments:
-            if segment.is_crowd:
-                ids[ids == segment.id] = 0
-        segments = {s.id: s.category for s in record.segments if not s.is_crowd}
-        writer.add(record, ids, segments)
-    writer.close()
-    return writer.json
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_ids_survive_colours() -> None:
@@ -102,7 +78,9 @@ def test_written_predictions_are_perfect_and_statistics_can_be_read_again(
         assert values[0] == pytest.approx(result["metrics"][name], abs=1e-10)
 
 
-def test_upstream_category_ids(run: Callable, dataset: ConvertedDataset, written: Path) -> None:
+def test_upstream_category_ids(
+    run: Callable, dataset: ConvertedDataset, written: Path, edit: Callable
+) -> None:
     upstream = {c.index: c.upstream_id for c in dataset.categories}
 
     def rename(content: dict[str, Any]) -> None:
@@ -112,114 +90,27 @@ def test_upstream_category_ids(run: Callable, dataset: ConvertedDataset, written
             for segment in annotation["segments_info"]:
                 segment["category_id"] = upstream[segment["category_id"]]
 
-    edit(written, rename)
+    edit(rename)
     with pytest.raises(InputError, match=r"categories\[0\]: id: 17 .*category_ids='upstream'"):
         run(written)
     result = run(written, category_ids="upstream")
     assert result["metrics"]["pq"] == 100.0 and result["check"] is None
 
 
-def test_names_guard_against_ids_of_another_list(run: Callable, written: Path) -> None:
+def test_names_guard_against_ids_of_another_list(
+    run: Callable, written: Path, edit: Callable
+) -> None:
     def swap(content: dict[str, Any]) -> None:
         content["categories"][0]["name"], content["categories"][2]["name"] = "dog", "cat"
 
-    edit(written, swap)
+    edit(swap)
     with pytest.raises(InputError, match=r"categories\[0\]: name: 'dog', but class 0 of toy is"):
         run(written)
 
 
-def test_synonyms_and_case_are_the_same_name(run: Callable, written: Path) -> None:
-    edit(written, lambda content: content["categories"][0].update(name=" Kitten "))
+def test_synonyms_and_case_are_the_same_name(run: Callable, written: Path, edit: Callable) -> None:
+    edit(lambda content: content["categories"][0].update(name=" Kitten "))
     assert run(written)["metrics"]["pq"] == 100.0
-
-
-def remove(key: str) -> Callable[[dict[str, Any]], None]:
-    return lambda content: content.pop(key)
-
-
-def first_segments(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return content["annotations"][0]["segments_info"]
-
-
-FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no annotations": (remove("annotations"), "predictions.json: annotations: missing"),
-    "no categories": (remove("categories"), "predictions.json: categories: missing"),
-    "no image id": (
-        lambda c: c["annotations"][1].pop("image_id"),
-        r"annotations\[1\]: image_id: missing",
-    ),
-    "unknown category": (
-        lambda c: first_segments(c)[0].update(category_id=77),
-        r"image_id 50: segments_info\[0\]: category_id: 77 is unknown",
-    ),
-    "category as text": (
-        lambda c: first_segments(c)[0].update(category_id="1"),
-        r"segments_info\[0\]: category_id: missing or not a whole number",
-    ),
-    "duplicate id": (
-        lambda c: first_segments(c)[1].update(id=first_segments(c)[0]["id"]),
-        r"segments_info\[1\]: id: 70001 occurs twice",
-    ),
-    "id missing in JSON": (
-        lambda c: first_segments(c).pop(0),
-        r"picture_0.png: ids in the PNG and in predictions.json differ: only in the PNG \[70001\]",
-    ),
-    "id missing in PNG": (
-        lambda c: first_segments(c).append({"id": 9, "category_id": 0}),
-        r"only in segments_info \[9\]",
-    ),
-    "image missing": (
-        lambda c: c["annotations"].pop(2),
-        r"1 of 6 images have no prediction \(image_id 48",
-    ),
-    "image twice": (
-        lambda c: c["annotations"].append(c["annotations"][0]),
-        r"annotations\[6\]: image_id: 50 occurs twice",
-    ),
-    "image of another split": (
-        lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 7}),
-        "image_id 7 and 0 others are not in toy val",
-    ),
-    "wrong file": (
-        lambda c: c["annotations"][0].update(file_name="nothing.png"),
-        "nothing.png: no such file",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_in_panoptic_predictions_are_named(
-    run: Callable, written: Path, tmp_path: Path, fault: str
-) -> None:
-    change, message = FAULTS[fault]
-    edit(written, change)
-    with pytest.raises(InputError, match=message):
-        run(written)
-    assert not (tmp_path / "out" / "evaluation.json").exists()
-
-
-def test_faults_in_files_are_named(run: Callable, written: Path, tmp_path: Path) -> None:
-    png = written.with_suffix("") / "picture_0.png"
-    Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(png)
-    with pytest.raises(InputError, match=r"picture_0.png: size: 6 x 5, but image 50 is 30 x 24"):
-        run(written)
-    Image.fromarray(np.zeros((24, 30), np.uint8)).save(png)
-    with pytest.raises(InputError, match=r"picture_0.png: an 8-bit RGB PNG"):
-        run(written)
-    png.write_bytes(b"\x89PNG, but no more")
-    with pytest.raises(InputError, match=r"picture_0.png: not a readable image"):
-        run(written)
-    written.write_text("{")
-    with pytest.raises(InputError, match=r"predictions.json: not valid JSON"):
-        run(written)
-    with pytest.raises(InputError, match="no such folder"):
-        run(written, segmentations=tmp_path / "elsewhere")
-
-
-@pytest.fixture
-def labels(dataset: ConvertedDataset, tmp_path: Path) -> Path:
-    """The semantic ground truth as a folder of label PNGs."""
-    return Path(shutil.copytree(dataset.directory / "semantic", tmp_path / "labels"))
 
 
 def test_label_maps(run: Callable, labels: Path) -> None:
@@ -247,26 +138,6 @@ def test_label_maps_with_the_publishers_ids(
     Image.fromarray(np.full((24, 30), 254, np.uint8)).save(labels / "picture_1.png")
     with pytest.raises(InputError, match=r"picture_1.png: labels \[254\]: .* upstream ids"):
         run(labels, category_ids="upstream")
-
-
-def test_faults_in_label_maps_are_named(run: Callable, labels: Path, tmp_path: Path) -> None:
-    path = labels / "picture_1.png"
-    for pixels, message in (
-        (np.zeros((24, 31), np.uint8), "picture_1.png: size: 31 x 24, but image 49 is 30 x 24"),
-        (np.full((24, 30), 5, np.uint8), r"labels \[5\]: valid are .* 0\.\.4 .* 255"),
-        (np.zeros((24, 30, 3), np.uint8), "picture_1.png: a single-channel PNG"),
-    ):
-        Image.fromarray(pixels).save(path)
-        with pytest.raises(InputError, match=message):
-            run(labels)
-    path.unlink()
-    with pytest.raises(InputError, match=r"picture_1.png: no such file"):
-        run(labels)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no PNG in this folder"):
-        run(tmp_path / "empty")
-    with pytest.raises(InputError, match="name the JSON file"):
-        run(labels, segmentations=labels)
 
 
 def test_disagreement_with_panopticapi_names_both_numbers(

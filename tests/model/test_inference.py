@@ -1,43 +1,35 @@
-"""Classification and merging against hand-computed cases and slow, obvious references."""
+"""Panoptic merging, instances and semantics against slow references and hand-computed cases."""
 
 from typing import Any
 
+import numpy as np
 import pytest
+import slow_inference as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_fakes import SMALL, random_text, small_possam
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.errors import InputError
-from possam.model.ensemble import geometric_ensemble, mase
+from possam.model import inference
 from possam.model.inference import (
     Geometry,
     MaskScores,
-    classify,
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
-from possam.model.segmenter import RawPrediction
+from tests.parity_report import Parity
 
 PLAIN = Geometry(padded=(8, 8), content=(8, 8), output=(8, 8))
 CROPPED = Geometry(padded=(16, 24), content=(11, 21), output=(14, 9))
+IS_THING = torch.tensor([True, False, True, False, False])
+EXAMPLES = [15, pytest.param(400, marks=pytest.mark.full_size)]
 
-
-def raw_prediction(*, seed: int = 0, batch: int = 2, queries: int = 6) -> RawPrediction:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, queries, SMALL["embed_dim"])
-    return RawPrediction(
-        mask_logits=torch.randn(batch, queries, 4, 6, generator=generator) * 3,
-        ldp_embeddings=F.normalize(torch.randn(shape, generator=generator), dim=-1),
-        clip_embeddings=F.normalize(torch.randn(shape, generator=generator), dim=-1),
-        iou=torch.rand(batch, queries, generator=generator),
-        padded_size=(16, 24),
-        image_size=(11, 21),
-    )
+geometries = st.sampled_from([PLAIN, CROPPED])
+seeds = st.integers(0, 2**31)
+counts = st.sampled_from([1, 6, 20])  # 20 is more than are upsampled at a time
 
 
 def scores(*, seed: int, queries: int = 12, classes: int = 5) -> tuple[Tensor, MaskScores]:
@@ -49,72 +41,6 @@ def scores(*, seed: int, queries: int = 12, classes: int = 5) -> tuple[Tensor, M
         torch.randn(1, queries, 2, 3, generator=generator) * 4, size=(4, 6), mode="bilinear"
     )
     return maps[0], MaskScores(logits.softmax(-1), void, iou)
-
-
-def classified(raw: RawPrediction, **changes: Any) -> MaskScores:
-    options: dict[str, Any] = {
-        "possam": small_possam(),
-        "clip_logit_scale": 20.0,
-        "seen": torch.tensor([True, False, True, False]),
-        "ensemble": "mase",
-        "alpha": 0.4,
-        "beta": 0.8,
-        "mase_confidence": "class",
-        "iou_weighting": True,
-    }
-    return classify(raw, random_text(classes=4), **{**options, **changes})
-
-
-# --- classification
-
-
-@pytest.mark.parametrize("ensemble", ["mase", "geometric", "ldp", "clip"])
-def test_classify_by_the_formulas(ensemble: str) -> None:
-    raw, text, model = raw_prediction(), random_text(classes=4), small_possam()
-    seen = torch.tensor([True, False, True, False])
-    logits = model.class_logits(raw.ldp_embeddings, text)
-    p_ldp = logits[..., :4].softmax(-1)
-    p_clip = (20.0 * text.similarity(raw.clip_embeddings)).softmax(-1)
-    weights = {"seen": seen, "alpha": 0.4, "beta": 0.8}
-    expected = {
-        "mase": mase(p_ldp, p_clip, **weights, confidence="class"),
-        "geometric": geometric_ensemble(p_ldp, p_clip, **weights),
-        "ldp": p_ldp,
-        "clip": p_clip,
-    }[ensemble]
-    out = classified(raw, ensemble=ensemble)
-    assert_close(out.class_probs, expected)
-    assert_close(out.class_probs.sum(-1), torch.ones(2, 6))
-    assert_close(out.void, logits.softmax(-1)[..., 4])
-    assert_close(out.scores, expected.amax(-1) * (1 - out.void) * raw.iou)
-
-
-def test_iou_scales_masks_and_never_reorders_classes() -> None:
-    raw = raw_prediction()
-    weighted, plain = classified(raw), classified(raw, iou_weighting=False)
-    assert torch.equal(weighted.labels, plain.labels)
-    assert torch.equal(weighted.class_probs, plain.class_probs)
-    assert_close(weighted.class_scores, plain.class_scores * raw.iou[..., None])
-    without = RawPrediction(**{**raw.__dict__, "iou": None})
-    assert_close(classified(without).scores, plain.scores)
-
-
-def test_images_are_classified_independently() -> None:
-    raw = raw_prediction()
-    together = classified(raw)
-    fields = {
-        name: value[1:] if isinstance(value, Tensor) else value
-        for name, value in raw.__dict__.items()
-    }
-    alone = classified(RawPrediction(**fields))
-    assert_close(alone.class_scores[0], together.class_scores[1])
-
-
-def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(InputError, match="seen"):
-        classified(raw_prediction(), seen=torch.tensor([True]))
-    with pytest.raises(InputError, match="mase, geometric, ldp, clip"):
-        classified(raw_prediction(), ensemble="mean")
 
 
 # --- geometry
@@ -129,67 +55,38 @@ def test_restoring_upsamples_crops_and_resizes() -> None:
     assert_close(restored[0, 5, 8:28], (torch.arange(8, 28) + 0.5) / 2)
 
 
+@settings(max_examples=15)
+@given(seed=seeds, sides=st.tuples(*[st.integers(1, 20)] * 4))
+def test_restoring_is_bilinear(seed: int, sides: tuple[int, ...]) -> None:
+    maps = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(seed))
+    padded, output = (20, 24), (sides[2], sides[3])
+    geometry = Geometry(padded=padded, content=(sides[0], sides[1]), output=output)
+    large = slow.resize(maps.numpy(), padded)[:, : sides[0], : sides[1]]
+    expected = torch.from_numpy(slow.resize(large, output)).float()
+    assert_close(geometry.restore(maps), expected, rtol=1e-5, atol=1e-5)
+
+
 # --- panoptic
 
 
-Segments = list[tuple[int, list[tuple[int, int]]]]
-
-
-def slow_panoptic(
-    maps: Tensor,
-    scored: MaskScores,
-    geometry: Geometry,
-    is_thing: list[bool],
-    object_threshold: float,
-    overlap_threshold: float,
-) -> Segments:
-    """Mask2Former's merging, pixel by pixel: (category, pixels) of each segment."""
-    restored = geometry.restore(maps).sigmoid()
-    weighted = (restored * scored.scores[0][:, None, None]).tolist()
-    probabilities, void = restored.tolist(), scored.void[0].tolist()
-    labels = scored.class_probs[0].argmax(-1).tolist()
-    queries = [q for q in range(len(maps)) if 1 - void[q] > object_threshold]
-    pixels = [(y, x) for y in range(geometry.output[0]) for x in range(geometry.output[1])]
-    owner = {}
-    if queries:
-        owner = {(y, x): max(queries, key=lambda q: weighted[q][y][x]) for y, x in pixels}
-    result: Segments = []
-    stuff: dict[int, int] = {}
-    for q in queries:
-        inside = {(y, x) for y, x in pixels if probabilities[q][y][x] >= 0.5}
-        won = {pixel for pixel, winner in owner.items() if winner == q}
-        if not won & inside or len(won) / len(inside) < overlap_threshold:
-            continue
-        if not is_thing[labels[q]] and labels[q] in stuff:
-            result[stuff[labels[q]]][1].extend(won & inside)
-            continue
-        if not is_thing[labels[q]]:
-            stuff[labels[q]] = len(result)
-        result.append((labels[q], list(won & inside)))
-    return sorted((category, sorted(found)) for category, found in result)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from([0.0, 0.3, 0.8]),
-    st.sampled_from([0.0, 0.5, 0.8]),
-    st.sampled_from([PLAIN, CROPPED]),
-)
-def test_panoptic_equals_the_slow_reference(
-    seed: int, object_threshold: float, overlap_threshold: float, geometry: Geometry
-) -> None:
-    maps, scored = scores(seed=seed, queries=20)  # more than are upsampled at a time
-    is_thing = torch.tensor([True, False, True, False, False])
-    ids, segments = panoptic_inference(
+def merged(
+    maps: Tensor, scored: MaskScores, geometry: Geometry, objects: float, overlap: float
+) -> tuple[Tensor, list[Any]]:
+    return panoptic_inference(
         maps,
         scored,
         image=0,
         geometry=geometry,
-        is_thing=is_thing,
-        object_threshold=object_threshold,
-        overlap_threshold=overlap_threshold,
+        is_thing=IS_THING,
+        object_threshold=objects,
+        overlap_threshold=overlap,
     )
+
+
+def compare_panoptic(
+    parity: Parity, maps: Tensor, scored: MaskScores, geometry: Geometry, *thresholds: float
+) -> None:
+    ids, segments = merged(maps, scored, geometry, *thresholds)
     assert ids.dtype == torch.int32 and tuple(ids.shape) == geometry.output
     assert [segment.id for segment in segments] == list(range(1, len(segments) + 1))
     assert set(ids.unique().tolist()) - {0} == {segment.id for segment in segments}
@@ -197,13 +94,38 @@ def test_panoptic_equals_the_slow_reference(
         (segment.category, sorted(map(tuple, (ids == segment.id).nonzero().tolist())))
         for segment in segments
     )
-    expected = slow_panoptic(
-        maps, scored, geometry, is_thing.tolist(), object_threshold, overlap_threshold
-    )
-    assert found == expected
-    assert all(segment.is_thing == bool(is_thing[segment.category]) for segment in segments)
+    probabilities = geometry.restore(maps).sigmoid()
+    parity.equal(found, slow.panoptic(probabilities, scored, IS_THING.tolist(), *thresholds))
+    assert all(segment.is_thing == bool(IS_THING[segment.category]) for segment in segments)
     ordered = [segment.score for segment in segments]
     assert ordered == sorted(ordered, reverse=True)
+
+
+@pytest.mark.parity("panoptic_inference")
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_panoptic_equals_the_slow_reference(parity: Parity, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(
+        seeds, counts, st.sampled_from([0.0, 0.3, 0.8]), st.sampled_from([0, 0.6, 0.8]), geometries
+    )
+    def check(seed: int, queries: int, objects: float, overlap: float, geometry: Geometry) -> None:
+        maps, scored = scores(seed=seed, queries=queries)
+        compare_panoptic(parity, maps, scored, geometry, objects, overlap)
+
+    check()
+
+
+@pytest.mark.parity("panoptic_inference")
+@pytest.mark.parametrize("covered", [169, 170, 171])
+def test_a_mask_may_keep_exactly_the_threshold(parity: Parity, covered: int) -> None:
+    """255 of 425 pixels are 0.6 of them; one fewer is too few."""
+    maps = torch.full((2, 17, 25), 9.0)
+    maps[0].view(-1)[covered:] = -9.0
+    scored = one_hot_scores([0, 2], [0.0, 0.2], classes=5)
+    geometry = Geometry(padded=(17, 25), content=(17, 25), output=(17, 25))
+    compare_panoptic(parity, maps, scored, geometry, 0.5, 0.6)
+    _, segments = merged(maps, scored, geometry, 0.5, 0.6)
+    assert len(segments) == (2 if covered <= 170 else 1)
 
 
 def one_hot_scores(labels: list[int], void: list[float], *, classes: int) -> MaskScores:
@@ -264,32 +186,16 @@ def test_mask_that_is_mostly_overlaid_is_dropped_and_leaves_void() -> None:
     assert ids[0].tolist() == [1, 1, 1, 1, 1, 1, 2, 2]
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.randoms())
-def test_order_of_queries_does_not_matter(seed: int, random: Any) -> None:
-    maps, scored = scores(seed=seed, queries=20)
-    order = list(range(20))
-    random.shuffle(order)
-    moved = MaskScores(scored.class_probs[:, order], scored.void[:, order], scored.iou[:, order])
-    is_thing = torch.tensor([True, False, True, False, True])
-    both = [
-        panoptic_inference(
-            m,
-            s,
-            image=0,
-            geometry=CROPPED,
-            is_thing=is_thing,
-            object_threshold=0.3,
-            overlap_threshold=0.5,
-        )
-        for m, s in ((maps, scored), (maps[order], moved))
-    ]
-    assert torch.equal(both[0][0], both[1][0]) and both[0][1] == both[1][1]
-    labels = [
-        semantic_inference(m, s, image=0, geometry=CROPPED, class_chunk=2)
-        for m, s in ((maps, scored), (maps[order], moved))
-    ]
-    assert torch.equal(*labels)
+def test_pixels_won_outside_a_mask_count_for_keeping_it_and_stay_void() -> None:
+    """Mask2Former compares the pixels won, wherever they lie, with the mask's own area."""
+    maps = torch.full((2, 8, 8), -9.0)
+    maps[0, :, :2] = 9.0  # the better mask hides half of the other
+    maps[1, :, :4] = 2.0
+    maps[1, :, 4:] = -1.0  # won all the same: the better mask is even less sure there
+    scored = one_hot_scores([0, 2], [0.0, 0.1], classes=3)
+    ids, segments = merge(maps, scored, overlap_threshold=0.6)
+    assert [s.category for s in segments] == [0, 2]
+    assert ids[0].tolist() == [1, 1, 2, 2, 0, 0, 0, 0]
 
 
 def test_masks_stay_as_they_are_for_the_next_variant() -> None:
@@ -314,53 +220,49 @@ def test_masks_stay_as_they_are_for_the_next_variant() -> None:
 # --- semantic
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
-@pytest.mark.parametrize("geometry", [PLAIN, CROPPED])
-def test_semantic_is_the_plain_sum_for_every_chunk(chunk: int, geometry: Geometry) -> None:
-    maps, scored = scores(seed=3)
-    probabilities = geometry.restore(maps).sigmoid()
-    total = torch.einsum("qk,qhw->khw", scored.class_scores[0], probabilities)
-    labels = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=chunk)
-    assert labels.dtype == torch.int64
-    assert torch.equal(labels, total.argmax(0))
+@pytest.mark.parity("semantic_inference")
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_semantic_equals_the_slow_reference(parity: Parity, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(seeds, counts, geometries, st.sampled_from([1, 2, 5, 100]))
+    def check(seed: int, queries: int, geometry: Geometry, chunk: int) -> None:
+        maps, scored = scores(seed=seed, queries=queries)
+        labels = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=chunk)
+        assert labels.dtype == torch.int64
+        parity.equal(labels, slow.semantic(geometry.restore(maps).sigmoid(), scored))
+
+    check()
 
 
-def test_semantic_ties_go_to_the_first_class_in_every_chunk() -> None:
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_semantic_ties_go_to_the_first_class_in_every_chunk(chunk: int) -> None:
     equal = MaskScores(torch.full((1, 1, 4), 0.25), torch.zeros(1, 1), torch.ones(1, 1))
-    for chunk in (1, 3, 4):
-        labels = semantic_inference(
-            boxes((0, 8)), equal, image=0, geometry=PLAIN, class_chunk=chunk
-        )
-        assert not labels.any()
+    labels = semantic_inference(boxes((0, 8)), equal, image=0, geometry=PLAIN, class_chunk=chunk)
+    assert not labels.any()
 
 
 # --- instances
 
 
-@pytest.mark.parametrize("top_k", [1, 7, 30, 999])
-def test_instances_equal_the_slow_reference(top_k: int) -> None:
-    maps, scored = scores(seed=5, queries=20)
-    is_thing = torch.tensor([True, False, True, False, True])
-    masks, labels, values = instance_inference(
-        maps, scored, image=0, geometry=CROPPED, is_thing=is_thing, top_k=top_k
-    )
-    pairs = sorted(
-        ((float(scored.class_scores[0, q, k]), q, k) for q in range(20) for k in range(5)),
-        reverse=True,
-    )[:top_k]
-    probabilities = CROPPED.restore(maps).sigmoid()
-    expected = []
-    for value, q, k in pairs:
-        if is_thing[k]:
-            inside = probabilities[q] > 0.5
-            quality = float(probabilities[q][inside].mean()) if inside.any() else 0.0
-            expected.append((value * quality, k, q))
-    expected.sort(reverse=True)
-    assert labels.tolist() == [k for _, k, _ in expected]
-    assert values.tolist() == pytest.approx([value for value, _, _ in expected])
-    assert masks.shape == (len(expected), *CROPPED.output) and masks.dtype == torch.bool
-    for mask, (_, _, q) in zip(masks, expected, strict=True):
-        assert torch.equal(mask, probabilities[q] > 0.5)
+@pytest.mark.parity("instance_inference")
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_instances_equal_the_slow_reference(parity: Parity, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(seeds, counts, geometries, st.sampled_from([1, 7, 30, 999]))
+    def check(seed: int, queries: int, geometry: Geometry, top_k: int) -> None:
+        maps, scored = scores(seed=seed, queries=queries)
+        masks, labels, values = instance_inference(
+            maps, scored, image=0, geometry=geometry, is_thing=IS_THING, top_k=top_k
+        )
+        probabilities = geometry.restore(maps).sigmoid()
+        expected = slow.instances(probabilities, scored, IS_THING.tolist(), top_k)
+        parity.equal(labels.tolist(), [k for _, k, _ in expected])
+        parity.close(values.tolist(), [value for value, _, _ in expected], bound=1e-6)
+        assert masks.dtype == torch.bool
+        shown = np.array([(probabilities[q] > 0.5).numpy() for _, _, q in expected], bool)
+        parity.equal(masks, shown.reshape(-1, *geometry.output))
+
+    check()
 
 
 def test_instances_without_things() -> None:
@@ -374,3 +276,79 @@ def test_instances_without_things() -> None:
         top_k=10,
     )
     assert masks.shape == (0, 8, 8) and len(labels) == len(values) == 0
+
+
+# --- order and chunks
+
+
+def everything(
+    maps: Tensor, scored: MaskScores, is_thing: Tensor, *, class_chunk: int
+) -> tuple[list[Any], Tensor]:
+    """Panoptic, instance and semantic results; apart from them, the instances' scores."""
+    ids, segments = panoptic_inference(
+        maps,
+        scored,
+        image=0,
+        geometry=CROPPED,
+        is_thing=is_thing,
+        object_threshold=0.3,
+        overlap_threshold=0.5,
+    )
+    masks, labels, values = instance_inference(
+        maps, scored, image=0, geometry=CROPPED, is_thing=is_thing, top_k=30
+    )
+    semantic = semantic_inference(maps, scored, image=0, geometry=CROPPED, class_chunk=class_chunk)
+    found = [(s.id, s.category, s.score, s.is_thing) for s in segments]
+    return [ids, found, masks, labels, semantic], values
+
+
+def same_results(parity: Parity, first: Any, second: Any) -> None:
+    """Maps, labels and order are the same; scores average pixels, which rounds."""
+    parity.equal(first[0], second[0])
+    parity.close(first[1], second[1], bound=1e-6)
+
+
+@pytest.mark.parity("batching")
+@settings(max_examples=15)
+@given(seed=seeds, random=st.randoms())
+def test_order_of_queries_does_not_matter(parity: Parity, seed: int, random: Any) -> None:
+    maps, scored = scores(seed=seed, queries=20)
+    order = list(range(20))
+    random.shuffle(order)
+    moved = MaskScores(scored.class_probs[:, order], scored.void[:, order], scored.iou[:, order])
+    first, second = (
+        everything(maps, scored, IS_THING, class_chunk=2),
+        everything(maps[order], moved, IS_THING, class_chunk=2),
+    )
+    same_results(parity, second, first)
+
+
+@pytest.mark.parity("batching")
+@pytest.mark.parametrize("class_chunk", [1, 7, 23])
+@pytest.mark.parametrize("query_chunk", [1, 7, 40])
+def test_chunks_of_queries_and_classes_do_not_matter(
+    parity: Parity, monkeypatch: pytest.MonkeyPatch, query_chunk: int, class_chunk: int
+) -> None:
+    is_thing = torch.arange(23) % 2 == 0
+    for seed in range(4):
+        maps, scored = scores(seed=seed, queries=40, classes=23)
+        monkeypatch.setattr(inference, "QUERY_CHUNK", 40)
+        whole = everything(maps, scored, is_thing, class_chunk=23)
+        monkeypatch.setattr(inference, "QUERY_CHUNK", query_chunk)
+        same_results(parity, everything(maps, scored, is_thing, class_chunk=class_chunk), whole)
+
+
+@pytest.mark.parity("batching")
+@pytest.mark.parametrize("class_chunk", [1, 7, 37, 150])
+def test_chunks_decide_between_equal_classes_alone(parity: Parity, class_chunk: int) -> None:
+    """Each class has a twin of equal probability; products of other sizes round differently."""
+    generator = torch.Generator().manual_seed(0)
+    half = (torch.randn(1, 100, 75, generator=generator) * 4).softmax(-1) / 2
+    scored = MaskScores(
+        torch.cat([half, half.flip(-1)], -1), *torch.rand(2, 1, 100, generator=generator)
+    )
+    maps = torch.randn(100, 64, 64, generator=generator) * 4
+    geometry = Geometry(padded=(64, 64), content=(64, 64), output=(64, 64))
+    labels = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=class_chunk)
+    sums = torch.einsum("qk,qhw->khw", scored.class_scores[0].double(), maps.sigmoid().double())
+    parity.close(sums.gather(0, labels[None])[0], sums.amax(0), bound=1e-6)
