@@ -15,7 +15,7 @@ from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
 from possam.files import read_json
 from possam.model.text import TextEmbeddings
-from possam.params import EvaluationParams
+from possam.params import EvaluationParams, ResolutionParams
 
 ALL = ("panoptic", "instance", "semantic")
 IDENTITY = {"run": "oracle", "seed": 0, "benchmark": "toy", "condition": "trained", "identity": "a"}

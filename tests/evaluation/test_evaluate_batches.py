@@ -131,7 +131,7 @@ def test_maps_of_a_network_are_those_of_one_image_at_a_time(
             dataset,
             settings_small,
             tmp_path / folder,
-            text=random_text(classes=5),
+            text=random_text(classes=5, seed=3),
             **options,
         )
         json = tmp_path / folder / "default" / "predictions.json"
