@@ -267,7 +267,7 @@ class RunDefinition(Params):
     templates: tuple[str, ...]
 
     @model_validator(mode="after")
-    def _sam_is_used(self) -> "RunParams":
+    def _sam_is_used(self) -> "RunDefinition":
         if (self.sam is None) != (self.model.backbone == "clip"):
             raise ValueError(
                 f"sam: {self.sam or 'null'} does not go with model.backbone: "

@@ -41,7 +41,7 @@ def score(
         predictions: a ``.json`` in COCO panoptic format (PNGs: in ``segmentations``, default
             beside the JSON, with its name without ``.json``), which gives the PQ metrics and the
             mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
-            255 or 65535 = none), which gives mIoU alone.
+            255 or 65535 = none; 16 bits where ids exceed 254), which gives mIoU alone.
         out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
         category_ids: ``contiguous`` if category ids (or labels) are class indices, ``upstream`` if
             they are those of the data set's publisher (then the label 0 = none, too).
@@ -170,6 +170,11 @@ def _label_indices(
         none.add(0)
     else:
         index_of = {category.index: category.index for category in dataset.categories}
+    if stored.dtype == np.uint8 and max(index_of) >= VOID_LABELS[stored.dtype]:
+        raise InputError(
+            f"{path}: 8 bits per pixel, but {category_ids} ids of {dataset.name} go up to "
+            f"{max(index_of)}; write label PNGs of 16 bits (65535 = none)"
+        )
     values, inverse = np.unique(stored, return_inverse=True)
     unknown = [v for v in values.tolist() if v not in index_of and v not in none]
     if unknown:
