@@ -6,7 +6,6 @@ the figures need them.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -84,9 +83,7 @@ class ClustersParams(ImagesParams):
 
     def needs(self, project: Project) -> Needs:
         other = (CLIP,) if self.kind == "feature_clusters" else ()
-        return Needs(
-            datasets=_datasets(project, (self.benchmark,)), towers=(self.sam, *other)
-        )
+        return Needs(datasets=_datasets(project, (self.benchmark,)), towers=(self.sam, *other))
 
     def names(self) -> Names:
         return {"sam": ("SAM size", (self.sam,)), "benchmark": ("benchmark", (self.benchmark,))}

@@ -41,7 +41,9 @@ def cluster_features(
     centres = torch.from_numpy(_centres(unit.flatten(1).T.numpy(), clusters, seed))
     # |f - c|^2 = |f|^2 - 2 f c + |c|^2, and f c of an interpolated f is the interpolated f c:
     # K maps are enlarged, not C.
-    affinity = torch.einsum("kc,chw->khw", centres, unit) - centres.square().sum(1)[:, None, None] / 2
+    affinity = (
+        torch.einsum("kc,chw->khw", centres, unit) - centres.square().sum(1)[:, None, None] / 2
+    )
     labels = geometry.restore(affinity).argmax(0).numpy()
     order = np.argsort(-np.bincount(labels.ravel(), minlength=clusters), kind="stable")
     rank = np.empty(clusters, dtype=np.int32)

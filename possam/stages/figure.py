@@ -112,15 +112,14 @@ def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
             )
         measured[bar.name] = {}
         for subset in SUBSETS:
-            value = found.get(f"pq_{subset}")
-            if value is None:
+            key = f"pq_{subset}"
+            value, interval = found.metrics.get(key), found.intervals.get(key)
+            if value is None or interval is None:
                 raise InputError(
                     f"run {bar.run!r} on {bar.benchmark!r}: PQ of {subset} classes is missing; add "
                     "'panoptic' to the benchmark's metrics and evaluate again"
                 )
-            measured[bar.name][subset] = Value(
-                value=value["value"], low=value["low"], high=value["high"]
-            )
+            measured[bar.name][subset] = Value(value=value, low=interval[0], high=interval[1])
         evaluations += [
             {
                 "run": bar.run,
@@ -128,6 +127,7 @@ def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
                 "benchmark": bar.benchmark,
                 "identity": one["identity"],
                 "run_identity": one["run_identity"],
+                "counts": one["counts"],
                 "content_hash": hash_json(one),
             }
             for one in found.evaluations
@@ -140,7 +140,11 @@ def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
         + ("Means over " if len(seeds) > 1 else "")
         + f"{'seeds' if len(seeds) > 1 else 'One seed:'} {', '.join(map(str, seeds))}. "
         "Hatched: published values, without intervals"
-        + ("; real data, so the two sides must not be compared." if project.scale.synthetic else ".")
+        + (
+            "; real data, so the two sides must not be compared."
+            if project.scale.synthetic
+            else "."
+        )
     )
     figure = draw_bars(
         measured,

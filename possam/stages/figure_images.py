@@ -45,6 +45,8 @@ from possam.stages.common import (
 )
 from possam.training.checkpoint import load_trained
 
+_LEGEND_NOTE = "colours only tell clusters and masks apart; the legend is of the ground truth."
+
 
 @dataclass(kw_only=True)
 class Pictures:
@@ -89,7 +91,9 @@ class _Drawn:
         caption = _count(len(segments), "segment")
         return Panel(ids=self.dataset.panoptic(position), segments=dict(segments), caption=caption)
 
-    def entry(self, position: int, panels: Sequence[Panel], columns: Sequence[str]) -> dict[str, Any]:
+    def entry(
+        self, position: int, panels: Sequence[Panel], columns: Sequence[str]
+    ) -> dict[str, Any]:
         """The image in the card."""
         record = self.dataset.images[position]
         shown = {name: panel.caption for name, panel in zip(columns, panels, strict=True)}
@@ -144,8 +148,14 @@ def _collect(
             panels = make(drawn, position)
             rows.append(drawn.row(position, panels, unseen))
             entries.append(drawn.entry(position, panels, columns))
-    lot = ", ".join(f"{params.images} of the {len(drawn.dataset)} of {drawn.benchmark}" for drawn, _ in lots)
+    lot = ", ".join(
+        f"{params.images} of the {len(drawn.dataset)} of {drawn.benchmark}" for drawn, _ in lots
+    )
     rule = f"Images drawn by lot with seed {params.seed}: {lot}."
+    totals = {
+        name: sum(len(row.panels[place].segments) for row in rows)
+        for place, name in enumerate(columns)
+    }
     contents = {drawn.benchmark: drawn.dataset.manifest["content"] for drawn, _ in lots}
     return Pictures(
         rows=rows,
@@ -155,6 +165,7 @@ def _collect(
             "images": entries,
             "image_rule": rule,
             "image_seed": params.seed,
+            "segments": totals,
             "datasets": contents,
             **facts,
         },
@@ -235,14 +246,12 @@ def _masks_note(project: Project) -> str:
     return (
         f"SAM's automatic masks: {side} x {side} points as prompts, predicted IoU above "
         f"{settings.iou_threshold:g}, stability at least {settings.stability_threshold:g}, "
-        f"non-maximum suppression of boxes at IoU {settings.nms_threshold:g}; no classes, the "
-        "colours only tell them apart."
+        f"non-maximum suppression of boxes at IoU {settings.nms_threshold:g}. They have no "
+        "classes; smaller ones are drawn over larger ones."
     )
 
 
-def oversegmentation(
-    project: Project, params: OversegmentationParams, *, device: str
-) -> Pictures:
+def oversegmentation(project: Project, params: OversegmentationParams, *, device: str) -> Pictures:
     """SAM's automatic masks, PosSAM's segments and the ground truth of each image."""
     trained = _Trained(project, params.run, device=device)
     sam = load_whole_sam(Layout(project), project.run(params.run).sam).to(device)
@@ -252,7 +261,7 @@ def oversegmentation(
         masks = _masks_panel(project, sam, drawn.dataset.image(position))
         return [masks, trained.panel(drawn.dataset, position), drawn.truth(position)]
 
-    return _collect(
+    pictures = _collect(
         params,
         [(drawn, trained.unseen(drawn.dataset))],
         ["SAM, automatic masks", "PosSAM", "ground truth"],
@@ -263,6 +272,11 @@ def oversegmentation(
             "automatic_masks": project.scale.automatic_masks.model_dump(mode="json"),
         },
     )
+    masks, ours, truth = pictures.facts["segments"].values()
+    pictures.note += (
+        f" In all {masks} masks of SAM, {ours} segments of PosSAM, {truth} in the ground truth."
+    )
+    return pictures
 
 
 def qualitative(project: Project, params: QualitativeParams, *, device: str) -> Pictures:
@@ -313,15 +327,13 @@ class _Clusters:
     @property
     def note(self) -> str:
         return (
-            f"Clusters: k-means with k = {self.params.clusters} (seed {self.params.seed}) over each "
-            "image's own features, brought to unit norm; a pixel takes the centre nearest to its "
-            "interpolated feature."
+            f"Clusters: k-means with k = {self.params.clusters} (seed {self.params.seed}) over "
+            "each image's own features, brought to unit norm; a pixel takes the centre nearest to "
+            "its interpolated feature."
         )
 
 
-def _sam_clusters(
-    project: Project, params: ClustersParams, sam: Sam, *, device: str
-) -> _Clusters:
+def _sam_clusters(project: Project, params: ClustersParams, sam: Sam, *, device: str) -> _Clusters:
     encoder = SamEncoder(sam.image_encoder).to(device)
     return _Clusters(
         project=project, params=params, encode=encoder, stride=encoder.stride, device=device
@@ -349,7 +361,7 @@ def feature_clusters(project: Project, params: ClustersParams, *, device: str) -
         ["SAM encoder", "CLIP", "ground truth"],
         make,
         note=f"{ours.note} CLIP's clusters take the colours of the SAM clusters that they overlap "
-        "most; numbers are of the ground truth's classes.",
+        f"most; {_LEGEND_NOTE}",
         facts={"towers": {"sam": tower_hash(layout, params.sam), CLIP: tower_hash(layout, CLIP)}},
     )
 
@@ -370,7 +382,7 @@ def encoder_vs_decoder(project: Project, params: ClustersParams, *, device: str)
         [(_draw_lots(project, params, params.benchmark), frozenset())],
         ["SAM encoder, clusters", "SAM decoder, masks", "ground truth"],
         make,
-        note=f"{ours.note} {_masks_note(project)} Numbers are of the ground truth's classes.",
+        note=f"{ours.note} {_masks_note(project)} In both, {_LEGEND_NOTE}",
         facts={
             "towers": {"sam": tower_hash(layout, params.sam)},
             "automatic_masks": project.scale.automatic_masks.model_dump(mode="json"),

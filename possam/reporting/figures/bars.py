@@ -56,7 +56,9 @@ def draw_bars(
     left.set_title(label, fontsize=9)
     right.set_title("published (paper, Table 3)", fontsize=9)
     left.set_ylabel("PQ in percent")
-    values = [one for bars in (measured, published) for pair in bars.values() for one in pair.values()]
+    values = [
+        one for bars in (measured, published) for pair in bars.values() for one in pair.values()
+    ]
     left.set_ylim(0, 1.15 * max(one.high or one.value for one in values))
     figure.legend(
         *left.get_legend_handles_labels(), ncols=len(SUBSETS), loc="upper right",
@@ -89,4 +91,3 @@ def _draw_axes(axes: Axes, bars: Bars, *, hatch: str | None) -> None:
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
     axes.set_xlim(-0.6, len(bars) - 0.4)
-

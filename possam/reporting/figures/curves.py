@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from possam.errors import InputError
-from possam.reporting.figures.style import COLOURS, NOTE, add_heading, wrap_note
+from possam.reporting.figures.style import LINE_COLOURS, NOTE, add_heading, wrap_note
 
 TERMS: Mapping[str, str] = {
     "loss": "total (weighted sum)",
@@ -82,8 +82,8 @@ def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str
             axes.plot(
                 curve.steps,
                 [float("nan") if value is None else value for value in curve.values[term]],
-                color=COLOURS[number % len(COLOURS)],
-                linestyle=_STYLES[number // len(COLOURS) % len(_STYLES)],
+                color=LINE_COLOURS[number % len(LINE_COLOURS)],
+                linestyle=_STYLES[number // len(LINE_COLOURS) % len(_STYLES)],
                 linewidth=1.2,
                 marker="o" if len(curve.steps) == 1 else None,
                 label=curve.run,

@@ -33,7 +33,7 @@ _PICTURE, _TALLEST = 2.3, 3.4
 
 _GAP, _CAPTION, _LINE = 0.12, 0.26, 0.185
 _TOP, _TITLES = 0.55, 0.24
-_LEGEND_COLUMN, _LEGEND_HEAD = 1.75, 0.42
+_SWATCH, _LETTER, _LEGEND_HEAD = 0.24, 0.064, 0.42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,11 @@ def draw_panels(
         max(height, _LEGEND_HEAD + _LINE * (fit if len(lines) else 0))
         for height, fit, lines in zip(heights, per_column, legends, strict=True)
     ]
-    width = (len(columns) + 1) * (_PICTURE + _GAP) + _GAP + legend_columns * _LEGEND_COLUMN
+    longest = max(
+        [24, *(len(row.name) for row in rows), *(len(e[2]) for lines in legends for e in lines)]
+    )
+    column = _SWATCH + 2 * _GAP + longest * _LETTER
+    width = (len(columns) + 1) * (_PICTURE + _GAP) + _GAP + legend_columns * column
     foot = wrap_note(note, width=width)
     bottom = 0.15 + 0.14 * (foot.count("\n") + 1)
     height = _TOP + _TITLES + sum(heights) + (_CAPTION + _GAP) * len(rows) + bottom
@@ -124,7 +128,7 @@ def draw_panels(
     figure.text(0.1 / width, 0.1 / height, foot, fontsize=NOTE, color="0.35", va="bottom")
     top = _TOP + _TITLES
     for row, lines, fit, tall in zip(rows, legends, per_column, heights, strict=True):
-        _draw_row(figure, row, lines, fit, top=top, tall=tall)
+        _draw_row(figure, row, lines, fit, top=top, tall=tall, column=column)
         top += tall + _CAPTION + _GAP
     return figure
 
@@ -142,6 +146,7 @@ def _draw_row(
     *,
     top: float,
     tall: float,
+    column: float,
 ) -> None:
     width, height = figure.get_size_inches()
     picture = _height(row)
@@ -167,12 +172,10 @@ def _draw_row(
     legend: Axes = figure.add_axes(box)
     legend.set_xlim(0, width - left)
     legend.set_ylim(tall, 0)
-    _draw_legend(legend, row, lines, per_column)
+    _draw_legend(legend, row, lines, per_column, width=column)
 
 
-def _draw_panel(
-    axes: Axes, image: NDArray[np.uint8], panel: Panel, order: Sequence[int]
-) -> None:
+def _draw_panel(axes: Axes, image: NDArray[np.uint8], panel: Panel, order: Sequence[int]) -> None:
     keys = sorted(panel.segments)
     pixels, labels = enlarge(image, compact_labels(panel.ids, keys))
     marks = []
@@ -210,21 +213,26 @@ def _legend_lines(row: Row) -> list[tuple[str, Colour, str, bool]]:
 
 
 def _draw_legend(
-    axes: Axes, row: Row, lines: Sequence[tuple[str, Colour, str, bool]], per_column: int
+    axes: Axes,
+    row: Row,
+    lines: Sequence[tuple[str, Colour, str, bool]],
+    per_column: int,
+    *,
+    width: float,
 ) -> None:
-    """Fill ``axes``, whose units are inches."""
+    """Fill ``axes``, whose units are inches, with columns of ``width``."""
     axes.set_axis_off()
     axes.text(0, 0.02, row.name, weight="bold", va="top", fontsize=8)
     axes.text(0, 0.19, row.source, va="top", fontsize=7, color="0.35")
     for position, (number, colour, name, unseen) in enumerate(lines):
         column, line = divmod(position, per_column)
-        x, y = column * _LEGEND_COLUMN, _LEGEND_HEAD + line * _LINE
+        x, y = column * width, _LEGEND_HEAD + line * _LINE
         axes.add_patch(
-            Rectangle((x, y), 0.24, 0.15, facecolor=_unit(colour), edgecolor=_unit(INK), lw=0.6)
+            Rectangle((x, y), _SWATCH, 0.15, facecolor=_unit(colour), edgecolor=_unit(INK), lw=0.6)
         )
         axes.text(
-            x + 0.12, y + 0.08, number, ha="center", va="center", fontsize=6.5,
+            x + _SWATCH / 2, y + 0.08, number, ha="center", va="center", fontsize=6.5,
             color=_unit(contrast(colour)),
         )  # fmt: skip
         style = "italic" if unseen else "normal"
-        axes.text(x + 0.31, y + 0.08, name, va="center", fontsize=7.5, style=style)
+        axes.text(x + _SWATCH + 0.07, y + 0.08, name, va="center", fontsize=7.5, style=style)

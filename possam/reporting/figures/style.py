@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,11 +17,14 @@ COLOURS: tuple[tuple[float, float, float], ...] = tuple(
 )
 """The palette of the overlays, which common colour vision deficiencies keep apart, as 0..1."""
 
+LINE_COLOURS = tuple(c for c in COLOURS if 0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] < 0.75)
+"""Those that are dark enough for thin lines on white."""
+
 HEADING, NOTE = 11.0, 7.5
 """Font sizes in points."""
 
-_DPI = 200
-_SETTINGS = {
+_DPI = 150
+_SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8.5,
     "axes.spines.top": False,
@@ -53,7 +57,7 @@ def add_heading(figure: Figure, *, title: str, subtitle: str) -> None:
 
 def wrap_note(text: str, *, width: float) -> str:
     """``text`` broken into lines that fit ``width`` inches at the size of notes."""
-    return textwrap.fill(text, width=max(40, int(width * 19)))
+    return textwrap.fill(text, width=max(40, int(width * 16.5)))
 
 
 def save_figure(figure: Figure, *, png: Path, pdf: Path) -> dict[str, str]:
@@ -67,8 +71,6 @@ def save_figure(figure: Figure, *, png: Path, pdf: Path) -> dict[str, str]:
     for path in (png, pdf):
         kind = path.suffix[1:]
         with atomic_write(path, "wb") as stream:
-            figure.savefig(
-                stream, format=kind, dpi=_DPI, metadata=dict.fromkeys(unwritten[kind])
-            )
+            figure.savefig(stream, format=kind, dpi=_DPI, metadata=dict.fromkeys(unwritten[kind]))
         hashes[kind] = sha256_file(path)
     return hashes
