@@ -36,16 +36,21 @@ def parity(pytestconfig: pytest.Config) -> Parity:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The pipeline's tests, which take longest, come first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(PIPELINE))
+    """The tests that take longest come first: the pipeline's, then full-size networks."""
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith(PIPELINE),
+            item.get_closest_marker("full_size") is None,
+        )
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The pipeline's tests share one finished pipeline: one process runs them all, in order.
 
-    All other files are handed out one by one; tests of full-size networks, which are named so,
-    one by one too, since one file of them would keep one process busy for minutes.
+    All other files are handed out one by one; of tests of full-size networks, which are named
+    so, one function at a time: a file of them would keep one process busy for minutes.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -53,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(PIPELINE):
                 return PIPELINE
-            return nodeid if "full_size" in nodeid else nodeid.split("::")[0]
+            return nodeid.split("[" if "full_size" in nodeid else "::")[0]
 
     return ByFile(config, log)
 

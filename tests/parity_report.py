@@ -173,9 +173,9 @@ class ParityPlugin:
                 self.tallies.setdefault(part, Tally()).add(cases, error, bound)
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
-        target = self.config.getoption("--parity-report")
-        if not self.tallies and target is None:
+        if not self.tallies:
             return
+        target = self.config.getoption("--parity-report")
         terminalreporter.section("parity with the references")
         for row in self.rows(all_parts=target is not None):
             terminalreporter.write_line("{:<36}{:<50}{:>8}{:>10}{:>8}".format(*row))

@@ -151,7 +151,7 @@ def test_full_size_text_tower_equals_encode_text(
     templates = Project("paper", folder=PARAMS).scale.templates
     assert len(templates) == 14
     tokenizer = open_clip.get_tokenizer(PAPER_CLIP)
-    names = ["person", "traffic light", "river, creek", "wall-other-merged"]
+    names = ["traffic light", "wall-other-merged"]
     text = embed_vocabulary(ours, [(name,) for name in names], templates=templates)
     with torch.no_grad():
         sentences = [template.format(name) for name in names for template in templates]
