@@ -10,8 +10,8 @@ min_version("9.0")
 
 from possam.catalogue import DATASETS
 from possam.layout import (
-    ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_TEX,
-    TRACKING, WORLD
+    ASSET, DATASET, EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG, RUN, TABLE_CARD,
+    TABLE_CSV, TABLE_MD, TABLE_TEX, TRACKING, WORLD
 )
 from possam.pipeline import Pipeline
 from possam.table_params import CONDITIONS
@@ -27,6 +27,7 @@ wildcard_constraints:
     scale="|".join(plan.scales),
     prefix="|".join(["", *(f"{scale}/" for scale in plan.scales if scale != "paper")]),
     table=r"table\d+",
+    figure=r"\w+",
     run=r"\w+",
     seed=r"\d+",
     asset=r"\w+",
@@ -53,4 +54,5 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/towers.smk"

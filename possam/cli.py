@@ -89,6 +89,12 @@ def _table(arguments: argparse.Namespace) -> None:
     make_table(_project(arguments), arguments.table)
 
 
+def _figure(arguments: argparse.Namespace) -> None:
+    from possam.stages.figure import make_figure
+
+    make_figure(_project(arguments), arguments.figure, device=arguments.device)
+
+
 def _show(arguments: argparse.Namespace) -> None:
     from possam.stages.table import show_table
 
@@ -284,6 +290,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("table", _table, "write one table of params/tables.yaml: CSV, Markdown, card")
     sub.add_argument("table")
+
+    sub = stage("figure", _figure, "draw one figure of params/figures.yaml: PNG, PDF, card")
+    sub.add_argument("figure")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
     sub = stage("show", _show, "print a table that is there")
     sub.add_argument("table")

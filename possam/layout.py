@@ -23,6 +23,9 @@ TABLE_MD = "results/{prefix}{table}.md"
 TABLE_TEX = "results/{prefix}{table}.tex"
 TABLE_CARD = "results/{prefix}{table}.json"
 TRACKING = "results/{prefix}{table}.tracking.json"
+FIGURE_PNG = "results/{prefix}figures/{figure}.png"
+FIGURE_PDF = "results/{prefix}figures/{figure}.pdf"
+FIGURE_CARD = "results/{prefix}figures/{figure}.json"
 
 
 class Layout:
@@ -78,6 +81,12 @@ class Layout:
     def tracking(self, table: str) -> Path:
         """Record of the last ingestion into the tracking server."""
         return self._path(TRACKING, table=table)
+
+    def figure(self, figure: str) -> tuple[Path, Path, Path]:
+        """PNG, PDF and card of one figure."""
+        patterns = (FIGURE_PNG, FIGURE_PDF, FIGURE_CARD)
+        png, pdf, card = (self._path(pattern, figure=figure) for pattern in patterns)
+        return png, pdf, card
 
     @property
     def results(self) -> Path:

@@ -226,6 +226,15 @@ class EvaluationParams(Params):
     batch_size: Positive
 
 
+class AutomaticMasksParams(Params):
+    """SAM's automatic masks (figures): its point grid and thresholds on IoU, stability, overlap."""
+
+    points_per_side: Positive
+    iou_threshold: Unit
+    stability_threshold: Unit
+    nms_threshold: Unit
+
+
 class ScaleParams(Params):
     """One scale: assets, towers and the defaults of every run.
 
@@ -245,6 +254,7 @@ class ScaleParams(Params):
     training: TrainingParams
     inference: InferenceParams
     evaluation: EvaluationParams
+    automatic_masks: AutomaticMasksParams
 
     @model_validator(mode="after")
     def _seeds(self) -> "ScaleParams":

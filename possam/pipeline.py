@@ -14,6 +14,7 @@ from possam.catalogue import source
 from possam.checked_yaml import Params
 from possam.codehash import code_hash
 from possam.errors import InputError
+from possam.figure_params import find_figure
 from possam.files import hash_json
 from possam.layout import ASSET, DATASET, EVALUATION, FEATURES, RUN, WORLD
 from possam.params import CLIP, CLIP_STAGES, Project
@@ -29,6 +30,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "evaluate": ("possam.stages.evaluate",),
     "table": ("possam.stages.table",),
     "track": ("possam.stages.track",),
+    "figure": ("possam.stages.figure",),
 }
 """Modules where each stage's code begins; everything that they import counts too."""
 
@@ -70,6 +72,7 @@ class Pipeline:
             "evaluate": self._evaluate,
             "table": self._table,
             "track": self._nothing,
+            "figure": self._figure,
         }
         parameters = selectors[stage](self.project(scale), **wildcards)
         return hash_json({"stage": stage, "parameters": parameters, "code": self._code(stage)})
@@ -121,6 +124,17 @@ class Pipeline:
             [scale.title, scale.synthetic, list(scale.seeds)],
             _plain(scale.evaluation),
         ]
+
+    def _figure(self, project: Project, *, figure: str) -> Any:
+        scale, params = project.scale, find_figure(project, figure)
+        needs = params.needs(project)
+        parts = [_plain(params), [scale.title, scale.synthetic, list(scale.seeds)]]
+        if needs.evaluations:
+            parts.append(_plain(scale.evaluation))
+        if needs.datasets:
+            blocks = (scale.inference, scale.automatic_masks, scale.towers)
+            parts += [*map(_plain, blocks), list(scale.templates)]
+        return parts
 
     @staticmethod
     def _known_asset(project: Project, asset: str) -> Any:
@@ -219,3 +233,20 @@ class Pipeline:
             for key in params.evaluations(project.scale.seeds)
         ]
         return [*cells, str(published)]
+
+    def figure_inputs(self, prefix: str, figure: str) -> list[str]:
+        """Trainings, evaluations, data sets, towers and published values that a figure shows.
+
+        Raises:
+            InputError: an unknown figure, or something unknown in it.
+        """
+        scale = self.scale_of(prefix)
+        project = self.project(scale)
+        needs = find_figure(project, figure).needs(project)
+        return [
+            *(RUN.format(prefix=prefix, run=run, seed=seed) for run, seed in needs.runs),
+            *(EVALUATION.format(prefix=prefix, **key._asdict()) for key in needs.evaluations),
+            *(DATASET.format(scale=scale, dataset=d, split=s) for d, s in needs.datasets),
+            *(record for tower in needs.towers for record in self._tower(scale, tower)),
+            *(str(self._folder / "published" / file) for file in needs.published),
+        ]

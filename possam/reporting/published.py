@@ -23,12 +23,21 @@ class PublishedRow:
     values: Mapping[str, float]
 
 
-def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
-    """The published rows by name, for every row of ``table``; empty cells are left out.
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Two or more columns of a published file by the rows' names; rows with an empty cell go.
 
     Raises:
-        InputError: a missing file, row or column, or a cell that is no number.
+        InputError: a missing file or column, or a cell that is no number.
     """
+    lines = _read_lines(path, (NAME, *columns))
+    return {
+        line[NAME]: {key: _number(path, line, key) for key in columns}
+        for line in lines
+        if all(line[key] for key in columns)
+    }
+
+
+def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             lines = list(csv.DictReader(stream))
@@ -36,18 +45,30 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
         raise InputError(f"{path}: no such file; published values belong there") from error
     if not lines:
         raise InputError(f"{path}: no rows; published values belong there")
-    for key in (NAME, *table.labels, *(column.key for column in table.columns)):
+    for key in keys:
         if key not in lines[0]:
             raise InputError(f"{path}: column {key!r} is missing")
+    return lines
+
+
+def _number(path: Path, line: Mapping[str, str], key: str) -> float:
+    try:
+        return float(line[key])
+    except ValueError as error:
+        raise InputError(f"{path}: {line[NAME]}: {key}: {line[key]!r} is no number") from error
+
+
+def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
+    """The published rows by name, for every row of ``table``; empty cells are left out.
+
+    Raises:
+        InputError: a missing file, row or column, or a cell that is no number.
+    """
     rows = {}
-    for line in lines:
+    keys = (NAME, *table.labels, *(column.key for column in table.columns))
+    for line in _read_lines(path, keys):
         texts = {c.key: line[c.key] for c in table.columns if line[c.key]}
-        values = {}
-        for key, text in texts.items():
-            try:
-                values[key] = float(text)
-            except ValueError as error:
-                raise InputError(f"{path}: {line[NAME]}: {key}: {text!r} is no number") from error
+        values = {key: _number(path, line, key) for key in texts}
         labels = {key: line[key] for key in table.labels}
         rows[line[NAME]] = PublishedRow(line[NAME], line.get(VENUE, ""), labels, texts, values)
     missing = [row.name for row in table.rows if row.name not in rows]

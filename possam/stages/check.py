@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from possam.figure_params import load_figures
 from possam.params import Project
 from possam.reporting.published import read_published
 
@@ -22,5 +23,6 @@ def check(scale: str | None) -> None:
             f"{name}: {project.scale.title}: {len(project.runs)} runs, "
             f"{len(project.variants)} variants, "
             f"{len(project.benchmarks)} benchmarks, {len(project.tables)} tables, "
+            f"{len(load_figures(project))} figures, "
             f"{len(project.scale.assets)} assets"
         )

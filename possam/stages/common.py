@@ -14,6 +14,8 @@ from possam.params import CLIP, CLIP_STAGES, ModelParams, Project
 from possam.provenance import write_provenance
 
 if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
     from possam.model.clip import FrozenClip
     from possam.model.sam import SamEncoder
 
@@ -124,16 +126,22 @@ def frozen_hashes(layout: Layout, sam: str | None) -> dict[str, str]:
     return {**own, CLIP: tower_hash(layout, CLIP)}
 
 
-def load_sam_tower(layout: Layout, size: str) -> "SamEncoder":
-    """The frozen SAM image encoder of ``size``."""
-    from possam.model.sam import SamEncoder, load_sam
+def load_whole_sam(layout: Layout, size: str) -> "Sam":
+    """SAM of ``size`` with its prompt encoder and mask decoder."""
+    from possam.model.sam import load_sam
 
     towers = layout.project.scale.towers
     if size not in towers.sam:
         raise InputError(f"SAM size {size!r} is unknown; valid choices: {', '.join(towers.sam)}")
     tower = towers.sam[size]
-    sam = load_sam(asset_file(layout, tower.asset), architecture=tower.architecture)
-    return SamEncoder(sam.image_encoder)
+    return load_sam(asset_file(layout, tower.asset), architecture=tower.architecture)
+
+
+def load_sam_tower(layout: Layout, size: str) -> "SamEncoder":
+    """The frozen SAM image encoder of ``size``."""
+    from possam.model.sam import SamEncoder
+
+    return SamEncoder(load_whole_sam(layout, size).image_encoder)
 
 
 def clip_config(layout: Layout) -> Path | str:
@@ -171,6 +179,23 @@ def model_arguments(
         "logit_scale": clip.logit_scale,
         **model.model_dump(),
     }
+
+
+def finished_run(layout: Layout, name: str, seed: int) -> dict[str, Any]:
+    """The content of ``run.json`` of a finished training.
+
+    Raises:
+        InputError: it is not finished.
+    """
+    path = layout.run(name, seed) / "run.json"
+    if not path.is_file():
+        scale = layout.project.name
+        raise InputError(
+            f"{path}: run {name!r} is not trained with seed {seed} at scale {scale}; train it: "
+            f"possam train {name} --seed {seed} --scale {scale}"
+        )
+    record: dict[str, Any] = read_json(path)
+    return record
 
 
 def code_identity(modules: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from possam.errors import InputError
-from possam.files import hash_json, read_json, sha256_file
+from possam.files import hash_json, sha256_file
 from possam.layout import Layout
 from possam.params import Project
 from possam.stages.common import (
@@ -14,6 +14,7 @@ from possam.stages.common import (
     check_device,
     clip_config,
     code_identity,
+    finished_run,
     frozen_hashes,
     load_towers,
     model_arguments,
@@ -109,7 +110,7 @@ def evaluate(
         run_identity = "untrained"
     else:
         weights = layout.run(name, run.seed) / "weights.safetensors"
-        run_identity = _finished(layout, name, run.seed)
+        run_identity = str(finished_run(layout, name, run.seed)["identity"])
         possam = load_trained(weights, frozen=frozen)
         inputs["weights"] = sha256_file(weights)
     names = dataset.vocabulary
@@ -159,19 +160,3 @@ def evaluate(
             device=device,
         )
     record.write(out)
-
-
-def _finished(layout: Layout, name: str, seed: int) -> str:
-    """Identity of a finished training.
-
-    Raises:
-        InputError: it is not finished.
-    """
-    path = layout.run(name, seed) / "run.json"
-    if not path.is_file():
-        scale = layout.project.name
-        raise InputError(
-            f"{path}: run {name!r} is not trained with seed {seed} at scale {scale}; train it: "
-            f"possam train {name} --seed {seed} --scale {scale}"
-        )
-    return str(read_json(path)["identity"])

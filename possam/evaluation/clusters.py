@@ -1,0 +1,86 @@
+"""k-means over one image's dense features: what a frozen tower tells apart (paper, Fig. 2).
+
+Shapes: C channels, K clusters, h w of the feature map, H W of the image.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from possam.errors import InputError
+from possam.model.inference import Geometry
+
+_ITERATIONS, _RESTARTS = 50, 5
+
+
+def cluster_features(
+    features: Tensor, *, clusters: int, seed: int, geometry: Geometry
+) -> NDArray[np.int32]:
+    """Cluster the positions of a feature map, and label the image's pixels.
+
+    Features are brought to unit norm. The centres are those of the best of five seeded k-means++
+    runs over the map's positions; each pixel takes the centre nearest to its interpolated feature.
+
+    Args:
+        features: (C, h, w) floats, covering ``geometry.padded``.
+        clusters: K.
+
+    Returns:
+        (H, W) int32 labels of ``geometry.output``, 1 to K, 1 the largest cluster.
+
+    Raises:
+        InputError: fewer distinct features than clusters.
+    """
+    unit = F.normalize(features.double(), dim=0)
+    centres = torch.from_numpy(_centres(unit.flatten(1).T.numpy(), clusters, seed))
+    # |f - c|^2 = |f|^2 - 2 f c + |c|^2, and f c of an interpolated f is the interpolated f c:
+    # K maps are enlarged, not C.
+    affinity = (
+        torch.einsum("kc,chw->khw", centres, unit) - centres.square().sum(1)[:, None, None] / 2
+    )
+    labels = geometry.restore(affinity).argmax(0).numpy()
+    order = np.argsort(-np.bincount(labels.ravel(), minlength=clusters), kind="stable")
+    rank = np.empty(clusters, dtype=np.int32)
+    rank[order] = np.arange(1, clusters + 1)
+    return rank[labels]
+
+
+def _centres(points: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.float64]:
+    distinct = len(np.unique(points, axis=0))
+    if distinct < clusters:
+        raise InputError(
+            f"clusters: {clusters} were asked for, but the image has {distinct} distinct features; "
+            "lower the number"
+        )
+    generator = np.random.default_rng(seed)
+    runs = []
+    for _ in range(_RESTARTS):
+        with warnings.catch_warnings():
+            # A centre that loses all its points stays where it is and can win some again.
+            warnings.filterwarnings("ignore", "One of the clusters is empty")
+            centres, labels = kmeans2(
+                points, clusters, iter=_ITERATIONS, minit="++", missing="warn", rng=generator
+            )
+        runs.append((float(np.square(points - centres[labels]).sum()), centres))
+    return min(runs, key=lambda run: run[0])[1]
+
+
+def matched_labels(
+    labels: NDArray[np.int32], reference: NDArray[np.int32], *, clusters: int
+) -> NDArray[np.int32]:
+    """``labels`` renumbered so that they share most pixels with ``reference`` (both 1 to K).
+
+    The clusters stay as they are; equal numbers (colours) help the eye to compare two maps.
+    """
+    pairs = (labels.astype(np.int64) - 1) * clusters + reference - 1
+    shared = np.bincount(pairs.ravel(), minlength=clusters**2).reshape(clusters, clusters)
+    rows, columns = linear_sum_assignment(-shared)
+    renamed = np.zeros(clusters + 1, dtype=np.int32)
+    renamed[rows + 1] = columns + 1
+    return renamed[labels]

@@ -1,0 +1,100 @@
+"""Losses over the iterations of several runs: the total, and each term."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from possam.errors import InputError
+from possam.reporting.figures.style import LINE_COLOURS, NOTE, add_heading, wrap_note
+
+TERMS: Mapping[str, str] = {
+    "loss": "total (weighted sum)",
+    "class": "class: cross-entropy",
+    "bce": "mask: binary cross-entropy",
+    "dice": "mask: dice",
+    "iou": "predicted IoU: squared error",
+}
+"""Logged values that are drawn, with their titles."""
+
+_STYLES = ("-", "--", ":", "-.")
+_COLUMNS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One training; ``steps`` in iterations, ``values`` by the keys of :data:`TERMS`."""
+
+    run: str
+    seed: int
+    steps: Sequence[int]
+    values: Mapping[str, Sequence[float | None]]
+
+
+def read_curve(path: Path, *, run: str, seed: int) -> Curve:
+    """The curve of one ``metrics.jsonl``.
+
+    Raises:
+        InputError: no such file, no lines, or a line without one of the values.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; train the run again") from error
+    lines: list[Mapping[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            lines.append({key: entry[key] for key in ("step", *TERMS)})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: line {number}: not a line of metrics ({error})") from error
+    if not lines:
+        raise InputError(f"{path}: holds no step; train the run again")
+    return Curve(
+        run=run,
+        seed=seed,
+        steps=[entry["step"] for entry in lines],
+        values={term: [entry[term] for entry in lines] for term in TERMS},
+    )
+
+
+def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str) -> Figure:
+    """One axes a term, one line a training; runs differ in colour and then in the line's style."""
+    width, rows = 9.6, -(-(len(TERMS) + 1) // _COLUMNS)
+    foot = wrap_note(note, width=width)
+    bottom = 0.2 + 0.14 * (foot.count("\n") + 1)
+    height = 0.6 + 2.5 * rows + bottom
+    figure = Figure(figsize=(width, height))
+    add_heading(figure, title=title, subtitle=subtitle)
+    figure.text(0.1 / width, 0.1 / height, foot, fontsize=NOTE, color="0.35", va="bottom")
+    grid = figure.add_gridspec(
+        rows, _COLUMNS, wspace=0.25, hspace=0.45, left=0.55 / width, right=1 - 0.15 / width,
+        bottom=(bottom + 0.45) / height, top=1 - 0.85 / height,
+    )  # fmt: skip
+    runs = list(dict.fromkeys(curve.run for curve in curves))
+    for place, (term, name) in enumerate(TERMS.items()):
+        axes = figure.add_subplot(grid[place // _COLUMNS, place % _COLUMNS])
+        for curve in curves:
+            number = runs.index(curve.run)
+            axes.plot(
+                curve.steps,
+                [float("nan") if value is None else value for value in curve.values[term]],
+                color=LINE_COLOURS[number % len(LINE_COLOURS)],
+                linestyle=_STYLES[number // len(LINE_COLOURS) % len(_STYLES)],
+                linewidth=1.2,
+                marker="o" if len(curve.steps) == 1 else None,
+                label=curve.run,
+            )
+        axes.set_title(name, fontsize=8.5)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("loss")
+        axes.set_ylim(bottom=0)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    corner = figure.add_subplot(grid[len(TERMS) // _COLUMNS, len(TERMS) % _COLUMNS])
+    corner.set_axis_off()
+    corner.legend(unique.values(), unique.keys(), loc="center left", title="run", fontsize=8)
+    return figure

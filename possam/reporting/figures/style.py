@@ -1,0 +1,76 @@
+"""What all figures share: fonts, colours, heading and files with reproducible bytes."""
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from possam.files import atomic_write, sha256_file
+from possam.overlay import PALETTE
+
+COLOURS: tuple[tuple[float, float, float], ...] = tuple(
+    (red / 255, green / 255, blue / 255) for red, green, blue in PALETTE
+)
+"""The palette of the overlays, which common colour vision deficiencies keep apart, as 0..1."""
+
+LINE_COLOURS = tuple(c for c in COLOURS if 0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] < 0.75)
+"""Those that are dark enough for thin lines on white."""
+
+HEADING, NOTE = 11.0, 7.5
+"""Font sizes in points."""
+
+_DPI = 150
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw and save with these settings, whatever the user's own matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def add_heading(figure: Figure, *, title: str, subtitle: str) -> None:
+    """Title and subtitle in the upper left corner; they take the upper 0.5 inches."""
+    height = figure.get_figheight()
+    left = 0.1 / figure.get_figwidth()
+    figure.text(left, 1 - 0.1 / height, title, fontsize=HEADING, weight="bold", va="top")
+    figure.text(left, 1 - 0.32 / height, subtitle, fontsize=NOTE, color="0.35", va="top")
+
+
+def wrap_note(text: str, *, width: float) -> str:
+    """``text`` broken into lines that fit ``width`` inches at the size of notes."""
+    return textwrap.fill(text, width=max(40, int(width * 16.5)))
+
+
+def save_figure(figure: Figure, *, png: Path, pdf: Path) -> dict[str, str]:
+    """Write both files atomically; the same figure gives the same bytes (no date, no version).
+
+    Returns:
+        SHA-256 of each file, by its suffix without the dot.
+    """
+    unwritten = {"png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer")}
+    hashes = {}
+    for path in (png, pdf):
+        kind = path.suffix[1:]
+        with atomic_write(path, "wb") as stream:
+            figure.savefig(stream, format=kind, dpi=_DPI, metadata=dict.fromkeys(unwritten[kind]))
+        hashes[kind] = sha256_file(path)
+    return hashes
