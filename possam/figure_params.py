@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from possam.checked_yaml import Params, choose, read_entries, validate
-from possam.params import Count, Positive, Project
-from possam.table_params import DEFAULT_VARIANT, TRAINED, Evaluation, Place
+from possam.params import CLIP, Count, Positive, Project
+from possam.table_params import CellParams, Evaluation
 
-CLIP = "clip"
 Names = dict[str, tuple[str, tuple[str, ...]]]
 
 
@@ -103,17 +102,10 @@ class QualitativeParams(ImagesParams):
         return {"run": ("run", (self.run,)), "benchmarks": ("benchmark", self.benchmarks)}
 
 
-class BarParams(Params):
-    """One pair of bars, named as in print: the default variant of a trained run."""
+class BarParams(CellParams):
+    """One pair of bars, named as in print: a variant of a trained run."""
 
     name: str
-    run: str
-    benchmark: str
-
-    @property
-    def place(self) -> Place:
-        """Where its values are measured."""
-        return Place(self.run, self.benchmark, TRAINED, DEFAULT_VARIANT)
 
 
 class PublishedParams(Params):
@@ -139,6 +131,7 @@ class SeenUnseenParams(FigureParams):
     def names(self) -> Names:
         return {
             "bars.run": ("run", tuple(bar.run for bar in self.bars)),
+            "bars.variant": ("variant", tuple(bar.variant for bar in self.bars)),
             "bars.benchmark": ("benchmark", tuple(bar.benchmark for bar in self.bars)),
         }
 
@@ -175,10 +168,11 @@ def _datasets(project: Project, benchmarks: Collection[str]) -> tuple[tuple[str,
 
 
 def _run_needs(project: Project, run: str, benchmarks: Collection[str]) -> Needs:
+    sam = project.run(run).sam
     return Needs(
         runs=((run, project.scale.seeds[0]),),
         datasets=_datasets(project, benchmarks),
-        towers=(project.run(run).sam, CLIP),
+        towers=(CLIP,) if sam is None else (sam, CLIP),
     )
 
 
@@ -192,6 +186,7 @@ def load_figures(project: Project) -> dict[str, FigureParams]:
     valid: dict[str, Collection[str]] = {
         "run": project.runs,
         "benchmark": project.benchmarks,
+        "variant": project.variants,
         "SAM size": project.scale.towers.sam,
         "table": project.tables,
     }

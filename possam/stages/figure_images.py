@@ -39,7 +39,7 @@ from possam.stages.common import (
     finished_run,
     frozen_hashes,
     load_clip_tower,
-    load_sam_tower,
+    load_towers,
     load_whole_sam,
     tower_hash,
 )
@@ -182,9 +182,10 @@ class _Trained:
         weights = layout.run(name, self.seed) / "weights.safetensors"
         frozen = frozen_hashes(layout, run.sam)
         self.vocabulary = [tuple(names) for names in record["vocabulary"]]
+        sam, clip = load_towers(layout, run.sam)
         self.segmenter = Segmenter(
-            sam=load_sam_tower(layout, run.sam),
-            clip=load_clip_tower(layout),
+            sam=sam,
+            clip=clip,
             possam=load_trained(weights, frozen=frozen),
             precision=project.scale.towers.precision,
         ).to(device)
@@ -253,8 +254,14 @@ def _masks_note(project: Project) -> str:
 
 def oversegmentation(project: Project, params: OversegmentationParams, *, device: str) -> Pictures:
     """SAM's automatic masks, PosSAM's segments and the ground truth of each image."""
+    size = project.run(params.run).sam
+    if size is None:
+        raise InputError(
+            f"{project.folder / 'figures.yaml'}: run: {params.run!r} has no SAM, whose masks this "
+            "figure shows; name a run with one"
+        )
     trained = _Trained(project, params.run, device=device)
-    sam = load_whole_sam(Layout(project), project.run(params.run).sam).to(device)
+    sam = load_whole_sam(Layout(project), size).to(device)
     drawn = _draw_lots(project, params, params.benchmark)
 
     def make(drawn: _Drawn, position: int) -> list[Panel]:
