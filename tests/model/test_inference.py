@@ -282,22 +282,27 @@ def test_instances_without_things() -> None:
 
 
 def everything(
-    maps: Tensor, scored: MaskScores, is_thing: Tensor, *, class_chunk: int
+    maps: Tensor,
+    scored: MaskScores,
+    is_thing: Tensor,
+    *,
+    class_chunk: int,
+    geometry: Geometry = CROPPED,
 ) -> tuple[list[Any], Tensor]:
     """Panoptic, instance and semantic results; apart from them, the instances' scores."""
     ids, segments = panoptic_inference(
         maps,
         scored,
         image=0,
-        geometry=CROPPED,
+        geometry=geometry,
         is_thing=is_thing,
         object_threshold=0.3,
         overlap_threshold=0.5,
     )
     masks, labels, values = instance_inference(
-        maps, scored, image=0, geometry=CROPPED, is_thing=is_thing, top_k=30
+        maps, scored, image=0, geometry=geometry, is_thing=is_thing, top_k=30
     )
-    semantic = semantic_inference(maps, scored, image=0, geometry=CROPPED, class_chunk=class_chunk)
+    semantic = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=class_chunk)
     found = [(s.id, s.category, s.score, s.is_thing) for s in segments]
     return [ids, found, masks, labels, semantic], values
 
@@ -306,6 +311,18 @@ def same_results(parity: Parity, first: Any, second: Any) -> None:
     """Maps, labels and order are the same; scores average pixels, which rounds."""
     parity.equal(first[0], second[0])
     parity.close(first[1], second[1], bound=1e-6)
+
+
+def test_mask_logits_are_left_as_they_are() -> None:
+    """Also where they have the size of the image already; one prediction serves many variants."""
+    generator = torch.Generator().manual_seed(0)
+    maps, scored = torch.randn(12, 14, 9, generator=generator), scores(seed=1)[1]
+    before = maps.clone()
+    geometry = Geometry(padded=(14, 9), content=(14, 9), output=(14, 9))
+    results = everything(maps, scored, IS_THING, class_chunk=2, geometry=geometry)
+    assert torch.equal(maps, before)
+    again = everything(maps, scored, IS_THING, class_chunk=2, geometry=geometry)
+    assert torch.equal(results[0][0], again[0][0])
 
 
 @pytest.mark.parity("batching")
