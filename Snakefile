@@ -11,8 +11,8 @@ min_version("9.0")
 from possam.layout import (
     ASSET, DATASET, EVALUATION, FEATURES, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TRACKING, WORLD
 )
-from possam.params import CONDITIONS
 from possam.pipeline import Pipeline
+from possam.table_params import CONDITIONS
 
 # The `possam` of this very environment, also when it is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -26,6 +26,7 @@ wildcard_constraints:
     prefix="|".join(["", *(f"{scale}/" for scale in plan.scales if scale != "paper")]),
     table=r"table\d+",
     run=r"\w+",
+    seed=r"\d+",
     asset=r"\w+",
     tower=r"\w+",
     dataset="coco|ade20k",

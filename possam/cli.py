@@ -25,6 +25,12 @@ def _scale(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=int, default=None, help="one of the scale's seeds (default: its first)"
+    )
+
+
 def _project(arguments: argparse.Namespace) -> "Project":
     from possam.params import Project
 
@@ -60,7 +66,7 @@ def _features(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from possam.stages.train import train
 
-    train(_project(arguments), arguments.run, device=arguments.device)
+    train(_project(arguments), arguments.run, seed=arguments.seed, device=arguments.device)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -70,6 +76,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _project(arguments),
         arguments.run,
         arguments.benchmark,
+        seed=arguments.seed,
         condition=arguments.condition,
         device=arguments.device,
     )
@@ -152,6 +159,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
 
 
+def _efficiency(arguments: argparse.Namespace) -> None:
+    from possam.stages.efficiency import print_parameters
+
+    print_parameters(_project(arguments))
+
+
 def _check(arguments: argparse.Namespace) -> None:
     from possam.stages.check import check
 
@@ -225,11 +238,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("train", _train, "train one run of params/runs.yaml (resumes where it was killed)")
     sub.add_argument("run")
+    _seed(sub)
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
     sub = stage("evaluate", _evaluate, "evaluate one run on one benchmark")
     sub.add_argument("run")
     sub.add_argument("benchmark")
+    _seed(sub)
     sub.add_argument(
         "--condition",
         default="trained",
@@ -291,6 +306,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder for panoptic.png, .json, overlay.png"
     )
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+    sub = stage("efficiency", _efficiency, "what the models of a scale cost")
+    sub.add_argument(
+        "--parameters",
+        action="store_true",
+        required=True,
+        help="trainable, frozen and total parameters for every SAM size (nothing is allocated)",
+    )
 
     sub = stage("pretrain", _pretrain, "train the small synthetic towers from nothing", scale=False)
     sub.add_argument("--out", type=Path, default=Path("data/towers"))

@@ -16,8 +16,8 @@ ASSET = "data/{scale}/assets/{asset}.record.json"
 RAW = "data/{scale}/raw/{asset}"
 DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
 FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
-RUN = "results/{prefix}runs/{run}/run.json"
-EVALUATION = "results/{prefix}evaluations/{run}/{benchmark}/{condition}/evaluation.json"
+RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
+EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
 TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_CARD = "results/{prefix}{table}.json"
@@ -30,9 +30,9 @@ class Layout:
     def __init__(self, project: Project, *, root: Path = Path(".")) -> None:
         self.project, self.root = project, root
 
-    def _path(self, pattern: str, **wildcards: str) -> Path:
-        names = {"scale": self.project.name, "prefix": self.project.prefix, **wildcards}
-        return self.root / pattern.format(**names)
+    def _path(self, pattern: str, **wildcards: str | int) -> Path:
+        scale = {"scale": self.project.name, "prefix": self.project.prefix}
+        return self.root / pattern.format(**scale, **wildcards)
 
     @property
     def world(self) -> Path:
@@ -60,13 +60,15 @@ class Layout:
         """Folder of one tower's cached features of one data set."""
         return self._path(FEATURES, tower=tower, dataset=dataset, split=split).parent
 
-    def run(self, run: str) -> Path:
-        """Folder of one training run."""
-        return self._path(RUN, run=run).parent
+    def run(self, run: str, seed: int) -> Path:
+        """Folder of one training: a run with one seed."""
+        return self._path(RUN, run=run, seed=seed).parent
 
-    def evaluation(self, run: str, benchmark: str, condition: str) -> Path:
-        """Folder of one evaluation."""
-        return self._path(EVALUATION, run=run, benchmark=benchmark, condition=condition).parent
+    def evaluation(self, run: str, seed: int, benchmark: str, condition: str) -> Path:
+        """Folder of one evaluation; the statistics of each variant lie in a folder below it."""
+        return self._path(
+            EVALUATION, run=run, seed=seed, benchmark=benchmark, condition=condition
+        ).parent
 
     def table(self, table: str) -> tuple[Path, Path, Path]:
         """CSV, Markdown and provenance card of one table."""

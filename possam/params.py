@@ -1,19 +1,21 @@
 """Typed parameters: everything in ``params/``, checked at load.
 
-A scale file (``params/scales/<scale>.yaml``) holds the defaults of every run; ``params/runs.yaml``
-writes each run as its difference from them. Unknown keys, wrong types and dangling references are
-errors that name the file, the key and the valid choices.
+A scale file (``params/scales/<scale>.yaml``) holds the defaults of every run and evaluation;
+``params/runs.yaml`` writes each run, and ``params/variants.yaml`` each inference variant, as its
+difference from them. Unknown keys, wrong types and dangling references are errors that name the
+file, the key and the valid choices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from possam.checked_yaml import P, Params, choose, merge, read_entries, read_yaml, validate
 from possam.errors import InputError
+from possam.table_params import DEFAULT_VARIANT, Measured, TableParams, check_table
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -21,18 +23,10 @@ Weight = Annotated[float, Field(ge=0.0)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 DatasetName = Literal["coco", "ade20k"]
-Condition = Literal["trained", "untrained", "shuffled_names"]
 TrainedSplit = Literal["train", "val"]
-CONDITIONS: tuple[str, ...] = get_args(Condition)
 CLIP = "clip"
 CLIP_STAGES = "clip_stages"
 """Names of feature towers beside the SAM sizes: CLIP's last stage, and the stages before it."""
-
-
-class Params(BaseModel):
-    """Base: unknown keys refused, no silent conversion of strings to numbers, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelParams(Params):
@@ -208,11 +202,14 @@ class EvaluationParams(Params):
 
 
 class ScaleParams(Params):
-    """One scale: assets, towers and the defaults of every run."""
+    """One scale: assets, towers and the defaults of every run.
+
+    Every run is trained once a seed; tables show the mean over the seeds.
+    """
 
     title: str
     synthetic: bool
-    seed: Count
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     threads: Positive
     world: WorldParams | None
     assets: dict[str, str]
@@ -224,23 +221,28 @@ class ScaleParams(Params):
     inference: InferenceParams
     evaluation: EvaluationParams
 
+    @model_validator(mode="after")
+    def _seeds(self) -> "ScaleParams":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: a seed is written twice")
+        return self
 
-class RunParams(Params):
-    """One resolved training run: what the trained weights depend on, and nothing else.
+
+class RunDefinition(Params):
+    """One entry of ``params/runs.yaml`` over the scale's defaults; seeds are the scale's.
 
     ``sam``: the SAM's size; ``null`` for ``backbone: clip``, which has none.
     """
 
     sam: str | None
     train: DatasetName
-    seed: Count
     model: ModelParams
     loss: LossParams
     training: TrainingParams
     templates: tuple[str, ...]
 
     @model_validator(mode="after")
-    def _sam_is_used(self) -> "RunParams":
+    def _sam_is_used(self) -> "RunDefinition":
         if (self.sam is None) != (self.model.backbone == "clip"):
             raise ValueError(
                 f"sam: {self.sam or 'null'} does not go with model.backbone: "
@@ -254,55 +256,18 @@ class RunParams(Params):
         return (CLIP_STAGES if self.sam is None else self.sam, CLIP)
 
 
+class RunParams(RunDefinition):
+    """One resolved training: what the trained weights depend on, and nothing else."""
+
+    seed: Count
+
+
 class BenchmarkParams(Params):
     """One test set and what is measured on it."""
 
     dataset: DatasetName
     split: TrainedSplit
-    metrics: tuple[Literal["panoptic", "instance", "semantic"], ...]
-
-
-class CellParams(Params):
-    """Where a group of reproduced columns comes from."""
-
-    run: str
-    benchmark: str
-
-
-class RowParams(Params):
-    """One row: its published name, and the runs that reproduce it (none: published only)."""
-
-    name: str
-    cells: dict[str, CellParams] = {}
-
-
-class ColumnParams(Params):
-    """One column: its key in the published CSV, the group (direction) and the metric shown."""
-
-    key: str
-    group: str
-    metric: str
-    title: str
-
-
-class ControlParams(Params):
-    """A row beside the table that must fail: an untrained decoder, or shuffled class names."""
-
-    name: str
-    run: str
-    benchmark: str
-    condition: Condition
-
-
-class TableParams(Params):
-    """One table of the paper."""
-
-    title: str
-    published: str
-    groups: dict[str, str]
-    columns: tuple[ColumnParams, ...]
-    rows: tuple[RowParams, ...]
-    controls: tuple[ControlParams, ...] = ()
+    metrics: tuple[Measured, ...]
 
 
 class AssetParams(Params):
@@ -331,190 +296,118 @@ class AssetParams(Params):
     notes: str = ""
 
 
-P = TypeVar("P", bound=Params)
-
-
-def _describe(error: Mapping[str, Any], root: Mapping[str, Any], choices: str) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(top level)"
-    text = f"{where}: {error['msg']}"
-    if error["type"] != "missing" and not isinstance(error.get("input"), dict | list):
-        text += f" (got {error.get('input')!r})"
-    return text + choices
-
-
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names that are valid where an unknown key was found."""
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = getattr(field, "annotation", None)
-        candidates = [inner, *getattr(inner, "__args__", ())]
-        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if found:
-            model = found[0]
-    return sorted(model.model_fields)
-
-
-def validate(model: type[P], data: Any, *, source: str) -> P:
-    """Check ``data`` (parsed YAML) against ``model``.
-
-    Raises:
-        InputError: one line a fault: ``source``, dotted key, what is wrong, the valid choices.
-    """
-    try:
-        return model.model_validate(_tuples(data))
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            choices = ""
-            if fault["type"] == "extra_forbidden":
-                choices = f"; valid keys: {', '.join(_fields_at(model, fault['loc']))}"
-            lines.append(f"{source}: {_describe(fault, data, choices)}")
-        raise InputError("\n".join(lines)) from error
-
-
-def _tuples(value: Any) -> Any:
-    """YAML lists become tuples, and whole numbers are kept: strict models take tuples."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse one YAML mapping; a key written twice is refused (YAML would keep the last)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    try:
-        data = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: a mapping is expected at the top level")
-    return data
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``difference`` put over it, mappings merged key by key."""
-    result = dict(base)
-    for key, value in difference.items():
-        old = result.get(key)
-        result[key] = (
-            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
-    return result
-
-
-def _choose(kind: str, name: str, valid: Any, source: str, key: str) -> None:
-    if name not in valid:
-        raise InputError(
-            f"{source}: {key}: unknown {kind} {name!r}; valid choices: {', '.join(sorted(valid))}"
-        )
-
-
 class Project:
     """All parameters of one scale, loaded from ``folder`` (``params/``) and cross-checked.
 
     Attributes:
         name, scale: the scale's name and content.
         prefix: ``""`` for ``paper``, else ``"<scale>/"`` (paths of results).
+        assets, benchmarks, tables: entries of these files.
+        variants: every inference variant, resolved against the scale's ``inference`` block.
     """
 
     def __init__(self, scale: str, *, folder: Path = Path("params")) -> None:
         self.folder, self.name = folder, scale
         self.prefix = "" if scale == "paper" else f"{scale}/"
         scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
-        _choose("scale", scale, scales, str(folder / "scales"), "scale")
-        source = folder / "scales" / f"{scale}.yaml"
-        self._scale_data = read_yaml(source)
-        self.scale = validate(ScaleParams, self._scale_data, source=str(source))
+        choose("scale", scale, scales, str(folder / "scales"), "scale")
+        source = self._source = str(folder / "scales" / f"{scale}.yaml")
+        self._scale_data = read_yaml(Path(source))
+        self.scale = validate(ScaleParams, self._scale_data, source=source)
+        self._run_data = read_entries(folder / "runs.yaml")
+        self.variants = self._resolved_variants()
         self.assets = self._mapping("assets.yaml", AssetParams)
         self.benchmarks = self._mapping("benchmarks.yaml", BenchmarkParams)
-        self.tables = self._mapping("tables.yaml", TableParams)
-        self._run_data = read_yaml(folder / "runs.yaml")
         for role, asset in self.scale.assets.items():
-            _choose("asset", asset, self.assets, str(source), f"assets.{role}")
+            choose("asset", asset, self.assets, source, f"assets.{role}")
         for size, tower in self.scale.towers.sam.items():
-            _choose("asset", tower.asset, self.assets, str(source), f"towers.sam.{size}.asset")
+            choose("asset", tower.asset, self.assets, source, f"towers.sam.{size}.asset")
         clip = self.scale.towers.clip
         for name in (*clip.files, *([clip.asset] if clip.asset is not None else [])):
-            _choose("asset", name, self.assets, str(source), "towers.clip")
-        self._check_tables()
+            choose("asset", name, self.assets, source, "towers.clip")
+        names: dict[str, Collection[str]] = {
+            "run": self._run_data,
+            "benchmark": self.benchmarks,
+            "variant": self.variants,
+        }
+        self.tables = self._mapping("tables.yaml", TableParams, choices=names)
+        measured = {name: benchmark.metrics for name, benchmark in self.benchmarks.items()}
+        for name, table in self.tables.items():
+            path = str(folder / "tables.yaml")
+            check_table(name, table, source=path, choices=names, measured=measured)
 
-    def _mapping(self, file: str, model: type[P]) -> dict[str, P]:
+    def _mapping(
+        self, file: str, model: type[P], *, choices: Mapping[str, Collection[str]] | None = None
+    ) -> dict[str, P]:
         path = self.folder / file
         return {
-            name: validate(model, data, source=f"{path}: {name}")
-            for name, data in read_yaml(path).items()
+            name: validate(model, data, source=f"{path}: {name}", choices=choices)
+            for name, data in read_entries(path).items()
+        }
+
+    def _resolved_variants(self) -> dict[str, InferenceParams]:
+        path = self.folder / "variants.yaml"
+        differences = read_entries(path)
+        if differences.get(DEFAULT_VARIANT) != {}:
+            raise InputError(
+                f"{path}: {DEFAULT_VARIANT}: must be there and be {{}}: it is the scale's "
+                "inference block as it stands; give a difference a name of its own"
+            )
+        for name, difference in differences.items():
+            if "resolution" in difference:
+                valid = sorted(InferenceParams.model_fields.keys() - {"resolution"})
+                raise InputError(
+                    f"{path}: {name}.resolution: variants share one forward pass of an image; set "
+                    f"inference.resolution in {self._source}; valid keys: {', '.join(valid)}"
+                )
+        return {
+            name: validate(
+                InferenceParams,
+                merge(self._scale_data["inference"], difference),
+                source=f"{path}: {name}",
+            )
+            for name, difference in differences.items()
+        }
+
+    def variants_at(self, run: str, benchmark: str, condition: str) -> dict[str, InferenceParams]:
+        """The variants to compute there: the default, and all that any table asks for."""
+        wanted = {
+            place.variant
+            for table in self.tables.values()
+            for place in table.places()
+            if (place.run, place.benchmark, place.condition) == (run, benchmark, condition)
+        }
+        return {
+            name: inference
+            for name, inference in self.variants.items()
+            if name in wanted | {DEFAULT_VARIANT}
         }
 
     @cached_property
     def runs(self) -> dict[str, RunParams]:
-        """Every run, resolved against the scale's defaults."""
+        """Every run, resolved against the scale's defaults, with the first seed."""
         return {name: self.run(name) for name in self._run_data}
 
-    def run(self, name: str) -> RunParams:
-        """One resolved run: the scale's defaults with the run's difference put over them."""
+    def run(self, name: str, *, seed: int | None = None) -> RunParams:
+        """One resolved run: the scale's defaults with the run's difference put over them.
+
+        Args:
+            seed: one of the scale's; default: the first.
+
+        Raises:
+            InputError: an unknown run or seed, or a difference that does not fit.
+        """
         path = str(self.folder / "runs.yaml")
-        _choose("run", name, self._run_data, path, "run")
-        keys = ("seed", "model", "loss", "training", "templates")
+        choose("run", name, self._run_data, path, "run")
+        keys = ("model", "loss", "training", "templates")
         defaults = {key: self._scale_data[key] for key in keys}
-        difference = self._run_data[name]
-        if not isinstance(difference, dict):
-            raise InputError(f"{path}: {name}: a mapping is expected, not {difference!r}")
-        run = validate(RunParams, merge(defaults, difference), source=f"{path}: {name}")
-        if run.sam is not None:
-            _choose("SAM size", run.sam, self.scale.towers.sam, path, f"{name}.sam")
-        return run
-
-    def _check_tables(self) -> None:
-        path = str(self.folder / "tables.yaml")
-        for name, table in self.tables.items():
-            names = [row.name for row in table.rows]
-            for row in table.rows:
-                if names.count(row.name) > 1:
-                    raise InputError(f"{path}: {name}: two rows are named {row.name!r}")
-                for group, cell in row.cells.items():
-                    key = f"{name}.rows[{row.name}].cells.{group}"
-                    _choose("column group", group, table.groups, path, key)
-                    self._check_cell(cell.run, cell.benchmark, path, key)
-            for column in table.columns:
-                _choose("column group", column.group, table.groups, path, f"{name}.{column.key}")
-                _choose("metric", column.metric, METRICS, path, f"{name}.{column.key}.metric")
-            for control in table.controls:
-                self._check_cell(control.run, control.benchmark, path, f"{name}.{control.name}")
-
-    def _check_cell(self, run: str, benchmark: str, path: str, key: str) -> None:
-        _choose("run", run, self._run_data, path, f"{key}.run")
-        _choose("benchmark", benchmark, self.benchmarks, path, f"{key}.benchmark")
-
-
-METRICS: dict[str, str] = {
-    "pq": "PQ",
-    "sq": "SQ",
-    "rq": "RQ",
-    "pq_things": "PQ_th",
-    "pq_stuff": "PQ_st",
-    "pq_seen": "PQ_seen",
-    "pq_unseen": "PQ_unseen",
-    "pq_class_agnostic": "class-agnostic PQ",
-    "map": "mAP",
-    "miou": "mIoU (classes in the ground truth)",
-    "miou_union": "mIoU (classes in ground truth or prediction)",
-}
-"""Metrics that a table column can show (all in percent), with their printed names."""
+        definition = validate(
+            RunDefinition, merge(defaults, self._run_data[name]), source=f"{path}: {name}"
+        )
+        if definition.sam is not None:
+            choose("SAM size", definition.sam, self.scale.towers.sam, path, f"{name}.sam")
+        seeds = self.scale.seeds
+        if seed is None:
+            seed = seeds[0]
+        choose("seed", str(seed), [str(known) for known in seeds], self._source, "seeds")
+        return RunParams(**dict(definition), seed=seed)

@@ -10,12 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from possam.checked_yaml import Params
 from possam.codehash import code_hash
 from possam.errors import InputError
 from possam.files import hash_json
 from possam.layout import ASSET, DATASET, EVALUATION, FEATURES, RUN, WORLD
-from possam.params import CLIP, CLIP_STAGES, Params, Project
-from possam.stages.table import table_cells, table_params
+from possam.params import CLIP, CLIP_STAGES, Project
+from possam.reporting.published import read_published
+from possam.stages.table import table_params
 
 CODE: dict[str, tuple[str, ...]] = {
     "world": ("possam.stages.world",),
@@ -85,8 +87,8 @@ class Pipeline:
         scale = project.scale
         return [tower, _plain(scale.towers), scale.training.augmentation.policy]
 
-    def _train(self, project: Project, *, run: str) -> Any:
-        resolved = project.run(run)
+    def _train(self, project: Project, *, run: str, seed: str) -> Any:
+        resolved = project.run(run, seed=int(seed))
         towers = self._own_towers(project, resolved.sam)
         return [_plain(resolved), towers, project.scale.threads]
 
@@ -96,20 +98,28 @@ class Pipeline:
         towers = _plain(project.scale.towers)
         return {**towers, "sam": None if sam is None else towers["sam"][sam]}
 
-    def _evaluate(self, project: Project, *, run: str, benchmark: str, condition: str) -> Any:
+    def _evaluate(
+        self, project: Project, *, run: str, seed: str, benchmark: str, condition: str
+    ) -> Any:
         scale = project.scale
+        variants = project.variants_at(run, benchmark, condition)
         return [
             condition,
             _plain(project.benchmarks[benchmark]),
-            _plain(scale.inference),
+            {name: _plain(inference) for name, inference in variants.items()},
             _plain(scale.evaluation),
             list(scale.templates),
             self._own_towers(project, project.run(run).sam),
-            self._train(project, run=run) if condition == "untrained" else run,
+            self._train(project, run=run, seed=seed) if condition == "untrained" else [run, seed],
         ]
 
     def _table(self, project: Project, *, table: str) -> Any:
-        return [_plain(table_params(project, table)), project.scale.title, project.scale.synthetic]
+        scale = project.scale
+        return [
+            _plain(table_params(project, table)),
+            [scale.title, scale.synthetic, list(scale.seeds)],
+            _plain(scale.evaluation),
+        ]
 
     @staticmethod
     def _known_asset(project: Project, asset: str) -> Any:
@@ -174,7 +184,9 @@ class Pipeline:
             inputs += [FEATURES.format(tower=tower, **where) for tower in resolved.towers]
         return inputs
 
-    def evaluation_inputs(self, prefix: str, run: str, benchmark: str, condition: str) -> list[str]:
+    def evaluation_inputs(
+        self, prefix: str, run: str, seed: str, benchmark: str, condition: str
+    ) -> list[str]:
         """The test set, the training set (for seen classes), the towers and the trained run."""
         scale = self.scale_of(prefix)
         project = self.project(scale)
@@ -191,14 +203,21 @@ class Pipeline:
             *self._towers(scale, resolved.sam),
         ]
         if condition != "untrained":
-            inputs.append(RUN.format(prefix=prefix, run=run))
+            inputs.append(RUN.format(prefix=prefix, run=run, seed=seed))
         return inputs
 
     def table_inputs(self, prefix: str, table: str) -> list[str]:
-        """Every evaluation that a table shows, and the published figures beside it."""
-        params = table_params(self.project(self.scale_of(prefix)), table)
+        """Every evaluation that a table shows, and the published figures beside it.
+
+        Raises:
+            InputError: an unknown table, or published figures that do not fit it.
+        """
+        project = self.project(self.scale_of(prefix))
+        params = table_params(project, table)
+        published = self._folder / "published" / params.published
+        read_published(published, params)
         cells = [
-            EVALUATION.format(prefix=prefix, run=run, benchmark=benchmark, condition=condition)
-            for run, benchmark, condition in table_cells(params)
+            EVALUATION.format(prefix=prefix, **key._asdict())
+            for key in params.evaluations(project.scale.seeds)
         ]
-        return [*cells, f"params/published/{params.published}"]
+        return [*cells, str(published)]

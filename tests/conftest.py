@@ -36,21 +36,29 @@ def parity(pytestconfig: pytest.Config) -> Parity:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The pipeline's tests, which take longest, come first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(PIPELINE))
+    """The tests that take longest come first: the pipeline's, then full-size networks."""
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith(PIPELINE),
+            item.get_closest_marker("full_size") is None,
+        )
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The pipeline's tests share one finished pipeline: one process runs them all, in order.
 
-    All other files are handed out one by one.
+    All other files are handed out one by one; of tests of full-size networks, which are named
+    so, one function at a time: a file of them would keep one process busy for minutes.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return PIPELINE if nodeid.startswith(PIPELINE) else nodeid.split("::")[0]
+            if nodeid.startswith(PIPELINE):
+                return PIPELINE
+            return nodeid.split("[" if "full_size" in nodeid else "::")[0]
 
     return ByFile(config, log)
 

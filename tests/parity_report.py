@@ -173,11 +173,11 @@ class ParityPlugin:
                 self.tallies.setdefault(part, Tally()).add(cases, error, bound)
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
-        target = self.config.getoption("--parity-report")
-        if not self.tallies and target is None:
+        if not self.tallies:
             return
+        target = self.config.getoption("--parity-report")
         terminalreporter.section("parity with the references")
-        for row in self.rows():
+        for row in self.rows(all_parts=target is not None):
             terminalreporter.write_line("{:<36}{:<50}{:>8}{:>10}{:>8}".format(*row))
         if target is not None and exitstatus == 0:
             path = Path(target)
@@ -186,14 +186,16 @@ class ParityPlugin:
                 stream.write(self.markdown())
             terminalreporter.write_line(f"written: {path}")
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Header and one row a part; a part without a comparison in this run is ``not run``."""
+    def rows(self, *, all_parts: bool) -> list[tuple[str, ...]]:
+        """Header and one row a part; with ``all_parts`` also of those that were ``not run``."""
         rows = [("part", "reference", "cases", "error", "bound")]
         for key, part in PARTS.items():
             reference = part.reference
             if part.package is not None:
                 reference = f"{part.package} {version(part.package)}: {reference}"
             tally = self.tallies.get(key, Tally())
+            if not tally.cases and not all_parts:
+                continue
             numbers = (
                 (str(tally.cases), f"{tally.error:.1e}" if tally.error else "0", f"{tally.bound:g}")
                 if tally.cases
@@ -204,7 +206,7 @@ class ParityPlugin:
 
     def markdown(self) -> str:
         """The table with versions and commit."""
-        head, *rows = self.rows()
+        head, *rows = self.rows(all_parts=True)
         lines = [
             "# Parity with the references",
             "",

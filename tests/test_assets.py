@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from possam.assets import fetch
+from possam.checked_yaml import read_yaml, validate
 from possam.errors import ChecksumError, InputError
-from possam.params import AssetParams, read_yaml, validate
+from possam.params import AssetParams
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from possam.checked_yaml import merge, read_yaml
 from possam.errors import InputError
-from possam.params import Project, merge, read_yaml
+from possam.params import Project
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,6 +28,7 @@ def edit(path: Path, change) -> None:
 def test_every_scale_is_valid(folder: Path, scale: str) -> None:
     project = Project(scale, folder=folder)
     assert set(project.runs) == set(yaml.safe_load((folder / "runs.yaml").read_text()))
+    assert project.variants["default"] == project.scale.inference
     assert project.prefix == ("" if scale == "paper" else f"{scale}/")
 
 
@@ -48,6 +50,51 @@ def test_a_run_is_its_difference_from_the_defaults(folder: Path) -> None:
     full, ablation = project.run("possam_b_coco"), project.run("no_ldp")
     assert ablation.model.pooling == "clip"
     assert ablation.model_copy(update={"model": full.model}) == full
+
+
+def test_a_variant_is_its_difference_from_the_scales_inference(folder: Path) -> None:
+    project = Project("paper", folder=folder)
+    changes = {"ensemble": "geometric", "iou_weighting": False}
+    expected = project.scale.inference.model_copy(update=changes)
+    assert project.variants["geometric_no_iou"] == expected
+
+
+def test_the_variants_of_an_evaluation_are_the_default_and_those_that_tables_ask_for(
+    folder: Path,
+) -> None:
+    def ask(data) -> None:
+        rows = {row["name"]: row for row in data["table1"]["rows"]}
+        rows["PosSAM (B)"]["cells"]["coco_ade"]["variant"] = "ldp_only"
+        data["table1"]["controls"][0]["variant"] = "clip_only"
+        cell = {"run": "possam_b_coco", "benchmark": "ade20k", "variant": "geometric"}
+        data["other"] = {**data["table1"], "controls": []}
+        data["other"]["rows"] = [{"name": "FC-CLIP", "cells": {"coco_ade": cell}}]
+
+    place = ("possam_b_coco", "ade20k", "trained")
+    assert list(Project("mini", folder=folder).variants_at(*place)) == ["default"]
+    edit(folder / "tables.yaml", ask)
+    project = Project("mini", folder=folder)
+    found = project.variants_at(*place)
+    assert list(found) == ["default", "geometric", "ldp_only"], "in the order of variants.yaml"
+    assert found["ldp_only"] == project.variants["ldp_only"]
+    assert list(project.variants_at("possam_b_coco", "ade20k", "untrained")) == [
+        "default",
+        "clip_only",
+    ]
+    assert list(project.variants_at("possam_b_ade20k", "coco", "trained")) == ["default"]
+
+
+def test_every_run_takes_the_scales_seeds(folder: Path) -> None:
+    edit(folder / "scales/mini.yaml", lambda d: d.update(seeds=[3, 0]))
+    project = Project("mini", folder=folder)
+    assert project.run("possam_b_coco") == project.run("possam_b_coco", seed=3)
+    first, second = (project.run("possam_b_coco", seed=seed) for seed in (3, 0))
+    assert (first.seed, second.seed) == (3, 0)
+    assert first.model_copy(update={"seed": 0}) == second
+    with pytest.raises(InputError, match=r"mini\.yaml: seeds: unknown seed '1'.*choices: 0, 3"):
+        project.run("possam_b_coco", seed=1)
+    keys = project.tables["table1"].evaluations(project.scale.seeds)
+    assert len(keys) == len(set(keys)) == 16, "eight evaluations a seed"
 
 
 def test_merge_goes_down_into_mappings_only() -> None:
@@ -144,7 +191,47 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "tables.yaml",
             lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(run="possam_x"),
-            ["tables.yaml", "PosSAM (H)", "'possam_x'", "possam_h_coco"],
+            ["tables.yaml", "PosSAM (H)", "coco_ade.run", "'possam_x'", "possam_h_coco"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].pop("run"),
+            ["tables.yaml: table1", "cells.coco_ade.run", "required", "choices: clip_pooling_h_coco,"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(run=5),
+            ["tables.yaml: table1", "cells.coco_ade.run", "string", "choices: clip_pooling_h_coco,"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(benchmark="voc"),
+            ["tables.yaml", "PosSAM (H)", "coco_ade.benchmark", "'voc'", "ade20k, coco"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(variant="geometry"),
+            ["tables.yaml", "PosSAM (H)", "coco_ade.variant", "'geometry'", "default, geometric,"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["controls"][1].update(run="possam_x"),
+            ["tables.yaml", "class names shuffled", "'possam_x'", "possam_h_coco"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["controls"][1].update(variant="x"),
+            ["tables.yaml", "class names shuffled", "variant", "'x'", "ldp_only"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["rows"][-1]["cells"].update(ade={"run": "x", "benchmark": "y"}),
+            ["tables.yaml", "PosSAM (H)", "column group", "'ade'", "ade_coco, coco_ade"],
+        ),
+        (
+            "benchmarks.yaml",
+            lambda d: d["coco"].update(metrics=["panoptic", "semantic"]),
+            ["tables.yaml", "PosSAM (B)", "'coco' does not measure 'map'", "benchmarks.yaml"],
         ),
         (
             "tables.yaml",
@@ -154,8 +241,53 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "tables.yaml",
             lambda d: d["table1"]["rows"].append({"name": "ODISE"}),
-            ["two rows", "'ODISE'"],
+            ["tables.yaml: table1.rows", "two rows", "'ODISE'"],
         ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["columns"].append(d["table1"]["columns"][0]),
+            ["tables.yaml: table1.columns", "two columns", "'coco_ade_pq'"],
+        ),
+        (
+            "tables.yaml",
+            lambda d: d["table1"]["controls"].append(d["table1"]["controls"][0]),
+            ["tables.yaml: table1.controls", "two controls", "not trained"],
+        ),
+        (
+            "variants.yaml",
+            lambda d: d.update(bad={"ensamble": "ldp"}),
+            ["variants.yaml: bad", "ensamble", "valid keys", "ensemble"],
+        ),
+        (
+            "variants.yaml",
+            lambda d: d.update(bad={"ensemble": "mean"}),
+            ["variants.yaml: bad", "ensemble", "'mean'", "'mase', 'geometric', 'ldp' or 'clip'"],
+        ),
+        (
+            "variants.yaml",
+            lambda d: d.update(large={"resolution": {"size": 512}}),
+            ["variants.yaml: large.resolution", "one forward pass", "valid keys: alpha, beta"],
+        ),
+        ("variants.yaml", lambda d: d.update(default={"alpha": 0.1}), ["default: must be"]),
+        ("variants.yaml", lambda d: d.pop("default"), ["variants.yaml: default: must be there"]),
+        (
+            "variants.yaml",
+            lambda d: d.update(bad="ldp"),
+            ["variants.yaml: bad: a mapping is expected", "'ldp'"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update({"no/ldp": {"sam": "b", "train": "coco"}}),
+            ["runs.yaml", "'no/ldp'", "letters, digits and _"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": "b", "train": "coco", "seed": 1}),
+            ["runs.yaml: bad", "seed", "valid keys: loss, model, sam"],
+        ),
+        ("scales/mini.yaml", lambda d: d.update(seeds=[]), ["mini.yaml", "seeds", "at least 1"]),
+        ("scales/mini.yaml", lambda d: d.update(seeds=[0, 0]), ["mini.yaml", "written twice"]),
+        ("scales/mini.yaml", lambda d: d.update(seeds=0), ["mini.yaml", "seeds", "got 0"]),
         (
             "benchmarks.yaml",
             lambda d: d["coco"].update(split="test"),

@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 def test_inputs_hold_the_run_s_towers_and_no_others(folder: Path, run: str) -> None:
     plan, sam = Pipeline(folder=folder), RUNS[run]
     training = plan.training_inputs("mini/", run)
-    evaluation = plan.evaluation_inputs("mini/", run, "ade20k", "trained")
+    evaluation = plan.evaluation_inputs("mini/", run, "0", "ade20k", "trained")
     for inputs in (training, evaluation):
         found = {path for path in inputs if "synthetic_sam" in path}
         assert found == ({f"data/mini/assets/synthetic_{sam}.record.json"} if sam else set())
@@ -46,9 +46,9 @@ def test_caches_of_clip_need_clip_alone(folder: Path) -> None:
 def test_another_sam_changes_no_identity(folder: Path, run: str) -> None:
     def identities() -> list[str]:
         plan = Pipeline(folder=folder)
-        evaluation = {"run": run, "benchmark": "coco", "condition": "untrained"}
+        evaluation = {"run": run, "seed": "0", "benchmark": "coco", "condition": "untrained"}
         return [
-            plan.identity("train", "mini", run=run),
+            plan.identity("train", "mini", run=run, seed="0"),
             plan.identity("evaluate", "mini", **evaluation),
         ]
 

@@ -1,7 +1,8 @@
-"""One model on one data set: all metrics from a single forward pass of each image."""
+"""One model on one data set: all variants and metrics from one forward pass of each image."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from possam.evaluation.instance import InstanceEvaluator
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import PredictionWriter, check_panopticapi
 from possam.evaluation.semantic import SemanticEvaluator
-from possam.evaluation.summary import Evaluators, make_result, write_result
+from possam.evaluation.statistics import ImageStatistics
+from possam.evaluation.summary import Evaluators, count_parts, make_result, write_variants
 from possam.model.inference import (
     Geometry,
     MaskScores,
@@ -28,7 +30,16 @@ from possam.model.text import TextEmbeddings
 from possam.params import EvaluationParams, InferenceParams, ResolutionParams
 from possam.progress import Progress
 
-IDENTITY = ("run", "benchmark", "condition")
+IDENTITY = ("run", "seed", "benchmark", "condition")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """One way of turning raw predictions into results, and what collects them."""
+
+    inference: InferenceParams
+    evaluators: Evaluators
+    writer: PredictionWriter | None
 
 
 def evaluate_run(
@@ -37,7 +48,7 @@ def evaluate_run(
     dataset: ConvertedDataset,
     text: TextEmbeddings,
     seen: Sequence[bool],
-    inference: InferenceParams,
+    variants: Mapping[str, InferenceParams],
     evaluation: EvaluationParams,
     metrics: Sequence[str],
     out: Path,
@@ -51,12 +62,16 @@ def evaluate_run(
         segmenter: on ``device``.
         text: names of the data set's classes (shuffled names are the caller's, for that control).
         seen: for each class, whether it was trained on; it steers the ensemble and the subsets.
+        variants: inference settings by name, of one test resolution. Towers and network run once
+            an image for all of them.
         metrics: of ``panoptic``, ``instance``, ``semantic``.
-        identity: at least ``run``, ``benchmark``, ``condition``; goes into the result as it is.
-        predictions: a folder that keeps the panoptic predictions; ``None``: they are not kept.
+        identity: at least ``run``, ``seed``, ``benchmark``, ``condition``; goes into the result as
+            it is.
+        predictions: a folder that keeps the panoptic predictions, each variant's in a folder of its
+            name; ``None``: they are not kept.
 
     Returns:
-        The content of ``evaluation.json``: metrics and intervals in percent.
+        The content of ``evaluation.json``: of each variant metrics and intervals in percent.
 
     Raises:
         InputError: the vocabulary does not fit the data set.
@@ -66,55 +81,78 @@ def evaluate_run(
     missing = [key for key in IDENTITY if key not in identity]
     if missing:
         raise ValueError(f"identity lacks {missing}")
-    evaluators = Evaluators(
-        panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
-        semantic=SemanticEvaluator(len(dataset.categories)) if "semantic" in metrics else None,
-        instances=_instances(dataset) if "instance" in metrics else None,
-    )
+    if len({inference.resolution for inference in variants.values()}) != 1:
+        raise ValueError("variants: one test resolution is needed, as they share a forward pass")
+    instances = dataset.instances() if "instance" in metrics else None
+    results: dict[str, Any] = {}
+    statistics: dict[str, ImageStatistics] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if predictions is None else predictions
-        writer = None
-        if evaluators.panoptic is not None and (evaluation.check_panopticapi or predictions):
-            writer = PredictionWriter(folder, dataset)
+        parts = {}
+        for name, inference in variants.items():
+            writer = None
+            if "panoptic" in metrics and (evaluation.check_panopticapi or predictions):
+                writer = PredictionWriter(folder / name, dataset)
+            evaluators = _evaluators(dataset, metrics, instances)
+            parts[name] = _Variant(inference=inference, evaluators=evaluators, writer=writer)
         _predict_all(
             segmenter=segmenter.eval(),
             dataset=dataset,
             text=text.to(torch.device(device)),
             seen=torch.tensor(list(seen), dtype=torch.bool, device=device),
-            inference=inference,
+            variants=list(parts.values()),
             batch_size=evaluation.batch_size,
-            evaluators=evaluators,
-            writer=writer,
             device=device,
-            label="evaluate {run} on {benchmark}, {condition}".format(**identity),
+            label="evaluate {run} (seed {seed}) on {benchmark}, {condition}".format(**identity),
         )
-        statistics, values = evaluators.finish(dataset, seen)
-        check = None
-        if writer is not None:
-            writer.close()
-            if evaluation.check_panopticapi and evaluators.panoptic is not None:
-                check = check_panopticapi(
-                    dataset,
-                    json=writer.json,
-                    folder=writer.folder,
-                    result=evaluators.panoptic.result(),
-                )
-    result = make_result(
-        identity=identity,
-        dataset=dataset,
-        statistics=statistics,
-        metrics=values,
-        evaluators=evaluators,
-        evaluation=evaluation,
-        protocol={
-            "inference": inference.model_dump(mode="json"),
-            "semantic_ground_truth": "semantic PNGs of the converted data set",
-            "semantic_prediction": "argmax over classes of summed mask scores",
-        },
-        check=check,
-    )
-    write_result(out, result, statistics)
+        for name, part in parts.items():
+            statistics[name], values = part.evaluators.finish(dataset, seen)
+            results[name] = make_result(
+                dataset=dataset,
+                statistics=statistics[name],
+                metrics=values,
+                evaluators=part.evaluators,
+                evaluation=evaluation,
+                protocol={
+                    "inference": part.inference.model_dump(mode="json"),
+                    "semantic_ground_truth": "semantic PNGs of the converted data set",
+                    "semantic_prediction": "argmax over classes of summed mask scores",
+                },
+                check=_check(dataset, part, evaluation),
+            )
+    result = {**identity, "counts": count_parts(dataset, seen), "variants": results}
+    write_variants(out, result, statistics)
     return result
+
+
+def _evaluators(
+    dataset: ConvertedDataset, metrics: Sequence[str], instances: dict[str, Any] | None
+) -> Evaluators:
+    classes = len(dataset.categories)
+    found = None
+    if instances is not None:
+        image_ids = [record.id for record in dataset.images]
+        found = InstanceEvaluator(instances, image_ids=image_ids, num_classes=classes)
+    return Evaluators(
+        panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
+        semantic=SemanticEvaluator(classes) if "semantic" in metrics else None,
+        instances=found,
+    )
+
+
+def _check(
+    dataset: ConvertedDataset, variant: _Variant, evaluation: EvaluationParams
+) -> dict[str, float] | None:
+    """Close the written predictions and let panopticapi score them, where that is asked for."""
+    writer, panoptic = variant.writer, variant.evaluators.panoptic
+    if writer is None or panoptic is None:
+        return None
+    writer.close()
+    if not evaluation.check_panopticapi:
+        return None
+    return check_panopticapi(
+        dataset, json=writer.json, folder=writer.folder, result=panoptic.result()
+    )
 
 
 def _check_vocabulary(
@@ -130,14 +168,6 @@ def _check_vocabulary(
             )
     if not len(dataset):
         raise InputError(f"{dataset.directory}: no images to evaluate; convert the data set again")
-
-
-def _instances(dataset: ConvertedDataset) -> InstanceEvaluator:
-    return InstanceEvaluator(
-        dataset.instances(),
-        image_ids=[record.id for record in dataset.images],
-        num_classes=len(dataset.categories),
-    )
 
 
 def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[int]]:
@@ -164,43 +194,41 @@ def _predict_all(
     dataset: ConvertedDataset,
     text: TextEmbeddings,
     seen: torch.Tensor,
-    inference: InferenceParams,
+    variants: Sequence[_Variant],
     batch_size: int,
-    evaluators: Evaluators,
-    writer: PredictionWriter | None,
     device: str,
     label: str,
 ) -> None:
     is_thing = torch.tensor([c.is_thing for c in dataset.categories], device=device)
+    resolution = variants[0].inference.resolution
     with Progress(len(dataset), label=label, unit="images") as progress:
         for positions in size_batches(dataset, batch_size):
-            tests = [_load(dataset, position, inference.resolution) for position in positions]
+            tests = [_load(dataset, position, resolution) for position in positions]
             raw = segmenter(torch.stack([test.pixels for test in tests]).to(device))
-            scores = classify(
-                raw,
-                text,
-                possam=segmenter.possam,
-                clip_logit_scale=segmenter.clip.logit_scale,
-                seen=seen,
-                ensemble=inference.ensemble,
-                alpha=inference.alpha,
-                beta=inference.beta,
-                mase_confidence=inference.mase_confidence,
-                iou_weighting=inference.iou_weighting,
-            )
-            for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
-                _count_image(
-                    raw=raw,
-                    scores=scores,
-                    row=row,
-                    test=test,
-                    dataset=dataset,
-                    position=position,
-                    is_thing=is_thing,
-                    inference=inference,
-                    evaluators=evaluators,
-                    writer=writer,
+            for variant in variants:
+                scores = classify(
+                    raw,
+                    text,
+                    possam=segmenter.possam,
+                    clip_logit_scale=segmenter.clip.logit_scale,
+                    seen=seen,
+                    ensemble=variant.inference.ensemble,
+                    alpha=variant.inference.alpha,
+                    beta=variant.inference.beta,
+                    mase_confidence=variant.inference.mase_confidence,
+                    iou_weighting=variant.inference.iou_weighting,
                 )
+                for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
+                    _count_image(
+                        raw=raw,
+                        scores=scores,
+                        row=row,
+                        test=test,
+                        dataset=dataset,
+                        position=position,
+                        is_thing=is_thing,
+                        variant=variant,
+                    )
             progress.update(len(positions))
 
 
@@ -213,13 +241,12 @@ def _count_image(
     dataset: ConvertedDataset,
     position: int,
     is_thing: torch.Tensor,
-    inference: InferenceParams,
-    evaluators: Evaluators,
-    writer: PredictionWriter | None,
+    variant: _Variant,
 ) -> None:
     """Turn one row of a batch into predictions and hand them to every evaluator."""
     record = dataset.images[position]
     masks = raw.mask_logits[row]
+    inference, evaluators = variant.inference, variant.evaluators
     geometry = Geometry(
         padded=raw.padded_size, content=test.content_size, output=test.original_size
     )
@@ -237,8 +264,10 @@ def _count_image(
         segments = {segment.id: segment.category for segment in found}
         truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
         evaluators.panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
-        if writer is not None:
-            writer.add(record, ids, segments, {segment.id: segment.score for segment in found})
+        if variant.writer is not None:
+            variant.writer.add(
+                record, ids, segments, {segment.id: segment.score for segment in found}
+            )
     if evaluators.instances is not None:
         shapes, labels, confidence = instance_inference(
             masks,

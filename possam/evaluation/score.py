@@ -17,7 +17,7 @@ from possam.evaluation.predictions import (
     read_png,
 )
 from possam.evaluation.semantic import SemanticEvaluator
-from possam.evaluation.summary import Evaluators, make_result, write_result
+from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.params import EvaluationParams
 from possam.progress import track
 
@@ -82,8 +82,7 @@ def score(
     statistics, values = evaluators.finish(dataset, flags)
     if evaluators.panoptic is not None and evaluation.check_panopticapi:
         check = _check(dataset, predictions, reader, category_ids, evaluators.panoptic)
-    result = make_result(
-        identity=identity or {},
+    found = make_result(
         dataset=dataset,
         statistics=statistics,
         metrics=values,
@@ -96,6 +95,7 @@ def score(
         },
         check=check,
     )
+    result = {**(identity or {}), "counts": count_parts(dataset, flags), **found}
     if out is not None:
         write_result(out, result, statistics)
     return result

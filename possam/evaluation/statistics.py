@@ -243,13 +243,23 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
 
 
 def bootstrap_intervals(
-    statistics: ImageStatistics, *, samples: int, seed: int, confidence: float
+    *statistics: ImageStatistics, samples: int, seed: int, confidence: float
 ) -> dict[str, tuple[float, float]]:
-    """Interval of each metric, in percent and within 0..100, from resampled images."""
-    points = statistics.metrics()
+    """Interval of each metric, in percent and within 0..100, from resampled images.
+
+    Of several ``statistics`` (one a training seed): of the metric's mean over them, each resample
+    being of the same images for all.
+
+    Raises:
+        InputError: they were not measured on the same images.
+    """
+    _check_images(*statistics)
+    points = [table.metrics() for table in statistics]
+    resamples = [table.bootstrap(samples=samples, seed=seed) for table in statistics]
     intervals = {}
-    for name, values in statistics.bootstrap(samples=samples, seed=seed).items():
-        estimate = float(points[name][0])
+    for name in points[0]:
+        estimate = float(np.mean([point[name][0] for point in points]))
+        values = np.mean([resample[name] for resample in resamples], axis=0)
         low, high = centred_interval(values, estimate=estimate, confidence=confidence)
         intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
     return intervals
@@ -268,11 +278,7 @@ def paired_differences(
     Raises:
         InputError: the two were not measured on the same images.
     """
-    if first.image_ids != second.image_ids:
-        raise InputError(
-            "paired comparison: the two evaluations have different images "
-            f"({len(first.image_ids)} and {len(second.image_ids)}); evaluate both on one data set"
-        )
+    _check_images(first, second)
     points = (first.metrics(), second.metrics())
     resamples = [part.bootstrap(samples=samples, seed=seed) for part in (first, second)]
     result = {}
@@ -284,9 +290,28 @@ def paired_differences(
     return result
 
 
+def _check_images(*statistics: ImageStatistics) -> None:
+    for other in statistics[1:]:
+        if other.image_ids != statistics[0].image_ids:
+            raise InputError(
+                "evaluations that are to be compared or averaged have different images "
+                f"({len(statistics[0].image_ids)} and {len(other.image_ids)}); evaluate all on one "
+                "data set"
+            )
+
+
 def defined(values: Mapping[str, float]) -> dict[str, float | None]:
     """NaN as ``None``: JSON has no NaN."""
     return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def defined_intervals(
+    intervals: Mapping[str, tuple[float, float]],
+) -> dict[str, list[float] | None]:
+    """Intervals for JSON; ``None`` where a metric is undefined."""
+    return {
+        name: None if np.isnan(bounds).any() else list(bounds) for name, bounds in intervals.items()
+    }
 
 
 def _columns(counts: PanopticCounts) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:

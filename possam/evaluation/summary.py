@@ -1,5 +1,6 @@
 """``evaluation.json``: metrics, intervals, results of each class, and the protocol."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import (
+    IMAGE_FILE,
     ImageStatistics,
     bootstrap_intervals,
     class_subsets,
     defined,
+    defined_intervals,
 )
 from possam.files import hash_json, write_json
 from possam.params import EvaluationParams
@@ -80,7 +83,6 @@ class Evaluators:
 
 def make_result(
     *,
-    identity: Mapping[str, Any],
     dataset: ConvertedDataset,
     statistics: ImageStatistics,
     metrics: Mapping[str, float],
@@ -89,7 +91,7 @@ def make_result(
     protocol: Mapping[str, Any],
     check: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """The content of ``evaluation.json``.
+    """Metrics, intervals, results of each class, check and protocol of one set of predictions.
 
     It depends on data, weights and parameters only: repeating it gives the same file.
     """
@@ -100,14 +102,9 @@ def make_result(
         confidence=evaluation.confidence,
     )
     return {
-        **identity,
         "metrics": defined(metrics),
-        "intervals": {
-            name: None if np.isnan(interval).any() else list(interval)
-            for name, interval in intervals.items()
-        },
+        "intervals": defined_intervals(intervals),
         "per_class": _per_class(dataset.categories, statistics, evaluators),
-        "counts": _counts(dataset, statistics),
         "check": None if check is None else dict(check),
         "protocol": {
             **{name: text for name, text in PROTOCOL.items() if name in metrics},
@@ -130,16 +127,34 @@ def write_result(out: Path, result: Mapping[str, Any], statistics: ImageStatisti
     write_json(out / RESULT, result)
 
 
-def _counts(dataset: ConvertedDataset, statistics: ImageStatistics) -> dict[str, int]:
-    seen, is_thing = sum(statistics.seen), sum(statistics.is_thing)
+def write_variants(
+    out: Path, result: Mapping[str, Any], statistics: Mapping[str, ImageStatistics]
+) -> None:
+    """Write each variant's Parquet files into a folder of its name and ``evaluation.json`` last.
+
+    Folders of variants that ``out`` held before are removed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULT).unlink(missing_ok=True)
+    for old in out.glob(f"*/{IMAGE_FILE}"):
+        if old.parent.name not in statistics:
+            shutil.rmtree(old.parent)
+    for name, table in statistics.items():
+        table.save(out / name)
+    write_json(out / RESULT, result)
+
+
+def count_parts(dataset: ConvertedDataset, seen: Sequence[bool]) -> dict[str, int]:
+    """How many images and classes of each kind an evaluation is of."""
+    things = sum(category.is_thing for category in dataset.categories)
     classes = len(dataset.categories)
     return {
-        "images": len(statistics.image_ids),
+        "images": len(dataset),
         "classes": classes,
-        "things": is_thing,
-        "stuff": classes - is_thing,
-        "seen": seen,
-        "unseen": classes - seen,
+        "things": things,
+        "stuff": classes - things,
+        "seen": sum(seen),
+        "unseen": classes - sum(seen),
     }
 
 

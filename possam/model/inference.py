@@ -277,7 +277,7 @@ def semantic_inference(
         (H, W) int64 class indices.
     """
     weights = scores.class_scores[image].T
-    probabilities = geometry.restore(mask_logits).sigmoid_().flatten(1)
+    probabilities = geometry.restore(mask_logits).sigmoid().flatten(1)
     best = torch.full(probabilities.shape[1:], -1.0, device=weights.device)
     label = torch.zeros(best.shape, dtype=torch.int64, device=weights.device)
     for start in range(0, len(weights), class_chunk):
@@ -291,4 +291,4 @@ def semantic_inference(
 def _mask_probabilities(mask_logits: Tensor, geometry: Geometry) -> Iterator[tuple[int, Tensor]]:
     """Mask probabilities (n, H, W) at full size, a few masks at a time, with the first's index."""
     for start in range(0, len(mask_logits), QUERY_CHUNK):
-        yield start, geometry.restore(mask_logits[start : start + QUERY_CHUNK]).sigmoid_()
+        yield start, geometry.restore(mask_logits[start : start + QUERY_CHUNK]).sigmoid()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from possam.errors import InputError
-from possam.params import ColumnParams, TableParams
+from possam.table_params import ColumnParams, TableParams
 
 NAME, VENUE = "method", "venue"
 

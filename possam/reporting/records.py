@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from possam.errors import InputError
 from possam.files import hash_json, read_json, sha256_file
 from possam.params import Project
+from possam.table_params import DEFAULT_VARIANT
 
 FORMAT = 1
 """Part of every content hash: raise it when the same files are to be shown in another way."""
@@ -25,6 +26,7 @@ FORMAT = 1
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
 _LONGEST = 5000
 _NOT_METRICS = {"step", "time"}
+_SEED = "seed"
 
 
 class Point(NamedTuple):
@@ -41,7 +43,8 @@ class Record:
     """One entry of the tracking server.
 
     Attributes:
-        key: ``training/<run>``, ``evaluation/<run>/<benchmark>/<condition>`` or ``table/<name>``.
+        key: ``training/<run>/seed<N>``, ``evaluation/<run>/seed<N>/<benchmark>/<condition>`` or
+            ``table/<name>``.
         content: hash of the files behind it.
         parent: key of the training behind an evaluation, else None.
         links: keys of the evaluations behind a table.
@@ -78,12 +81,12 @@ def read_records(results: Path, project: Project) -> list[Record]:
     }
     trainings = [
         _training(path, common)
-        for path in sorted((results / "runs").glob("*"))
+        for path in sorted((results / "runs").glob("*/seed*"))
         if (path / "run.json").is_file() or (path / "metrics.jsonl").is_file()
     ]
     evaluations = [
         _evaluation(path, common)
-        for path in sorted((results / "evaluations").glob("*/*/*/evaluation.json"))
+        for path in sorted((results / "evaluations").glob("*/seed*/*/*/evaluation.json"))
     ]
     known = {record.key for record in evaluations}
     tables = [
@@ -114,12 +117,14 @@ def _training(folder: Path, common: Mapping[str, str]) -> Record:
     results = scalars | flatten_values(summary.get("summary") or {})
     results |= {key: origin.get(key) for key in ("wall_time_s", "peak_memory_mib")}
     final = [Point(f"final.{name}", value, last, 0) for name, value in _numbers(results).items()]
-    tags = {**common, "possam.kind": "training", "possam.run": folder.name, **_git_tags(origin)}
+    run, seed = folder.parts[-2:]
+    tags = {**common, "possam.kind": "training", "possam.run": run, **_git_tags(origin)}
+    tags["possam.seed"] = seed.removeprefix(_SEED)
     tags |= {
         f"possam.{_clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
     }
     return Record(
-        key=f"training/{folder.name}",
+        key=f"training/{run}/{seed}",
         content=content,
         finished=finished,
         start=start,
@@ -132,27 +137,31 @@ def _training(folder: Path, common: Mapping[str, str]) -> Record:
 
 
 def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
-    run, benchmark, condition = path.parts[-4:-1]
+    run, seed, benchmark, condition = path.parts[-5:-1]
     data, origin = _mapping(path), _provenance(path.parent)
-    if not isinstance(data.get("metrics"), dict):
-        raise InputError(f"{path}: metrics: a mapping of names to numbers is expected")
+    variants = data.get("variants")
+    if not isinstance(variants, dict) or DEFAULT_VARIANT not in variants:
+        raise InputError(f"{path}: variants: a mapping with {DEFAULT_VARIANT!r} is expected")
     start, end = _times(origin, path)
-    values = _numbers(data["metrics"])
-    for name, bounds in (data.get("intervals") or {}).items():
-        if bounds is not None:
-            values |= _numbers({f"{name}_low": bounds[0], f"{name}_high": bounds[1]})
-    for part in ("counts", "check"):
-        values |= _numbers(flatten_values(data.get(part) or {}, part))
-    parameters = {"run": run, "benchmark": benchmark, "condition": condition}
-    parameters |= flatten(origin.get("parameters") or {})
-    parameters |= flatten(data.get("protocol") or {}, "protocol")
-    tags = {**common, "possam.kind": "evaluation", "possam.run": run, **_git_tags(origin)}
-    tags |= {"possam.benchmark": benchmark, "possam.condition": condition}
+    values = _numbers(flatten_values(data.get("counts") or {}, "counts"))
+    where = {"run": run, "seed": seed.removeprefix(_SEED)}
+    where |= {"benchmark": benchmark, "condition": condition}
+    parameters = where | flatten(origin.get("parameters") or {})
+    for name, found in variants.items():
+        prefix = "" if name == DEFAULT_VARIANT else f"{name}."
+        if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
+            raise InputError(
+                f"{path}: variants.{name}.metrics: a mapping of names to numbers is expected"
+            )
+        values |= _numbers({f"{prefix}{key}": value for key, value in _measured(found).items()})
+        parameters |= flatten(found.get("protocol") or {}, f"{prefix}protocol")
+    tags = {**common, "possam.kind": "evaluation", **_git_tags(origin)}
+    tags |= {f"possam.{key}": value for key, value in where.items()}
     files = _existing(path, path.with_name("provenance.json"))
     return Record(
-        key=f"evaluation/{run}/{benchmark}/{condition}",
+        key=f"evaluation/{run}/{seed}/{benchmark}/{condition}",
         content=_content(files, common),
-        parent=f"training/{run}",
+        parent=f"training/{run}/{seed}",
         start=start,
         end=end,
         parameters=parameters,
@@ -162,16 +171,20 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     )
 
 
+def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics, bounds of their intervals, and the check, by name."""
+    values = dict(variant["metrics"])
+    for name, bounds in (variant.get("intervals") or {}).items():
+        if bounds is not None:
+            values |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    return values | flatten_values(variant.get("check") or {}, "check")
+
+
 def _table(path: Path, project: Project, known: set[str], common: Mapping[str, str]) -> Record:
     name, table = path.stem, project.tables[path.stem]
-    wanted = [
-        f"evaluation/{cell.run}/{cell.benchmark}/trained"
-        for row in table.rows
-        for cell in row.cells.values()
-    ]
-    wanted += [f"evaluation/{c.run}/{c.benchmark}/{c.condition}" for c in table.controls]
+    wanted = [f"evaluation/{key.name}" for key in table.evaluations(project.scale.seeds)]
     numbers = _table_numbers(path, tuple(column.key for column in table.columns))
-    links = tuple(dict.fromkeys(key for key in wanted if key in known))
+    links = tuple(key for key in wanted if key in known)
     files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))
     card = _mapping(path.with_suffix(".json")) if path.with_suffix(".json") in files else {}
     start, end = _times(card, path)

@@ -6,6 +6,7 @@ from typing import Any
 Card = Mapping[str, Any]
 
 _NAME_WIDTH, _CELL_WIDTH = 18, 11
+_PLACE = ("run", "benchmark", "variant")
 
 
 def markdown(card: Card) -> str:
@@ -35,9 +36,14 @@ def _introduction(card: Card) -> list[str]:
             "comparable**, and the differences say nothing about the method.",
             "",
         ]
+    value = "value"
+    if len(card["seeds"]) > 1:
+        value = f"mean ± standard deviation over {len(card['seeds'])} trainings (seeds " + (
+            f"{', '.join(map(str, card['seeds']))})"
+        )
     lines += [
-        f"All values in percent. Reproduced: value [{level} bootstrap interval over test images]; "
-        "below it the published value and, in brackets, the difference.",
+        f"All values in percent. Reproduced: {value} [{level} bootstrap interval over test "
+        "images]; below it the published value and, in brackets, the difference.",
         "",
     ]
     return lines
@@ -51,8 +57,13 @@ def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def interval(cell: Mapping[str, Any]) -> str:
-    """``41.2 [39.8, 42.7]``."""
-    return f"{cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]"
+    """``41.2 [39.8, 42.7]``, of several seeds ``41.2 ± 0.3 [39.8, 42.7]``."""
+    return f"{_value(cell)} [{cell['low']:.1f}, {cell['high']:.1f}]"
+
+
+def _value(cell: Mapping[str, Any]) -> str:
+    spread = "" if cell["std"] is None else f" ± {cell['std']:.1f}"
+    return f"{cell['value']:.1f}{spread}"
 
 
 def _cell(card: Card, cell: Mapping[str, Any]) -> str:
@@ -110,13 +121,7 @@ def _supplement(card: Card) -> list[str]:
             cells = []
             for name in names:
                 found = run["supplement"].get(name)
-                if found is None:
-                    cells.append("")
-                elif found["interval"] is None:
-                    cells.append(f"{found['value']:.1f}")
-                else:
-                    low, high = found["interval"]
-                    cells.append(interval({"value": found["value"], "low": low, "high": high}))
+                cells.append("" if found is None else interval(found))
             rows.append([row["row"], card["groups"][group], *cells, _agreement(run)])
     if not rows:
         return []
@@ -132,10 +137,13 @@ def _supplement(card: Card) -> list[str]:
 
 
 def _agreement(run: Mapping[str, Any]) -> str:
-    if not run["check"]:
+    """panopticapi's PQ of each seed, and whether all equal ours."""
+    if None in run["check"]:
         return "not run"
-    theirs = run["check"]["panopticapi_pq"]
-    return f"{theirs:.4f}, {'equal' if theirs == run['pq'] else 'DIFFERENT'}"
+    theirs = [check["panopticapi_pq"] for check in run["check"]]
+    return ", ".join(
+        [*(f"{pq:.4f}" for pq in theirs), "equal" if theirs == run["pq"] else "DIFFERENT"]
+    )
 
 
 def _slips(card: Card) -> list[str]:
@@ -152,12 +160,12 @@ def _slips(card: Card) -> list[str]:
 
 
 def _protocol(card: Card) -> list[str]:
-    """The protocol of each benchmark; the runs of one benchmark share it."""
+    """The protocol of each benchmark and variant; the runs of one benchmark share it."""
     lines: list[str] = []
-    shown: list[tuple[str, str]] = []
-    for name, protocol in card["protocol"].items():
-        benchmark = name.split("/")[-1]
-        texts = {key: value for key, value in protocol.items() if isinstance(value, str)}
+    shown: list[tuple[str, str, str]] = []
+    for protocol in card["protocol"]:
+        benchmark, variant = protocol["benchmark"], protocol["variant"]
+        texts = {k: v for k, v in protocol.items() if isinstance(v, str) and k not in _PLACE}
         settings = ", ".join(f"{k} {v}" for k, v in protocol.get("inference", {}).items())
         body = "\n".join(
             [
@@ -165,9 +173,9 @@ def _protocol(card: Card) -> list[str]:
                 *([f"- inference: {settings}"] if settings else []),
             ]
         )
-        if (benchmark, body) not in shown:
-            shown.append((benchmark, body))
-            lines += [f"### Benchmark `{benchmark}`", "", body, ""]
+        if (benchmark, variant, body) not in shown:
+            shown.append((benchmark, variant, body))
+            lines += [f"### Benchmark `{benchmark}`, inference `{variant}`", "", body, ""]
     if not lines:
         return []
     return [
@@ -197,7 +205,9 @@ def _provenance(card: Card) -> list[str]:
         f"Published values: `params/published/{card['published_file']}`. Full hashes, inputs and "
         f"unrounded values: `{card['table']}.json`.",
         "",
-        *_lines(["Run / benchmark / condition", "Run", "Evaluation", "Result's content"], rows),
+        *_lines(
+            ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"], rows
+        ),
         "",
     ]
 
@@ -213,7 +223,7 @@ def terminal(card: Card) -> str:
         for row in card["rows"]:
             cells = [row["cells"][column["key"]] for column in columns]
             ours = group in row["runs"]
-            values = (f"{c['value']:.1f}" if "value" in c else c["printed"] or "-" for c in cells)
+            values = (_value(c) if "value" in c else c["printed"] or "-" for c in cells)
             lines.append(_text_line(row["row"] + (" *" if ours else ""), values))
             if ours:
                 spans = (f"{c['low']:.1f}-{c['high']:.1f}" for c in cells)
@@ -222,7 +232,7 @@ def terminal(card: Card) -> str:
         titles = (metric["title"] for metric in card["controls"][0]["metrics"].values())
         lines += ["", _text_line("Controls", titles)]
         for control in card["controls"]:
-            values = (f"{metric['value']:.1f}" for metric in control["metrics"].values())
+            values = (_value(metric) for metric in control["metrics"].values())
             lines += [control["name"], _text_line("", values)]
     return "\n".join([*lines, "", "* reproduced, with its bootstrap interval", ""])
 

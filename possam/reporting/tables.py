@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,22 @@ from typing import Any
 
 from possam.errors import InputError
 from possam.files import atomic_write, hash_json, read_json, write_json
-from possam.params import METRICS, CellParams, ColumnParams, Project, RowParams, TableParams
+from possam.params import Project
+from possam.reporting.measurement import Measurement
 from possam.reporting.published import PublishedRow, read_published, slips
 from possam.reporting.table_text import markdown, terminal
+from possam.table_params import (
+    METRICS,
+    TRAINED,
+    ColumnParams,
+    ControlParams,
+    Evaluation,
+    Place,
+    RowParams,
+    TableParams,
+)
 
-Key = tuple[str, str, str]
-Evaluation = Mapping[str, Any]
+Measurements = Mapping[Place, Measurement]
 
 SUPPLEMENT = ("pq_things", "pq_stuff", "pq_seen", "pq_unseen", "pq_class_agnostic", "miou_union")
 """Metrics beside the table, for each reproduced cell group."""
@@ -23,46 +32,53 @@ SUPPLEMENT = ("pq_things", "pq_stuff", "pq_seen", "pq_unseen", "pq_class_agnosti
 
 @dataclass(frozen=True)
 class _Source:
-    """Evaluations with errors that say what to do."""
+    """Measurements with errors that say what to do."""
 
     project: Project
     table: str
-    evaluations: Mapping[Key, Evaluation]
+    measurements: Measurements
 
-    def find(self, key: Key) -> Evaluation:
-        run, benchmark, condition = key
-        where = f"{self.table}: run {run!r} on {benchmark!r} ({condition})"
-        if key not in self.evaluations:
-            raise InputError(
-                f"{where}: no evaluation; make it: possam evaluate {run} {benchmark} "
-                f"--condition {condition} --scale {self.project.name}"
+    def find(self, place: Place) -> Measurement:
+        scale, seeds = self.project.name, self.project.scale.seeds
+        run, benchmark, condition, variant = place
+        where = f"{self.table}: run {run!r} on {benchmark!r} ({condition}, {variant})"
+        keys = place.evaluations(seeds)
+        if place not in self.measurements:
+            commands = "; ".join(
+                f"possam evaluate {run} {benchmark} --seed {seed} --condition {condition} "
+                f"--scale {scale}"
+                for seed in seeds
             )
-        evaluation = self.evaluations[key]
-        stated = tuple(evaluation.get(name) for name in ("run", "benchmark", "condition"))
-        if stated != key or evaluation.get("scale", self.project.name) != self.project.name:
+            raise InputError(f"{where}: no evaluation; make it: {commands}")
+        found = self.measurements[place]
+        stated = [
+            tuple(evaluation.get(name) for name in Evaluation._fields)
+            for evaluation in found.evaluations
+        ]
+        scales = {evaluation.get("scale") for evaluation in found.evaluations}
+        if stated != [tuple(key) for key in keys] or scales != {scale}:
             raise InputError(
-                f"{where}: the evaluation says it is of {stated}, scale "
-                f"{evaluation.get('scale')!r}; evaluate the run again"
+                f"{where}: the evaluations say that they are of {stated}, "
+                f"scale {', '.join(map(repr, scales))}; evaluate the run again"
             )
-        return evaluation
+        return found
 
-    def metric(self, key: Key, name: str) -> dict[str, float]:
-        """``value``, ``low``, ``high`` in percent."""
-        evaluation = self.find(key)
-        value = evaluation["metrics"].get(name)
-        interval = evaluation["intervals"].get(name)
-        if value is None or interval is None or not math.isfinite(value):
+    def metric(self, place: Place, name: str) -> dict[str, float | None]:
+        """``value``, ``low``, ``high`` and ``std`` in percent."""
+        found = self.find(place).get(name)
+        if found is None:
             raise InputError(
-                f"{self.table}: run {key[0]!r} on {key[1]!r} ({key[2]}): metric {name!r} is "
-                "missing; add it to the benchmark's metrics and evaluate again"
+                f"{self.table}: run {place.run!r} on {place.benchmark!r} ({place.condition}, "
+                f"{place.variant}): metric {name!r} is missing; add it to the benchmark's metrics "
+                "and evaluate again"
             )
-        return {"value": float(value), "low": float(interval[0]), "high": float(interval[1])}
+        return found
 
 
 def build_table(
     project: Project,
     table: str,
-    evaluations: Mapping[Key, Evaluation],
+    measurements: Measurements,
     *,
     out_csv: Path,
     out_md: Path,
@@ -71,7 +87,7 @@ def build_table(
     """Write a table as CSV (for machines), Markdown (for people) and a card of its provenance.
 
     Args:
-        evaluations: contents of ``evaluation.json`` by (run, benchmark, condition).
+        measurements: what the table and its controls show, by where it was measured.
         out_json: of the card; default: beside the CSV.
 
     Returns:
@@ -86,7 +102,7 @@ def build_table(
             f"{project.folder / 'tables.yaml'}: unknown table {table!r}; "
             f"valid choices: {', '.join(project.tables)}"
         )
-    card = make_card(project, table, evaluations)
+    card = make_card(project, table, measurements)
     write_json(out_json if out_json is not None else out_csv.with_suffix(".json"), card)
     with atomic_write(out_md) as stream:
         stream.write(markdown(card))
@@ -95,14 +111,12 @@ def build_table(
     return card
 
 
-def make_card(
-    project: Project, table: str, evaluations: Mapping[Key, Evaluation]
-) -> dict[str, Any]:
+def make_card(project: Project, table: str, measurements: Measurements) -> dict[str, Any]:
     """The card of :func:`build_table`, from which CSV and Markdown are written."""
-    params, source = project.tables[table], _Source(project, table, evaluations)
+    params, source = project.tables[table], _Source(project, table, measurements)
     path = project.folder / "published" / params.published
     published = read_published(path, params)
-    keys = _needed(params)
+    places = params.places()
     return {
         "table": table,
         "title": params.title,
@@ -110,41 +124,33 @@ def make_card(
         "scale_title": project.scale.title,
         "synthetic": project.scale.synthetic,
         "comparable": not project.scale.synthetic,
+        "seeds": list(project.scale.seeds),
         "confidence": project.scale.evaluation.confidence,
         "groups": dict(params.groups),
         "columns": [column.model_dump() for column in params.columns],
         "metrics": {name: METRICS[name] for name in SUPPLEMENT},
         "rows": [_row(row, params, source, published[row.name]) for row in params.rows],
-        "controls": [
-            _control(
-                control.name,
-                CellParams(run=control.run, benchmark=control.benchmark),
-                control.condition,
-                params,
-                source,
-            )
-            for control in params.controls
-        ],
+        "controls": [_control(control, params, source) for control in params.controls],
         "slips": slips(params, published),
         "published_file": params.published,
-        "protocol": {
-            f"{run}/{benchmark}": evaluations[run, benchmark, condition].get("protocol", {})
-            for run, benchmark, condition in keys
-            if condition == "trained"
+        "protocol": [
+            {
+                "run": place.run,
+                "benchmark": place.benchmark,
+                "variant": place.variant,
+                **source.find(place).parts()[0].get("protocol", {}),
+            }
+            for place in places
+            if place.condition == TRAINED
+        ],
+        "evaluations": {
+            key.name: _provenance(found)
+            for place in places
+            for key, found in zip(
+                place.evaluations(project.scale.seeds), source.find(place).evaluations, strict=True
+            )
         },
-        "evaluations": {"/".join(key): _provenance(source.find(key)) for key in keys},
     }
-
-
-def _needed(table: TableParams) -> list[Key]:
-    """Every evaluation that the table shows, once."""
-    keys: dict[Key, None] = {}
-    for row in table.rows:
-        for cell in row.cells.values():
-            keys[cell.run, cell.benchmark, "trained"] = None
-    for control in table.controls:
-        keys[control.run, control.benchmark, control.condition] = None
-    return list(keys)
 
 
 def _row(
@@ -155,8 +161,7 @@ def _row(
         stated = published.values.get(column.key)
         cell: dict[str, Any] = {"published": stated, "printed": published.texts.get(column.key, "")}
         if column.group in row.cells:
-            place = row.cells[column.group]
-            cell |= source.metric((place.run, place.benchmark, "trained"), column.metric)
+            cell |= source.metric(row.cells[column.group].place, column.metric)
             cell["difference"] = None if stated is None else cell["value"] - stated
         cells[column.key] = cell
     return {
@@ -164,69 +169,66 @@ def _row(
         "venue": published.venue,
         "source": "reproduced" if row.cells else "published",
         "cells": cells,
-        "runs": {group: _run(place, source) for group, place in row.cells.items()},
+        "runs": {group: _run(cell.place, source) for group, cell in row.cells.items()},
     }
 
 
-def _run(place: CellParams, source: _Source) -> dict[str, Any]:
-    """The run behind one group of columns, with the metrics that the table does not show."""
-    key = (place.run, place.benchmark, "trained")
-    evaluation = source.find(key)
-    extra = {
-        name: {
-            "value": evaluation["metrics"][name],
-            "interval": evaluation["intervals"].get(name),
-        }
-        for name in SUPPLEMENT
-        if evaluation["metrics"].get(name) is not None
-    }
+def _run(place: Place, source: _Source) -> dict[str, Any]:
+    """What is behind one group of columns, with the metrics that the table does not show.
+
+    Identities and checks are lists, one entry a seed.
+    """
+    found = source.find(place)
     return {
         "run": place.run,
         "benchmark": place.benchmark,
-        "run_identity": evaluation.get("run_identity", ""),
-        "evaluation_identity": evaluation.get("identity", ""),
-        "evaluation_hash": hash_json(evaluation),
-        "pq": evaluation["metrics"].get("pq"),
-        "check": evaluation.get("check"),
-        "supplement": extra,
+        "variant": place.variant,
+        "run_identity": [one.get("run_identity", "") for one in found.evaluations],
+        "evaluation_identity": [one.get("identity", "") for one in found.evaluations],
+        "evaluation_hash": [hash_json(one) for one in found.evaluations],
+        "pq": [part["metrics"].get("pq") for part in found.parts()],
+        "check": [part.get("check") for part in found.parts()],
+        "supplement": {
+            name: measured for name in SUPPLEMENT if (measured := found.get(name)) is not None
+        },
     }
 
 
-def _control(
-    name: str, place: CellParams, condition: str, table: TableParams, source: _Source
-) -> dict[str, Any]:
+def _control(control: ControlParams, table: TableParams, source: _Source) -> dict[str, Any]:
     """A control and, for comparison, the trained run on the same benchmark where it is known."""
-    key, trained = (place.run, place.benchmark, condition), (place.run, place.benchmark, "trained")
     metrics: dict[str, ColumnParams] = {}
     for column in table.columns:
         metrics.setdefault(column.metric, column)
+    known = control.place in source.measurements
     return {
-        "name": name,
-        "run": place.run,
-        "benchmark": place.benchmark,
-        "condition": condition,
+        "name": control.name,
+        "run": control.run,
+        "benchmark": control.benchmark,
+        "condition": control.condition,
+        "variant": control.variant,
         "metrics": {
             metric: {
                 "title": column.title,
-                **source.metric(key, metric),
-                "trained": source.metric(trained, metric)["value"]
-                if trained in source.evaluations
-                else None,
+                **source.metric(control.control_place, metric),
+                "trained": source.metric(control.place, metric)["value"] if known else None,
             }
             for metric, column in metrics.items()
         },
     }
 
 
-def _provenance(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("identity", "run_identity", "inputs", "code", "templates", "counts", "check")
+def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("identity", "run_identity", "inputs", "code", "templates", "counts")
     return {"content_hash": hash_json(evaluation)} | {
         name: evaluation[name] for name in names if name in evaluation
     }
 
 
 def csv_text(card: Mapping[str, Any]) -> str:
-    """The CSV: published values as printed, ours with four decimals; empty where there is none."""
+    """The CSV: published values as printed, ours with four decimals; empty where there is none.
+
+    ``_std`` is over seeds, empty with one seed; hashes of several seeds are joined by a space.
+    """
     reproduced = {group for row in card["rows"] for group in row["runs"]}
     header = ["row", "source", "comparable"]
     for column in card["columns"]:
@@ -251,18 +253,20 @@ def csv_text(card: Mapping[str, Any]) -> str:
                 line[key] = cell["printed"]
                 continue
             line[key] = f"{cell['value']:.4f}"
-            line |= {f"{key}_{part}": f"{cell[part]:.4f}" for part in ("low", "high")}
             line[f"{key}_published"] = cell["printed"]
-            if cell["difference"] is not None:
-                line[f"{key}_difference"] = f"{cell['difference']:.4f}"
+            for part in ("low", "high", "std", "difference"):
+                if cell[part] is not None:
+                    line[f"{key}_{part}"] = f"{cell[part]:.4f}"
         for group, run in row["runs"].items():
-            line |= {f"{group}_{part}": run[part] for part in _RUN_PARTS}
+            line |= {f"{group}_{part}": run[part] for part in ("run", "variant")}
+            for part in ("run_identity", "evaluation_hash"):
+                line[f"{group}_{part}"] = " ".join(run[part])
         writer.writerow(line)
     return stream.getvalue()
 
 
-_PARTS = ("low", "high", "published", "difference")
-_RUN_PARTS = ("run", "run_identity", "evaluation_hash")
+_PARTS = ("low", "high", "std", "published", "difference")
+_RUN_PARTS = ("run", "variant", "run_identity", "evaluation_hash")
 
 
 def print_table(path: Path) -> None:

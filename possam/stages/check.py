@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from possam.params import Project
+from possam.reporting.published import read_published
 
 
 def check(scale: str | None) -> None:
@@ -15,8 +16,11 @@ def check(scale: str | None) -> None:
     scales = [scale] if scale else sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
     for name in scales:
         project = Project(name, folder=folder)
+        for table in project.tables.values():
+            read_published(folder / "published" / table.published, table)
         print(
             f"{name}: {project.scale.title}: {len(project.runs)} runs, "
+            f"{len(project.variants)} variants, "
             f"{len(project.benchmarks)} benchmarks, {len(project.tables)} tables, "
             f"{len(project.scale.assets)} assets"
         )

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: one run on one benchmark, trained or as a control that must fail."""
+"""Stage ``evaluate``: one training on one benchmark, trained or as a control that must fail."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from possam.errors import InputError
 from possam.files import hash_json, read_json, sha256_file
 from possam.layout import Layout
-from possam.params import CONDITIONS, Project
+from possam.params import Project
 from possam.stages.common import (
     StageRecord,
     check_device,
@@ -17,6 +17,7 @@ from possam.stages.common import (
     model_arguments,
     use_threads,
 )
+from possam.table_params import CONDITIONS
 
 EVALUATION_CODE = (
     "possam.stages.evaluate",
@@ -45,8 +46,22 @@ def shuffle_names(vocabulary: Sequence[tuple[str, ...]], *, seed: int) -> list[t
     return shuffled
 
 
-def evaluate(project: Project, name: str, benchmark: str, *, condition: str, device: str) -> None:
-    """Evaluate run ``name`` on ``benchmark`` and write ``evaluation.json``."""
+def evaluate(
+    project: Project,
+    name: str,
+    benchmark: str,
+    *,
+    seed: int | None,
+    condition: str,
+    device: str,
+) -> None:
+    """Evaluate run ``name`` on ``benchmark`` and write ``evaluation.json``.
+
+    Every inference variant that a table asks for there is computed, besides the default.
+
+    Args:
+        seed: of the training; default: the first of the scale's seeds.
+    """
     from possam.datasets.class_names import seen_classes
     from possam.datasets.format import ConvertedDataset
     from possam.evaluation.evaluate import evaluate_run
@@ -66,18 +81,20 @@ def evaluate(project: Project, name: str, benchmark: str, *, condition: str, dev
             f"{project.folder / 'benchmarks.yaml'}: unknown benchmark {benchmark!r}; "
             f"valid choices: {', '.join(project.benchmarks)}"
         )
-    layout, run, scale = Layout(project), project.run(name), project.scale
+    layout, run, scale = Layout(project), project.run(name, seed=seed), project.scale
     test = project.benchmarks[benchmark]
+    variants = project.variants_at(name, benchmark, condition)
     dataset = ConvertedDataset.open(layout.dataset(test.dataset, test.split))
     training_set = ConvertedDataset.open(layout.dataset(run.train, "train"))
     frozen = frozen_hashes(layout, run.sam)
     inputs = {"dataset": dataset.manifest["content"], **frozen}
     parameters = {
         "run": name,
+        "seed": run.seed,
         "benchmark": benchmark,
         "condition": condition,
         "templates": list(scale.templates),
-        "inference": scale.inference.model_dump(mode="json"),
+        "inference": {key: value.model_dump(mode="json") for key, value in variants.items()},
         "evaluation": scale.evaluation.model_dump(mode="json"),
     }
     sam, clip = load_towers(layout, run.sam)
@@ -85,14 +102,14 @@ def evaluate(project: Project, name: str, benchmark: str, *, condition: str, dev
         possam = build_possam(**model_arguments(run.model, sam=sam, clip=clip), seed=run.seed)
         run_identity = "untrained"
     else:
-        weights = layout.run(name) / "weights.safetensors"
-        run_identity = _finished(layout, name)
+        weights = layout.run(name, run.seed) / "weights.safetensors"
+        run_identity = _finished(layout, name, run.seed)
         possam = load_trained(weights, frozen=frozen)
         inputs["weights"] = sha256_file(weights)
     names = dataset.vocabulary
     if condition == "shuffled_names":
-        names = shuffle_names(names, seed=scale.seed)
-    record = StageRecord("evaluate", parameters, inputs, seed=scale.seed)
+        names = shuffle_names(names, seed=run.seed)
+    record = StageRecord("evaluate", parameters, inputs, seed=run.seed)
     segmenter = Segmenter(sam=sam, clip=clip, possam=possam, precision=scale.towers.precision)
     identity = {
         **parameters,
@@ -102,13 +119,13 @@ def evaluate(project: Project, name: str, benchmark: str, *, condition: str, dev
         "inputs": inputs,
         "code": code_identity(EVALUATION_CODE),
     }
-    out = layout.evaluation(name, benchmark, condition)
+    out = layout.evaluation(name, run.seed, benchmark, condition)
     evaluate_run(
         segmenter=segmenter.to(device),
         dataset=dataset,
         text=embed_vocabulary(clip, names, templates=scale.templates),
         seen=seen_classes(dataset.vocabulary, training_set.vocabulary),
-        inference=scale.inference,
+        variants=variants,
         evaluation=scale.evaluation,
         metrics=test.metrics,
         out=out,
@@ -118,16 +135,17 @@ def evaluate(project: Project, name: str, benchmark: str, *, condition: str, dev
     record.write(out)
 
 
-def _finished(layout: Layout, name: str) -> str:
-    """Identity of a finished run.
+def _finished(layout: Layout, name: str, seed: int) -> str:
+    """Identity of a finished training.
 
     Raises:
-        InputError: the run is not finished.
+        InputError: it is not finished.
     """
-    path = layout.run(name) / "run.json"
+    path = layout.run(name, seed) / "run.json"
     if not path.is_file():
+        scale = layout.project.name
         raise InputError(
-            f"{path}: run {name!r} is not trained at scale {layout.project.name}; train it: "
-            f"possam train {name} --scale {layout.project.name}"
+            f"{path}: run {name!r} is not trained with seed {seed} at scale {scale}; train it: "
+            f"possam train {name} --seed {seed} --scale {scale}"
         )
     return str(read_json(path)["identity"])

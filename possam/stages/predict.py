@@ -29,7 +29,7 @@ def _random_segmenter(project: Project, size: str) -> "Segmenter":
     from possam.model.sam import SamEncoder, build_sam, find_architecture
     from possam.model.segmenter import Segmenter
 
-    scale = project.scale
+    scale, seed = project.scale, project.scale.seeds[0]
     if size not in scale.towers.sam:
         raise InputError(
             f"--sam: unknown size {size!r}; valid choices: {', '.join(scale.towers.sam)}"
@@ -40,10 +40,10 @@ def _random_segmenter(project: Project, size: str) -> "Segmenter":
     )
     architecture = scale.towers.sam[size].architecture
     with torch.random.fork_rng():
-        torch.manual_seed(scale.seed)
+        torch.manual_seed(seed)
         sam = SamEncoder(build_sam(find_architecture(architecture)).image_encoder)
         clip = load_clip(config=clip_config(Layout(project)), checkpoint=None, random_init=True)
-    possam = build_possam(**model_arguments(scale.model, sam=sam, clip=clip), seed=scale.seed)
+    possam = build_possam(**model_arguments(scale.model, sam=sam, clip=clip), seed=seed)
     return Segmenter(sam=sam, clip=clip, possam=possam, precision=scale.towers.precision)
 
 

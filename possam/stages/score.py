@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from possam.params import METRICS, Project
+from possam.params import Project
+from possam.table_params import METRICS
 
 
 def score_predictions(

@@ -1,12 +1,15 @@
 """Stage ``table``: evaluations to CSV, Markdown and a provenance card."""
 
+from typing import TYPE_CHECKING
+
 from possam.errors import InputError
 from possam.files import read_json
 from possam.layout import Layout
-from possam.params import CellParams, Project, TableParams
+from possam.params import Project
+from possam.table_params import Place, TableParams
 
-Cell = tuple[str, str, str]
-"""Run, benchmark, condition."""
+if TYPE_CHECKING:
+    from possam.reporting.measurement import Measurement
 
 
 def table_params(project: Project, name: str) -> TableParams:
@@ -23,32 +26,45 @@ def table_params(project: Project, name: str) -> TableParams:
     return project.tables[name]
 
 
-def table_cells(table: TableParams) -> list[Cell]:
-    """Every (run, benchmark, condition) that the table and its controls show, once each."""
-    cells: dict[Cell, None] = {}
-    for row in table.rows:
-        for cell in row.cells.values():
-            cells[_key(cell)] = None
-    for control in table.controls:
-        cells[control.run, control.benchmark, control.condition] = None
-    return list(cells)
+def measure(project: Project, place: Place) -> "Measurement | None":
+    """What was measured at ``place``; None if an evaluation or the variant is missing."""
+    from possam.evaluation.seeds import average_seeds
+    from possam.reporting.measurement import Measurement
 
-
-def _key(cell: CellParams) -> Cell:
-    return cell.run, cell.benchmark, "trained"
+    layout, seeds, settings = Layout(project), project.scale.seeds, project.scale.evaluation
+    folders = [layout.evaluation(*key) for key in place.evaluations(seeds)]
+    files = [folder / "evaluation.json" for folder in folders]
+    if not all(file.is_file() for file in files):
+        return None
+    evaluations = tuple(read_json(file) for file in files)
+    if any(place.variant not in evaluation["variants"] for evaluation in evaluations):
+        return None
+    if len(seeds) == 1:
+        return Measurement.of(evaluations[0], place.variant)
+    average = average_seeds(
+        folders,
+        place.variant,
+        samples=settings.bootstrap_samples,
+        seed=settings.bootstrap_seed,
+        confidence=settings.confidence,
+    )
+    return Measurement(
+        variant=place.variant,
+        evaluations=evaluations,
+        metrics=average.mean,
+        std=average.std,
+        intervals=average.intervals,
+    )
 
 
 def make_table(project: Project, name: str) -> None:
     """Write ``results/[scale/]<name>.csv``, ``.md`` and ``.json``."""
     from possam.reporting.tables import build_table
 
-    layout = Layout(project)
-    evaluations = {
-        cell: read_json(layout.evaluation(*cell) / "evaluation.json")
-        for cell in table_cells(table_params(project, name))
-    }
-    csv, md, card = layout.table(name)
-    build_table(project, name, evaluations, out_csv=csv, out_md=md, out_json=card)
+    places = table_params(project, name).places()
+    found = {place: measured for place in places if (measured := measure(project, place))}
+    csv, md, card = Layout(project).table(name)
+    build_table(project, name, found, out_csv=csv, out_md=md, out_json=card)
 
 
 def show_table(project: Project, name: str) -> None:

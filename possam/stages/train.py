@@ -78,8 +78,12 @@ def _source(
     )
 
 
-def train(project: Project, name: str, *, device: str) -> None:
-    """Train run ``name`` and write ``run.json``; goes on where a killed call stopped."""
+def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
+    """Train run ``name`` and write ``run.json``; goes on where a killed call stopped.
+
+    Args:
+        seed: default: the first of the scale's seeds.
+    """
     from possam.datasets.format import ConvertedDataset
     from possam.model.possam import build_possam
     from possam.model.text import embed_vocabulary
@@ -87,8 +91,8 @@ def train(project: Project, name: str, *, device: str) -> None:
 
     check_device(device)
     use_threads(project)
-    layout, run = Layout(project), project.run(name)
-    directory = layout.run(name)
+    layout, run = Layout(project), project.run(name, seed=seed)
+    directory = layout.run(name, run.seed)
     started = time.time()
     dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
     frozen = frozen_hashes(layout, run.sam)

@@ -111,6 +111,24 @@ def test_intervals_equal_scipy() -> None:
     assert ours == pytest.approx((low - bias, high - bias), abs=1e-9)
 
 
+def test_the_interval_of_several_seeds_is_that_of_their_mean_on_the_same_images() -> None:
+    tables = [statistics(seed) for seed in (1, 2, 3)]
+    draws = np.random.default_rng(7).integers(0, 12, (60, 12))
+    means = np.array(
+        [np.mean([repeat(t, draw).metrics()["pq"][0] for t in tables]) for draw in draws]
+    )
+    estimate = np.mean([table.metrics()["pq"][0] for table in tables])
+    low, high = np.quantile(means, [0.05, 0.95]) + estimate - means.mean()
+    found = bootstrap_intervals(*tables, samples=60, seed=7, confidence=0.9)
+    assert found["pq"] == pytest.approx((low, high), abs=1e-9)
+    same = bootstrap_intervals(tables[0], tables[0], samples=60, seed=7, confidence=0.9)
+    alone = bootstrap_intervals(tables[0], samples=60, seed=7, confidence=0.9)
+    for name, bounds in alone.items():
+        assert same[name] == pytest.approx(bounds, abs=1e-12)
+    with pytest.raises(InputError, match=r"\(12 and 11\)"):
+        bootstrap_intervals(tables[0], statistics(0, images=11), samples=5, seed=0, confidence=0.9)
+
+
 def test_intervals_of_all_metrics_are_ordered_and_repeatable() -> None:
     table = statistics(2)
     first = bootstrap_intervals(table, samples=150, seed=0, confidence=0.95)

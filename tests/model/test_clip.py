@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ from possam.model.clip import (
     load_clip,
     register_synthetic_towers,
 )
+from possam.model.pooling import mask_pool
+from possam.model.text import embed_vocabulary
+from possam.params import Project
+from tests.parity_report import Parity
 
 TOWERS = Path(__file__).resolve().parents[2] / "data" / "towers"
 CONFIG, WEIGHTS = TOWERS / "synthetic_clip.json", TOWERS / "synthetic_clip.safetensors"
+PARAMS = TOWERS.parents[1] / "params"
+PAPER_CLIP = "convnext_large_d_320"
 TEXTS = ["a photo of a red disc.", "grass", "a zebra in the scene", "There is a blue ring"]
 
 
@@ -35,8 +42,21 @@ def _images(clip: FrozenClip, count: int = 3) -> torch.Tensor:
 
 
 def _whole_image(clip: FrozenClip, images: torch.Tensor) -> torch.Tensor:
-    """Mean pooling with a mask of ones, then CLIP's own head."""
-    return clip.project(clip.encode_dense(images).mean((2, 3)))
+    """Pooling with a mask of ones, then CLIP's own head."""
+    mask = torch.ones(len(images), 1, *images.shape[-2:])
+    return clip.project(mask_pool(clip.encode_dense(images), mask)[:, 0])
+
+
+def _averaged(
+    model: open_clip.CLIP, tokenizer: Any, names: list[str], templates: tuple[str, ...]
+) -> torch.Tensor:
+    """FC-CLIP's class embeddings, name by name: normalise, average, normalise."""
+    rows = []
+    for name in names:
+        each = [model.encode_text(tokenizer([t.format(name)]))[0] for t in templates]
+        mean = torch.stack([embedding / embedding.norm() for embedding in each]).mean(0)
+        rows.append(mean / mean.norm())
+    return torch.stack(rows)
 
 
 def _write(path: Path, changes: dict[str, Any], section: str | None = None) -> Path:
@@ -47,8 +67,9 @@ def _write(path: Path, changes: dict[str, Any], section: str | None = None) -> P
     return path
 
 
+@pytest.mark.parity("clip_image")
 def test_plain_open_clip_builds_the_shipped_tower_and_agrees(
-    clip: FrozenClip, monkeypatch: pytest.MonkeyPatch
+    clip: FrozenClip, monkeypatch: pytest.MonkeyPatch, parity: Parity
 ) -> None:
     # The BPE path is relative to the configuration; plain open_clip reads it from where it runs.
     monkeypatch.chdir(TOWERS)
@@ -60,12 +81,84 @@ def test_plain_open_clip_builds_the_shipped_tower_and_agrees(
     images = _images(clip)
     normalised = (images - clip.image_mean) / clip.image_std
     with torch.no_grad():
-        torch.testing.assert_close(
-            _whole_image(clip, images), plain.encode_image(normalised), rtol=1e-4, atol=1e-4
-        )
+        parity.close(_whole_image(clip, images), plain.encode_image(normalised), bound=1e-4)
         expected = F.normalize(plain.encode_text(tokenizer(TEXTS)), dim=-1)
     torch.testing.assert_close(clip.encode_text(TEXTS), expected, rtol=1e-4, atol=1e-5)
     assert clip.logit_scale == pytest.approx(plain.logit_scale.exp().item(), rel=1e-3)
+
+
+@pytest.mark.parity("clip_text")
+def test_vocabulary_is_the_average_over_templates(clip: FrozenClip, parity: Parity) -> None:
+    templates = ("a photo of a {}", "a {}", "this is a {}")
+    names = ["red disc", "grass", "blue ring"]
+    text = embed_vocabulary(clip, [(name,) for name in names], templates=templates)
+    with torch.no_grad():
+        expected = _averaged(clip.model, clip.tokenizer, names, templates)
+    parity.close(text.names, expected, bound=1e-4)
+
+
+def _random_convnext_large(path: Path) -> None:
+    """Random weights in the official layout, with blocks and norms that do something.
+
+    timm starts layer scale at 1e-6 and norms as identities: their place would not matter.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model(PAPER_CLIP)
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                torch.nn.init.uniform_(parameter, 0.1, 0.5)
+            elif ".norm." in name or "ln_final" in name:
+                torch.nn.init.normal_(parameter, mean=float("weight" in name), std=0.3)
+    torch.save(model.state_dict(), path)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FrozenClip, Any]]:
+    """The paper's CLIP, read by our loader and by open_clip's."""
+    path = tmp_path_factory.mktemp("clip") / "open_clip_pytorch_model.bin"
+    _random_convnext_large(path)
+    ours = load_clip(config=PAPER_CLIP, checkpoint=path)
+    theirs = open_clip.create_model(PAPER_CLIP, pretrained=str(path)).eval()
+    path.unlink()
+    yield ours, theirs
+
+
+@pytest.mark.full_size
+@pytest.mark.parity("clip_image")
+def test_full_size_image_tower_equals_encode_image(
+    large: tuple[FrozenClip, Any], parity: Parity
+) -> None:
+    ours, theirs = large
+    ours.train()
+    images = _images(ours, 2)
+    assert images.shape[-2:] == (320, 320)
+    preprocess = open_clip.get_pretrained_cfg(PAPER_CLIP, "laion2b_s29b_b131k_ft_soup")
+    mean, std = (torch.tensor(preprocess[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = theirs.encode_image((images / 255 - mean) / std)
+        dense = theirs.visual.trunk.forward_features((images / 255 - mean) / std)
+    parity.close(ours.encode_dense(images), dense, bound=1e-4)
+    parity.close(_whole_image(ours, images), expected, bound=1e-4)
+
+
+@pytest.mark.full_size
+@pytest.mark.parity("clip_text")
+def test_full_size_text_tower_equals_encode_text(
+    large: tuple[FrozenClip, Any], parity: Parity
+) -> None:
+    ours, theirs = large
+    templates = Project("paper", folder=PARAMS).scale.templates
+    assert len(templates) == 14
+    tokenizer = open_clip.get_tokenizer(PAPER_CLIP)
+    names = ["traffic light", "wall-other-merged"]
+    text = embed_vocabulary(ours, [(name,) for name in names], templates=templates)
+    with torch.no_grad():
+        sentences = [template.format(name) for name in names for template in templates]
+        plain = F.normalize(theirs.encode_text(tokenizer(sentences)), dim=-1)
+        expected = _averaged(theirs, tokenizer, names, templates)
+    parity.close(ours.encode_text(sentences), plain, bound=1e-4)
+    parity.close(text.names, expected, bound=1e-4)
 
 
 def test_pixel_statistics_are_openais(clip: FrozenClip) -> None:
@@ -141,9 +234,23 @@ def test_stages_are_timm_s(clip: FrozenClip, tmp_path: Path, name: str) -> None:
 
 
 def test_clip_stays_frozen(clip: FrozenClip) -> None:
-    clip.train()
+    torch.nn.Sequential(clip).train()
     assert not any(module.training for module in clip.modules())
     assert not any(parameter.requires_grad for parameter in clip.parameters())
+
+
+def test_stochastic_depth_and_batch_norm_never_act(tmp_path: Path) -> None:
+    """The paper's CLIP is configured with stochastic depth, which training mode would draw."""
+    changes = {"timm_drop_path": 0.9, "timm_drop": 0.9}
+    path = _write(tmp_path / "drop.json", changes, "vision_cfg")
+    clip = load_clip(config=path, checkpoint=WEIGHTS)
+    clip.model.visual.trunk.extra = torch.nn.BatchNorm2d(3)
+    torch.nn.Sequential(clip).train()
+    images = _images(clip, 2)
+    kinds = {type(m).__name__ for m in clip.modules()}
+    assert {"DropPath", "LayerNorm", "BatchNorm2d"} <= kinds, kinds
+    torch.testing.assert_close(clip.encode_dense(images), clip.encode_dense(images), rtol=0, atol=0)
+    assert not any(module.training for module in clip.modules())
 
 
 def test_texts_are_normalised_and_batched(clip: FrozenClip) -> None:

@@ -292,6 +292,25 @@ def test_order_of_queries_does_not_matter(seed: int, random: Any) -> None:
     assert torch.equal(*labels)
 
 
+def test_masks_stay_as_they_are_for_the_next_variant() -> None:
+    """At the masks' own size nothing is resized, so results could share their memory."""
+    maps, scored = scores(seed=4)
+    own = Geometry(padded=(4, 6), content=(4, 6), output=(4, 6))
+    before, is_thing = maps.clone(), torch.tensor([True, False, True, False, True])
+    semantic_inference(maps, scored, image=0, geometry=own, class_chunk=2)
+    instance_inference(maps, scored, image=0, geometry=own, is_thing=is_thing, top_k=9)
+    panoptic_inference(
+        maps,
+        scored,
+        image=0,
+        geometry=own,
+        is_thing=is_thing,
+        object_threshold=0.0,
+        overlap_threshold=0.0,
+    )
+    assert torch.equal(maps, before)
+
+
 # --- semantic
 
 

@@ -1,6 +1,5 @@
 """SAM: the encoder against segment_anything's own, and checkpoints that are refused."""
 
-import copy
 import math
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from possam.model.sam import (
     describe_state_dict,
     load_sam,
 )
+from tests.parity_report import Parity
 
 TINY = SamArchitecture(
     name="tiny", embed_dim=32, depth=3, num_heads=4, global_attention=(1,), patch_size=8,
@@ -50,28 +50,32 @@ def _images(*shape: int) -> Tensor:
 
 def _reference(sam: Sam, images: Tensor) -> Tensor:
     """segment_anything's forward; for other grids the position embedding is resized before."""
-    encoder = copy.deepcopy(sam.image_encoder)
+    encoder = sam.image_encoder
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     normalised = (images - mean[:, None, None]) / std[:, None, None]
     patch = encoder.patch_embed.proj.stride[0]
     height, width = (math.ceil(s / patch) for s in images.shape[-2:])
     padded = torch.zeros(len(images), 3, height * patch, width * patch)
     padded[..., : images.shape[-2], : images.shape[-1]] = normalised
-    position = encoder.pos_embed.detach().permute(0, 3, 1, 2)
+    pretrained = encoder.pos_embed
+    position = pretrained.detach().permute(0, 3, 1, 2)
     if position.shape[-2:] != (height, width):
         position = F.interpolate(position, (height, width), mode="bicubic", align_corners=False)
     encoder.pos_embed = nn.Parameter(position.permute(0, 2, 3, 1))
     with torch.no_grad():
-        return encoder(padded)
+        out = encoder(padded)
+    encoder.pos_embed = pretrained
+    return out
 
 
-def _assert_close(found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+BOUND = 1e-4
 
 
+@pytest.mark.parity("sam_encoder")
 @pytest.mark.parametrize("architecture", [TINY, LIKE_VIT_B, ARCHITECTURES["synthetic_b"]])
-def test_encoder_equals_segment_anything_at_its_own_size(architecture: SamArchitecture) -> None:
+def test_encoder_equals_segment_anything_at_its_own_size(
+    architecture: SamArchitecture, parity: Parity
+) -> None:
     sam = _sam(architecture)
     images = _images(2, 3, architecture.image_size, architecture.image_size)
     encoder = SamEncoder(sam.image_encoder)
@@ -82,16 +86,49 @@ def test_encoder_equals_segment_anything_at_its_own_size(architecture: SamArchit
     assert encoder.channels == architecture.out_channels
     with torch.no_grad():
         plain = sam.image_encoder(torch.stack([sam.preprocess(image) for image in images]))
-    _assert_close(found, plain)
+    parity.close(found, plain, bound=BOUND)
 
 
+@pytest.mark.parity("sam_encoder")
 @pytest.mark.parametrize("size", [(64, 40), (24, 96), (61, 90), (128, 128), (8, 8), (57, 64)])
-def test_encoder_takes_any_size(size: tuple[int, int]) -> None:
+def test_encoder_takes_any_size(size: tuple[int, int], parity: Parity) -> None:
     sam = _sam(TINY)
     images = _images(2, 3, *size)
     found = SamEncoder(sam.image_encoder)(images)
     assert found.shape == (2, 16, math.ceil(size[0] / 8), math.ceil(size[1] / 8))
-    _assert_close(found, _reference(sam, images))
+    parity.close(found, _reference(sam, images), bound=BOUND)
+
+
+@pytest.mark.full_size
+@pytest.mark.parity("sam_encoder")
+@pytest.mark.parametrize(
+    ("variant", "odd_size"),
+    [("vit_h", (300, 437)), ("vit_l", (427, 640)), ("vit_b", (683, 1000))],
+)
+def test_full_size_encoder_equals_segment_anything(
+    variant: str, odd_size: tuple[int, int], tmp_path: Path, parity: Parity
+) -> None:
+    """Weights of the official layout, read by our loader and by segment_anything's."""
+    path = tmp_path / f"{variant}.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = segment_anything.sam_model_registry[variant]()
+        for name, parameter in sam.image_encoder.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                nn.init.normal_(parameter, std=0.5)
+    torch.save(sam.state_dict(), path)
+    del sam
+    # One network at a time: two copies of ViT-H and its attention maps are 10 GB.
+    encoder = SamEncoder(load_sam(path, architecture=variant).image_encoder)
+    images = [_images(1, 3, *size) for size in ((1024, 1024), odd_size)]
+    found = [encoder(image) for image in images]
+    del encoder
+    sam = segment_anything.sam_model_registry[variant](checkpoint=path)
+    path.unlink()
+    with torch.no_grad():
+        plain = sam.image_encoder(sam.preprocess(images[0][0])[None])
+    parity.close(found[0], plain, bound=BOUND)
+    parity.close(found[1], _reference(sam, images[1]), bound=BOUND)
 
 
 def test_relative_positions_matter_to_the_parity() -> None:
@@ -114,7 +151,8 @@ def test_a_batch_equals_its_images() -> None:
 
 def test_encoder_is_frozen_and_shares_the_weights() -> None:
     sam = _sam(TINY)
-    encoder = SamEncoder(sam.image_encoder).train()
+    encoder = SamEncoder(sam.image_encoder)
+    nn.Sequential(encoder).train()
     assert not any(module.training for module in encoder.modules())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert not encoder(_images(1, 3, 64, 64).requires_grad_()).requires_grad

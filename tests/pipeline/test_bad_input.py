@@ -12,7 +12,7 @@ from tests.pipeline.test_smoke import edited
 
 pytestmark = pytest.mark.pipeline
 
-WEIGHTS = "results/smoke/runs/possam_b_coco/weights.safetensors"
+WEIGHTS = "results/smoke/runs/possam_b_coco/seed0/weights.safetensors"
 
 
 def refused(workspace: Workspace, *command: str) -> str:
@@ -44,11 +44,24 @@ def test_unknown_parameter_key_stops_snakemake_before_any_job(finished: Workspac
     assert done.returncode != 0 and "model.quieres" in done.stdout + done.stderr
 
 
+def test_a_row_that_was_never_published_stops_snakemake_before_any_job(
+    finished: Workspace,
+) -> None:
+    with edited(finished.folder / "params/tables.yaml", "name: PosSAM (H)", "name: PosSAM (G)"):
+        done = finished.run("snakemake", "-n", "results/smoke/table1.csv", check=False)
+        message = refused(finished, "check")
+    assert done.returncode != 0 and "no row for 'PosSAM (G)'" in done.stdout + done.stderr
+    assert "table1_panoptic.csv" in message and "no row for 'PosSAM (G)'" in message
+
+
 def test_unknown_names(finished: Workspace) -> None:
     assert "possam_h_coco" in refused(finished, "train", "nothing", "--scale", "smoke")
     assert "sam_vit_b" in refused(finished, "fetch", "nothing", "--scale", "smoke")
     assert "ade20k" in refused(finished, "evaluate", "possam_b_coco", "nothing", "--scale", "smoke")
     assert "table1" in refused(finished, "table", "table99", "--scale", "smoke")
+    for command in (("train", "possam_b_coco"), ("evaluate", "possam_b_coco", "ade20k")):
+        message = refused(finished, *command, "--seed", "7", "--scale", "smoke")
+        assert "smoke.yaml: seeds: unknown seed '7'; valid choices: 0" in message
     assert "mini, paper, smoke" in refused(finished, "train", "x", "--scale", "huge")
 
 

@@ -71,8 +71,8 @@ def test_table1_is_complete(finished: Workspace) -> None:
 
 def test_every_result_has_its_provenance(finished: Workspace) -> None:
     results = finished.folder / "results/smoke"
-    runs = sorted(results.glob("runs/*/run.json"))
-    evaluations = sorted(results.glob("evaluations/*/*/*/evaluation.json"))
+    runs = sorted(results.glob("runs/*/seed0/run.json"))
+    evaluations = sorted(results.glob("evaluations/*/seed0/*/*/evaluation.json"))
     assert (len(runs), len(evaluations)) == (6, 8)
     for path in [*runs, *evaluations]:
         provenance = read_json(path.with_name("provenance.json"))
@@ -88,9 +88,13 @@ def test_every_result_has_its_provenance(finished: Workspace) -> None:
 
 
 def test_pq_was_checked_against_panopticapi(finished: Workspace) -> None:
-    for path in finished.folder.glob("results/smoke/evaluations/*/*/*/evaluation.json"):
-        evaluation = read_json(path)
-        assert evaluation["check"]["panopticapi_pq"] == evaluation["metrics"]["pq"]
+    paths = list(finished.folder.glob("results/smoke/evaluations/*/*/*/*/evaluation.json"))
+    assert len(paths) == 8
+    for path in paths:
+        variants = read_json(path)["variants"]
+        assert list(variants) == ["default"], "what the tables ask for"
+        for found in variants.values():
+            assert found["check"]["panopticapi_pq"] == found["metrics"]["pq"]
 
 
 def test_a_second_call_does_nothing(finished: Workspace) -> None:
@@ -128,6 +132,34 @@ def test_a_loss_weight_of_one_run_reruns_that_run_and_what_depends_on_it(
     assert len(jobs) == 4
 
 
+def test_a_variant_in_a_table_reevaluates_that_run_on_that_benchmark(finished: Workspace) -> None:
+    tables = finished.folder / "params/tables.yaml"
+    old = "ade_coco: {run: possam_l_ade20k, benchmark: coco}"
+    with edited(tables, old, old.replace("coco}", "coco, variant: geometric}")):
+        jobs = planned(finished)
+    assert sorted(rule for rule, _ in jobs) == ["evaluate", "table", "track"]
+    (where,) = (wildcards for rule, wildcards in jobs if rule == "evaluate")
+    assert all(part in where for part in ("run=possam_l_ade20k", "seed=0", "condition=trained"))
+    variants = finished.folder / "params/variants.yaml"
+    with edited(variants, "ldp_only: {ensemble: ldp}", "ldp_only: {ensemble: ldp, alpha: 0.1}"):
+        assert planned(finished) == set(), "no table asks for it"
+
+
+def test_a_second_seed_trains_and_evaluates_everything_once_more(finished: Workspace) -> None:
+    with edited(finished.folder / "params/scales/smoke.yaml", "seeds: [0]", "seeds: [0, 1]"):
+        jobs = planned(finished)
+    rules = [rule for rule, _ in jobs]
+    assert {rule: rules.count(rule) for rule in rules} == {
+        **{"train": 6, "evaluate": 8},
+        **{"table": 1, "track": 1},
+    }
+    assert all("seed=1" in w for rule, w in jobs if rule in {"train", "evaluate"})
+    with edited(finished.folder / "params/scales/paper.yaml", "seeds: [0]", "seeds: [0, 1]"):
+        output = finished.snakemake("-n", "results/table1.csv")
+    for line in (r"train\s+12", r"evaluate\s+16", r"table\s+1"):
+        assert re.search(line, output), line
+
+
 def test_changed_code_reruns_the_stages_that_use_it(finished: Workspace) -> None:
     ensemble = finished.folder / "possam/model/ensemble.py"
     text = ensemble.read_text()
@@ -158,7 +190,7 @@ def test_a_killed_training_ends_with_the_same_weights(finished: Workspace) -> No
     line = "\nkilled: {sam: b, train: coco, training: {iterations: 16, milestones: [12]}}\n"
     with edited(runs, runs.read_text(), runs.read_text() + line):
         command = ("train", "killed", "--scale", "smoke")
-        directory = finished.folder / "results/smoke/runs/killed"
+        directory = finished.folder / "results/smoke/runs/killed/seed0"
         process = subprocess.Popen(
             [sys.executable, "-m", "possam.cli", *command],
             cwd=finished.folder,

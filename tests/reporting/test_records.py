@@ -22,11 +22,28 @@ def results(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("runs/full/metrics.jsonl", '{"step": 1}\n{"step": 2', r"metrics\.jsonl: the last line"),
-        ("runs/full/metrics.jsonl", '{"step": 1}\nnonsense\n', r"metrics\.jsonl:2: not valid JSON"),
-        ("runs/full/metrics.jsonl", '{"loss": 1}\n', r"metrics\.jsonl:1: .*'step'"),
-        ("runs/full/run.json", "[1]", r"run\.json: a JSON object"),
-        ("evaluations/full/ade/trained/evaluation.json", "{}", r"evaluation\.json: metrics"),
+        (
+            "runs/full/seed3/metrics.jsonl",
+            '{"step": 1}\n{"step": 2',
+            r"metrics\.jsonl: the last line",
+        ),
+        (
+            "runs/full/seed3/metrics.jsonl",
+            '{"step": 1}\nnonsense\n',
+            r"metrics\.jsonl:2: not valid JSON",
+        ),
+        ("runs/full/seed3/metrics.jsonl", '{"loss": 1}\n', r"metrics\.jsonl:1: .*'step'"),
+        ("runs/full/seed3/run.json", "[1]", r"run\.json: a JSON object"),
+        (
+            "evaluations/full/seed3/ade/trained/evaluation.json",
+            "{}",
+            r"evaluation\.json: variants: .*'default'",
+        ),
+        (
+            "evaluations/full/seed3/ade/trained/evaluation.json",
+            '{"variants": {"default": {}}}',
+            r"evaluation\.json: variants\.default\.metrics",
+        ),
     ],
 )
 def test_malformed_results_are_named_before_anything_is_sent(
@@ -40,13 +57,13 @@ def test_malformed_results_are_named_before_anything_is_sent(
 
 
 def test_folders_of_killed_stages_are_no_records(results: Path) -> None:
-    (results / "runs" / "begun" / "checkpoints").mkdir(parents=True)
-    (results / "evaluations" / "full" / "ade" / "shuffled_names").mkdir(parents=True)
+    (results / "runs" / "begun" / "seed0" / "checkpoints").mkdir(parents=True)
+    (results / "evaluations/full/seed3/ade/shuffled_names").mkdir(parents=True)
     keys = [record.key for record in read_records(results, project())]
     assert keys == [
-        "training/full",
-        "evaluation/full/ade/trained",
-        "evaluation/full/ade/untrained",
+        "training/full/seed3",
+        "evaluation/full/seed3/ade/trained",
+        "evaluation/full/seed3/ade/untrained",
         "table/table1",
     ]
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,55 +10,73 @@ from typing import Any
 import pytest
 
 from possam.errors import InputError
-from possam.params import METRICS, Project
+from possam.params import Project
+from possam.reporting.measurement import Measurement
 from possam.reporting.published import find_slips, read_published
 from possam.reporting.tables import build_table, print_table
+from possam.table_params import METRICS, Place
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP", "FC-CLIP")
 OURS = ("PosSAM (B)", "PosSAM (L)", "PosSAM (H)")
-Evaluations = dict[tuple[str, str, str], dict[str, Any]]
+Measurements = dict[Place, Measurement]
 
 
-def evaluation(key: tuple[str, str, str], scale: str, base: float) -> dict[str, Any]:
+def evaluation(place: Place, scale: str, base: float, seed: int = 0) -> dict[str, Any]:
     """An evaluation with metrics base, base + 1, ... in the order of METRICS."""
     values = {name: base + number for number, name in enumerate(METRICS)}
     return {
-        "run": key[0],
-        "benchmark": key[1],
-        "condition": key[2],
+        "run": place.run,
+        "seed": seed,
+        "benchmark": place.benchmark,
+        "condition": place.condition,
         "scale": scale,
-        "identity": f"identity of {'/'.join(key)}",
-        "run_identity": f"weights of {key[0]}",
-        "metrics": values,
-        "intervals": {name: [value - 1.25, value + 1.5] for name, value in values.items()},
+        "identity": f"identity of {'/'.join(place)}",
+        "run_identity": f"weights_{place.run}_{seed}",
         "counts": {"images": 400},
-        "check": {"panopticapi_pq": values["pq"]},
-        "protocol": {"miou": "the formula", "inference": {"alpha": 0.4}},
+        "variants": {
+            place.variant: {
+                "metrics": values,
+                "intervals": {name: [value - 1.25, value + 1.5] for name, value in values.items()},
+                "check": {"panopticapi_pq": values["pq"]},
+                "protocol": {"miou": "the formula", "inference": {"alpha": 0.4}},
+            }
+        },
     }
 
 
-def evaluations(scale: str) -> Evaluations:
+def measurements(scale: str) -> Measurements:
     keys = [
         (f"possam_{size}_{train}", test, "trained")
         for train, test in (("coco", "ade20k"), ("ade20k", "coco"))
         for size in "blh"
     ]
     keys += [("possam_b_coco", "ade20k", name) for name in ("untrained", "shuffled_names")]
-    return {key: evaluation(key, scale, 10.0 + 5 * place) for place, key in enumerate(keys)}
+    places = [Place(*key, "default") for key in keys]
+    return {
+        place: Measurement.of(evaluation(place, scale, 10.0 + 5 * number), "default")
+        for number, place in enumerate(places)
+    }
+
+
+def part(found: Measurements, *key: str) -> dict[str, Any]:
+    """The default variant's part of the evaluation behind ``key``, to be changed in place."""
+    (content,) = found[Place(*key, "default")].parts()
+    assert isinstance(content, dict)
+    return content
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str, dict[str, Any]]]:
     """``build(scale, found)`` -> CSV rows, Markdown, card."""
 
-    def call(scale: str = "mini", found: Evaluations | None = None) -> Any:
-        project = Project(scale, folder=PARAMS)
+    def call(scale: str = "mini", found: Measurements | None = None, folder: Path = PARAMS) -> Any:
+        project = Project(scale, folder=folder)
         out = tmp_path / "table1.csv"
         build_table(
             project,
             "table1",
-            evaluations(scale) if found is None else found,
+            measurements(scale) if found is None else found,
             out_csv=out,
             out_md=tmp_path / "table1.md",
         )
@@ -101,11 +120,12 @@ def test_reproduced_cells_have_value_interval_published_and_difference(build: Ca
     assert row["coco_ade_pq"] == "10.0000" and row["coco_ade_rq"] == "12.0000"
     assert row["coco_ade_miou"] == f"{10 + list(METRICS).index('miou'):.4f}"
     assert (row["coco_ade_pq_low"], row["coco_ade_pq_high"]) == ("8.7500", "11.5000")
+    assert row["coco_ade_pq_std"] == "", "one seed has no standard deviation"
     assert row["coco_ade_pq_published"] == "26.5"
     assert row["coco_ade_pq_difference"] == "-16.5000"
     assert row["ade_coco_pq"] == "25.0000", "the run trained on ADE20K, tested on COCO"
     assert row["ade_coco_run"] == "possam_b_ade20k"
-    assert row["coco_ade_run_identity"] == "weights of possam_b_coco"
+    assert row["coco_ade_run_identity"] == "weights_possam_b_coco_0"
     for line, size in zip(rows[6:], "blh", strict=True):
         assert line["coco_ade_run"] == f"possam_{size}_coco"
         for column in card["columns"]:
@@ -114,6 +134,65 @@ def test_reproduced_cells_have_value_interval_published_and_difference(build: Ca
             assert low < value < high
             difference = value - float(line[f"{key}_published"])
             assert float(line[f"{key}_difference"]) == pytest.approx(difference, abs=1e-4)
+
+
+def averaged(place: Place, base: float) -> Measurement:
+    """Two seeds around ``base``: the mean, a deviation of 0.75, an interval."""
+    pair = tuple(evaluation(place, "mini", base + step, seed) for seed, step in ((0, -1), (4, 1)))
+    values = {name: base + number for number, name in enumerate(METRICS)}
+    return Measurement(
+        variant=place.variant,
+        evaluations=pair,
+        metrics=values,
+        std=dict.fromkeys(values, 0.75),
+        intervals={name: [value - 2.0, value + 3.0] for name, value in values.items()},
+    )
+
+
+def test_with_several_seeds_cells_show_mean_and_standard_deviation(
+    build: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(PARAMS, tmp_path / "params"))
+    scale = folder / "scales" / "mini.yaml"
+    scale.write_text(scale.read_text().replace("seeds: [0]", "seeds: [0, 4]"))
+    found = {
+        place: averaged(place, 10.0 + 5 * number)
+        for number, place in enumerate(measurements("mini"))
+    }
+    rows, text, card = build("mini", found, folder)
+    row = rows[6]
+    assert (row["coco_ade_pq"], row["coco_ade_pq_std"]) == ("10.0000", "0.7500")
+    assert (row["coco_ade_pq_low"], row["coco_ade_pq_high"]) == ("8.0000", "13.0000")
+    assert row["coco_ade_pq_difference"] == "-16.5000"
+    assert row["coco_ade_run_identity"] == "weights_possam_b_coco_0 weights_possam_b_coco_4"
+    assert len(row["coco_ade_evaluation_hash"].split()) == 2
+    assert "**10.0 ± 0.8 [8.0, 13.0]**<br>published 26.5 (-16.5)" in text
+    assert "mean ± standard deviation over 2 trainings (seeds 0, 4)" in text
+    assert "9.0000, 11.0000, equal" in text, "panopticapi's PQ of each seed"
+    assert "possam_b_coco/seed4/ade20k/trained" in card["evaluations"]
+    assert len(card["evaluations"]) == 16
+    print_table(tmp_path / "table1.csv")
+    shown = capsys.readouterr().out
+    assert "10.0 ± 0.8" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_cell_of_a_variant_says_so(build: Callable, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(PARAMS, tmp_path / "params"))
+    tables = folder / "tables.yaml"
+    old = "coco_ade: {run: possam_b_coco, benchmark: ade20k}"
+    new = "coco_ade: {run: possam_b_coco, benchmark: ade20k, variant: ldp_only}"
+    tables.write_text(tables.read_text().replace(old, new))
+    found = measurements("mini")
+    with pytest.raises(InputError, match=r"possam_b_coco.*trained, ldp_only.*possam evaluate"):
+        build("mini", found, folder)
+    place = Place("possam_b_coco", "ade20k", "trained", "ldp_only")
+    found[place] = Measurement.of(evaluation(place, "mini", 60.0), "ldp_only")
+    rows, text, card = build("mini", found, folder)
+    assert (rows[6]["coco_ade_pq"], rows[6]["coco_ade_variant"]) == ("60.0000", "ldp_only")
+    assert (rows[7]["coco_ade_pq"], rows[7]["coco_ade_variant"]) == ("15.0000", "default")
+    assert "### Benchmark `ade20k`, inference `ldp_only`" in text
+    # The controls are of the default variant, and so is the trained run beside them.
+    assert card["controls"][0]["metrics"]["pq"]["trained"] == 10.0
 
 
 def test_synthetic_scales_say_that_differences_mean_nothing(build: Callable) -> None:
@@ -155,10 +234,10 @@ def test_controls_stand_beside_the_table(build: Callable) -> None:
 
 
 def test_supplement_and_panopticapi(build: Callable) -> None:
-    found = evaluations("mini")
-    found["possam_h_ade20k", "coco", "trained"]["check"]["panopticapi_pq"] += 1e-9
-    found["possam_l_ade20k", "coco", "trained"]["check"] = None
-    found["possam_l_ade20k", "coco", "trained"]["metrics"]["pq_unseen"] = None
+    found = measurements("mini")
+    part(found, "possam_h_ade20k", "coco", "trained")["check"]["panopticapi_pq"] += 1e-9
+    part(found, "possam_l_ade20k", "coco", "trained")["check"] = None
+    part(found, "possam_l_ade20k", "coco", "trained")["metrics"]["pq_unseen"] = None
     _, text, card = build("mini", found)
     run = card["rows"][6]["runs"]["coco_ade"]
     place = list(METRICS).index("pq_unseen")
@@ -171,12 +250,17 @@ def test_supplement_and_panopticapi(build: Callable) -> None:
 
 def test_card_names_every_evaluation(build: Callable) -> None:
     _, text, card = build()
-    assert set(card["evaluations"]) == {"/".join(key) for key in evaluations("mini")}
-    entry = card["evaluations"]["possam_b_coco/ade20k/trained"]
-    assert entry["identity"] == "identity of possam_b_coco/ade20k/trained"
+    assert set(card["evaluations"]) == {
+        f"{place.run}/seed0/{place.benchmark}/{place.condition}" for place in measurements("mini")
+    }
+    entry = card["evaluations"]["possam_b_coco/seed0/ade20k/trained"]
+    assert entry["identity"] == "identity of possam_b_coco/ade20k/trained/default"
     assert len(entry["content_hash"]) == 64 and entry["content_hash"][:12] in text
-    assert card["rows"][6]["runs"]["coco_ade"]["evaluation_hash"] == entry["content_hash"]
-    assert card["protocol"]["possam_b_coco/ade20k"]["miou"] == "the formula"
+    assert card["rows"][6]["runs"]["coco_ade"]["evaluation_hash"] == [entry["content_hash"]]
+    assert card["protocol"][0] == {
+        **{"run": "possam_b_coco", "benchmark": "ade20k", "variant": "default"},
+        **{"miou": "the formula", "inference": {"alpha": 0.4}},
+    }
     assert text.count("### Benchmark") == 2, "runs share the protocol of their benchmark"
 
 
@@ -203,22 +287,23 @@ def test_slips_of_the_paper_are_found_by_arithmetic(build: Callable) -> None:
 
 def test_what_is_missing_is_an_error_with_a_remedy(build: Callable, tmp_path: Path) -> None:
     for key, command in (
-        (("possam_l_ade20k", "coco", "trained"), "possam evaluate possam_l_ade20k coco"),
+        (("possam_l_ade20k", "coco", "trained"), "possam evaluate possam_l_ade20k coco --seed 0"),
         (("possam_b_coco", "ade20k", "untrained"), "--condition untrained --scale mini"),
     ):
-        found = evaluations("mini")
-        del found[key]
+        found = measurements("mini")
+        del found[Place(*key, "default")]
         with pytest.raises(InputError, match=command):
             build("mini", found)
-    found = evaluations("mini")
-    found["possam_h_coco", "ade20k", "trained"]["metrics"]["map"] = None
+    found = measurements("mini")
+    part(found, "possam_h_coco", "ade20k", "trained")["metrics"]["map"] = None
     with pytest.raises(InputError, match=r"possam_h_coco.*metric 'map' is missing"):
         build("mini", found)
-    found = evaluations("paper")
+    found = measurements("paper")
     with pytest.raises(InputError, match="scale 'paper'"):
         build("mini", found)
-    found = evaluations("mini")
-    found["possam_b_coco", "ade20k", "trained"]["run"] = "another"
+    found = measurements("mini")
+    place = Place("possam_b_coco", "ade20k", "trained", "default")
+    found[place] = Measurement.of(evaluation(place, "mini", 10.0, seed=1), "default")
     with pytest.raises(InputError, match="evaluate the run again"):
         build("mini", found)
     assert list(tmp_path.iterdir()) == []

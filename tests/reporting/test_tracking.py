@@ -73,8 +73,8 @@ def view(uri: str, experiment: str) -> dict[str, Any]:
 def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) -> None:
     summary = send()
     shown = view(uri, summary.experiment)
-    training, table = shown["training/full"], shown["table/table1"]
-    evaluation = shown["evaluation/full/ade/trained"]
+    training, table = shown["training/full/seed3"], shown["table/table1"]
+    evaluation = shown["evaluation/full/seed3/ade/trained"]
     assert sorted(shown) == sorted(summary.created) and len(shown) == 4
     assert training["history"]["loss"] == [
         (step, 1.0 / (step + 1), START_MS + 2000 * step) for step in range(0, 100, 20)
@@ -94,9 +94,15 @@ def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) ->
         "pq": 20.5,
         "pq_low": 19.5,
         "pq_high": 21.5,
+        "check.panopticapi_pq": 20.5,
+        "geometric.pq": 10.25,
         "counts.images": 400.0,
     }
     assert evaluation["params"]["alpha"] == "0.4" and evaluation["params"]["benchmark"] == "ade"
+    assert evaluation["params"]["seed"] == evaluation["tags"]["possam.seed"] == "3"
+    assert evaluation["params"]["protocol.miou"] == "ground truth classes"
+    assert evaluation["params"]["geometric.protocol.inference.ensemble"] == "geometric"
+    assert (training["tags"]["possam.run"], training["tags"]["possam.seed"]) == ("full", "3")
     time = table["times"][1]
     assert table["history"] == {
         "Ours _B_/pq": [(0, 20.5, time)],
@@ -108,14 +114,14 @@ def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) ->
 def test_runs_are_linked(send: Any, uri: str) -> None:
     shown = view(uri, send().experiment)
     for condition in ("trained", "untrained"):
-        key = f"evaluation/full/ade/{condition}"
-        assert shown[key]["tags"]["mlflow.parentRunId"] == "training/full"
+        key = f"evaluation/full/seed3/ade/{condition}"
+        assert shown[key]["tags"]["mlflow.parentRunId"] == "training/full/seed3"
         assert shown["table/table1"]["tags"][f"possam.link.{key}"] == key
-    assert "mlflow.parentRunId" not in shown["training/full"]["tags"]
+    assert "mlflow.parentRunId" not in shown["training/full/seed3"]["tags"]
 
 
 def test_artifacts_lie_beside_the_database(send: Any, uri: str) -> None:
-    run_id = send().runs["training/full"]
+    run_id = send().runs["training/full/seed3"]
     folder = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
     assert [path.name for path in folder.glob(f"*/{run_id}/artifacts/run.json")] == ["run.json"]
 
@@ -137,14 +143,17 @@ def test_changed_content_replaces_and_links_follow(send: Any, uri: str, results:
     first = send()
     write_training(results, steps=3)
     second = send()
-    assert second.replaced == ["training/full"] and second.removed == 1
-    old, new = first.runs["training/full"], second.runs["training/full"]
+    assert second.replaced == ["training/full/seed3"] and second.removed == 1
+    old, new = first.runs["training/full/seed3"], second.runs["training/full/seed3"]
     gone = client(uri).get_run(old)
     assert gone.info.lifecycle_stage == "deleted"
     assert gone.data.tags[tracking.SUPERSEDED] == new != old
     shown = view(uri, first.experiment)
-    assert len(shown["training/full"]["history"]["loss"]) == 3
-    assert shown["evaluation/full/ade/trained"]["tags"]["mlflow.parentRunId"] == "training/full"
+    assert len(shown["training/full/seed3"]["history"]["loss"]) == 3
+    assert (
+        shown["evaluation/full/seed3/ade/trained"]["tags"]["mlflow.parentRunId"]
+        == "training/full/seed3"
+    )
 
 
 class Killed(BaseException):
@@ -195,7 +204,7 @@ def test_killed_while_a_live_run_is_extended(
 ) -> None:
     shutil.rmtree(results)
     write_training(results, steps=2, finished=False)
-    run_id = send().runs["training/full"]
+    run_id = send().runs["training/full/seed3"]
     write_training(results, steps=6, finished=False)
     with monkeypatch.context() as patch:
         connect = tracking._connect
@@ -203,7 +212,10 @@ def test_killed_while_a_live_run_is_extended(
         with pytest.raises(Killed):
             send()
     summary = send()
-    assert summary.extended == ["training/full"] and summary.runs["training/full"] == run_id
+    assert (
+        summary.extended == ["training/full/seed3"]
+        and summary.runs["training/full/seed3"] == run_id
+    )
     (shown,) = view(uri, summary.experiment).values()
     assert [step for step, _, _ in shown["history"]["loss"]] == list(range(0, 120, 20))
     assert shown["status"] == "RUNNING"

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from possam.checked_yaml import validate
 from possam.files import write_json
-from possam.params import Project, TableParams, validate
+from possam.params import Project
+from possam.table_params import TableParams
 
 START = "2024-05-01T10:00:00+00:00"
 START_MS = 1714557600000
@@ -15,16 +17,17 @@ PROVENANCE = {"started": START, "wall_time_s": 60.0, "git": {"commit": "c" * 40,
 
 def project() -> Project:
     cell = {"run": "full", "benchmark": "ade"}
+    ours = {**cell, "variant": "geometric"}
     table = {
         "title": "Table one",
         "published": "t.csv",
         "groups": {"a": "A"},
         "columns": [{"key": "pq", "group": "a", "metric": "pq", "title": "PQ"}],
-        "rows": [{"name": "Ours", "cells": {"a": cell}}, {"name": "Theirs"}],
+        "rows": [{"name": "Ours", "cells": {"a": ours}}, {"name": "Theirs"}],
         "controls": [{"name": "Bare", **cell, "condition": "untrained"}],
     }
     tables = {"table1": validate(TableParams, table, source="test")}
-    scale = SimpleNamespace(synthetic=True)
+    scale = SimpleNamespace(synthetic=True, seeds=(0, 3))
     return cast(Project, SimpleNamespace(name="mini", prefix="mini/", scale=scale, tables=tables))
 
 
@@ -33,8 +36,8 @@ def log_line(step: int, loss: float) -> str:
     return json.dumps({**values, "terms": {"dice": loss / 2}}) + "\n"
 
 
-def write_training(results: Path, *, steps: int = 5, finished: bool = True) -> Path:
-    folder = results / "runs" / "full"
+def write_training(results: Path, *, steps: int = 5, finished: bool = True, seed: int = 3) -> Path:
+    folder = results / "runs" / "full" / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     lines = [log_line(step, 1.0 / (step + 1)) for step in range(0, 20 * steps, 20)]
     (folder / "metrics.jsonl").write_text("".join(lines))
@@ -52,12 +55,22 @@ def write_training(results: Path, *, steps: int = 5, finished: bool = True) -> P
 
 
 def write_evaluation(results: Path, *, condition: str = "trained", pq: float = 20.5) -> Path:
-    path = results / "evaluations" / "full" / "ade" / condition / "evaluation.json"
-    content = {
+    path = results / "evaluations/full/seed3/ade" / condition / "evaluation.json"
+    default = {
         "metrics": {"pq": pq, "map": None},
         "intervals": {"pq": [pq - 1, pq + 1]},
-        "counts": {"images": 400},
+        "check": {"panopticapi_pq": pq},
         "protocol": {"miou": "ground truth classes"},
+    }
+    geometric = {
+        "metrics": {"pq": pq / 2},
+        "intervals": {"pq": None},
+        "check": None,
+        "protocol": {"inference": {"ensemble": "geometric"}},
+    }
+    content = {
+        "counts": {"images": 400},
+        "variants": {"default": default, "geometric": geometric},
     }
     write_json(path, content)
     write_json(path.with_name("provenance.json"), {**PROVENANCE, "parameters": {"alpha": 0.4}})
@@ -65,7 +78,7 @@ def write_evaluation(results: Path, *, condition: str = "trained", pq: float = 2
 
 
 def write_results(folder: Path) -> Path:
-    """A scale's results folder: one run, two evaluations, one table."""
+    """A scale's results folder: one training (seed 3), two evaluations, one table."""
     results = folder / "results" / "mini"
     write_training(results)
     write_evaluation(results)

@@ -1,4 +1,4 @@
-# One job a run. Checkpoints and weights lie beside run.json, undeclared: Snakemake removes declared
+# One job a run and seed. Checkpoints and weights lie beside run.json, undeclared: Snakemake removes declared
 # outputs before it reruns a rule, and a killed training must find its checkpoints.
 
 
@@ -9,8 +9,9 @@ rule train:
         RUN,
     params:
         scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity("train", plan.scale_of(w.prefix), run=w.run),
+        identity=lambda w: plan.identity("train", plan.scale_of(w.prefix), run=w.run, seed=w.seed),
     log:
-        "results/{prefix}logs/train_{run}.log",
+        "results/{prefix}logs/train_{run}_seed{seed}.log",
     shell:
-        "possam train {wildcards.run} --scale {params.scale} 2> >(tee {log} >&2)"
+        "possam train {wildcards.run} --seed {wildcards.seed} --scale {params.scale} "
+        "2> >(tee {log} >&2)"

@@ -1,0 +1,61 @@
+"""What a model costs (paper, Table 0.B.1): its parameters, counted without allocating them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from possam.model.clip import FrozenClip, build_open_clip
+from possam.model.possam import build_possam
+from possam.model.sam import SamEncoder, build_sam, find_architecture
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters: ``frozen`` is CLIP's image and text tower and SAM's image encoder."""
+
+    trainable: int
+    frozen: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.trainable + self.frozen
+
+
+def count_parameters(
+    *, sam_architecture: str | None, clip_config: Path | str, model: Mapping[str, Any]
+) -> ParameterCount:
+    """Count on the meta device: the networks are built, but their weights are never stored.
+
+    Args:
+        sam_architecture: a key of :data:`possam.model.sam.ARCHITECTURES`; ``None``: no SAM.
+        clip_config: an open_clip JSON file or the name of a built-in open_clip model.
+        model: the fields of the ``model`` parameters.
+
+    Raises:
+        InputError: an unknown architecture, or a configuration that cannot be built.
+    """
+    with torch.device("meta"):
+        sams = []
+        if sam_architecture is not None:
+            architecture = find_architecture(sam_architecture)
+            sams.append(SamEncoder(build_sam(architecture).image_encoder))
+        network, tokenizer, size = build_open_clip(clip_config)
+        clip = FrozenClip(model=network, tokenizer=tokenizer, image_size=size)
+        possam = build_possam(
+            backbone_channels=[sam.channels for sam in sams] or list(clip.stage_channels),
+            clip_channels=clip.dense_channels,
+            embed_dim=clip.embed_dim,
+            logit_scale=1.0,  # an initial value; nothing is computed here
+            seed=0,
+            **model,
+        )
+    return ParameterCount(trainable=_count(possam), frozen=sum(map(_count, (clip, *sams))))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

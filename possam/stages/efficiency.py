@@ -1,0 +1,39 @@
+"""Stage ``efficiency``: what the models of a scale cost."""
+
+from possam.layout import Layout
+from possam.params import Project
+from possam.stages.common import clip_config
+
+
+def print_parameters(project: Project) -> None:
+    """Print trainable, frozen and total parameters: the full model for every SAM size, and the runs
+    with another model.
+
+    Millions are cut off after one decimal, as in the paper's Table 0.B.1.
+    """
+    from possam.evaluation.efficiency import count_parameters
+
+    scale, config = project.scale, clip_config(Layout(project))
+    print(f"{scale.title}")
+    models = {f"PosSAM ({size.upper()})": (size, scale.model) for size in scale.towers.sam}
+    variants = {n: (r.sam, r.model) for n, r in project.runs.items() if r.model != scale.model}
+    width = max(map(len, [*models, *variants])) + 1
+    print(f"{'model':<{width}}{'trainable':>15}{'frozen':>15}{'total':>15}   in millions")
+    for name, (size, model) in {**models, **variants}.items():
+        count = count_parameters(
+            sam_architecture=None if size is None else scale.towers.sam[size].architecture,
+            clip_config=config,
+            model=model.model_dump(),
+        )
+        numbers = (count.trainable, count.frozen, count.total)
+        cut = " + ".join(str(millions(number)) for number in numbers[:2])
+        print(
+            f"{name:<{width}}"
+            + "".join(f"{number:>15,}" for number in numbers)
+            + f"   {cut} = {millions(count.total)}"
+        )
+
+
+def millions(number: int) -> float:
+    """Millions with one decimal, cut off and not rounded: 441,443,521 -> 441.4."""
+    return number // 100_000 / 10

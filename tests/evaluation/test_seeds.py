@@ -1,0 +1,58 @@
+"""Several evaluations that differ by the seed: mean, standard deviation, interval of the mean."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from possam.errors import InputError
+from possam.evaluation.seeds import average_seeds
+from possam.evaluation.semantic import SemanticCounts
+from possam.evaluation.statistics import ImageStatistics, bootstrap_intervals
+from possam.evaluation.summary import write_variants
+
+THINGS, SEEN = (True, False, False), (True, True, False)
+BOOTSTRAP: dict[str, Any] = {"samples": 80, "seed": 5, "confidence": 0.9}
+
+
+def write(folder: Path, seed: int, images: int = 20) -> ImageStatistics:
+    """An evaluation with mIoU alone, in two variants, of which only one is averaged."""
+    rng = np.random.default_rng(seed)
+    target = rng.integers(20, 40, (images, 3))
+    hit = rng.integers(0, 20, (images, 3))
+    counts = SemanticCounts(hit, hit + rng.integers(0, 9, hit.shape), target)
+    table = ImageStatistics(tuple(range(images)), THINGS, SEEN, semantic=counts)
+    metrics: dict[str, Any] = {name: float(v[0]) for name, v in table.metrics().items()}
+    flags = [{"thing": t, "seen": s} for t, s in zip(THINGS, SEEN, strict=True)]
+    part = {"metrics": {**metrics, "pq_unseen": None}, "per_class": flags}
+    other = {"metrics": {"miou": 0.0}, "per_class": flags}
+    variants = {"default": other, "geometric": part}
+    write_variants(folder, {"variants": variants}, {"default": table, "geometric": table})
+    return table
+
+
+def test_mean_deviation_and_interval(tmp_path: Path) -> None:
+    folders = [tmp_path / f"seed{seed}" for seed in range(3)]
+    tables = [write(folder, seed) for seed, folder in enumerate(folders)]
+    found = average_seeds(folders, "geometric", **BOOTSTRAP)
+    a, b, c = (float(table.metrics()["miou"][0]) for table in tables)
+    mean = (a + b + c) / 3
+    assert found.mean["miou"] == pytest.approx(mean)
+    spread = ((a - mean) ** 2 + (b - mean) ** 2 + (c - mean) ** 2) / 2
+    assert found.std["miou"] == pytest.approx(spread**0.5) and spread > 0
+    assert found.mean["pq_unseen"] is None and found.std["pq_unseen"] is None
+    expected = bootstrap_intervals(*tables, **BOOTSTRAP)
+    assert found.intervals == {name: list(bounds) for name, bounds in expected.items()}
+    low, high = expected["miou"]
+    assert low < mean < high
+
+
+def test_seeds_on_different_images_are_refused(tmp_path: Path) -> None:
+    folders = [tmp_path / "seed0", tmp_path / "seed1"]
+    write(folders[0], 0)
+    write(folders[1], 1, images=19)
+    with pytest.raises(InputError, match=r"\(20 and 19\)"):
+        average_seeds(folders, "geometric", **BOOTSTRAP)
+    with pytest.raises(InputError, match="seed2"):
+        average_seeds([*folders, tmp_path / "seed2"], "geometric", **BOOTSTRAP)
