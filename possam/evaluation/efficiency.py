@@ -15,7 +15,7 @@ from possam.model.sam import SamEncoder, build_sam, find_architecture
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters: ``frozen`` is SAM's image encoder and CLIP's image and text tower."""
+    """Numbers of parameters: ``frozen`` is CLIP's image and text tower and SAM's image encoder."""
 
     trainable: int
     frozen: int

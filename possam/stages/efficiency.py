@@ -6,7 +6,8 @@ from possam.stages.common import clip_config
 
 
 def print_parameters(project: Project) -> None:
-    """Print trainable, frozen and total parameters of the full model for every SAM size.
+    """Print trainable, frozen and total parameters: the full model for every SAM size, and the runs
+    with another model.
 
     Millions are cut off after one decimal, as in the paper's Table 0.B.1.
     """
@@ -14,17 +15,20 @@ def print_parameters(project: Project) -> None:
 
     scale, config = project.scale, clip_config(Layout(project))
     print(f"{scale.title}")
-    print(f"{'model':<12}{'trainable':>15}{'frozen':>15}{'total':>15}   in millions")
-    for size, tower in scale.towers.sam.items():
+    models = {f"PosSAM ({size.upper()})": (size, scale.model) for size in scale.towers.sam}
+    variants = {n: (r.sam, r.model) for n, r in project.runs.items() if r.model != scale.model}
+    width = max(map(len, [*models, *variants])) + 1
+    print(f"{'model':<{width}}{'trainable':>15}{'frozen':>15}{'total':>15}   in millions")
+    for name, (size, model) in {**models, **variants}.items():
         count = count_parameters(
-            sam_architecture=tower.architecture,
+            sam_architecture=None if size is None else scale.towers.sam[size].architecture,
             clip_config=config,
-            model=scale.model.model_dump(),
+            model=model.model_dump(),
         )
         numbers = (count.trainable, count.frozen, count.total)
         cut = " + ".join(str(millions(number)) for number in numbers[:2])
         print(
-            f"{f'PosSAM ({size.upper()})':<12}"
+            f"{name:<{width}}"
             + "".join(f"{number:>15,}" for number in numbers)
             + f"   {cut} = {millions(count.total)}"
         )

@@ -91,5 +91,8 @@ def test_millions_are_cut_off_as_in_the_paper() -> None:
 def test_the_command_prints_a_line_a_size(capsys: pytest.CaptureFixture[str]) -> None:
     print_parameters(Project("paper", folder=PARAMS))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[2:]] == [f"PosSAM ({s})" for s in "BLH"]
-    assert "441,443,521" in lines[2] and "988,798,657" in lines[4]
+    rows = {line.split("  ")[0]: line for line in lines[2:]}
+    assert list(rows)[:3] == [f"PosSAM ({s})" for s in "BLH"]
+    assert "441,443,521" in rows["PosSAM (B)"] and "988,798,657" in rows["PosSAM (H)"]
+    assert "441,443,521" in rows["two_way_9_b_coco"]
+    assert f"{CLIP:,}" in rows["fcclip_coco"]  # no SAM is counted
