@@ -99,7 +99,7 @@ def rename_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = key.removeprefix(prefix)
         if name.startswith(_LEFT_OUT):
             continue
-        for pattern, ours in _PATTERNS:
+        for pattern, ours in _PATTERNS if key.startswith(prefix) else ():
             if pattern.match(name):
                 renamed.update(_split(pattern.sub(ours, name, count=1), value.float()))
                 break
