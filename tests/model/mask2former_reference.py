@@ -1,6 +1,6 @@
 """transformers' Mask2Former decoders beside PosSAM's, with the weights that the converter gives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -206,23 +206,33 @@ def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def run_pixel_decoders(pair: Decoders, maps: Sequence[Tensor]) -> tuple[Run, Run]:
     """Forward and backward through both, on four maps (B, C_i, H_i, W_i), finest first."""
-    layers = [watch(list(part.layers)) for part in (pair.our_pixel, pair.their_pixel.encoder)]
-    inputs = [leaves(maps), leaves(maps)]
-    features, levels, shapes = pair.our_pixel(inputs[0])
-    assert shapes == [tuple(level.shape[-2:]) for level in reversed(maps[1:])]
-    decoded = pair.their_pixel(inputs[1])
-    results = (
-        (features, [level.transpose(1, 2) for level in levels]),
-        (decoded.mask_features, [level.flatten(2) for level in decoded.multi_scale_features]),
+
+    def ours(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        features, levels, shapes = pair.our_pixel(inputs)
+        assert shapes == [tuple(level.shape[-2:]) for level in reversed(maps[1:])]
+        return features, [level.transpose(1, 2) for level in levels]
+
+    def theirs(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        decoded = pair.their_pixel(inputs)
+        return decoded.mask_features, [level.flatten(2) for level in decoded.multi_scale_features]
+
+    return (
+        _run_pixel(ours, list(pair.our_pixel.layers), maps),
+        _run_pixel(theirs, list(pair.their_pixel.encoder.layers), maps),
     )
-    goal = random(*features.shape, seed=50).to(features.dtype)
-    runs = []
-    for each, leaf, (mask_features, tokens) in zip(layers, inputs, results, strict=True):
-        (mask_features * goal).sum().backward()
-        outputs = {f"layer {index}": layer for index, layer in enumerate(each)}
-        outputs |= {f"level {index}": level.detach() for index, level in enumerate(tokens)}
-        runs.append(Run({**outputs, "mask features": mask_features.detach()}, leaf))
-    return runs[0], runs[1]
+
+
+def _run_pixel(
+    decode: Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]],
+    modules: Sequence[nn.Module],
+    maps: Sequence[Tensor],
+) -> Run:
+    layers, inputs = watch(modules), leaves(maps)
+    features, levels = decode(inputs)
+    (features * random(*features.shape, seed=50).to(features.dtype)).sum().backward()
+    outputs = {f"layer {index}": layer for index, layer in enumerate(layers)}
+    outputs |= {f"level {index}": level.detach() for index, level in enumerate(levels)}
+    return Run({**outputs, "mask features": features.detach()}, inputs)
 
 
 def run_mask_decoders(
