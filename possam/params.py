@@ -198,6 +198,8 @@ class RunParams(Params):
     loss: LossParams
     training: TrainingParams
     templates: tuple[str, ...]
+    start_from: str | None = None
+    """Asset of the Mask2Former checkpoint that the decoders start from; ``None``: random."""
 
 
 class BenchmarkParams(Params):
@@ -425,6 +427,8 @@ class Project:
             raise InputError(f"{path}: {name}: a mapping is expected, not {difference!r}")
         run = validate(RunParams, merge(defaults, difference), source=f"{path}: {name}")
         _choose("SAM size", run.sam, self.scale.towers.sam, path, f"{name}.sam")
+        if run.start_from is not None:
+            _choose("asset", run.start_from, self.assets, path, f"{name}.start_from")
         return run
 
     def _check_tables(self) -> None:

@@ -50,6 +50,12 @@ def test_a_run_is_its_difference_from_the_defaults(folder: Path) -> None:
     assert ablation.model_copy(update={"model": full.model}) == full
 
 
+def test_no_shipped_run_starts_from_a_checkpoint(folder: Path) -> None:
+    for scale in ("smoke", "mini", "paper"):
+        runs = Project(scale, folder=folder).runs.values()
+        assert [run.start_from for run in runs] == [None] * len(runs)
+
+
 def test_merge_goes_down_into_mappings_only() -> None:
     assert merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2]}) == {
         "a": {"x": 1, "y": 3},
@@ -95,6 +101,11 @@ def test_merge_goes_down_into_mappings_only() -> None:
             "runs.yaml",
             lambda d: d.update(bad={"sam": "xl", "train": "coco"}),
             ["bad.sam", "'xl'", "b, h, l"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(bad={"sam": "b", "train": "coco", "start_from": "nothing"}),
+            ["runs.yaml: bad.start_from", "'nothing'", "sam_vit_b"],
         ),
         (
             "tables.yaml",

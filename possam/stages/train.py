@@ -1,6 +1,7 @@
 """Stage ``train``: one run of ``params/runs.yaml``, from frozen towers to trained weights."""
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from possam.files import hash_json, sha256_file, write_json
@@ -8,6 +9,8 @@ from possam.layout import Layout
 from possam.params import Project, RunParams
 from possam.stages.common import (
     StageRecord,
+    asset_file,
+    asset_record,
     check_device,
     code_identity,
     frozen_hashes,
@@ -81,6 +84,7 @@ def _source(
 def train(project: Project, name: str, *, device: str) -> None:
     """Train run ``name`` and write ``run.json``; goes on where a killed call stopped."""
     from possam.datasets.format import ConvertedDataset
+    from possam.model.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
     from possam.model.text import embed_vocabulary
     from possam.training.loop import train_run
@@ -93,6 +97,10 @@ def train(project: Project, name: str, *, device: str) -> None:
     dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
     frozen = frozen_hashes(layout, run.sam)
     inputs = {"dataset": dataset.manifest["content"], **frozen}
+    initialise = None
+    if run.start_from is not None:
+        inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
+        initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
     parameters = run.model_dump(mode="json")
     identity = {
         "run": name,
@@ -121,6 +129,7 @@ def train(project: Project, name: str, *, device: str) -> None:
         frozen=frozen,
         vocabulary=dataset.vocabulary,
         device=device,
+        initialise=initialise,
     )
     record.write(directory)
     write_json(
