@@ -275,6 +275,8 @@ class RunDefinition(Params):
     loss: LossParams
     training: TrainingParams
     templates: tuple[str, ...]
+    start_from: str | None = None
+    """Asset of the Mask2Former checkpoint that the decoders start from; ``None``: random."""
 
     @model_validator(mode="after")
     def _sam_is_used(self) -> "RunDefinition":
@@ -469,6 +471,8 @@ class Project:
         )
         if definition.sam is not None:
             choose("SAM size", definition.sam, self.scale.towers.sam, path, f"{name}.sam")
+        if definition.start_from is not None:
+            choose("asset", definition.start_from, self.assets, path, f"{name}.start_from")
         seeds = self.scale.seeds
         if seed is None:
             seed = seeds[0]

@@ -182,13 +182,17 @@ class Pipeline:
         return [data, *self._tower(scale, tower)]
 
     def training_inputs(self, prefix: str, run: str) -> list[str]:
-        """A data set, the towers and, where the run asks for it, their cached features."""
+        """A data set, the towers and, where the run asks for them, their cached features and the
+        checkpoint that it starts from.
+        """
         scale = self.scale_of(prefix)
         resolved = self.project(scale).run(run)
         where = {"scale": scale, "dataset": resolved.train, "split": "train"}
         inputs = [DATASET.format(**where), *self._towers(scale, resolved.sam)]
         if resolved.training.feature_cache:
             inputs += [FEATURES.format(tower=tower, **where) for tower in resolved.towers]
+        if resolved.start_from is not None:
+            inputs += self._records(scale, [resolved.start_from])
         return inputs
 
     def evaluation_inputs(

@@ -99,6 +99,12 @@ def test_every_run_takes_the_scales_seeds(folder: Path) -> None:
     assert len(keys) == len(set(keys)) == 20, "ten evaluations a seed"
 
 
+def test_no_shipped_run_starts_from_a_checkpoint(folder: Path) -> None:
+    for scale in ("smoke", "mini", "paper"):
+        runs = Project(scale, folder=folder).runs.values()
+        assert [run.start_from for run in runs] == [None] * len(runs)
+
+
 def test_merge_goes_down_into_mappings_only() -> None:
     assert merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2]}) == {
         "a": {"x": 1, "y": 3},
@@ -189,6 +195,8 @@ def test_merge_goes_down_into_mappings_only() -> None:
             "runs.yaml",
             lambda d: d["fcclip_coco"]["model"].update(region_features="neck"),
             ["fcclip_coco", "region_features: neck", "mask_features and queries"],
+            lambda d: d.update(bad={"sam": "b", "train": "coco", "start_from": "nothing"}),
+            ["runs.yaml: bad.start_from", "'nothing'", "sam_vit_b"],
         ),
         (
             "tables.yaml",

@@ -3,6 +3,7 @@
 Shapes: B images, Q queries, N tokens of one level, C channels, H W; L layers.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,16 @@ class MaskedDecoderLayer(nn.Module):
         self.self_norm = nn.LayerNorm(channels)
         self.ffn = FeedForward(channels=channels, hidden=ffn)
         self.ffn_norm = nn.LayerNorm(channels)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        for linear in (self.ffn.fc1, self.ffn.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+        for attention in (self.cross_attention, self.self_attention):
+            # The reference keeps one (3 C, C) matrix for query, key and value: Xavier's bound of
+            # it is that of a (C, C) matrix times the square root of one half.
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+                nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
+                nn.init.zeros_(linear.bias)
+            nn.init.xavier_uniform_(attention.out_proj.weight)
+            nn.init.zeros_(attention.out_proj.bias)
 
     def forward(
         self,

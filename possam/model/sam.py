@@ -4,7 +4,6 @@ weights.
 Shapes: B images, C channels, H W pixels, h w tokens (H / patch, W / patch, rounded up).
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -30,6 +29,7 @@ from segment_anything.modeling.image_encoder import (
 from torch import Tensor, nn
 
 from possam.errors import InputError, WrongVariantError
+from possam.model.state_dicts import read_state_dict
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -205,17 +205,7 @@ def load_sam(path: str | Path, *, architecture: str) -> Sam:
     """
     path = Path(path)
     wanted = find_architecture(architecture)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file (a SAM checkpoint)")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path}: not a readable PyTorch checkpoint ({type(error).__name__}); it may be "
-            "truncated: delete it and fetch it again"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path}: a SAM state dict is expected, found something else")
+    state = read_state_dict(path, kind="SAM")
     try:
         found = describe_state_dict(state)
     except InputError as error:

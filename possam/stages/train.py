@@ -1,6 +1,7 @@
 """Stage ``train``: one run of ``params/runs.yaml``, from frozen towers to trained weights."""
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from possam.files import hash_json, sha256_file, write_json
@@ -8,6 +9,8 @@ from possam.layout import Layout
 from possam.params import Project, RunParams
 from possam.stages.common import (
     StageRecord,
+    asset_file,
+    asset_record,
     check_device,
     code_identity,
     frozen_hashes,
@@ -85,6 +88,7 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
         seed: default: the first of the scale's seeds.
     """
     from possam.datasets.format import ConvertedDataset
+    from possam.model.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
     from possam.model.text import embed_vocabulary
     from possam.training.loop import train_run
@@ -97,6 +101,10 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
     dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
     frozen = frozen_hashes(layout, run.sam)
     inputs = {"dataset": dataset.manifest["content"], **frozen}
+    initialise = None
+    if run.start_from is not None:
+        inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
+        initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
     parameters = run.model_dump(mode="json")
     identity = {
         "run": name,
@@ -125,6 +133,7 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
         frozen=frozen,
         vocabulary=dataset.vocabulary,
         device=device,
+        initialise=initialise,
     )
     record.write(directory)
     write_json(

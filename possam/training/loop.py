@@ -9,7 +9,7 @@ times), bit for bit on a CPU; on CUDA up to the order of atomic additions.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,7 @@ def train_run(
     frozen: Mapping[str, str],
     vocabulary: Sequence[Sequence[str]],
     device: str | torch.device,
+    initialise: Callable[[PosSAM], object] | None = None,
     max_consecutive_skips: int = 10,
 ) -> dict[str, Any]:
     """Train ``model``, or go on where an earlier call stopped, or do nothing if it is finished.
@@ -189,13 +190,16 @@ def train_run(
         frozen: tower name -> hash, stored with the weights.
         vocabulary: names of the training classes, stored with the weights.
         device: ``cpu`` or ``cuda``.
+        initialise: puts the weights that the run starts from into ``model``. Called once, before
+            the first step and before anything is written; a run that goes on does not call it.
         max_consecutive_skips: non-finite steps in a row that stop the run.
 
     Returns:
         The summary: steps, images, seconds, skipped steps, last metrics, hash of the weights.
 
     Raises:
-        InputError: no such device, a source of other classes, unreadable checkpoints.
+        InputError: no such device, a source of other classes, unreadable checkpoints, and what
+            ``initialise`` raises.
         TrainingError: too many non-finite steps in a row; a checkpoint of the state is saved first.
     """
     place = resolve_device(device)
@@ -205,6 +209,8 @@ def train_run(
             f"{text.num_classes}; use the class names that the data set was converted with"
         )
     files = RunFiles(Path(directory))
+    if initialise is not None and not files.begun(identity):
+        initialise(model)
     identity_hash = files.prepare(identity)
     if files.weights.exists() and files.summary.exists():
         print(f"{files.weights}: finished already; nothing to do", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from possam.files import hash_json, read_json, write_json
-from possam.training.checkpoint import remove_leftovers
+from possam.training.checkpoint import latest_checkpoint, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ class RunFiles:
     def weights(self) -> Path:
         """The trained weights; their presence says that the run is complete."""
         return self.directory / "weights.safetensors"
+
+    def begun(self, identity: Mapping[str, Any]) -> bool:
+        """Whether it holds a checkpoint or the trained weights of this very run."""
+        return (
+            self.identity.exists()
+            and read_json(self.identity).get("hash") == hash_json(identity)
+            and (self.weights.exists() or latest_checkpoint(self.checkpoints) is not None)
+        )
 
     def prepare(self, identity: Mapping[str, Any]) -> str:
         """Empty the directory if it is of another run; returns the identity hash."""

@@ -15,6 +15,7 @@ from tests.parity_report import Parity
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 CLIP_CONFIG = PARAMS.parent / "data" / "towers" / "synthetic_clip.json"
+CLIP = 351_772_609
 FROZEN = {"b": 441_443_521, "l": 660_050_881, "h": 988_798_657}
 
 

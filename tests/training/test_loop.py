@@ -26,10 +26,12 @@ from training_fakes import (
 
 from possam.errors import InputError, TrainingError
 from possam.files import hash_json, sha256_file
+from possam.model.possam import PosSAM
 from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
 from possam.training.loop import Trainer, resolve_device, train_run
 from possam.training.losses import TERMS
 from possam.training.metrics import TIME_FIELDS
+from possam.training.targets import Batch
 
 
 def train(directory: Path, **changes: Any) -> dict[str, Any]:
@@ -270,3 +272,63 @@ def test_devices_are_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("mps")
     with pytest.raises(InputError, match="not a device"):
         resolve_device("quantum")
+
+
+class Initialise:
+    """Sets every weight to 0.5, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, model: PosSAM) -> None:
+        self.calls += 1
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.5)
+
+
+def test_a_run_is_initialised_once_and_before_its_first_step(tmp_path: Path) -> None:
+    initialise = Initialise()
+    still = training_params(learning_rate=1e-12)  # the weights stay where they start
+    train(tmp_path, training=still, initialise=initialise)
+    trained = load_trained(tmp_path / "weights.safetensors", frozen=FROZEN)
+    for parameter in trained.parameters():
+        torch.testing.assert_close(parameter, torch.full_like(parameter, 0.5), rtol=0, atol=1e-6)
+    train(tmp_path, training=still, initialise=initialise)  # finished
+    (tmp_path / "weights.safetensors").unlink()
+    train(tmp_path, training=still, initialise=initialise)  # goes on after the last checkpoint
+    assert initialise.calls == 1
+    train(tmp_path, training=still, initialise=initialise, identity={"run": "b"})
+    assert initialise.calls == 2
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    class Interrupted(FakeSource):
+        def batches(self, start: int, stop: int) -> Iterator[Batch]:
+            for step, batch in enumerate(super().batches(start, stop), start=start):
+                if step == 3:
+                    raise Killed
+                yield batch
+
+    initialise = Initialise()
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", source=Interrupted(), initialise=initialise)
+    resumed = train(tmp_path / "killed", initialise=initialise)
+    assert initialise.calls == 1
+    whole = train(tmp_path / "whole", initialise=initialise)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert train(tmp_path / "random")["weights_sha256"] != whole["weights_sha256"]
+
+
+def test_a_run_that_cannot_be_initialised_writes_nothing(tmp_path: Path) -> None:
+    def broken(model: PosSAM) -> None:
+        raise InputError("checkpoint: truncated")
+
+    train(tmp_path, training=training_params(iterations=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match="truncated"):
+        train(tmp_path, initialise=broken, identity={"run": "b"})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

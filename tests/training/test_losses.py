@@ -1,7 +1,6 @@
-"""The criterion: hand-computed values, the reference implementation, invariants."""
+"""The criterion: hand-computed values and invariants."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from training_fakes import loss_params
-from transformers.models.mask2former import modeling_mask2former as reference
 
 from possam.training import losses as module
 from possam.training.losses import TERMS, Criterion, Losses, mask_iou, uncertain_points
@@ -95,89 +93,6 @@ def test_class_loss_by_hand_with_void_weight() -> None:
     found = Criterion(loss_params(void_weight=0.1))(**case, generator=generator())
     matched, void = math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(2.0))
     assert found.terms["class"].item() == pytest.approx((matched + 0.1 * void) / 1.1, rel=1e-6)
-
-
-@pytest.mark.parametrize("counts", [(3, 2), (2, 0), (7, 1)])
-def test_values_and_gradients_equal_the_reference(
-    counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = random_case(counts, layers=2)
-    for layer in case["mask_logits"]:
-        layer.requires_grad_()
-    case["class_logits"].requires_grad_()
-    case["iou_logits"] = None
-    drawn: list[Tensor] = []
-    real = uncertain_points
-
-    def recorded(*arguments: Any, **options: Any) -> Tensor:
-        drawn.append(real(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(module, "uncertain_points", recorded)
-    ours = Criterion(loss_params())(**case, generator=generator())
-    ours.total.backward()
-
-    config = SimpleNamespace(
-        num_labels=3,
-        no_object_weight=0.1,
-        train_num_points=16,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        class_weight=2.0,
-        dice_weight=5.0,
-        mask_weight=5.0,
-    )
-    theirs = reference.Mask2FormerLoss(config, {})
-    labels = [target.labels for target in case["targets"]]
-    masks = [target.masks.float() for target in case["targets"]]
-    count = theirs.get_num_masks(labels, device=torch.device("cpu"))
-    total = torch.zeros(())
-    mask_inputs = [layer.detach().clone().requires_grad_() for layer in case["mask_logits"]]
-    class_input = case["class_logits"].detach().clone().requires_grad_()
-    for layer, inputs in enumerate(mask_inputs):
-        own = ours.matches.layer == layer
-        indices = [
-            (
-                ours.matches.query[own & (ours.matches.image == image)],
-                ours.matches.target[own & (ours.matches.image == image)],
-            )
-            for image in range(len(counts))
-        ]
-        points = drawn[0][own]
-        theirs.sample_points_using_uncertainty = lambda *_, points=points: points
-        expected = {
-            **theirs.loss_masks(inputs, masks, indices, count),
-            **theirs.loss_labels(class_input[layer], labels, indices),
-        }
-        for name, key in (("class", "cross_entropy"), ("bce", "mask"), ("dice", "dice")):
-            torch.testing.assert_close(ours.terms[name][layer], expected[f"loss_{key}"].detach())
-        total = total + 2 * expected["loss_cross_entropy"]
-        total = total + 5 * (expected["loss_mask"] + expected["loss_dice"])
-    total.backward()
-    torch.testing.assert_close(ours.total.detach(), total.detach())
-    torch.testing.assert_close(case["class_logits"].grad, class_input.grad)
-    for layer, inputs in zip(case["mask_logits"], mask_inputs, strict=True):
-        torch.testing.assert_close(layer.grad, inputs.grad)
-
-
-def test_uncertain_points_equal_the_reference_on_the_same_candidates(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    logits = torch.randn(3, 6, 6, generator=generator(2))
-    ours = uncertain_points(
-        logits, count=20, oversample=3.0, importance=0.75, generator=generator(4)
-    )
-    source, rand = generator(4), torch.rand
-    monkeypatch.setattr(
-        reference.torch, "rand", lambda *shape, device=None: rand(*shape, generator=source)
-    )
-    loss = reference.Mask2FormerLoss.__new__(reference.Mask2FormerLoss)
-    theirs = loss.sample_points_using_uncertainty(
-        logits[:, None], lambda values: -values.abs(), 20, 3.0, 0.75
-    )
-    # the order of the uncertain ones is free
-    torch.testing.assert_close(ours[:, :15].sort(1).values, theirs[:, :15].sort(1).values)
-    torch.testing.assert_close(ours[:, 15:], theirs[:, 15:])
 
 
 @given(st.integers(1, 40), st.floats(1.0, 4.0), st.floats(0.0, 1.0))

@@ -2,17 +2,20 @@
 
 import itertools
 
+import naive_criterion as naive
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from training_fakes import loss_params
 from transformers.models.mask2former import modeling_mask2former as reference
 
 from possam.errors import InputError
 from possam.training.matching import PaddedTargets, assign, matching_costs, sample_points
 from possam.training.targets import Target
+from tests.parity_report import Parity
 
 WEIGHTS = {"class_weight": 2.0, "bce_weight": 5.0, "dice_weight": 5.0}
 
@@ -50,9 +53,13 @@ def pairs_of(costs: Tensor, counts: tuple[int, ...]) -> set[tuple[int, int, int,
     return set(zip(*(column.tolist() for column in columns), strict=True))
 
 
-@pytest.mark.parametrize("counts", [(3, 5), (1, 0, 4), (9, 2)])
+COUNTS = pytest.mark.parametrize("counts", [(3, 5), (1, 0, 4), (9, 2), (1,), (0, 0), (6,)])
+
+
+@pytest.mark.parity("matching")
+@COUNTS
 def test_same_assignment_as_the_reference_matcher(
-    counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    counts: tuple[int, ...], parity: Parity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks, scores, targets = random_case(counts)
     points = torch.rand(len(counts), 50, 2, generator=torch.Generator().manual_seed(1))
@@ -64,16 +71,17 @@ def test_same_assignment_as_the_reference_matcher(
     theirs = matcher(
         masks, scores, [target.masks.float() for target in targets], [t.labels for t in targets]
     )
-    expected = {
+    expected = [
         (0, image, int(query), int(target))
         for image, (queries, chosen) in enumerate(theirs)
         for query, target in zip(queries, chosen, strict=True)
-    }
-    assert ours == expected
+    ]
+    parity.equal(sorted(ours), expected)
     assert len(ours) == sum(min(6, count) for count in counts)
 
 
-def test_costs_equal_the_reference_pair_costs() -> None:
+@pytest.mark.parity("matching")
+def test_costs_equal_the_reference_pair_costs(parity: Parity) -> None:
     masks, scores, targets = random_case((3, 5))
     points = torch.rand(2, 50, 2, generator=torch.Generator().manual_seed(1))
     ours = costs_at(masks, scores, targets, points)
@@ -85,7 +93,24 @@ def test_costs_equal_the_reference_pair_costs() -> None:
             + 5.0 * reference.pair_wise_dice_loss(found, truth)
             - 2.0 * scores[image].softmax(-1)[:, target.labels]
         )
-        torch.testing.assert_close(ours[image, :, : len(target.labels)], expected)
+        parity.close(ours[image, :, : len(target.labels)], expected, bound=1e-5)
+
+
+@pytest.mark.parity("matching")
+@COUNTS
+def test_costs_and_assignment_equal_plain_loops(counts: tuple[int, ...], parity: Parity) -> None:
+    masks, scores, targets = random_case(counts)
+    points = torch.rand(len(counts), 20, 2, generator=torch.Generator().manual_seed(1))
+    ours = costs_at(masks, scores, targets, points)
+    expected = []
+    for image, target in enumerate(targets):
+        table = naive.costs(masks[image], scores[image], target, points[image], loss_params())
+        assert len(table) == 6
+        if counts[image]:
+            parity.close(ours[image, :, : counts[image]], torch.tensor(table), bound=1e-5)
+        cheapest = naive.cheapest(table, 6, counts[image])
+        expected += sorted((0, image, query, which) for query, which in cheapest)
+    parity.equal(sorted(pairs_of(ours, counts)), expected)
 
 
 def test_costs_stay_exact_for_extreme_logits() -> None:
