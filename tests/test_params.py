@@ -195,6 +195,9 @@ def test_merge_goes_down_into_mappings_only() -> None:
             "runs.yaml",
             lambda d: d["fcclip_coco"]["model"].update(region_features="neck"),
             ["fcclip_coco", "region_features: neck", "mask_features and queries"],
+        ),
+        (
+            "runs.yaml",
             lambda d: d.update(bad={"sam": "b", "train": "coco", "start_from": "nothing"}),
             ["runs.yaml: bad.start_from", "'nothing'", "sam_vit_b"],
         ),

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from possam.errors import InputError, WrongVariantError
+from possam.model.possam import PosSAM
+from possam.model.region_decoder import Mask2FormerDecoder
 from possam.model.state_dicts import read_state_dict
 
 _PIXEL = "pixel_level_module.decoder"
@@ -204,18 +206,22 @@ def convert_mask2former(
     )
 
 
-def start_from_mask2former(model: nn.Module, path: Path) -> Mask2FormerWeights:
-    """Put the weights of a checkpoint file into ``model`` (PosSAM) and print what was copied.
+def start_from_mask2former(model: PosSAM, path: Path) -> Mask2FormerWeights:
+    """Put the weights of a checkpoint file into ``model`` and print what was copied.
 
-    Raises :class:`InputError` for a file that cannot be read, and as :func:`convert_mask2former`;
-    the model is then as it was.
+    Raises :class:`InputError` for a model with another decoder, for a file that cannot be read, and
+    as :func:`convert_mask2former`; the model is then as it was.
     """
+    if not isinstance(model.decoder, Mask2FormerDecoder):
+        raise InputError(
+            f"{path}: the run's model.decoder has no parts of Mask2Former; use decoder: mask2former"
+        )
     state = read_state_dict(path, kind="Mask2Former")
     try:
-        weights = convert_mask2former(state, target=model.state_dict())
+        weights = convert_mask2former(state, target=model.decoder.state_dict())
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
-    model.load_state_dict(weights.tensors, strict=False)
+    model.decoder.load_state_dict(weights.tensors, strict=False)
     fresh = ", ".join(weights.fresh) or "nothing else"
     print(
         f"{path}: {len(weights.tensors)} tensors of Mask2Former's decoders taken over; newly "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mask2former_reference import Sizes, config_of, our_decoders, randomise, reference
-from model_fakes import SMALL
+from model_fakes import SMALL, TWO_WAY
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import SwinConfig
@@ -81,8 +81,8 @@ def test_the_decoders_predict_what_the_checkpoint_predicts() -> None:
 def test_both_classes_of_checkpoint_give_the_same(inner: bool) -> None:
     state = state_of(checkpoint().model if inner else None)
     assert inner != any(key.startswith("model.") for key in state)
-    found = convert_mask2former(state, target=possam().state_dict())
-    expected = convert_mask2former(state_of(), target=possam().state_dict())
+    found = convert_mask2former(state, target=possam().decoder.state_dict())
+    expected = convert_mask2former(state_of(), target=possam().decoder.state_dict())
     assert found.fresh == expected.fresh and set(found.tensors) == set(expected.tensors)
     for name, value in expected.tensors.items():
         assert torch.equal(found.tensors[name], value)
@@ -109,7 +109,7 @@ def test_a_file_is_put_into_possam(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = save({key: value.to(dtype) for key, value in state_of().items()}, tmp_path)
-    model, before = possam(), possam().state_dict()
+    model, before = possam(), possam().decoder.state_dict()
     weights = start_from_mask2former(model, path)
     # Swin's maps are 8 and 32 channels wide, PosSAM's 64; the coarsest has 64 by chance.
     assert weights.fresh == (*PROJECTIONS[1:], "pixel_decoder.lateral")
@@ -118,12 +118,12 @@ def test_a_file_is_put_into_possam(
     assert all(block in printed for block in weights.fresh) and PROJECTIONS[0] not in printed
     theirs = state_of()
     fused = theirs["model.transformer_module.decoder.layers.3.cross_attn.in_proj_weight"]
-    attention = model.mask_decoder.layers[3].cross_attention
+    attention = model.decoder.mask_decoder.layers[3].cross_attention
     for linear, part in zip(
         (attention.q_proj, attention.k_proj, attention.v_proj), fused.split(64), strict=True
     ):
         assert torch.equal(linear.weight, part.to(dtype).float())
-    for name, value in model.state_dict().items():
+    for name, value in model.decoder.state_dict().items():
         assert value.dtype == torch.float32
         copied = name.startswith(("pixel_decoder.", "mask_decoder.")) and not name.startswith(
             weights.fresh
@@ -133,7 +133,7 @@ def test_a_file_is_put_into_possam(
 
 
 def test_queries_and_their_positions_are_not_confused() -> None:
-    tensors = convert_mask2former(state_of(), target=possam().state_dict()).tensors
+    tensors = convert_mask2former(state_of(), target=possam().decoder.state_dict()).tensors
     theirs = state_of()
     assert torch.equal(
         tensors["mask_decoder.query_features"],
@@ -173,8 +173,8 @@ def test_other_sizes_are_refused_with_both_named(
 
 
 def test_sizes_are_read_off_the_shapes() -> None:
-    assert describe_decoders(possam(queries=12, heads=8).state_dict()).queries == 12
-    without = possam(pixel_encoder_layers=0).state_dict()
+    assert describe_decoders(possam(queries=12, heads=8).decoder.state_dict()).queries == 12
+    without = possam(pixel_encoder_layers=0).decoder.state_dict()
     assert describe_decoders(without).pixel_encoder_ffn == 0
 
 
@@ -191,11 +191,13 @@ def test_sizes_are_read_off_the_shapes() -> None:
 )
 def test_unknown_tensors_are_refused_by_name(extra: str) -> None:
     with pytest.raises(WrongVariantError, match="no counterpart, first " + extra):
-        convert_mask2former({**state_of(), extra: torch.zeros(2, 2)}, target=possam().state_dict())
+        convert_mask2former(
+            {**state_of(), extra: torch.zeros(2, 2)}, target=possam().decoder.state_dict()
+        )
 
 
 def test_missing_and_damaged_tensors_are_refused() -> None:
-    target = possam().state_dict()
+    target = possam().decoder.state_dict()
     queries = "model.transformer_module.queries_features.weight"
     bias = "model.transformer_module.decoder.layernorm.bias"
     state = state_of()
@@ -212,7 +214,7 @@ def test_missing_and_damaged_tensors_are_refused() -> None:
 
 def test_a_projection_is_copied_as_a_whole_or_not_at_all() -> None:
     """The norm behind a convolution belongs to it."""
-    weights = convert_mask2former(state_of(), target=possam().state_dict())
+    weights = convert_mask2former(state_of(), target=possam().decoder.state_dict())
     for block in weights.fresh:
         assert not any(name.startswith(f"{block}.") for name in weights.tensors)
     for part in ("0.weight", "0.bias", "1.weight", "1.bias"):
@@ -242,3 +244,9 @@ def test_what_is_not_a_state_dict_is_refused_and_no_code_is_unpickled(tmp_path: 
     torch.save({"image_encoder.pos_embed": torch.zeros(2)}, path)
     with pytest.raises(WrongVariantError, match=r"bin: not a Mask2Former.*image_encoder"):
         start_from_mask2former(possam(), path)
+
+
+def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    model = build_possam(**{**SMALL, **TWO_WAY})
+    with pytest.raises(InputError, match=r"has no parts of Mask2Former; use decoder: mask2former"):
+        start_from_mask2former(model, save_torch(state_of(), tmp_path))

@@ -74,32 +74,34 @@ def test_a_run_starts_from_a_checkpoint(finished: Workspace) -> None:
     checkpoint = write_checkpoint(finished, queries=30)
     results = finished.folder / "results/smoke/runs"
     with declared(finished):
-        output = finished.snakemake(*(f"results/smoke/runs/{n}/run.json" for n in NAMES))
+        output = finished.snakemake(*(f"results/smoke/runs/{n}/seed0/run.json" for n in NAMES))
         assert "rule fetch" in output and "tiny_mask2former" in output
         assert output.count("tensors of Mask2Former's decoders taken over") == 1
         # the Swin's maps have 8, 16, 32 and 64 channels, the pyramid's 64
         for block in ("input_projections.1", "input_projections.2", "lateral"):
             assert f"pixel_decoder.{block}" in output
-        again = finished.snakemake(*(f"results/smoke/runs/{n}/run.json" for n in NAMES))
+        again = finished.snakemake(*(f"results/smoke/runs/{n}/seed0/run.json" for n in NAMES))
         assert "Nothing to be done" in again
 
-    started, alone = (load_file(results / n / "weights.safetensors") for n in NAMES)
-    expected = convert_mask2former(load_file(checkpoint), target=started)
+    started, alone = (load_file(results / n / "seed0/weights.safetensors") for n in NAMES)
+    prefix = "decoder."
+    decoder = {k.removeprefix(prefix): v for k, v in started.items() if k.startswith(prefix)}
+    expected = convert_mask2former(load_file(checkpoint), target=decoder)
     assert len(expected.tensors) > 50
     for name, value in started.items():
-        source = expected.tensors.get(name, alone[name])
+        source = expected.tensors.get(name.removeprefix(prefix), alone[name])
         torch.testing.assert_close(value, source, rtol=0, atol=1e-6)
-    name = "mask_decoder.query_features"
+    name = "decoder.mask_decoder.query_features"
     assert (started[name] - alone[name]).abs().max() > 0.1
 
-    run = read_json(results / "started/run.json")
+    run = read_json(results / "started/seed0/run.json")
     digest = sha256_file(checkpoint)
     assert run["inputs"]["start_from"] == digest
     assert run["parameters"]["start_from"] == "tiny_mask2former"
-    assert read_json(results / "started/provenance.json")["inputs"]["start_from"] == digest
-    other = read_json(results / "alone/run.json")
+    assert read_json(results / "started/seed0/provenance.json")["inputs"]["start_from"] == digest
+    other = read_json(results / "alone/seed0/run.json")
     assert "start_from" not in other["inputs"] and other["identity"] != run["identity"]
-    steps = [json.loads(line)["step"] for line in (results / "started/metrics.jsonl").open()]
+    steps = [json.loads(line)["step"] for line in (results / "started/seed0/metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4]
 
 
