@@ -212,7 +212,7 @@ def panoptic_inference(
     stuff: dict[int, int] = {}
     for k in accepted.nonzero().flatten().tolist():
         category, thing = int(labels[k]), bool(things[k])
-        number = stuff.get(category, 0) if not thing else 0
+        number = stuff.get(category, 0)
         if not number:
             number = len(segments) + 1
             segments.append(SegmentPrediction(number, category, float(mask_scores[k]), thing))

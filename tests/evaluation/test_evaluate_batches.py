@@ -21,18 +21,16 @@ from tests.parity_report import Parity
 IDENTITY = {"run": "batches", "seed": 0, "benchmark": "toy", "condition": "trained"}
 ORDERS = {"as it is": [0, 1, 2, 3, 4, 5], "shuffled": [3, 0, 5, 2, 1, 4]}
 
-everywhere = [
-    pytest.mark.parametrize("batch_size", [1, 3, 6]),
-    pytest.mark.parametrize("order", ORDERS),
-    pytest.mark.parametrize("class_chunk", [1, 7, 5]),
+# Batches of one, of some and of all images; chunks of one class, of more than all, and of all.
+WAYS = [
+    (1, "shuffled", 5),
+    (1, "as it is", 7),
+    (3, "as it is", 5),
+    (3, "shuffled", 1),
+    (6, "as it is", 1),
+    (6, "shuffled", 7),
 ]
-
-
-def over_all(function: Any) -> Any:
-    """Batches of one, of some and of all images; both orders; chunks of one, more and all."""
-    for mark in everywhere:
-        function = mark(function)
-    return function
+over_all = pytest.mark.parametrize(("batch_size", "order", "class_chunk"), WAYS)
 
 
 def small_segmenter() -> Segmenter:
