@@ -10,8 +10,8 @@ min_version("9.0")
 
 from possam.catalogue import DATASETS
 from possam.layout import (
-    ASSET, DATASET, EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG, RUN, TABLE_CARD,
-    TABLE_CSV, TABLE_MD, TABLE_TEX, TRACKING, WORLD
+    ASSET, DATASET, EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG, REPORT, RUN,
+    TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_TEX, TRACKING, WORLD
 )
 from possam.pipeline import Pipeline
 from possam.table_params import CONDITIONS

@@ -101,6 +101,12 @@ def _show(arguments: argparse.Namespace) -> None:
     show_table(_project(arguments), arguments.table)
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from possam.stages.report import make_report
+
+    make_report(_project(arguments))
+
+
 def _track(arguments: argparse.Namespace) -> None:
     from possam.stages.track import follow_runs, track
 
@@ -297,6 +303,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("show", _show, "print a table that is there")
     sub.add_argument("table")
+
+    stage("report", _report, "put every table and figure on one HTML page")
 
     sub = stage("track", _track, "put runs, evaluations and a table into MLflow")
     sub.add_argument("table")

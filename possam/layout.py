@@ -26,6 +26,7 @@ TRACKING = "results/{prefix}{table}.tracking.json"
 FIGURE_PNG = "results/{prefix}figures/{figure}.png"
 FIGURE_PDF = "results/{prefix}figures/{figure}.pdf"
 FIGURE_CARD = "results/{prefix}figures/{figure}.json"
+REPORT = "reports/{prefix}report.html"
 
 
 class Layout:
@@ -87,6 +88,11 @@ class Layout:
         patterns = (FIGURE_PNG, FIGURE_PDF, FIGURE_CARD)
         png, pdf, card = (self._path(pattern, figure=figure) for pattern in patterns)
         return png, pdf, card
+
+    @property
+    def report(self) -> Path:
+        """The page with every table and figure."""
+        return self._path(REPORT)
 
     @property
     def results(self) -> Path:

@@ -14,9 +14,18 @@ from possam.catalogue import source
 from possam.checked_yaml import Params
 from possam.codehash import code_hash
 from possam.errors import InputError
-from possam.figure_params import find_figure
+from possam.figure_params import find_figure, load_figures
 from possam.files import hash_json
-from possam.layout import ASSET, DATASET, EVALUATION, FEATURES, RUN, WORLD
+from possam.layout import (
+    ASSET,
+    DATASET,
+    EVALUATION,
+    FEATURES,
+    FIGURE_CARD,
+    RUN,
+    TABLE_CARD,
+    WORLD,
+)
 from possam.params import CLIP, CLIP_STAGES, Project
 from possam.reporting.published import read_published
 from possam.stages.table import table_params
@@ -31,6 +40,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "table": ("possam.stages.table",),
     "track": ("possam.stages.track",),
     "figure": ("possam.stages.figure",),
+    "report": ("possam.stages.report",),
 }
 """Modules where each stage's code begins; everything that they import counts too."""
 
@@ -73,6 +83,7 @@ class Pipeline:
             "table": self._table,
             "track": self._nothing,
             "figure": self._figure,
+            "report": self._report,
         }
         parameters = selectors[stage](self.project(scale), **wildcards)
         return hash_json({"stage": stage, "parameters": parameters, "code": self._code(stage)})
@@ -124,6 +135,10 @@ class Pipeline:
             [scale.title, scale.synthetic, list(scale.seeds)],
             _plain(scale.evaluation),
         ]
+
+    def _report(self, project: Project) -> Any:
+        scale = project.scale
+        return [scale.title, scale.synthetic, list(scale.seeds), _plain(scale.evaluation)]
 
     def _figure(self, project: Project, *, figure: str) -> Any:
         scale, params = project.scale, find_figure(project, figure)
@@ -237,6 +252,15 @@ class Pipeline:
             for key in params.evaluations(project.scale.seeds)
         ]
         return [*cells, str(published)]
+
+    def report_inputs(self, prefix: str) -> list[str]:
+        """Cards of every table and figure, and the reproduction decisions."""
+        project = self.project(self.scale_of(prefix))
+        return [
+            *(TABLE_CARD.format(prefix=prefix, table=table) for table in project.tables),
+            *(FIGURE_CARD.format(prefix=prefix, figure=figure) for figure in load_figures(project)),
+            str(self._folder / "decisions.md"),
+        ]
 
     def figure_inputs(self, prefix: str, figure: str) -> list[str]:
         """Trainings, evaluations, data sets, towers and published values that a figure shows.

@@ -1,4 +1,4 @@
-# Tables from evaluations; MLflow as a view of what lies in results/.
+# Tables from evaluations, the page that shows them all; MLflow as a view of what lies in results/.
 
 
 rule table:
@@ -30,3 +30,17 @@ rule track:
         "results/{prefix}logs/track_{table}.log",
     shell:
         "possam track {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"
+
+
+rule report:
+    input:
+        lambda w: plan.report_inputs(w.prefix),
+    output:
+        REPORT,
+    params:
+        scale=lambda w: plan.scale_of(w.prefix),
+        identity=lambda w: plan.identity("report", plan.scale_of(w.prefix)),
+    log:
+        "results/{prefix}logs/report.log",
+    shell:
+        "possam report --scale {params.scale} 2> >(tee {log} >&2)"

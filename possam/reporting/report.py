@@ -1,0 +1,134 @@
+"""One HTML page of a scale: every table, agreement, every figure, decisions, run times."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from possam.files import atomic_write, read_json
+from possam.params import Project
+from possam.reporting.table_text import column_title, markdown
+
+FOLDED = ("## Protocol", "## Provenance")
+"""Sections of a table's page that the report folds away, from the first of them on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """What the report is made from.
+
+    Attributes:
+        tables: cards (JSON) of the tables, in the order shown.
+        figures: cards (JSON) of the figures; each PNG lies beside its card.
+        decisions: Markdown of the reproduction decisions.
+        jobs: ``provenance.json`` of every training and evaluation, by its name in the page.
+    """
+
+    tables: Sequence[Path]
+    figures: Sequence[Path]
+    decisions: Path
+    jobs: Mapping[str, Path]
+
+
+def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
+    """Write the page, with styles and pictures in it: it needs no other file and no network.
+
+    Raises:
+        InputError: a file is missing or no JSON.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("possam.reporting"),
+        autoescape=select_autoescape(("html", "j2")),
+        undefined=StrictUndefined,
+    )
+    cards = [read_json(path) for path in files.tables]
+    scale = project.scale
+    text = environment.get_template("report.html.j2").render(
+        scale=project.name,
+        scale_title=scale.title,
+        seeds=scale.seeds,
+        synthetic=scale.synthetic,
+        confidence=f"{100 * scale.evaluation.confidence:g} %",
+        agreement=[line for card in cards for line in _agreement(card)],
+        tables=[_table(card) for card in cards],
+        figures=[_figure(path) for path in files.figures],
+        decisions=_html(_without_title(files.decisions.read_text(encoding="utf-8"))),
+        **_jobs(files.jobs),
+    )
+    with atomic_write(out) as stream:
+        stream.write(text)
+
+
+def _html(text: str) -> str:
+    """Markdown as HTML; headings go down by one level, since the page has its own."""
+    from markdown_it import MarkdownIt
+
+    deeper = re.sub(r"^(#{2,4}) ", r"#\1 ", text, flags=re.MULTILINE)
+    # Raw HTML is allowed for the line breaks in cells; all text is this project's own.
+    return str(MarkdownIt("commonmark", {"html": True}).enable("table").render(deeper))
+
+
+def _without_title(text: str) -> str:
+    return re.sub(r"\A# .*\n", "", text)
+
+
+def _number(table: str) -> str:
+    return table.removeprefix("table")
+
+
+def _table(card: Mapping[str, Any]) -> dict[str, str]:
+    text = _without_title(markdown(card))
+    places = [text.index(title) for title in FOLDED if title in text]
+    cut = min(places, default=len(text))
+    return {
+        "name": card["table"],
+        "number": _number(card["table"]),
+        "title": card["title"],
+        "body": _html(text[:cut]),
+        "card": _html(text[cut:]),
+    }
+
+
+def _agreement(card: Mapping[str, Any]) -> list[dict[str, str]]:
+    titles = {column["key"]: column_title(card, column) for column in card["columns"]}
+    return [
+        {
+            "table": f"{_number(card['table'])}. {card['title']}",
+            "column": titles[key],
+            "tau": f"{found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
+            "rows": str(found["rows"]),
+        }
+        for key, found in card["agreement"].items()
+    ]
+
+
+def _figure(path: Path) -> dict[str, str]:
+    card = read_json(path)
+    png = base64.b64encode(path.with_suffix(".png").read_bytes()).decode("ascii")
+    return {"name": card["figure"], "title": card["title"], "note": card["note"], "png": png}
+
+
+def _jobs(jobs: Mapping[str, Path]) -> dict[str, Any]:
+    """Wall time, memory and commit of each job, and the machine if all ran on one."""
+    runs, machines, total = [], set(), 0.0
+    for name, path in jobs.items():
+        found = read_json(path)
+        git, hardware = found["git"], found["hardware"]
+        total += found["wall_time_s"]
+        dirty = " (changed)" if git["dirty"] else ""
+        runs.append(
+            {
+                "name": name,
+                "seconds": f"{found['wall_time_s']:.0f}",
+                "memory": f"{found['peak_memory_mib']:.0f}",
+                "commit": f"{git['commit'][:10]}{dirty}",
+            }
+        )
+        gpus = ", ".join(hardware["gpus"])
+        parts = [hardware["cpu"], f"{hardware['cores']} cores", f"{hardware['memory_gib']} GiB"]
+        machines.add(", ".join([*parts, gpus] if gpus else parts))
+    return {"runs": runs, "hours": f"{total / 3600:.1f}", "machine": "; ".join(sorted(machines))}

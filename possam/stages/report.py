@@ -1,0 +1,41 @@
+"""Stage ``report``: every table and figure of a scale on one HTML page."""
+
+from pathlib import Path
+
+from possam.figure_params import load_figures
+from possam.layout import Layout
+from possam.params import Project
+
+
+def make_report(project: Project) -> None:
+    """Write ``reports/[scale/]report.html``.
+
+    Raises:
+        InputError: a table or a figure is missing.
+    """
+    from possam.reporting.report import ReportFiles, write_report
+
+    layout = Layout(project)
+    files = ReportFiles(
+        tables=[layout.table(name).with_suffix(".json") for name in project.tables],
+        figures=[layout.figure(name)[2] for name in load_figures(project)],
+        decisions=project.folder / "decisions.md",
+        jobs=_jobs(project, layout),
+    )
+    write_report(project, files, out=layout.report)
+
+
+def _jobs(project: Project, layout: Layout) -> dict[str, Path]:
+    """Provenance of every training and evaluation behind the tables, by a name for people."""
+    seeds = project.scale.seeds
+    keys = dict.fromkeys(
+        key for table in project.tables.values() for key in table.evaluations(seeds)
+    )
+    jobs = {}
+    for key in keys:
+        training = f"train {key.run}, seed {key.seed}"
+        jobs.setdefault(training, layout.run(key.run, key.seed) / "provenance.json")
+    for key in keys:
+        name = f"evaluate {key.run}, seed {key.seed} on {key.benchmark}, {key.condition}"
+        jobs[name] = layout.evaluation(*key) / "provenance.json"
+    return jobs
