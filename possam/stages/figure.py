@@ -53,7 +53,7 @@ def make_figure(project: Project, name: str, *, device: str) -> None:
             "figure": name,
             "title": params.title,
             "scale": project.name,
-            "scale_title": project.scale.title,
+            "subtitle": _subtitle(project),
             "synthetic": project.scale.synthetic,
             "parameters": params.model_dump(mode="json"),
             "note": drawing.note,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from possam.reporting.figures.style import COLOURS, NOTE, add_heading, wrap_note
+from possam.reporting.figures.style import COLOURS, NOTE, add_heading, width_with_title, wrap_note
 
 SUBSETS = {"unseen": COLOURS[5], "seen": COLOURS[0]}
 """Kinds of classes in the order of their bars, with their colours."""
@@ -35,8 +35,9 @@ def draw_bars(
     Args:
         label: name of the measured axes, for example with the data.
     """
-    methods = len(measured) + len(published)
-    width = 1.6 + 0.85 * methods
+    # The name over an axes needs the room of two methods.
+    rooms = [max(2, len(bars)) for bars in (measured, published)]
+    width = width_with_title(title, 1.6 + 0.85 * sum(rooms))
     foot = wrap_note(note, width=width)
     bottom = 0.2 + 0.14 * (foot.count("\n") + 1)
     height = 3.6 + bottom
@@ -44,7 +45,7 @@ def draw_bars(
     add_heading(figure, title=title, subtitle=subtitle)
     figure.text(0.1 / width, 0.1 / height, foot, fontsize=NOTE, color="0.35", va="bottom")
     grid = figure.add_gridspec(
-        1, 2, width_ratios=(len(measured), len(published)), wspace=0.08,
+        1, 2, width_ratios=rooms, wspace=0.08,
         left=0.6 / width, right=1 - 0.15 / width,
         bottom=(bottom + 0.5) / height, top=1 - 1.0 / height,
     )  # fmt: skip

@@ -9,7 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from possam.errors import InputError
-from possam.reporting.figures.style import LINE_COLOURS, NOTE, add_heading, wrap_note
+from possam.reporting.figures.style import (
+    LINE_COLOURS,
+    NOTE,
+    add_heading,
+    width_with_title,
+    wrap_note,
+)
 
 TERMS: Mapping[str, str] = {
     "loss": "total (weighted sum)",
@@ -63,7 +69,7 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
 
 def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str) -> Figure:
     """One axes a term, one line a training; runs differ in colour and then in the line's style."""
-    width, rows = 9.6, -(-(len(TERMS) + 1) // _COLUMNS)
+    width, rows = width_with_title(title, 9.6), -(-(len(TERMS) + 1) // _COLUMNS)
     foot = wrap_note(note, width=width)
     bottom = 0.2 + 0.14 * (foot.count("\n") + 1)
     height = 0.6 + 2.5 * rows + bottom

@@ -24,7 +24,7 @@ from possam.overlay import (
     shorten,
     tint,
 )
-from possam.reporting.figures.style import NOTE, add_heading, wrap_note
+from possam.reporting.figures.style import NOTE, add_heading, width_with_title, wrap_note
 
 Colour = tuple[int, int, int]
 
@@ -116,7 +116,8 @@ def draw_panels(
         [24, *(len(row.name) for row in rows), *(len(e[2]) for lines in legends for e in lines)]
     )
     column = _SWATCH + 2 * _GAP + longest * _LETTER
-    width = (len(columns) + 1) * (_PICTURE + _GAP) + _GAP + legend_columns * column
+    pictures = (len(columns) + 1) * (_PICTURE + _GAP) + _GAP
+    width = width_with_title(title, pictures + legend_columns * column)
     foot = wrap_note(note, width=width)
     bottom = 0.15 + 0.14 * (foot.count("\n") + 1)
     height = _TOP + _TITLES + sum(heights) + (_CAPTION + _GAP) * len(rows) + bottom

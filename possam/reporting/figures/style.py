@@ -55,6 +55,11 @@ def add_heading(figure: Figure, *, title: str, subtitle: str) -> None:
     figure.text(left, 1 - 0.32 / height, subtitle, fontsize=NOTE, color="0.35", va="top")
 
 
+def width_with_title(title: str, width: float) -> float:
+    """``width`` in inches, or as much as the title needs."""
+    return max(width, 0.3 + 0.1 * len(title))
+
+
 def wrap_note(text: str, *, width: float) -> str:
     """``text`` broken into lines that fit ``width`` inches at the size of notes."""
     return textwrap.fill(text, width=max(40, int(width * 16.5)))
