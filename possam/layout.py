@@ -21,6 +21,7 @@ EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{conditio
 TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_CARD = "results/{prefix}{table}.json"
+TABLE_METRICS = "results/{prefix}{table}.metrics.json"
 TRACKING = "results/{prefix}{table}.tracking.json"
 
 

@@ -9,7 +9,7 @@ from possam import cli
 from possam.errors import InputError
 
 STAGES = {
-    *("check", "world", "fetch", "convert", "convert-files", "features", "train", "evaluate"),
+    *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train", "evaluate"),
     *("score", "table", "show", "track", "ui", "predict", "efficiency", "pretrain"),
 }
 

@@ -104,6 +104,7 @@ def build_table(
         )
     card = make_card(project, table, measurements)
     write_json(out_json if out_json is not None else out_csv.with_suffix(".json"), card)
+    write_json(out_csv.with_suffix(".metrics.json"), cell_values(card))
     with atomic_write(out_md) as stream:
         stream.write(markdown(card))
     with atomic_write(out_csv) as stream:
@@ -221,6 +222,19 @@ def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     names = ("identity", "run_identity", "inputs", "code", "templates", "counts")
     return {"content_hash": hash_json(evaluation)} | {
         name: evaluation[name] for name in names if name in evaluation
+    }
+
+
+def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Our figures alone, by row and column (of a control by metric), as ``dvc metrics`` reads."""
+    rows = {
+        row["row"]: {key: cell["value"] for key, cell in row["cells"].items() if "value" in cell}
+        for row in card["rows"]
+        if row["runs"]
+    }
+    return rows | {
+        control["name"]: {metric: found["value"] for metric, found in control["metrics"].items()}
+        for control in card["controls"]
     }
 
 

@@ -8,6 +8,7 @@ rule table:
         csv=TABLE_CSV,
         md=TABLE_MD,
         card=TABLE_CARD,
+        metrics=TABLE_METRICS,
     params:
         scale=lambda w: plan.scale_of(w.prefix),
         identity=lambda w: plan.identity("table", plan.scale_of(w.prefix), table=w.table),
