@@ -44,8 +44,8 @@ DVC_FILE = Path("dvc.yaml")
 RECORDS = Path(".snakemake/metadata")
 
 _HEADER = """\
-# What DVC pins and stores. Written by `possam dvc` from params/; `possam check` says when it is out of date.
-# Snakemake is the only graph: each stage asks it for targets.
+# What DVC pins and stores; Snakemake is the only graph: each stage asks it for targets.
+# Written by `possam dvc` from params/; `possam check` says when it does not fit them any more.
 """
 _TARGETS = {
     "world": WORLD,
@@ -90,17 +90,18 @@ class Stage:
         jobs: the jobs behind them, up to results of other stages.
         deps: results of other stages, and the files and code behind the jobs.
         params: by parameter file, the keys that the jobs depend on.
-        stored: outs that DVC stores; by name, how.
-        small: outs that git keeps.
-        plot: of a table: its CSV and how it is drawn.
+        stored: outs that DVC stores.
+        hashed: outs of which DVC keeps the hash alone.
+        metrics: of a table, its figures; hashed as well.
+        plot: of a table, its CSV and how it is drawn; hashed as well.
     """
 
     targets: tuple[str, ...]
     jobs: frozenset[Job]
     deps: tuple[str, ...]
     params: Mapping[str, tuple[str, ...]]
-    stored: Mapping[str, Mapping[str, Any]]
-    small: tuple[str, ...] = ()
+    stored: tuple[str, ...]
+    hashed: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     plot: Mapping[str, Mapping[str, Any]] | None = None
 
@@ -113,8 +114,8 @@ class Stage:
             "deps": list(self.deps),
             "params": [{file: list(keys)} for file, keys in self.params.items()],
             "outs": [
-                *({path: {**how, "persist": True}} for path, how in self.stored.items()),
-                *({path: kept} for path in self.small),
+                *({path: {"persist": True}} for path in self.stored),
+                *({path: kept} for path in self.hashed),
             ],
         }
         if self.metrics:
@@ -200,10 +201,13 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
         return _table(plan, scale, dict(first.wildcards)["table"], common)
     # Licences of real data forbid to hand it on: DVC records its hash, its publisher gives it.
     real = first.rule == "convert" and not plan.project(scale).scale.synthetic
-    how: Mapping[str, Any] = {"cache": False} if real else {}
-    stored = {folder: how for folder in dict.fromkeys(map(_folder, targets))}
-    records = {_record(path): {} for path in targets}
-    return Stage(targets=tuple(targets), stored={**stored, **records}, **common)
+    folders = tuple(dict.fromkeys(map(_folder, targets)))
+    return Stage(
+        targets=tuple(targets),
+        stored=(*(() if real else folders), *map(_record, targets)),
+        hashed=folders if real else (),
+        **common,
+    )
 
 
 def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) -> Stage:
@@ -222,8 +226,8 @@ def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) ->
     }
     return Stage(
         targets=(csv,),
-        stored={_record(path): {} for path in (csv, md, card, metrics)},
-        small=(md, card),
+        stored=tuple(map(_record, (csv, md, card, metrics))),
+        hashed=(md, card),
         metrics=(metrics,),
         plot={csv: how},
         **common,

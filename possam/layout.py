@@ -22,6 +22,8 @@ TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_CARD = "results/{prefix}{table}.json"
 TABLE_METRICS = "results/{prefix}{table}.metrics.json"
+RUN_LOCK = ".running"
+"""In a run's folder: held while a process trains it."""
 TRACKING = "results/{prefix}{table}.tracking.json"
 
 

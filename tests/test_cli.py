@@ -9,8 +9,8 @@ from possam import cli
 from possam.errors import InputError
 
 STAGES = {
-    *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train", "evaluate"),
-    *("score", "table", "show", "track", "ui", "predict", "efficiency", "pretrain"),
+    *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train"),
+    *("evaluate", "score", "table", "show", "track", "ui", "predict", "efficiency", "pretrain"),
 }
 
 
