@@ -9,15 +9,19 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 from possam.catalogue import DATASETS
+from possam.dvc_stages import own_records
 from possam.layout import (
     ASSET, DATASET, EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG, REPORT, RUN,
-    TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_TEX, TRACKING, WORLD
+    TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_METRICS, TABLE_TEX, TRACKING, WORLD
 )
 from possam.pipeline import Pipeline
 from possam.table_params import CONDITIONS
 
 # The `possam` of this very environment, also when it is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+# DVC may have put links to its cache here.
+own_records()
 
 # Reads params/ once; asked by the rules for inputs and identities.
 plan = Pipeline()

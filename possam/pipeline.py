@@ -55,7 +55,7 @@ class Pipeline:
     """Answers the rules' questions for every scale in ``folder``/scales."""
 
     def __init__(self, *, folder: Path = Path("params")) -> None:
-        self._folder = folder
+        self.folder = folder
         self.scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
         self._projects: dict[str, Project] = {}
         self._code = cache(lambda stage: code_hash(*CODE[stage]))
@@ -63,7 +63,7 @@ class Pipeline:
     def project(self, scale: str) -> Project:
         """The parameters of ``scale`` (loaded once)."""
         if scale not in self._projects:
-            self._projects[scale] = Project(scale, folder=self._folder)
+            self._projects[scale] = Project(scale, folder=self.folder)
         return self._projects[scale]
 
     @staticmethod
@@ -245,7 +245,7 @@ class Pipeline:
         """
         project = self.project(self.scale_of(prefix))
         params = table_params(project, table)
-        published = self._folder / "published" / params.published
+        published = self.folder / "published" / params.published
         read_published(published, params)
         cells = [
             EVALUATION.format(prefix=prefix, **key._asdict())

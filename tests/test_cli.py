@@ -9,8 +9,9 @@ from possam import cli
 from possam.errors import InputError
 
 STAGES = {
-    *("check", "world", "fetch", "convert", "convert-files", "features", "train", "evaluate"),
-    *("score", "table", "show", "report", "track", "ui", "predict", "efficiency", "pretrain"),
+    *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train"),
+    *("evaluate", "score", "table", "show", "report", "track", "ui", "predict", "efficiency"),
+    "pretrain",
 }
 
 

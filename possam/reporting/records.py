@@ -2,6 +2,9 @@
 
 Reads files only. A record holds everything that is sent, with timestamps taken from the files, so
 that sending it twice sends the same thing.
+
+What ``params/`` decides is a parameter, once; what is only known of a result (hashes, paths, the
+evaluation's protocol) is a tag: two runs side by side differ in the parameters that were set apart.
 """
 
 import csv
@@ -13,20 +16,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from possam.errors import InputError
 from possam.files import hash_json, read_json, sha256_file
+from possam.layout import RUN_LOCK
+from possam.locks import is_held
 from possam.params import Project
 from possam.table_params import DEFAULT_VARIANT
 
-FORMAT = 1
+FORMAT = 2
 """Part of every content hash: raise it when the same files are to be shown in another way."""
 
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
 _LONGEST = 5000
 _NOT_METRICS = {"step", "time"}
 _SEED = "seed"
+_WEIGHTS = "weights.safetensors"
+
+TABLE, NOTE = "possam.table", "mlflow.note.content"
+"""Tags: a table's name; a run's description in MLflow's pages (Markdown)."""
+
+Status = Literal["FINISHED", "RUNNING", "KILLED"]
 
 
 class Point(NamedTuple):
@@ -48,20 +59,23 @@ class Record:
         content: hash of the files behind it.
         parent: key of the training behind an evaluation, else None.
         links: keys of the evaluations behind a table.
-        finished: False while a training run has not written its summary.
-        start, end: milliseconds since 1970; ``end`` is None for an unfinished run.
+        status: of a training without a summary ``RUNNING`` while a process works on it, else
+            ``KILLED``.
+        start, end: milliseconds since 1970; ``end`` is None for a live run.
+        config: nested parameters, shown as a file.
     """
 
     key: str
     content: str
     parent: str | None = None
     links: tuple[str, ...] = ()
-    finished: bool = True
+    status: Status = "FINISHED"
     start: int
     end: int | None
     parameters: dict[str, str] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Path, ...] = ()
 
 
@@ -99,41 +113,53 @@ def read_records(results: Path, project: Project) -> list[Record]:
 
 def _training(folder: Path, common: Mapping[str, str]) -> Record:
     summary_file, log = folder / "run.json", folder / "metrics.jsonl"
-    files = _existing(summary_file, folder / "provenance.json", log)
+    held = is_held(folder / RUN_LOCK)  # before the summary is looked for: it may end just now
+    files = _existing(summary_file, folder / "provenance.json", folder / "identity.json", log)
     finished = summary_file in files
-    content = _content(files, common)  # before the log is read: a live run may append to it
+    status: Status = "FINISHED" if finished else "RUNNING" if held else "KILLED"
+    # Before the log is read: a live run may append to it.
+    content = _content(files, {**common, "status": status})
     summary = _mapping(summary_file) if finished else {}
-    origin = _provenance(folder)
+    origin = _provenance(folder) if finished else {}
+    # A live run has no provenance yet: its identity is written first, and once.
     start, last = _times(origin, files[0])
-    end = last if finished else None
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
-    lines = _lines(text, log, finished=finished)
-    # A live run has no provenance yet; a file's modification time would move its points.
-    points = _step_points(lines, log, start if origin else 0)
+    points = _step_points(_lines(text, log, finished=finished), log, start)
     if not finished:
-        start = points[0].time if points else start
-    parameters = summary.get("parameters") or origin.get("parameters") or {}
+        last = points[-1].time if points else start
+    parameters = (summary or _begun(folder)).get("parameters") or {}
     scalars = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
     results = scalars | flatten_values(summary.get("summary") or {})
     results |= {key: origin.get(key) for key in ("wall_time_s", "peak_memory_mib")}
-    final = [Point(f"final.{name}", value, last, 0) for name, value in _numbers(results).items()]
+    values = _numbers(results) if finished else {}
+    final = [Point(f"final.{name}", value, last, 0) for name, value in values.items()]
     run, seed = folder.parts[-2:]
     tags = {**common, "possam.kind": "training", "possam.run": run, **_git_tags(origin)}
     tags["possam.seed"] = seed.removeprefix(_SEED)
     tags |= {
         f"possam.{_clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
     }
+    tags |= _input_tags(summary)
+    if (folder / _WEIGHTS).is_file():
+        tags["possam.checkpoint"] = (folder / _WEIGHTS).as_posix()
     return Record(
         key=f"training/{run}/{seed}",
         content=content,
-        finished=finished,
+        status=status,
         start=start,
-        end=end,
+        end=None if status == "RUNNING" else last,
         parameters=flatten(parameters),
+        config=parameters,
         points=(*points, *final),
         tags=tags,
         artifacts=files,
     )
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """What a training wrote before its first step."""
+    path = folder / "identity.json"
+    return dict(_mapping(path).get("identity") or {}) if path.is_file() else {}
 
 
 def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
@@ -146,7 +172,12 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     values = _numbers(flatten_values(data.get("counts") or {}, "counts"))
     where = {"run": run, "seed": seed.removeprefix(_SEED)}
     where |= {"benchmark": benchmark, "condition": condition}
-    parameters = where | flatten(origin.get("parameters") or {})
+    trained = path.parents[4] / "runs" / run / seed / "run.json"
+    config = dict(origin.get("parameters") or {}) | where
+    if trained.is_file():
+        config["trained"] = _mapping(trained).get("parameters") or {}
+    tags = {**common, "possam.kind": "evaluation", **_git_tags(origin), **_input_tags(data)}
+    tags |= {f"possam.{key}": value for key, value in where.items()}
     for name, found in variants.items():
         prefix = "" if name == DEFAULT_VARIANT else f"{name}."
         if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
@@ -154,17 +185,18 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
                 f"{path}: variants.{name}.metrics: a mapping of names to numbers is expected"
             )
         values |= _numbers({f"{prefix}{key}": value for key, value in _measured(found).items()})
-        parameters |= flatten(found.get("protocol") or {}, f"{prefix}protocol")
-    tags = {**common, "possam.kind": "evaluation", **_git_tags(origin)}
-    tags |= {f"possam.{key}": value for key, value in where.items()}
+        protocol = {k: v for k, v in (found.get("protocol") or {}).items() if k != "inference"}
+        tags |= flatten(protocol, f"possam.protocol.{prefix}".rstrip("."))
     files = _existing(path, path.with_name("provenance.json"))
     return Record(
         key=f"evaluation/{run}/{seed}/{benchmark}/{condition}",
-        content=_content(files, common),
+        content=_content((*files, *_existing(trained)), common),
         parent=f"training/{run}/{seed}",
         start=start,
         end=end,
-        parameters=parameters,
+        # The run's name is a tag: it says nothing that its parameters do not say.
+        parameters=flatten({key: value for key, value in config.items() if key != "run"}),
+        config=config,
         points=tuple(Point(_clean(name), value, end, 0) for name, value in values.items()),
         tags=tags,
         artifacts=files,
@@ -188,17 +220,17 @@ def _table(path: Path, project: Project, known: set[str], common: Mapping[str, s
     files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))
     card = _mapping(path.with_suffix(".json")) if path.with_suffix(".json") in files else {}
     start, end = _times(card, path)
-    tags = {**common, "possam.kind": "table", "possam.table": name, **_git_tags(card)}
+    tags = {**common, "possam.kind": "table", TABLE: name, **_git_tags(card)}
     tags["possam.title"] = table.title
     if path.with_suffix(".md") in files:
-        tags["mlflow.note.content"] = path.with_suffix(".md").read_text(encoding="utf-8")[:_LONGEST]
+        tags[NOTE] = path.with_suffix(".md").read_text(encoding="utf-8")[:_LONGEST]
     return Record(
         key=f"table/{name}",
         content=_content(files, {**common, "links": ",".join(links)}),
         links=links,
         start=start,
         end=end,
-        parameters={"evaluations": _short(", ".join(links)), "rows": str(len(table.rows))},
+        parameters=flatten({"seeds": list(project.scale.seeds), "rows": len(table.rows)}),
         points=tuple(Point(key, value, end, 0) for key, value in numbers.items()),
         tags=tags,
         artifacts=files,
@@ -325,6 +357,11 @@ def _git_tags(origin: Mapping[str, Any]) -> dict[str, str]:
     dirty = "unknown" if git.get("dirty") is None else str(bool(git["dirty"])).lower()
     commit = str(git.get("commit", "unknown"))
     return {"mlflow.source.git.commit": commit, "possam.git_dirty": dirty}
+
+
+def _input_tags(result: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the data set, the towers and the weights behind a result."""
+    return flatten(result.get("inputs") or {}, "possam.input")
 
 
 def _existing(*paths: Path) -> tuple[Path, ...]:

@@ -106,6 +106,7 @@ def build_table(
         )
     card = make_card(project, table, measurements, comparisons)
     write_json(out.with_suffix(".json"), card)
+    write_json(out.with_suffix(".metrics.json"), cell_values(card))
     for suffix, text in ((".md", markdown), (".tex", tex), (".csv", csv_text)):
         with atomic_write(out.with_suffix(suffix)) as stream:
             stream.write(text(card))
@@ -239,6 +240,19 @@ def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     names = ("identity", "run_identity", "inputs", "code", "templates", "counts")
     return {"content_hash": hash_json(evaluation)} | {
         name: evaluation[name] for name in names if name in evaluation
+    }
+
+
+def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Our figures alone, by row and column (of a control by metric), as ``dvc metrics`` reads."""
+    rows = {
+        row["row"]: {key: cell["value"] for key, cell in row["cells"].items() if "value" in cell}
+        for row in card["rows"]
+        if row["runs"]
+    }
+    return rows | {
+        control["name"]: {metric: found["value"] for metric, found in control["metrics"].items()}
+        for control in card["controls"]
     }
 
 

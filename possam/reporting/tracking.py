@@ -6,28 +6,35 @@ files) at the very end. A run without the second tag was left by a killed ingest
 a run with another content is superseded: the new one is completed first, then the old one is
 deleted (MLflow keeps deleted runs until ``mlflow gc``). A growing training log is appended to. The
 result files are never touched.
+
+MLflow gives a run one parent. An evaluation is of exactly one training and lies below it; tables
+share evaluations, so a table points to them with tags (``possam.link.*``), they to all their tables
+(``possam.shown_in.*``), and the table's description links to the list of them.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from possam.environment import apply_mlflow_defaults
 from possam.errors import PossamError
+from possam.locks import hold
 from possam.params import Project
-from possam.reporting.records import Point, Record, points_hash, read_records
+from possam.reporting.records import NOTE, TABLE, Point, Record, points_hash, read_records
 
 KEY, CONTENT, LOGGED = "possam.key", "possam.content", "possam.logged"
 SUPERSEDED = "possam.superseded_by"
+CONFIG = "config.yaml"
 PARENT = "mlflow.parentRunId"
+_LINK, _SHOWN_IN = "possam.link.", "possam.shown_in."
 
 _METRICS_A_BATCH = 1000
 _ENTRIES_A_BATCH = 100
@@ -113,7 +120,7 @@ def follow(
     interval: float = 10.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Summary:
-    """Ingest every ``interval`` seconds until no training run is unfinished.
+    """Ingest every ``interval`` seconds until no process trains any more.
 
     A tracking server that is down is reported and tried again: live runs do not depend on it.
     """
@@ -126,7 +133,7 @@ def follow(
             print(f"{error}\ntrying again in {interval:g} s", file=sys.stderr, flush=True)
         else:
             print(summary, file=sys.stderr, flush=True)
-            if all(record.finished for record in read_records(results, project)):
+            if all(record.status != "RUNNING" for record in read_records(results, project)):
                 return summary
         sleep(interval)
 
@@ -173,20 +180,32 @@ class _Writer:
         """Point evaluations to their training and tables to their evaluations (run ids change)."""
         for record in records:
             run_id = summary.runs[record.key]
-            wanted = {f"possam.link.{key}": summary.runs[key] for key in record.links}
+            wanted = {f"{_LINK}{key}": summary.runs[key] for key in record.links}
+            wanted |= {f"{_SHOWN_IN}{name}": "yes" for name in _tables_of(record, records)}
             if record.parent in summary.runs:
                 wanted[PARENT] = summary.runs[record.parent]
+            if record.links:
+                wanted[NOTE] = f"{self._evaluations_of(record)}\n\n{record.tags.get(NOTE, '')}"
             before = [run for run in self._runs.get(record.key, []) if run.info.run_id == run_id]
             present = before[0].data.tags if before else {}
             for name, value in sorted(wanted.items()):
                 if present.get(name) != value:
                     self._client.set_tag(run_id, name, value)
+            for name in sorted(present.keys() - wanted.keys()):
+                if name.startswith((_LINK, _SHOWN_IN)):
+                    self._client.delete_tag(run_id, name)
+
+    def _evaluations_of(self, table: Record) -> str:
+        """A link to the list of runs that the table shows."""
+        wanted = f"tags.`{_SHOWN_IN}{table.tags[TABLE]}` = 'yes'"
+        address = f"#/experiments/{self._experiment_id}/runs?searchFilter={quote(wanted, safe='')}"
+        return f"[Evaluations and trainings behind this table]({address})"
 
     @staticmethod
     def _continues(run: Any, record: Record) -> bool:
-        """Whether ``run`` shows an unfinished training and ``record`` is the same, further on."""
+        """Whether ``run`` shows a live training and ``record`` is the same, further on."""
         logged = json.loads(run.data.tags.get(LOGGED, "{}"))
-        if not logged or logged["finished"]:
+        if not logged or run.info.status != "RUNNING":
             return False
         if any(record.parameters.get(key) != value for key, value in run.data.params.items()):
             return False
@@ -208,7 +227,6 @@ class _Writer:
         logged = {
             "points": len(record.points),
             "hash": points_hash(record.points),
-            "finished": record.finished,
         }
         metrics = [Metric(point.name, point.value, point.time, point.step) for point in points]
         params = [Param(key, value) for key, value in sorted(record.parameters.items())]
@@ -220,10 +238,20 @@ class _Writer:
         for path in record.artifacts:
             if path.stat().st_size <= _LARGEST_ARTIFACT:
                 self._client.log_artifact(run_id, str(path))
-        if record.finished:
-            self._client.set_terminated(run_id, "FINISHED", end_time=record.end)
+        if record.config:
+            self._client.log_dict(run_id, dict(record.config), CONFIG)
+        if record.status != "RUNNING":
+            self._client.set_terminated(run_id, record.status, end_time=record.end)
         self._client.log_batch(run_id, tags=[*tags, RunTag(LOGGED, json.dumps(logged))])
         self._client.set_tag(run_id, CONTENT, record.content)
+
+
+def _tables_of(record: Record, records: Iterable[Record]) -> Iterator[str]:
+    """Names of the tables that show the evaluation, or an evaluation of the training."""
+    for table in records:
+        evaluations = [other for other in records if other.key in table.links]
+        if any(record.key in (other.key, other.parent) for other in evaluations):
+            yield table.tags[TABLE]
 
 
 def _connect(uri: str) -> Any:
@@ -304,23 +332,17 @@ def _lock_file(uri: str, results: Path) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path, timeout: float) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; the system frees it however the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as stream:
-        deadline = time.monotonic() + timeout
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TrackingError(
-                        f"{path}: another ingester has held this lock for {timeout:g} s; wait "
-                        "for it to end, then run this again"
-                    ) from None
-                if not waiting:
-                    waiting = True
-                    print(f"waiting for another ingester ({path})", file=sys.stderr, flush=True)
-                time.sleep(min(0.2, max(timeout, 0.01)))
+    """Be the only ingester."""
+
+    def tell() -> None:
+        print(f"waiting for another ingester ({path})", file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(path, timeout=timeout, on_wait=tell))
+        except TimeoutError as error:
+            raise TrackingError(
+                f"{path}: another ingester has held this lock for {timeout:g} s; wait "
+                "for it to end, then run this again"
+            ) from error
         yield

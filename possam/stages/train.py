@@ -1,11 +1,16 @@
 """Stage ``train``: one run of ``params/runs.yaml``, from frozen towers to trained weights."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from possam.errors import InputError
 from possam.files import hash_json, sha256_file, write_json
-from possam.layout import Layout
+from possam.layout import RUN_LOCK, Layout
+from possam.locks import hold
 from possam.params import Project, RunParams
 from possam.stages.common import (
     StageRecord,
@@ -81,11 +86,27 @@ def _source(
     )
 
 
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Be the only process that trains in ``directory``; whoever looks sees that one does."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(directory / RUN_LOCK, timeout=2.0))
+        except TimeoutError as error:
+            raise InputError(
+                f"{directory}: another process trains this run; wait for it to end, or stop it"
+            ) from error
+        yield
+
+
 def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
     """Train run ``name`` and write ``run.json``; goes on where a killed call stopped.
 
     Args:
         seed: default: the first of the scale's seeds.
+
+    Raises:
+        InputError: bad parameters or inputs, or another process trains this run.
     """
     from possam.datasets.format import ConvertedDataset
     from possam.model.mask2former import start_from_mask2former
@@ -120,37 +141,38 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
     arguments = model_arguments(run.model, sam=sam, clip=clip)
     model = build_possam(**arguments, seed=run.seed)
     source = _source(layout, run, dataset, sam=sam, clip=clip, device=device)
-    summary = train_run(
-        model=model,
-        model_kwargs=arguments,
-        source=source,
-        text=text,
-        training=run.training,
-        loss=run.loss,
-        directory=directory,
-        seed=run.seed,
-        identity=identity,
-        frozen=frozen,
-        vocabulary=dataset.vocabulary,
-        device=device,
-        initialise=initialise,
-    )
-    record.write(directory)
-    write_json(
-        directory / "run.json",
-        {
-            "run": name,
-            "scale": project.name,
-            "synthetic": project.scale.synthetic,
-            "identity": hash_json(identity),
-            "state": "finished",
-            "sam": run.sam,
-            "train": run.train,
-            "parameters": parameters,
-            "inputs": inputs,
-            "vocabulary": [list(names) for names in dataset.vocabulary],
-            "weights_sha256": sha256_file(directory / "weights.safetensors"),
-            "trainable_parameters": sum(p.numel() for p in model.parameters()),
-            "summary": {k: v for k, v in summary.items() if "time" not in k},
-        },
-    )
+    with _only_one(directory):
+        summary = train_run(
+            model=model,
+            model_kwargs=arguments,
+            source=source,
+            text=text,
+            training=run.training,
+            loss=run.loss,
+            directory=directory,
+            seed=run.seed,
+            identity=identity,
+            frozen=frozen,
+            vocabulary=dataset.vocabulary,
+            device=device,
+            initialise=initialise,
+        )
+        record.write(directory)
+        write_json(
+            directory / "run.json",
+            {
+                "run": name,
+                "scale": project.name,
+                "synthetic": project.scale.synthetic,
+                "identity": hash_json(identity),
+                "state": "finished",
+                "sam": run.sam,
+                "train": run.train,
+                "parameters": parameters,
+                "inputs": inputs,
+                "vocabulary": [list(names) for names in dataset.vocabulary],
+                "weights_sha256": sha256_file(directory / "weights.safetensors"),
+                "trainable_parameters": sum(p.numel() for p in model.parameters()),
+                "summary": {k: v for k, v in summary.items() if "time" not in k},
+            },
+        )

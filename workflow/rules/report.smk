@@ -9,6 +9,7 @@ rule table:
         md=TABLE_MD,
         tex=TABLE_TEX,
         card=TABLE_CARD,
+        metrics=TABLE_METRICS,
     params:
         scale=lambda w: plan.scale_of(w.prefix),
         identity=lambda w: plan.identity("table", plan.scale_of(w.prefix), table=w.table),

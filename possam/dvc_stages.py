@@ -1,0 +1,358 @@
+"""What DVC pins and stores, as ``dvc.yaml``: written from ``params/``, checked by ``possam check``.
+
+Snakemake is the only graph. A DVC stage asks it for targets and says exactly what they depend on:
+keys of parameter files, code, and results of other stages. One stage each for a data set, a
+training, a run on a benchmark, and a table, so that a table needs only what it shows. What is cheap
+to make again (upstream files of the synthetic world, features of frozen towers) is not stored.
+
+Every out is kept (``persist``): DVC would remove it before each command, and Snakemake would have
+to make everything again. Snakemake's record of a result (of which parameters and code it is) lies
+in ``.snakemake/metadata`` and is stored with the result, or a result that DVC fetched would pass
+for one of the parameters at hand.
+"""
+
+import os
+import re
+import shutil
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from possam.checked_yaml import read_yaml
+from possam.codehash import module_closure
+from possam.errors import InputError
+from possam.files import atomic_path, atomic_write
+from possam.layout import (
+    ASSET,
+    DATASET,
+    EVALUATION,
+    FEATURES,
+    RUN,
+    TABLE_CARD,
+    TABLE_CSV,
+    TABLE_MD,
+    TABLE_METRICS,
+    WORLD,
+)
+from possam.pipeline import CODE, PAPER, Pipeline
+
+DVC_FILE = Path("dvc.yaml")
+RECORDS = Path(".snakemake/metadata")
+
+_HEADER = """\
+# What DVC pins and stores; Snakemake is the only graph: each stage asks it for targets.
+# Written by `possam dvc` from params/; `possam check` says when it does not fit them any more.
+"""
+_TARGETS = {
+    "world": WORLD,
+    "fetch": ASSET,
+    "convert": DATASET,
+    "features": FEATURES,
+    "train": RUN,
+    "evaluate": EVALUATION,
+    "table": TABLE_CSV,
+}
+"""The tracked file of each Snakemake rule."""
+
+_STORED = ("convert", "train", "evaluate")
+"""Rules whose results DVC keeps; a stage depends on those of other stages."""
+
+_TRAINED_FROM = ("loss", "model", "seeds", "templates", "threads", "towers", "training")
+_SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "world": ("world",),
+    "fetch": (),
+    "convert": ("assets",),
+    "features": ("towers", "training"),
+    "train": _TRAINED_FROM,
+    "evaluate": ("evaluation", "inference", "seeds", "templates", "towers"),
+    "table": ("evaluation", "seeds", "synthetic", "title"),
+}
+"""Keys of a scale's file that each rule's jobs depend on."""
+
+
+class Job(NamedTuple):
+    """One Snakemake job."""
+
+    rule: str
+    wildcards: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of ``dvc.yaml``.
+
+    Attributes:
+        targets: what Snakemake is asked for.
+        jobs: the jobs behind them, up to results of other stages.
+        deps: results of other stages, and the files and code behind the jobs.
+        params: by parameter file, the keys that the jobs depend on.
+        stored: outs that DVC stores.
+        hashed: outs of which DVC keeps the hash alone.
+        metrics: of a table, its figures; hashed as well.
+        plot: of a table, its CSV and how it is drawn; hashed as well.
+    """
+
+    targets: tuple[str, ...]
+    jobs: frozenset[Job]
+    deps: tuple[str, ...]
+    params: Mapping[str, tuple[str, ...]]
+    stored: tuple[str, ...]
+    hashed: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    plot: Mapping[str, Mapping[str, Any]] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """The stage as in ``dvc.yaml``."""
+        snakemake = f"snakemake {' '.join(self.targets)}"
+        kept = {"cache": False, "persist": True}
+        content: dict[str, Any] = {
+            "cmd": ["possam check", snakemake] if self.metrics else snakemake,
+            "deps": list(self.deps),
+            "params": [{file: list(keys)} for file, keys in self.params.items()],
+            "outs": [
+                *({path: {"persist": True}} for path in self.stored),
+                *({path: kept} for path in self.hashed),
+            ],
+        }
+        if self.metrics:
+            content["metrics"] = [{path: kept} for path in self.metrics]
+        if self.plot is not None:
+            content["plots"] = [{path: {**kept, **how}} for path, how in self.plot.items()]
+        return content
+
+
+def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
+    """Every stage of a scale, by name: what its tables need, and the tables.
+
+    Names are ``<scale>-data-<data set>``, ``<scale>-train-<run>``,
+    ``<scale>-evaluate-<run>-<benchmark>`` and ``<scale>-<table>``.
+    """
+    project = plan.project(scale)
+    targets: dict[str, list[str]] = {}
+    pending = [TABLE_CSV.format(prefix=project.prefix, table=name) for name in project.tables]
+    seen = set(pending)
+    while pending:
+        path = pending.pop(0)
+        job = _job(path)
+        if job is None:
+            continue
+        if job.rule in (*_STORED, "table"):
+            targets.setdefault(_name(scale, job), []).append(path)
+        new = [found for found in _inputs(plan, scale, job) if found not in seen]
+        seen.update(new)
+        pending += new
+    return {name: _stage(plan, scale, sorted(found)) for name, found in sorted(targets.items())}
+
+
+def _name(scale: str, job: Job) -> str:
+    which = dict(job.wildcards)
+    return {
+        "convert": "{scale}-data-{dataset}",
+        "train": "{scale}-train-{run}",
+        "evaluate": "{scale}-evaluate-{run}-{benchmark}",
+        "table": "{scale}-{table}",
+    }[job.rule].format(**{**which, "scale": scale})
+
+
+def _job(path: str) -> Job | None:
+    """The job that makes ``path``; None for a file that is there from the start."""
+    for rule, pattern in _TARGETS.items():
+        text = re.escape(pattern).replace(r"\{prefix\}", r"(?P<prefix>(?:\w+/)?)")
+        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", text), path)
+        if found:
+            return Job(rule, tuple(sorted(found.groupdict().items())))
+    return None
+
+
+def _inputs(plan: Pipeline, scale: str, job: Job) -> list[str]:
+    which = {k: v for k, v in job.wildcards if k not in ("scale", "prefix")}
+    prefix = plan.project(scale).prefix
+    match job.rule:
+        case "fetch":
+            return plan.asset_inputs(scale, **which)
+        case "convert":
+            return plan.dataset_inputs(scale, **which)
+        case "features":
+            return plan.features_inputs(scale, **which)
+        case "train":
+            return plan.training_inputs(prefix, which["run"])
+        case "evaluate":
+            return plan.evaluation_inputs(prefix, **which)
+        case "table":
+            return plan.table_inputs(prefix, **which)
+    return []
+
+
+def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
+    jobs, deps = _exclusive(plan, scale, targets)
+    code = {path for rule in {job.rule for job in jobs} for path in _code(rule)}
+    common: dict[str, Any] = {
+        "jobs": frozenset(jobs),
+        "deps": (*sorted(deps), *sorted(code)),
+        "params": _params(plan, scale, jobs),
+    }
+    first = _job(targets[0])
+    assert first is not None
+    if first.rule == "table":
+        return _table(plan, scale, dict(first.wildcards)["table"], common)
+    # Licences of real data forbid to hand it on: DVC records its hash, its publisher gives it.
+    real = first.rule == "convert" and not plan.project(scale).scale.synthetic
+    folders = tuple(dict.fromkeys(map(_folder, targets)))
+    return Stage(
+        targets=tuple(targets),
+        stored=(*(() if real else folders), *map(_record, targets)),
+        hashed=folders if real else (),
+        **common,
+    )
+
+
+def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) -> Stage:
+    project = plan.project(scale)
+    csv, md, card, metrics = (
+        pattern.format(prefix=project.prefix, table=table)
+        for pattern in (TABLE_CSV, TABLE_MD, TABLE_CARD, TABLE_METRICS)
+    )
+    params = project.tables[table]
+    column = params.columns[0]
+    how = {
+        "template": "bar_horizontal",
+        "x": column.key,
+        "y": "row",
+        "title": f"{params.title}: {column.title} ({params.groups[column.group]})",
+    }
+    return Stage(
+        targets=(csv,),
+        stored=tuple(map(_record, (csv, md, card, metrics))),
+        hashed=(md, card),
+        metrics=(metrics,),
+        plot={csv: how},
+        **common,
+    )
+
+
+def _exclusive(plan: Pipeline, scale: str, targets: list[str]) -> tuple[set[Job], set[str]]:
+    """The jobs behind ``targets`` up to results of other stages; these results and plain files."""
+    jobs: set[Job] = set()
+    deps: set[str] = set()
+    pending = list(targets)
+    while pending:
+        path = pending.pop()
+        job = _job(path)
+        if job is None:
+            deps.add(path)
+        elif path not in targets and job.rule in _STORED:
+            deps.add(os.path.dirname(path))
+        elif job not in jobs:
+            jobs.add(job)
+            pending += _inputs(plan, scale, job)
+    return jobs, deps
+
+
+def _folder(target: str) -> str:
+    """The folder that DVC stores: of an evaluation, with all its conditions."""
+    job = _job(target)
+    assert job is not None
+    folder = os.path.dirname(target)
+    return os.path.dirname(folder) if job.rule == "evaluate" else folder
+
+
+def _record(path: str) -> str:
+    """Where Snakemake keeps its record of ``path`` (Snakemake 9, ``persistence/file.py``)."""
+    name = urlsafe_b64encode(path.encode()).decode()
+    parts = [name[start : start + 254] for start in range(0, len(name), 254)]
+    return RECORDS.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1]).as_posix()
+
+
+def _code(rule: str) -> Iterator[str]:
+    """The code behind a rule: files of the package, and its subpackages as folders."""
+    for module in module_closure(*CODE[rule]):
+        _, *parts = module.split(".")
+        path = Path("possam", *parts)
+        if len(parts) > 1 and parts[0] != "stages":
+            yield path.parent.as_posix()
+        elif path.with_suffix(".py").is_file():
+            yield path.with_suffix(".py").as_posix()
+
+
+def _params(plan: Pipeline, scale: str, jobs: set[Job]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[str]] = {}
+    for job in jobs:
+        for file, keys in _keys(plan, scale, job).items():
+            found.setdefault((plan.folder / file).as_posix(), set()).update(keys)
+    return {file: tuple(sorted(keys)) for file, keys in sorted(found.items()) if keys}
+
+
+def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
+    """Files below ``params/`` and their keys that decide what ``job`` makes."""
+    which, file = dict(job.wildcards), f"scales/{scale}.yaml"
+    keys: dict[str, tuple[str, ...]] = {file: _SCALE_KEYS[job.rule]}
+    match job.rule:
+        case "fetch":
+            keys["assets.yaml"] = (which["asset"],)
+        case "train":
+            keys["runs.yaml"] = (which["run"],)
+        case "evaluate":
+            place = (which["run"], which["benchmark"], which["condition"])
+            keys["benchmarks.yaml"] = (which["benchmark"],)
+            keys["variants.yaml"] = tuple(plan.project(scale).variants_at(*place))
+            if which["condition"] == "untrained":
+                keys["runs.yaml"] = (which["run"],)
+                keys[file] = (*keys[file], *_TRAINED_FROM)
+        case "table":
+            keys["tables.yaml"] = (which["table"],)
+    return keys
+
+
+def dvc_text(plan: Pipeline, scales: list[str]) -> str:
+    """``dvc.yaml`` for these scales."""
+    content = {
+        "vars": [{"scales": scales}],
+        "stages": {
+            name: stage.content() for scale in scales for name, stage in stages(plan, scale).items()
+        },
+    }
+    return _HEADER + yaml.safe_dump(
+        content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
+    )
+
+
+def write_dvc_file(plan: Pipeline, scales: list[str] | None, *, path: Path = DVC_FILE) -> None:
+    """Write ``dvc.yaml`` for ``scales``; default: those that it has."""
+    chosen = _scales(path) if scales is None else scales
+    text = dvc_text(plan, chosen)
+    with atomic_write(path) as stream:
+        stream.write(text)
+
+
+def check_dvc_file(plan: Pipeline, *, path: Path = DVC_FILE) -> None:
+    """Compare ``dvc.yaml`` with ``params/``.
+
+    Raises:
+        InputError: it is missing, or does not fit.
+    """
+    scales = _scales(path)
+    if path.read_text(encoding="utf-8") != dvc_text(plan, scales):
+        raise InputError(f"{path}: does not fit params/ any more; write it anew: possam dvc")
+    print(f"{path}: {', '.join(scales)}")
+
+
+def _scales(path: Path) -> list[str]:
+    remedy = f"write it anew, with its scales: possam dvc --scale {PAPER}"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    match read_yaml(path):
+        case {"vars": [{"scales": [*scales]}]} if all(isinstance(s, str) for s in scales):
+            return scales
+    raise InputError(f"{path}: vars: does not say which scales it is of; {remedy}")
+
+
+def own_records(folder: Path = RECORDS) -> None:
+    """Make copies of records that are links into DVC's cache: Snakemake writes them in place."""
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+            with atomic_path(path) as temporary:
+                shutil.copyfile(path, temporary)
