@@ -259,7 +259,7 @@ class Pipeline:
         return [
             *(TABLE_CARD.format(prefix=prefix, table=table) for table in project.tables),
             *(FIGURE_CARD.format(prefix=prefix, figure=figure) for figure in load_figures(project)),
-            str(self._folder / "decisions.md"),
+            str(self.folder / "decisions.md"),
         ]
 
     def figure_inputs(self, prefix: str, figure: str) -> list[str]:
@@ -276,5 +276,5 @@ class Pipeline:
             *(EVALUATION.format(prefix=prefix, **key._asdict()) for key in needs.evaluations),
             *(DATASET.format(scale=scale, dataset=d, split=s) for d, s in needs.datasets),
             *(record for tower in needs.towers for record in self._tower(scale, tower)),
-            *(str(self._folder / "published" / file) for file in needs.published),
+            *(str(self.folder / "published" / file) for file in needs.published),
         ]

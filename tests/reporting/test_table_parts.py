@@ -1,58 +1,17 @@
 """What the other tables have beside Table 1's: labels, comparisons, agreement, units, TeX."""
 
 import csv
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from table_fakes import PARAMS, make_table
 
 from possam.params import Project
-from possam.reporting.measurement import Comparisons, Measurement
+from possam.reporting.measurement import Comparisons
 from possam.reporting.table_tex import escape
-from possam.reporting.tables import build_table, print_table
-from possam.table_params import METRICS, Place
-
-PARAMS = Path(__file__).resolve().parents[2] / "params"
-
-
-def measured(project: Project, table: str) -> dict[Place, Measurement]:
-    """Every place of the table with metrics 10, 11, ... (the next place 15, 16, ...)."""
-    found = {}
-    for number, place in enumerate(project.tables[table].places()):
-        values = {name: 10.0 + 5 * number + k for k, name in enumerate(METRICS)}
-        counted = {"trainable_m", "frozen_m", "total_m"}
-        part = {
-            "metrics": values,
-            "intervals": {
-                name: [value, value] if name in counted else [value - 1, value + 2]
-                for name, value in values.items()
-            },
-            "check": None,
-            "protocol": {"miou": "the formula"},
-        }
-        evaluation = {
-            **dict(zip(("run", "benchmark", "condition", "variant"), place, strict=True)),
-            "seed": 0,
-            "scale": project.name,
-            "variants": {place.variant: part},
-        }
-        found[place] = Measurement.of(evaluation, place.variant)
-    return found
-
-
-def make(
-    folder: Path, table: str, comparisons: Comparisons | None = None, *, scale: str = "mini"
-) -> tuple[list[dict[str, str]], str, str, dict[str, Any]]:
-    """CSV rows, Markdown, TeX and card of a table with made-up measurements."""
-    project, out = Project(scale, folder=PARAMS), folder / f"{table}.csv"
-    build_table(project, table, measured(project, table), comparisons or Comparisons(), out=out)
-    with open(out, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    texts = [out.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".md", ".tex")]
-    return rows, texts[0], texts[1], json.loads(out.with_suffix(".json").read_text())
-
+from possam.reporting.tables import print_table
+from possam.table_params import METRICS
 
 ALL = sorted(Project("mini", folder=PARAMS).tables)
 
@@ -63,7 +22,7 @@ def test_the_paper_has_eight_tables() -> None:
 
 @pytest.mark.parametrize("table", ALL)
 def test_every_published_row_and_number_is_there(table: str, tmp_path: Path) -> None:
-    rows, text, tex, card = make(tmp_path, table)
+    rows, text, tex, card = make_table(tmp_path, table)
     path = PARAMS / "published" / card["published_file"]
     with open(path, newline="", encoding="utf-8") as stream:
         published = list(csv.DictReader(stream))
@@ -93,7 +52,7 @@ def test_a_reference_row_is_compared_with(tmp_path: Path) -> None:
         },
         agreement={"pq": {"tau": 0.6, "low": 0.2, "high": 1.0, "rows": 5}},
     )
-    rows, text, _, card = make(tmp_path, "table4", comparisons)
+    rows, text, _, card = make_table(tmp_path, "table4", comparisons)
     assert rows[0]["pq_versus"] == "-3.0000"
     assert (rows[0]["pq_versus_low"], rows[0]["pq_versus_high"]) == ("-4.5000", "-1.2500")
     assert rows[0]["miou_versus"] == rows[1]["pq_versus"] == rows[4]["pq_versus"] == ""
@@ -105,27 +64,27 @@ def test_a_reference_row_is_compared_with(tmp_path: Path) -> None:
 
 
 def test_without_comparisons_there_are_no_empty_sections(tmp_path: Path) -> None:
-    _, text, _, _ = make(tmp_path, "table4")
+    _, text, _, _ = make_table(tmp_path, "table4")
     assert "## Against" not in text and "## Agreement" not in text
 
 
 def test_labels_say_what_a_row_is(tmp_path: Path) -> None:
-    rows, text, _, _ = make(tmp_path, "table4")
+    rows, text, _, _ = make_table(tmp_path, "table4")
     assert [rows[2][key] for key in ("fpn", "ldp", "iou", "mase")] == ["1", "1", "0", "0"]
     assert "| Method | FPN | LDP | IoU | MASE | Source | PQ |" in text
     assert "| + LDP | 1 | 1 | 0 | 0 | reproduced |" in text
 
 
 def test_arithmetic_finds_the_slip_of_table_4_and_no_other(tmp_path: Path) -> None:
-    _, text, _, card = make(tmp_path, "table4")
+    _, text, _, card = make_table(tmp_path, "table4")
     (slip,) = card["slips"]
     assert "Bare model" in slip and "PQ 21.3 does not lie between" in slip and slip in text
     for table in ("table2", "table3", "table5", "table6", "table7", "table8"):
-        assert make(tmp_path, table)[3]["slips"] == [], table
+        assert make_table(tmp_path, table)[3]["slips"] == [], table
 
 
 def test_speed_and_sizes_have_their_own_units(tmp_path: Path) -> None:
-    rows, text, tex, card = make(tmp_path, "table8")
+    rows, text, tex, card = make_table(tmp_path, "table8")
     fps, frozen = (10.0 + list(METRICS).index(name) for name in ("fps", "frozen_m"))
     assert "FPS is in images a second, parameters in millions" in text
     assert f"**{fps:.2f} [{fps - 1:.2f}, {fps + 2:.2f}]**" in text
@@ -142,14 +101,14 @@ def test_speed_and_sizes_have_their_own_units(tmp_path: Path) -> None:
 def test_the_terminal_stays_narrow(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path, table)
+    make_table(tmp_path, table)
     print_table(tmp_path / f"{table}.csv")
     assert max(len(line) for line in capsys.readouterr().out.splitlines()[1:]) <= 100
 
 
 @pytest.mark.parametrize("table", ALL)
 def test_tex_is_balanced(table: str, tmp_path: Path) -> None:
-    rows, _, tex, card = make(tmp_path, table)
+    rows, _, tex, card = make_table(tmp_path, table)
     assert tex.count("{") == tex.count("}")
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
     body = tex[tex.index(r"\midrule") : tex.index(r"\bottomrule")].splitlines()[1:]
@@ -158,7 +117,7 @@ def test_tex_is_balanced(table: str, tmp_path: Path) -> None:
     reproduced = sum(row["source"] == "reproduced" for row in rows)
     assert len(body) == len(rows) + reproduced, "a line a row, and one of intervals"
     assert "synthetic" in tex
-    assert "synthetic" not in make(tmp_path, table, scale="paper")[2]
+    assert "synthetic" not in make_table(tmp_path, table, scale="paper")[2]
 
 
 @pytest.mark.parametrize(
