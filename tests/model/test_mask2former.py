@@ -116,6 +116,7 @@ def test_a_file_is_put_into_possam(
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and str(path) in printed
     assert all(block in printed for block in weights.fresh) and PROJECTIONS[0] not in printed
+    assert {value.dtype for value in weights.tensors.values()} == {torch.float32}
     theirs = state_of()
     fused = theirs["model.transformer_module.decoder.layers.3.cross_attn.in_proj_weight"]
     attention = model.decoder.mask_decoder.layers[3].cross_attention

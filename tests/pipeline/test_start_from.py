@@ -1,6 +1,7 @@
 """A run whose decoders start from a Mask2Former checkpoint: declared, fetched, used, recorded."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +64,14 @@ def write_checkpoint(workspace: Workspace, *, queries: int) -> Path:
 
 @contextmanager
 def declared(workspace: Workspace) -> Iterator[None]:
+    """Both runs and the asset are known inside; afterwards everything is as it was."""
     params = workspace.folder / "params"
     runs, assets = (params / "runs.yaml").read_text(), (params / "assets.yaml").read_text()
     with edited(params / "assets.yaml", assets, assets + ASSET):
         with edited(params / "runs.yaml", runs, runs + RUNS):
             yield
+    for name in NAMES:
+        shutil.rmtree(workspace.folder / "results/smoke/runs" / name)
 
 
 def test_a_run_starts_from_a_checkpoint(finished: Workspace) -> None:
@@ -75,7 +79,8 @@ def test_a_run_starts_from_a_checkpoint(finished: Workspace) -> None:
     results = finished.folder / "results/smoke/runs"
     with declared(finished):
         output = finished.snakemake(*(f"results/smoke/runs/{n}/seed0/run.json" for n in NAMES))
-        assert "rule fetch" in output and "tiny_mask2former" in output
+        record = read_json(finished.folder / "data/smoke/assets/tiny_mask2former.record.json")
+        assert record["sha256"] == sha256_file(checkpoint)
         assert output.count("tensors of Mask2Former's decoders taken over") == 1
         # the Swin's maps have 8, 16, 32 and 64 channels, the pyramid's 64
         for block in ("input_projections.1", "input_projections.2", "lateral"):
@@ -83,26 +88,30 @@ def test_a_run_starts_from_a_checkpoint(finished: Workspace) -> None:
         again = finished.snakemake(*(f"results/smoke/runs/{n}/seed0/run.json" for n in NAMES))
         assert "Nothing to be done" in again
 
-    started, alone = (load_file(results / n / "seed0/weights.safetensors") for n in NAMES)
-    prefix = "decoder."
-    decoder = {k.removeprefix(prefix): v for k, v in started.items() if k.startswith(prefix)}
-    expected = convert_mask2former(load_file(checkpoint), target=decoder)
-    assert len(expected.tensors) > 50
-    for name, value in started.items():
-        source = expected.tensors.get(name.removeprefix(prefix), alone[name])
-        torch.testing.assert_close(value, source, rtol=0, atol=1e-6)
-    name = "decoder.mask_decoder.query_features"
-    assert (started[name] - alone[name]).abs().max() > 0.1
+        started, alone = (load_file(results / n / "seed0/weights.safetensors") for n in NAMES)
+        prefix = "decoder."
+        decoder = {k.removeprefix(prefix): v for k, v in started.items() if k.startswith(prefix)}
+        expected = convert_mask2former(load_file(checkpoint), target=decoder)
+        assert len(expected.tensors) > 50
+        for name, value in started.items():
+            source = expected.tensors.get(name.removeprefix(prefix), alone[name])
+            torch.testing.assert_close(value, source, rtol=0, atol=1e-6)
+        name = "decoder.mask_decoder.query_features"
+        assert (started[name] - alone[name]).abs().max() > 0.1
 
-    run = read_json(results / "started/seed0/run.json")
-    digest = sha256_file(checkpoint)
-    assert run["inputs"]["start_from"] == digest
-    assert run["parameters"]["start_from"] == "tiny_mask2former"
-    assert read_json(results / "started/seed0/provenance.json")["inputs"]["start_from"] == digest
-    other = read_json(results / "alone/seed0/run.json")
-    assert "start_from" not in other["inputs"] and other["identity"] != run["identity"]
-    steps = [json.loads(line)["step"] for line in (results / "started/seed0/metrics.jsonl").open()]
-    assert steps == [1, 2, 3, 4]
+        run = read_json(results / "started/seed0/run.json")
+        digest = sha256_file(checkpoint)
+        assert run["inputs"]["start_from"] == digest
+        assert run["parameters"]["start_from"] == "tiny_mask2former"
+        assert (
+            read_json(results / "started/seed0/provenance.json")["inputs"]["start_from"] == digest
+        )
+        other = read_json(results / "alone/seed0/run.json")
+        assert "start_from" not in other["inputs"] and other["identity"] != run["identity"]
+        steps = [
+            json.loads(line)["step"] for line in (results / "started/seed0/metrics.jsonl").open()
+        ]
+        assert steps == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_of_other_sizes_is_refused(finished: Workspace) -> None:
