@@ -10,7 +10,7 @@ from possam.errors import InputError
 
 STAGES = {
     *("check", "world", "fetch", "convert", "convert-files", "features", "train", "evaluate"),
-    *("score", "table", "show", "track", "ui", "predict", "efficiency", "pretrain"),
+    *("score", "table", "figure", "show", "track", "ui", "predict", "efficiency", "pretrain"),
 }
 
 
