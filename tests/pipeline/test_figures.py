@@ -31,9 +31,7 @@ def files(workspace: Workspace, name: str) -> tuple[Path, Path, Path]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_both_files_are_there_and_the_card_says_what_they_show(
-    drawn: Workspace, name: str
-) -> None:
+def test_both_files_are_there_and_the_card_says_what_they_show(drawn: Workspace, name: str) -> None:
     png, pdf, card_file = files(drawn, name)
     card = read_json(card_file)
     with Image.open(png) as image:
