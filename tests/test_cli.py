@@ -10,8 +10,8 @@ from possam.errors import InputError
 
 STAGES = {
     *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train"),
-    *("evaluate", "score", "table", "show", "report", "track", "ui", "predict", "efficiency"),
-    "pretrain",
+    *("evaluate", "score", "table", "figure", "show", "report", "track", "ui", "predict"),
+    *("efficiency", "pretrain"),
 }
 
 

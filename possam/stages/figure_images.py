@@ -260,9 +260,9 @@ def oversegmentation(project: Project, params: OversegmentationParams, *, device
             f"{project.folder / 'figures.yaml'}: run: {params.run!r} has no SAM, whose masks this "
             "figure shows; name a run with one"
         )
+    drawn = _draw_lots(project, params, params.benchmark)
     trained = _Trained(project, params.run, device=device)
     sam = load_whole_sam(Layout(project), size).to(device)
-    drawn = _draw_lots(project, params, params.benchmark)
 
     def make(drawn: _Drawn, position: int) -> list[Panel]:
         masks = _masks_panel(project, sam, drawn.dataset.image(position))
@@ -288,8 +288,8 @@ def oversegmentation(project: Project, params: OversegmentationParams, *, device
 
 def qualitative(project: Project, params: QualitativeParams, *, device: str) -> Pictures:
     """PosSAM's segments and the ground truth, images of every benchmark."""
-    trained = _Trained(project, params.run, device=device)
     lots = [_draw_lots(project, params, benchmark) for benchmark in params.benchmarks]
+    trained = _Trained(project, params.run, device=device)
     return _collect(
         params,
         [(drawn, trained.unseen(drawn.dataset)) for drawn in lots],

@@ -91,6 +91,22 @@ def test_the_legend_has_every_class_once_and_marks_the_unseen(row: Row) -> None:
     assert [text for text in texts if "(unseen)" in text] == ["lake (unseen)"]
 
 
+def test_a_number_lies_in_a_segment_of_its_class(row: Row) -> None:
+    with house_style():
+        figure = draw_panels([row], ["ours", "truth"], **HEADING)
+    order = row.classes()
+    for axes, panel in zip(figure.axes[1:3], row.panels, strict=True):
+        enlarged = axes.images[0].get_array()
+        scale = panel.ids.shape[1] / enlarged.shape[1]
+        numbers = [text for text in axes.texts if text.get_text().isdigit()]
+        found = []
+        for text in numbers:
+            x, y = (int(value * scale) for value in text.get_position())
+            found.append(panel.segments[panel.ids[y, x]])
+            assert order.index(found[-1]) == int(text.get_text()) - 1
+        assert sorted(found) == sorted(panel.segments.values())
+
+
 def test_segments_without_a_class_have_no_legend() -> None:
     panel = Panel(ids=quarters(1, 2, 3, 4), segments=dict.fromkeys(range(1, 5)), caption="4 masks")
     with house_style():
