@@ -6,12 +6,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 CORES ?= 2
 SCALE ?= mini
+# The study is every table of params/tables.yaml and the report of them all.
+TABLES := $(shell sed -n 's/^\(table[0-9]*\):.*/\1/p' params/tables.yaml)
+STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)/$(table).tracking.json) \
+  reports/$(SCALE)/report.html
 # One thread a process: two processes on two cores beat one process on two threads.
 export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table1 smoke test parity lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test parity lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -28,12 +32,15 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
-table1: $(READY) ## Table 1 (SCALE=mini): world, data, six trainings, evaluations, MLflow; printed at the end
+study: $(READY) ## all tables and figures (SCALE=mini), in MLflow and on one page: reports/mini/report.html
+	$(BIN)/snakemake --cores $(CORES) $(STUDY)
+
+table1: $(READY) ## Table 1 alone (SCALE=mini): data, its trainings and evaluations, MLflow; printed at the end
 	$(BIN)/snakemake --cores $(CORES) results/$(SCALE)/table1.csv results/$(SCALE)/table1.tracking.json
 	$(BIN)/possam show table1 --scale $(SCALE)
 
-smoke: ## the same pipeline on a handful of images (does every rule run?)
-	$(MAKE) table1 SCALE=smoke
+smoke: ## the whole study on a handful of images (does every rule run?)
+	$(MAKE) study SCALE=smoke
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
@@ -63,4 +70,4 @@ towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hour
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
 
 clean: ## remove everything that the pipeline made (not .venv)
-	rm -rf data/mini data/smoke results/smoke results/mini/runs results/mini/evaluations .snakemake
+	rm -rf data/mini data/smoke results/smoke reports/smoke results/mini/runs results/mini/evaluations .snakemake

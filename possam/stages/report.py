@@ -31,7 +31,7 @@ def _jobs(project: Project, layout: Layout) -> dict[str, Path]:
     keys = dict.fromkeys(
         key for table in project.tables.values() for key in table.evaluations(seeds)
     )
-    jobs = {}
+    jobs: dict[str, Path] = {}
     for key in keys:
         training = f"train {key.run}, seed {key.seed}"
         jobs.setdefault(training, layout.run(key.run, key.seed) / "provenance.json")
