@@ -18,25 +18,13 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
-from possam.datasets.pixels import UNREADABLE
+from possam.datasets.pixels import UNREADABLE, decode_ids, encode_ids
 from possam.errors import InputError, PossamError
 from possam.evaluation.panoptic import PanopticResult
 from possam.files import read_json, write_json
 
 PREDICTIONS = "predictions.json"
 CATEGORY_IDS = ("contiguous", "upstream")
-
-
-def to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Segment ids (H,W) as colours (H,W,3)."""
-    values = ids.astype(np.int64)
-    return np.stack([values & 255, values >> 8 & 255, values >> 16 & 255], -1).astype(np.uint8)
-
-
-def from_rgb(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Colours (H,W,3) as segment ids (H,W)."""
-    red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
-    return red + 256 * green + 65536 * blue
 
 
 class PredictionWriter:
@@ -61,7 +49,7 @@ class PredictionWriter:
     ) -> None:
         """Write the PNG of one image; ``segments`` maps each id in ``ids`` (H,W) to its class."""
         name = f"{record.panoptic.stem}.png"
-        Image.fromarray(to_rgb(ids)).save(self.folder / name)
+        Image.fromarray(encode_ids(ids)).save(self.folder / name)
         values, counts = np.unique(ids, return_counts=True)
         area = dict(zip(values.tolist(), counts.tolist(), strict=True))
         self._annotations[record.id] = {
@@ -204,7 +192,7 @@ class PredictionReader:
         if colours.ndim != 3 or colours.shape[2] < 3 or colours.dtype != np.uint8:
             raise InputError(f"{path}: an 8-bit RGB PNG is expected (id = R + 256 G + 65536 B)")
         check_size(path, colours, record)
-        ids = from_rgb(colours)
+        ids = decode_ids(colours[..., :3], path)
         drawn = set(np.unique(ids).tolist()) - {0}
         if drawn != set(segments):
             raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from possam.datasets.format import Category, ConvertedDataset
+from possam.errors import InputError
 from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.semantic import SemanticEvaluator
@@ -120,7 +121,13 @@ def make_result(
 
 
 def write_result(out: Path, result: Mapping[str, Any], statistics: ImageStatistics) -> None:
-    """Write the Parquet files into ``out`` and, last, ``evaluation.json``."""
+    """Write the Parquet files into ``out`` and, last, ``evaluation.json``.
+
+    Raises:
+        InputError: ``out`` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; --out must name a folder")
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULT).unlink(missing_ok=True)
     statistics.save(out)

@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from possam.datasets.format import FORMAT, ConvertedDataset
-from possam.evaluation.predictions import PredictionWriter, to_rgb
+from possam.datasets.pixels import encode_ids
+from possam.evaluation.predictions import PredictionWriter
 from possam.files import hash_json, sha256_file, write_json
 from possam.params import EvaluationParams
 
@@ -64,7 +65,7 @@ def write_dataset(folder: Path) -> ConvertedDataset:
     for number, size in enumerate(SIZES):
         image_id, stem = 50 - number, f"picture_{number}"
         ids, segments = _draw(rng, size)
-        Image.fromarray(to_rgb(ids)).save(folder / "panoptic" / f"{stem}.png")
+        Image.fromarray(encode_ids(ids)).save(folder / "panoptic" / f"{stem}.png")
         labels = np.full(size, 255, np.uint8)
         for segment in segments:
             labels[ids == segment["id"]] = segment["category_id"]

@@ -14,8 +14,6 @@ from possam.evaluation.panoptic import PanopticResult
 from possam.evaluation.predictions import (
     PredictionReader,
     check_panopticapi,
-    from_rgb,
-    to_rgb,
 )
 from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
@@ -40,11 +38,6 @@ def run(dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: P
         )
 
     return call
-
-
-def test_ids_survive_colours() -> None:
-    ids = np.array([[0, 1, 255, 256], [65_535, 65_536, 70_001, (1 << 24) - 1]])
-    assert np.array_equal(from_rgb(to_rgb(ids)), ids)
 
 
 def test_ground_truth_against_itself_is_perfect(

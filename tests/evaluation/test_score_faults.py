@@ -338,3 +338,13 @@ def test_an_earlier_result_stays_when_new_predictions_are_refused(
     with pytest.raises(InputError):
         score(**options, out=tmp_path / "out")
     assert kept == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_file_is_no_folder_for_results(
+    dataset: ConvertedDataset, settings_small: EvaluationParams, written: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt: is a file; --out must name a folder"):
+        score(dataset=dataset, predictions=written, evaluation=settings_small, out=out)
+    assert out.read_text() == "mine"
