@@ -17,21 +17,26 @@ PACKAGE = Path(__file__).resolve().parent
 
 EXCLUDED: frozenset[str] = frozenset(
     {
+        "possam.catalogue",
+        "possam.checked_yaml",
         "possam.cli",
         "possam.codehash",
         "possam.environment",
         "possam.errors",
+        "possam.figure_params",
         "possam.layout",
+        "possam.locks",
         "possam.params",
         "possam.progress",
         "possam.provenance",
         "possam.reporting.tracking",
+        "possam.table_params",
     }
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.
 
-``possam.params`` is among them because the resolved values are part of the identity themselves: a
-new table or a better message retrains nothing.
+The modules of parameters are among them because the resolved values are part of the identity
+themselves: a new table or a better message retrains nothing.
 """
 
 _VERSION_NAMES = {"__version__", "__all__"}

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from possam.datasets.class_names import seen_classes
 from possam.datasets.pixels import encode_ids, segment_table
 from possam.errors import InputError
+from possam.evaluation.segment import segment_image
 from possam.files import atomic_path, write_json
 from possam.overlay import draw_overlay
 from possam.params import InferenceParams
@@ -23,7 +24,6 @@ from possam.params import InferenceParams
 if TYPE_CHECKING:
     from possam.model.inference import SegmentPrediction
     from possam.model.segmenter import Segmenter
-    from possam.model.text import TextEmbeddings
 
 Names = tuple[str, ...]
 
@@ -166,68 +166,6 @@ def predict_image(
             picture.save(temporary, format="PNG")
     write_json(out / "panoptic.json", content)
     return dict(content["annotations"][0])
-
-
-def segment_image(
-    pixels: NDArray[np.uint8],
-    *,
-    segmenter: "Segmenter",
-    text: "TextEmbeddings",
-    things: Sequence[bool],
-    seen: Sequence[bool],
-    inference: InferenceParams,
-) -> tuple[NDArray[np.int32], list["SegmentPrediction"]]:
-    """The panoptic result of one image.
-
-    Args:
-        pixels: RGB (H,W,3) uint8, any size.
-        segmenter: the model, on any device.
-        text: embeddings of the K classes; things, seen: K flags.
-
-    Returns:
-        Ids (H,W), 0 = no segment, and the segments.
-    """
-    import torch
-
-    from possam.model.inference import Geometry, classify, panoptic_inference
-    from possam.model.resolution import resize_for_test
-
-    resolution = inference.resolution
-    device = next(segmenter.parameters()).device
-    clip: Any = segmenter.clip
-    with torch.inference_mode():
-        test = resize_for_test(
-            torch.from_numpy(pixels).permute(2, 0, 1),
-            policy=resolution.policy,
-            size=resolution.size,
-            max_size=resolution.max_size,
-        )
-        raw = segmenter(test.pixels[None].to(device))
-        scores = classify(
-            raw,
-            text.to(device),
-            possam=segmenter.possam,
-            clip_logit_scale=clip.logit_scale,
-            seen=torch.tensor(list(seen), device=device),
-            ensemble=inference.ensemble,
-            alpha=inference.alpha,
-            beta=inference.beta,
-            mase_confidence=inference.mase_confidence,
-            iou_weighting=inference.iou_weighting,
-        )
-        geometry = Geometry(
-            padded=raw.padded_size, content=test.content_size, output=test.original_size
-        )
-        ids, segments = panoptic_inference(
-            raw.mask_logits[0],
-            scores,
-            image=0,
-            geometry=geometry,
-            is_thing=torch.tensor(list(things), device=device),
-            object_threshold=inference.object_threshold,
-            overlap_threshold=inference.overlap_threshold,
-        )
-    return ids.cpu().numpy().astype(np.int32), list(segments)
 
 
 def _describe(

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.efficiency import ParameterCount
+from possam.evaluation.segment import segment_image
 from possam.evaluation.statistics import centred_interval, resample_weights
 from possam.evaluation.summary import count_parts, write_variants
 from possam.model.segmenter import Segmenter
 from possam.model.text import TextEmbeddings
 from possam.params import EvaluationParams, InferenceParams
-from possam.predict import segment_image
 from possam.progress import track
 from possam.provenance import hardware
 

@@ -17,6 +17,7 @@ from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
 from possam.errors import InputError
 from possam.evaluation.clusters import cluster_features, matched_labels
+from possam.evaluation.segment import segment_image
 from possam.figure_params import (
     CLIP,
     ClustersParams,
@@ -33,7 +34,6 @@ from possam.model.sam import SamEncoder
 from possam.model.segmenter import Segmenter
 from possam.model.text import TextEmbeddings, embed_vocabulary
 from possam.params import Project
-from possam.predict import segment_image
 from possam.reporting.figures.panels import Panel, Row
 from possam.stages.common import (
     finished_run,
