@@ -14,6 +14,7 @@ from possam.errors import InputError
 from possam.params import Project
 from possam.reporting.measurement import Comparisons
 from possam.reporting.report import ReportFiles, write_report
+from tests.browser import take_screenshot
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -137,6 +138,25 @@ def test_same_files_same_page(files: ReportFiles, tmp_path: Path) -> None:
     first = (tmp_path / "report.html").read_bytes()
     page_of(files, tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first
+
+
+def test_a_browser_shows_it_without_a_complaint(files: ReportFiles, tmp_path: Path) -> None:
+    page_of(files, tmp_path)
+    picture = tmp_path / "report.png"
+    console = take_screenshot(
+        (tmp_path / "report.html").as_uri(), picture, profile=tmp_path / "profile"
+    )
+    assert console == []
+    with Image.open(picture) as image:
+        assert image.size == (1280, 1600)
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 50, "not an empty page"
+
+
+def test_the_browser_helper_hears_complaints(tmp_path: Path) -> None:
+    page = tmp_path / "broken.html"
+    page.write_text("<title>x</title><script>console.error('ouch')</script>")
+    console = take_screenshot(page.as_uri(), tmp_path / "x.png", profile=tmp_path / "profile")
+    assert any("ouch" in line for line in console)
 
 
 def test_a_missing_table_is_told_and_no_page_is_written(files: ReportFiles, tmp_path: Path) -> None:
