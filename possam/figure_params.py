@@ -109,8 +109,9 @@ class BarParams(CellParams):
 
 
 class PublishedParams(Params):
-    """Published values: a file below ``params/published``, and two of its columns (percent)."""
+    """Published values: where, a file below ``params/published``, two of its columns (percent)."""
 
+    source: str
     file: str
     seen: str
     unseen: str

@@ -151,7 +151,10 @@ def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
         published,
         title=params.title,
         subtitle=_subtitle(project),
-        label="measured" + (" (synthetic)" if project.scale.synthetic else ""),
+        labels=(
+            "measured" + (" (synthetic)" if project.scale.synthetic else ""),
+            f"published ({params.published.source})",
+        ),
         note=note,
     )
     values = {

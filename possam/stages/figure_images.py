@@ -160,7 +160,7 @@ def _collect(
     return Pictures(
         rows=rows,
         columns=list(columns),
-        note=f"{rule} {note}",
+        note=f"{rule} {note} Crowd regions of the ground truth are shown as no segment.",
         facts={
             "images": entries,
             "image_rule": rule,

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -160,7 +161,7 @@ PUBLISHED = {"FC-CLIP": {"seen": Value(value=39.1), "unseen": Value(value=17.3)}
 
 def test_bars_are_the_values_and_published_ones_are_hatched() -> None:
     with house_style():
-        figure = draw_bars(MEASURED, PUBLISHED, label="measured", **HEADING)
+        figure = draw_bars(MEASURED, PUBLISHED, labels=("measured", "published (paper)"), **HEADING)
         texts = [text for text, _ in text_boxes(figure)]
         assert_readable(figure)
     left, right = figure.axes
@@ -168,12 +169,25 @@ def test_bars_are_the_values_and_published_ones_are_hatched() -> None:
     assert heights == [[40.0, 45.5, 50.0, 60.0], [17.3, 39.1]]
     assert not any(bar.get_hatch() for bar in left.patches)
     assert all(bar.get_hatch() for bar in right.patches)
-    whiskers = [c.get_segments()[0][:, 1].tolist() for c in left.collections]
+    lines = [c for c in left.collections if isinstance(c, LineCollection)]
+    whiskers = [line.get_segments()[0][:, 1].tolist() for line in lines]
     assert whiskers == [[36.0, 41.0], [44.0, 47.0], [48.0, 53.0], [57.0, 62.0]]
     assert not right.collections
     assert {"40.0", "45.5", "50.0", "60.0", "17.3", "39.1", "PQ in percent"} <= set(texts)
     assert {"seen classes", "unseen classes", "PosSAM\n(B)", "FC-CLIP"} <= set(texts)
     assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] == 0
+
+
+def test_an_interval_beside_its_value_is_drawn_as_it_is() -> None:
+    pair = {
+        "seen": Value(value=5.0, low=6.0, high=7.0),
+        "unseen": Value(value=9.0, low=6.0, high=8.0),
+    }
+    axes = draw_bars(
+        {"A": pair}, PUBLISHED, labels=("measured", "published (paper)"), **HEADING
+    ).axes[0]
+    lines = [c for c in axes.collections if isinstance(c, LineCollection)]
+    assert [line.get_segments()[0][:, 1].tolist() for line in lines] == [[6.0, 8.0], [6.0, 7.0]]
 
 
 def write_log(path: Path, steps: int) -> Path:
@@ -240,7 +254,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, row: Row) -> None:
             return save_figure(figure, png=folder / "f.png", pdf=folder / "f.pdf")
 
     first = save(tmp_path / "a")
-    with matplotlib.rc_context({"font.size": 20, "axes.grid": False, "savefig.dpi": 30}):
+    with matplotlib.rc_context({"font.size": 20, "text.color": "red", "savefig.dpi": 30}):
         assert save(tmp_path / "b") == first
     for name in ("f.png", "f.pdf"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

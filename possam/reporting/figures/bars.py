@@ -28,12 +28,18 @@ Bars = Mapping[str, Mapping[str, Value]]
 
 
 def draw_bars(
-    measured: Bars, published: Bars, *, title: str, subtitle: str, label: str, note: str
+    measured: Bars,
+    published: Bars,
+    *,
+    title: str,
+    subtitle: str,
+    labels: tuple[str, str],
+    note: str,
 ) -> Figure:
     """Two axes with one scale: what was measured, and what was published (hatched).
 
     Args:
-        label: name of the measured axes, for example with the data.
+        labels: names of the two axes.
     """
     # The name over an axes needs the room of two methods.
     rooms = [max(2, len(bars)) for bars in (measured, published)]
@@ -54,13 +60,13 @@ def draw_bars(
     _draw_axes(left, measured, hatch=None)
     _draw_axes(right, published, hatch="////")
     right.tick_params(axis="y", labelleft=False)
-    left.set_title(label, fontsize=9)
-    right.set_title("published (paper, Table 3)", fontsize=9)
+    left.set_title(labels[0], fontsize=9)
+    right.set_title(labels[1], fontsize=9)
     left.set_ylabel("PQ in percent")
     values = [
         one for bars in (measured, published) for pair in bars.values() for one in pair.values()
     ]
-    left.set_ylim(0, 1.15 * max(one.high or one.value for one in values))
+    left.set_ylim(0, 1.15 * max(max(one.value, one.high or 0.0) for one in values))
     figure.legend(
         *left.get_legend_handles_labels(), ncols=len(SUBSETS), loc="upper right",
         bbox_to_anchor=(1, 1 - 0.5 / height),
@@ -79,11 +85,10 @@ def _draw_axes(axes: Axes, bars: Bars, *, hatch: str | None) -> None:
             )  # fmt: skip
             top = one.value
             if one.low is not None and one.high is not None:
-                top = one.high
-                axes.errorbar(
-                    position + offset, one.value, [[one.value - one.low], [one.high - one.value]],
-                    color="0.1", capsize=3, linewidth=1,
-                )  # fmt: skip
+                top = max(top, one.high)
+                # Not errorbar: it refuses an interval that lies beside its value.
+                axes.vlines(position + offset, one.low, one.high, color="0.1", linewidth=1)
+                axes.scatter([position + offset] * 2, [one.low, one.high], marker="_", color="0.1")
             axes.annotate(
                 f"{one.value:.1f}", (position + offset, top), (0, 2),
                 textcoords="offset points", ha="center", va="bottom", fontsize=7,

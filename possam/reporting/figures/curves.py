@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from possam.errors import InputError
 from possam.reporting.figures.style import (
@@ -95,6 +96,7 @@ def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str
                 label=curve.run,
             )
         axes.set_title(name, fontsize=8.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlabel("iteration")
         axes.set_ylabel("loss")
         axes.set_ylim(bottom=0)
