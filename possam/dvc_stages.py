@@ -31,6 +31,7 @@ from possam.layout import (
     DATASET,
     EVALUATION,
     FEATURES,
+    RAW,
     RUN,
     TABLE_CARD,
     TABLE_CSV,
@@ -204,10 +205,20 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
     folders = tuple(dict.fromkeys(map(_folder, targets)))
     return Stage(
         targets=tuple(targets),
-        stored=(*(() if real else folders), *map(_record, targets)),
+        stored=(
+            *(() if real else (*folders, *_unpacked(plan, scale, jobs))),
+            *map(_record, targets),
+        ),
         hashed=folders if real else (),
         **common,
     )
+
+
+def _unpacked(plan: Pipeline, scale: str, jobs: set[Job]) -> list[str]:
+    """Folders of unpacked archives: a converted data set refers to the images in them."""
+    known = plan.project(scale).assets
+    assets = sorted(dict(job.wildcards)["asset"] for job in jobs if job.rule == "fetch")
+    return [RAW.format(scale=scale, asset=asset) for asset in assets if known[asset].unpack]
 
 
 def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) -> Stage:
