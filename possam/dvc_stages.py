@@ -1,9 +1,9 @@
 """What DVC pins and stores, as ``dvc.yaml``: written from ``params/``, checked by ``possam check``.
 
 Snakemake is the only graph. A DVC stage asks it for targets and says exactly what they depend on:
-keys of parameter files, code, and results of other stages. One stage each for a data set, a
-training, a run on a benchmark, and a table, so that a table needs only what it shows. What is cheap
-to make again (upstream files of the synthetic world, features of frozen towers) is not stored.
+keys of parameter files, code, and results of other stages. One stage each for a data set, a frozen
+tower, a training, a run on a benchmark, and a table, so that a table needs only what it shows. What
+is cheap to make again (archives of the synthetic world, features of frozen towers) is not stored.
 
 Every out is kept (``persist``): DVC would remove it before each command, and Snakemake would have
 to make everything again. Snakemake's record of a result (of which parameters and code it is) lies
@@ -31,6 +31,7 @@ from possam.layout import (
     DATASET,
     EVALUATION,
     FEATURES,
+    RAW,
     RUN,
     TABLE_CARD,
     TABLE_CSV,
@@ -59,7 +60,7 @@ _TARGETS = {
 """The tracked file of each Snakemake rule."""
 
 _STORED = ("convert", "train", "evaluate")
-"""Rules whose results DVC keeps; a stage depends on those of other stages."""
+"""Rules whose results DVC keeps, besides the fetched towers; stages depend on each other's."""
 
 _TRAINED_FROM = ("loss", "model", "seeds", "templates", "threads", "towers", "training")
 _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -79,6 +80,10 @@ class Job(NamedTuple):
 
     rule: str
     wildcards: tuple[tuple[str, str], ...]
+
+    def of(self, wildcard: str) -> str:
+        """The value of a wildcard."""
+        return dict(self.wildcards)[wildcard]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +133,7 @@ class Stage:
 def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
     """Every stage of a scale, by name: what its tables need, and the tables.
 
-    Names are ``<scale>-data-<data set>``, ``<scale>-train-<run>``,
+    Names are ``<scale>-data-<data set>``, ``<scale>-tower-<tower>``, ``<scale>-train-<run>``,
     ``<scale>-evaluate-<run>-<benchmark>`` and ``<scale>-<table>``.
     """
     project = plan.project(scale)
@@ -140,17 +145,32 @@ def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
         job = _job(path)
         if job is None:
             continue
-        if job.rule in (*_STORED, "table"):
-            targets.setdefault(_name(scale, job), []).append(path)
+        if job.rule == "table" or _is_stored(plan, scale, job):
+            targets.setdefault(_name(plan, scale, job), []).append(path)
         new = [found for found in _inputs(plan, scale, job) if found not in seen]
         seen.update(new)
         pending += new
     return {name: _stage(plan, scale, sorted(found)) for name, found in sorted(targets.items())}
 
 
-def _name(scale: str, job: Job) -> str:
+def _towers(plan: Pipeline, scale: str) -> dict[str, str]:
+    """Assets that are files of a frozen tower, with the tower's name."""
+    towers = plan.project(scale).scale.towers
+    clip = [asset for asset in (towers.clip.asset, *towers.clip.files) if asset is not None]
+    return {tower.asset: size for size, tower in towers.sam.items()} | dict.fromkeys(clip, "clip")
+
+
+def _is_stored(plan: Pipeline, scale: str, job: Job) -> bool:
+    towers = _towers(plan, scale)
+    return job.rule in _STORED or (job.rule == "fetch" and job.of("asset") in towers)
+
+
+def _name(plan: Pipeline, scale: str, job: Job) -> str:
     which = dict(job.wildcards)
+    if job.rule == "fetch":
+        which["tower"] = _towers(plan, scale)[which["asset"]]
     return {
+        "fetch": "{scale}-tower-{tower}",
         "convert": "{scale}-data-{dataset}",
         "train": "{scale}-train-{run}",
         "evaluate": "{scale}-evaluate-{run}-{benchmark}",
@@ -198,14 +218,19 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
     first = _job(targets[0])
     assert first is not None
     if first.rule == "table":
-        return _table(plan, scale, dict(first.wildcards)["table"], common)
-    # Licences of real data forbid to hand it on: DVC records its hash, its publisher gives it.
-    real = first.rule == "convert" and not plan.project(scale).scale.synthetic
-    folders = tuple(dict.fromkeys(map(_folder, targets)))
+        return _table(plan, scale, first.of("table"), common)
+    made = list(dict.fromkeys(path for target in targets for path in _made(plan, scale, target)))
+    if first.rule == "convert":
+        # A converted data set refers to the images in the unpacked archives.
+        fetched = sorted(job.of("asset") for job in jobs if job.rule == "fetch")
+        known = plan.project(scale).assets
+        made += [RAW.format(scale=scale, asset=name) for name in fetched if known[name].unpack]
+    # What others published stays theirs to give: DVC keeps its hash alone.
+    real = first.rule in ("convert", "fetch") and not plan.project(scale).scale.synthetic
     return Stage(
         targets=tuple(targets),
-        stored=(*(() if real else folders), *map(_record, targets)),
-        hashed=folders if real else (),
+        stored=(*(() if real else made), *map(_record, targets)),
+        hashed=tuple(made) if real else (),
         **common,
     )
 
@@ -244,20 +269,22 @@ def _exclusive(plan: Pipeline, scale: str, targets: list[str]) -> tuple[set[Job]
         job = _job(path)
         if job is None:
             deps.add(path)
-        elif path not in targets and job.rule in _STORED:
-            deps.add(os.path.dirname(path))
+        elif path not in targets and _is_stored(plan, scale, job):
+            # The record of a fetched file holds its hash.
+            deps.add(path if job.rule == "fetch" else os.path.dirname(path))
         elif job not in jobs:
             jobs.add(job)
             pending += _inputs(plan, scale, job)
     return jobs, deps
 
 
-def _folder(target: str) -> str:
-    """The folder that DVC stores: of an evaluation, with all its conditions."""
-    job = _job(target)
+def _made(plan: Pipeline, scale: str, target: str) -> list[str]:
+    """What belongs to a target: its folder (of an evaluation, with all its conditions) or files."""
+    job, folder = _job(target), os.path.dirname(target)
     assert job is not None
-    folder = os.path.dirname(target)
-    return os.path.dirname(folder) if job.rule == "evaluate" else folder
+    if job.rule == "fetch":
+        return [target, f"{folder}/{plan.project(scale).assets[job.of('asset')].file}"]
+    return [os.path.dirname(folder) if job.rule == "evaluate" else folder]
 
 
 def _record(path: str) -> str:

@@ -172,7 +172,7 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     values = _numbers(flatten_values(data.get("counts") or {}, "counts"))
     where = {"run": run, "seed": seed.removeprefix(_SEED)}
     where |= {"benchmark": benchmark, "condition": condition}
-    trained = path.parents[4] / "runs" / run / seed / "run.json"
+    trained = path.parents[5] / "runs" / run / seed / "run.json"
     config = dict(origin.get("parameters") or {}) | where
     if trained.is_file():
         config["trained"] = _mapping(trained).get("parameters") or {}

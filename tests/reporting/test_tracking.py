@@ -1,14 +1,25 @@
 """The tracking server is a view of the result files: same files, same view, in any history."""
 
+import contextlib
 import fcntl
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tracked_results import START_MS, project, write_results, write_training
+import yaml
+from tracked_results import (
+    PARAMETERS,
+    START_MS,
+    live,
+    project,
+    write_evaluation,
+    write_results,
+    write_training,
+)
 
 from possam.files import sha256_file
 from possam.reporting import tracking
@@ -62,7 +73,10 @@ def view(uri: str, experiment: str) -> dict[str, Any]:
         shown[keys[run_id]] = {
             "params": run.data.params,
             "history": history,
-            "tags": {name: keys.get(value, value) for name, value in run.data.tags.items()},
+            "tags": {
+                name: keys.get(value, value).replace(f"/{run.info.experiment_id}/", "/ID/")
+                for name, value in run.data.tags.items()
+            },
             "artifacts": sorted(item.path for item in store.list_artifacts(run_id)),
             "status": run.info.status,
             "times": (run.info.start_time, run.info.end_time),
@@ -88,7 +102,12 @@ def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) ->
     assert training["tags"]["possam.identity"] == "i" * 64
     assert training["tags"]["mlflow.source.git.commit"] == "c" * 40
     assert training["tags"]["possam.git_dirty"] == training["tags"]["possam.synthetic"] == "true"
-    assert training["artifacts"] == ["metrics.jsonl", "provenance.json", "run.json"]
+    assert training["tags"]["possam.input.dataset"] == "d" * 64
+    checkpoint = results / "runs/full/seed3/weights.safetensors"
+    assert training["tags"]["possam.checkpoint"] == str(checkpoint) and checkpoint.is_file()
+    assert training["artifacts"] == [
+        *("config.yaml", "identity.json", "metrics.jsonl", "provenance.json", "run.json")
+    ]
     assert training["status"] == "FINISHED" and training["times"] == (START_MS, START_MS + 60_000)
     assert {name: values[0][1] for name, values in evaluation["history"].items()} == {
         "pq": 20.5,
@@ -98,10 +117,19 @@ def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) ->
         "geometric.pq": 10.25,
         "counts.images": 400.0,
     }
-    assert evaluation["params"]["alpha"] == "0.4" and evaluation["params"]["benchmark"] == "ade"
-    assert evaluation["params"]["seed"] == evaluation["tags"]["possam.seed"] == "3"
-    assert evaluation["params"]["protocol.miou"] == "ground truth classes"
-    assert evaluation["params"]["geometric.protocol.inference.ensemble"] == "geometric"
+    assert evaluation["params"] == {
+        "benchmark": "ade",
+        "condition": "trained",
+        "seed": "3",
+        "inference.default.alpha": "0.4",
+        **{f"trained.{name}": value for name, value in training["params"].items()},
+    }
+    tags = evaluation["tags"]
+    assert tags["possam.protocol.miou"] == "ground truth classes"
+    assert tags["possam.protocol.geometric.miou"] == "union"
+    assert tags["possam.protocol.class_names_hash"] == "n" * 64
+    assert tags["possam.input.sam"] == "5" * 64
+    assert evaluation["artifacts"] == ["config.yaml", "evaluation.json", "provenance.json"]
     assert (training["tags"]["possam.run"], training["tags"]["possam.seed"]) == ("full", "3")
     time = table["times"][1]
     assert table["history"] == {
@@ -118,6 +146,64 @@ def test_runs_are_linked(send: Any, uri: str) -> None:
         assert shown[key]["tags"]["mlflow.parentRunId"] == "training/full/seed3"
         assert shown["table/table1"]["tags"][f"possam.link.{key}"] == key
     assert "mlflow.parentRunId" not in shown["training/full/seed3"]["tags"]
+
+
+def test_a_table_leads_to_its_evaluations_and_trainings_and_to_no_other(
+    send: Any, uri: str, results: Path
+) -> None:
+    write_training(results, run="other")
+    write_evaluation(results, run="other")
+    note = client(uri).get_run(send().runs["table/table1"]).data.tags["mlflow.note.content"]
+    assert note.endswith((results / "table1.md").read_text())
+    page = urlsplit(note[note.index("(#") + 2 : note.index(")")])
+    experiment = page.path.split("/")[2]
+    (wanted,) = parse_qs(page.query)["searchFilter"]
+    assert {
+        run.data.tags[tracking.KEY] for run in client(uri).search_runs([experiment], wanted)
+    } == {
+        "evaluation/full/seed3/ade/trained",
+        "evaluation/full/seed3/ade/untrained",
+        "training/full/seed3",
+    }
+
+
+def test_a_run_that_left_a_table_is_no_longer_shown_in_it(
+    send: Any, uri: str, results: Path
+) -> None:
+    first = send()
+    table = project().tables["table1"]
+    smaller = project()
+    smaller.tables["table1"] = table.model_copy(update={"controls": ()})
+    arguments = {"results": results, "tracking_uri": uri, "experiment": first.experiment}
+    assert ingest(project=smaller, **arguments).removed == 1, "the table itself"
+    shown = view(uri, first.experiment)
+    where = "possam.shown_in.table1"
+    assert where not in shown["evaluation/full/seed3/ade/untrained"]["tags"]
+    assert shown["evaluation/full/seed3/ade/trained"]["tags"][where] == "yes"
+
+
+def test_two_ablations_differ_in_what_was_set_apart(send: Any, uri: str, results: Path) -> None:
+    other = {**PARAMETERS, "model": {**PARAMETERS["model"], "pooling": "clip"}}
+    write_training(results, run="no_ldp", parameters=other)
+    write_evaluation(results, run="no_ldp", pq=7.0)
+    shown = view(uri, send().experiment)
+
+    def difference(one: str, two: str) -> dict[str, tuple[str | None, str | None]]:
+        first, second = shown[one]["params"], shown[two]["params"]
+        names = sorted({*first, *second})
+        pairs = {name: (first.get(name), second.get(name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    changed = ("ldp", "clip")
+    assert difference("training/full/seed3", "training/no_ldp/seed3") == {"model.pooling": changed}
+    evaluations = [f"evaluation/{run}/seed3/ade/trained" for run in ("full", "no_ldp")]
+    assert difference(*evaluations) == {"trained.model.pooling": changed}
+
+
+def test_config_is_the_nested_parameters(send: Any, uri: str, tmp_path: Path) -> None:
+    run_id = send().runs["training/full/seed3"]
+    path = client(uri).download_artifacts(run_id, tracking.CONFIG, str(tmp_path))
+    assert yaml.safe_load(Path(path).read_text()) == PARAMETERS
 
 
 def test_artifacts_lie_beside_the_database(send: Any, uri: str) -> None:
@@ -200,10 +286,17 @@ def test_a_killed_ingester_is_reconciled(
 
 @pytest.mark.parametrize("writes", [1, 3])
 def test_killed_while_a_live_run_is_extended(
-    writes: int, send: Any, uri: str, results: Path, monkeypatch: pytest.MonkeyPatch
+    writes: int,
+    send: Any,
+    uri: str,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     shutil.rmtree(results)
-    write_training(results, steps=2, finished=False)
+    training = contextlib.ExitStack()
+    training.enter_context(live(write_training(results, steps=2, finished=False)))
+    request.addfinalizer(training.close)
     run_id = send().runs["training/full/seed3"]
     write_training(results, steps=6, finished=False)
     with monkeypatch.context() as patch:
@@ -228,19 +321,59 @@ def test_live_run_shows_whole_lines_only_and_ends_finished(
     folder = write_training(results, steps=2, finished=False)
     with open(folder / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 40, "lo')
-    (shown,) = view(uri, send().experiment).values()
+    with live(folder):
+        (shown,) = view(uri, send().experiment).values()
     assert [step for step, _, _ in shown["history"]["loss"]] == [0, 20]
+    assert (shown["status"], shown["times"][1]) == ("RUNNING", None)
+    assert shown["params"]["model.pooling"] == "ldp", "known before the end"
     write_training(results, steps=4)
     (shown,) = view(uri, send().experiment).values()
     assert [step for step, _, _ in shown["history"]["loss"]] == [0, 20, 40, 60]
     assert shown["status"] == "FINISHED"
 
 
+def test_a_killed_training_is_shown_as_killed_until_it_goes_on(
+    send: Any, uri: str, results: Path
+) -> None:
+    shutil.rmtree(results)
+    folder = write_training(results, steps=3, finished=False)
+    with live(folder):
+        name = send().experiment
+        assert [run["status"] for run in view(uri, name).values()] == ["RUNNING"]
+    assert send().extended == ["training/full/seed3"], "the same run in MLflow"
+    (shown,) = view(uri, name).values()
+    started, ended = shown["times"]
+    assert shown["status"] == "KILLED" and ended - started == 2000 * 40, "the last point's time"
+    assert send().unchanged == ["training/full/seed3"]
+    write_training(results, steps=4, finished=False)
+    with live(folder):
+        send()
+        (shown,) = view(uri, name).values()
+        assert (shown["status"], shown["times"][1]) == ("RUNNING", None)
+    write_training(results, steps=5)
+    send()
+    (shown,) = view(uri, name).values()
+    assert shown["status"] == "FINISHED" and len(shown["history"]["loss"]) == 5
+
+
+def test_follow_ends_where_nothing_trains(results: Path, uri: str) -> None:
+    write_training(results, finished=False, run="killed")
+
+    def sleep(seconds: float) -> None:
+        pytest.fail("waits for a training that was killed")
+
+    summary = follow(
+        results=results, project=project(), tracking_uri=uri, experiment="dead", sleep=sleep
+    )
+    assert "training/killed/seed3" in summary.runs
+
+
 def test_follow_outlives_a_dead_server_and_ends_with_the_run(
     results: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(results)
-    write_training(results, steps=1, finished=False)
+    training = contextlib.ExitStack()
+    training.enter_context(live(write_training(results, steps=1, finished=False)))
     real, rounds = tracking.ingest, list[float]()
 
     def flaky(**arguments: Any) -> Summary:

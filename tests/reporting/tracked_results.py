@@ -1,18 +1,31 @@
 """Result files as the pipeline writes them, for the tests of tracking."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from possam.checked_yaml import validate
 from possam.files import write_json
+from possam.layout import RUN_LOCK
+from possam.locks import hold
 from possam.params import Project
 from possam.table_params import TableParams
 
 START = "2024-05-01T10:00:00+00:00"
 START_MS = 1714557600000
-PROVENANCE = {"started": START, "wall_time_s": 60.0, "git": {"commit": "c" * 40, "dirty": True}}
+PARAMETERS: dict[str, Any] = {
+    "model": {"queries": 30, "pooling": "ldp"},
+    "templates": ["a {}", "{}"],
+    "seed": 3,
+}
+INPUTS = {"dataset": "d" * 64, "sam": "5" * 64}
+PROVENANCE: dict[str, Any] = {
+    "started": START,
+    "wall_time_s": 60.0,
+    "git": {"commit": "c" * 40, "dirty": True},
+}
 
 
 def project() -> Project:
@@ -36,9 +49,19 @@ def log_line(step: int, loss: float) -> str:
     return json.dumps({**values, "terms": {"dice": loss / 2}}) + "\n"
 
 
-def write_training(results: Path, *, steps: int = 5, finished: bool = True, seed: int = 3) -> Path:
-    folder = results / "runs" / "full" / f"seed{seed}"
+def write_training(
+    results: Path,
+    *,
+    steps: int = 5,
+    finished: bool = True,
+    run: str = "full",
+    parameters: dict[str, Any] = PARAMETERS,
+) -> Path:
+    folder = results / "runs" / run / "seed3"
     folder.mkdir(parents=True, exist_ok=True)
+    identity = {"run": run, "parameters": parameters}
+    if not (folder / "identity.json").exists():  # as a training does
+        write_json(folder / "identity.json", {"hash": "i" * 64, "identity": identity})
     lines = [log_line(step, 1.0 / (step + 1)) for step in range(0, 20 * steps, 20)]
     (folder / "metrics.jsonl").write_text("".join(lines))
     if finished:
@@ -46,34 +69,45 @@ def write_training(results: Path, *, steps: int = 5, finished: bool = True, seed
         summary = {
             "identity": "i" * 64,
             "state": "finished",
-            "parameters": {"model": {"queries": 30, "pooling": "ldp"}, "templates": ["a {}", "{}"]},
+            "parameters": parameters,
+            "inputs": INPUTS,
             "trainable_parameters": 123,
             "summary": {"skipped": 2},
         }
         write_json(folder / "run.json", summary)
+        (folder / "weights.safetensors").write_bytes(run.encode())
     return folder
 
 
-def write_evaluation(results: Path, *, condition: str = "trained", pq: float = 20.5) -> Path:
-    path = results / "evaluations/full/seed3/ade" / condition / "evaluation.json"
+def live(folder: Path) -> AbstractContextManager[None]:
+    """A process that trains in ``folder``."""
+    return hold(folder / RUN_LOCK, timeout=0)
+
+
+def write_evaluation(
+    results: Path, *, condition: str = "trained", pq: float = 20.5, run: str = "full"
+) -> Path:
+    path = results / "evaluations" / run / "seed3/ade" / condition / "evaluation.json"
     default = {
         "metrics": {"pq": pq, "map": None},
         "intervals": {"pq": [pq - 1, pq + 1]},
         "check": {"panopticapi_pq": pq},
-        "protocol": {"miou": "ground truth classes"},
+        "protocol": {"miou": "ground truth classes", "class_names_hash": "n" * 64},
     }
     geometric = {
         "metrics": {"pq": pq / 2},
         "intervals": {"pq": None},
         "check": None,
-        "protocol": {"inference": {"ensemble": "geometric"}},
+        "protocol": {"miou": "union", "inference": {"ensemble": "geometric"}},
     }
     content = {
+        "inputs": INPUTS,
         "counts": {"images": 400},
         "variants": {"default": default, "geometric": geometric},
     }
     write_json(path, content)
-    write_json(path.with_name("provenance.json"), {**PROVENANCE, "parameters": {"alpha": 0.4}})
+    parameters = {"run": run, "seed": 3, "inference": {"default": {"alpha": 0.4}}}
+    write_json(path.with_name("provenance.json"), {**PROVENANCE, "parameters": parameters})
     return path
 
 
