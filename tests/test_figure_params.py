@@ -39,8 +39,8 @@ def test_needs(folder: Path) -> None:
     assert needs["encoder_vs_decoder"].towers == ("h",)
     assert needs["encoder_vs_decoder"].runs == () and needs["feature_clusters"].runs == ()
     assert needs["seen_unseen"].evaluations == tuple(
-        Evaluation(f"possam_{size}_coco", seed, "ade20k", "trained")
-        for size in "blh"
+        Evaluation(run, seed, "ade20k", "trained")
+        for run in ("fcclip_coco", "possam_b_coco", "possam_l_coco", "possam_h_coco")
         for seed in (3, 4)
     )
     assert needs["seen_unseen"].published == ("table3_seen_unseen.csv",)
@@ -53,7 +53,11 @@ def test_needs(folder: Path) -> None:
     [
         ("qualitative", {"kind": "picture"}, ["qualitative.kind", "'picture'", "oversegment"]),
         ("qualitative", {"run": "possam_x"}, ["qualitative.run", "'possam_x'", "possam_h_coco"]),
-        ("qualitative", {"benchmarks": ["ade"]}, ["benchmarks", "'ade'", "ade20k, coco"]),
+        (
+            "qualitative",
+            {"benchmarks": ["ade"]},
+            ["benchmarks", "'ade'", "ade20k, ade20k_full, coco"],
+        ),
         ("qualitative", {"images": 0}, ["qualitative", "images", "greater than 0"]),
         ("qualitative", {"sede": 1}, ["sede", "valid keys", "seed"]),
         ("feature_clusters", {"sam": "xl"}, ["feature_clusters.sam", "'xl'", "b, h, l"]),

@@ -139,7 +139,7 @@ def test_maps_of_a_network_are_those_of_one_image_at_a_time(
             ids, segments = reader.read(record)
             names.append(np.vectorize(lambda key, of=segments: of.get(key, -1))(ids).ravel())
         maps.append(np.concatenate(names))
-    assert len(np.unique(maps[0])) > 2
+    assert len(np.unique(maps[0])) > 1, "some pixels are a class's, some are nobody's"
     assert (maps[0] != maps[1]).mean() <= 1e-3
 
 

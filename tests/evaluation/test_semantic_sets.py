@@ -21,7 +21,7 @@ from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
 from possam.model.segmenter import RawPrediction
 from possam.model.text import TextEmbeddings
-from possam.params import EvaluationParams, InferenceParams, ResolutionParams
+from possam.params import EvaluationParams
 
 FACTS = Path(__file__).resolve().parents[2] / "params" / "facts"
 SIZE = (20, 24)
@@ -172,26 +172,25 @@ def test_a_model_is_evaluated_on_459_classes(
         dataset=context,
         text=TextEmbeddings(torch.eye(459), torch.arange(459), 459),
         seen=seen,
-        inference=InferenceParams(
-            ensemble="geometric", alpha=0.4, beta=0.8, mase_confidence="class", iou_weighting=True,
-            object_threshold=0.5, overlap_threshold=0.6, instance_top_k=100, class_chunk=100,
-            resolution=ResolutionParams(policy="native", size=24, max_size=24),
-        ),
+        variants={"default": inference(class_chunk=100)},
         evaluation=settings_small,
         metrics=("semantic",),
         out=tmp_path / "out",
-        identity={"run": "oracle", "benchmark": "pascal_context_459", "condition": "trained"},
+        identity={
+            "run": "oracle", "seed": 0, "benchmark": "pascal_context_459", "condition": "trained",
+        },
     )  # fmt: skip
-    iou = {row["index"]: row["iou"] for row in result["per_class"] if row["iou"] is not None}
+    found = result["variants"]["default"]
+    iou = {row["index"]: row["iou"] for row in found["per_class"] if row["iou"] is not None}
     # Wrongly named: a quarter of 120 pixels, beside the right one of 116.
     expected = {0: 100.0, 254: 100.0, 255: 100.0, 458: 100.0}
     if wrong:
         expected |= {0: pytest.approx(100 * 116 / 236), 458: 0.0}
     assert iou == expected
-    assert result["metrics"]["miou"] == pytest.approx(sum(iou.values()) / 4)
+    assert found["metrics"]["miou"] == pytest.approx(sum(iou.values()) / 4)
     assert result["counts"] == {
         "images": 2, "classes": 459, "things": 0, "stuff": 459, "seen": 85, "unseen": 374,
     }  # fmt: skip
-    assert [row["seen"] for row in result["per_class"]] == seen
-    loaded = ImageStatistics.load(tmp_path / "out", is_thing=[False] * 459, seen=seen)
-    assert loaded.metrics()["miou"][0] == pytest.approx(result["metrics"]["miou"])
+    assert [row["seen"] for row in found["per_class"]] == seen
+    loaded = ImageStatistics.load(tmp_path / "out/default", is_thing=[False] * 459, seen=seen)
+    assert loaded.metrics()["miou"][0] == pytest.approx(found["metrics"]["miou"])

@@ -25,7 +25,8 @@ from possam.stages.world import make_world
 from possam.training.checkpoint import read_metadata
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WORLD = {"seed": 11, "coco_train": 4, "coco_val": 2, "ade20k_train": 1, "ade20k_val": 1}
+IMAGES = {"coco_train": 4, "coco_val": 2}
+"""Of the other parts of the world one image each."""
 CLIP_FILES = ("synthetic_clip", "synthetic_clip_config", "synthetic_clip_bpe")
 
 SEED = 0
@@ -41,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY / "data" / "towers", folder / "data" / "towers")
     scale = folder / "params" / "scales" / "smoke.yaml"
     settings = yaml.safe_load(scale.read_text())
-    settings["world"] = WORLD
+    parts = settings["world"].keys() - {"seed"}
+    settings["world"].update({part: IMAGES.get(part, 1) for part in parts})
     settings["training"].update(iterations=2, milestones=[1], batch_size=2)
     settings["evaluation"].update(bootstrap_samples=10, check_panopticapi=False)
     scale.write_text(yaml.safe_dump(settings))
