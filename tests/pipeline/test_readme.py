@@ -2,14 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import time
 import urllib.request
 
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import REPOSITORY, Workspace
+from tests.pipeline.conftest import REPOSITORY, Workspace, served
 
 pytestmark = pytest.mark.pipeline
 
@@ -71,28 +69,6 @@ def test_command(finished: Workspace, command: str) -> None:
 
 def check_ui(workspace: Workspace) -> None:
     """``make ui`` answers with MLflow's page and stops at Ctrl-C."""
-    process = subprocess.Popen(
-        ["make", "ui"],
-        cwd=workspace.folder,
-        env=workspace.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen("http://127.0.0.1:5000", timeout=5) as answer:
-                    assert b"MLflow" in answer.read()
-                    break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.5)
-    finally:
-        subprocess.run(["pkill", "-INT", "-s", str(process.pid)], check=False)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-            process.wait(30)
+    with served(workspace, "make", "ui", port=5000) as address:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b"MLflow" in answer.read()
