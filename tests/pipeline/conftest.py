@@ -1,6 +1,7 @@
 """A copy of the project in a temporary folder, with the smoke pipeline run in it once."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -146,3 +147,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = copy_project(tmp_path_factory.mktemp("smoke"))
     workspace.snakemake(*TARGETS)
     return workspace
+
+
+def dvc(workspace: Workspace, *arguments: str) -> str:
+    """What DVC prints."""
+    done = workspace.run("dvc", *arguments)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    """A copy of the finished pipeline with a smaller table, pinned and pushed; what DVC said."""
+    folder = tmp_path_factory.mktemp("dvc") / "project"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    workspace = Workspace(folder)
+    tables = folder / "params/tables.yaml"
+    larger = r"- name: (PosSAM \([LH]\))\n +cells:\n.*\n.*\n"
+    tables.write_text(re.sub(larger, r"- {name: \1}\n", tables.read_text()))
+    workspace.possam("dvc")
+    workspace.commit("Only PosSAM (B)")
+    output = dvc(workspace, "repro")
+    dvc(workspace, "remote", "add", "--default", "store", "../store")
+    workspace.commit("Pinned")
+    dvc(workspace, "push")
+    return workspace, output

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from possam.dvc_stages import RECORDS
 from possam.files import hash_file, read_json, sha256_file
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.conftest import Workspace, dvc
 from tests.pipeline.test_smoke import edited
 
 pytestmark = pytest.mark.pipeline
@@ -29,11 +28,6 @@ def weight(value: float) -> tuple[str, str]:
     """An edit of params/runs.yaml: a loss weight of one run."""
     old = "possam_b_ade20k: {sam: b, train: ade20k}"
     return old, old.replace("ade20k}", f"ade20k, loss: {{dice_weight: {value}}}}}")
-
-
-def dvc(workspace: Workspace, *arguments: str) -> str:
-    done = workspace.run("dvc", *arguments)
-    return done.stdout + done.stderr
 
 
 def ran(output: str) -> list[str]:
@@ -60,39 +54,19 @@ def clone(workspace: Workspace, folder: Path) -> Workspace:
     return fresh
 
 
-@pytest.fixture(scope="module")
-def first(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """A copy of the finished pipeline with a smaller table, pinned and pushed; what DVC said."""
-    folder = tmp_path_factory.mktemp("dvc") / "project"
-    shutil.copytree(finished.folder, folder, symlinks=True)
-    workspace = Workspace(folder)
-    tables = folder / "params/tables.yaml"
-    shorter = re.sub(
-        r"- name: (PosSAM \([LH]\))\n +cells:\n.*\n.*\n", r"- {name: \1}\n", tables.read_text()
-    )
-    tables.write_text(shorter)
-    workspace.possam("dvc")
-    workspace.commit("Only PosSAM (B)")
-    output = dvc(workspace, "repro")
-    dvc(workspace, "remote", "add", "--default", "store", "../store")
-    workspace.commit("Pinned")
-    dvc(workspace, "push")
-    return workspace, output
-
-
 @pytest.fixture
-def stored(first: tuple[Workspace, str]) -> Workspace:
-    """That copy, as it was committed."""
-    workspace, _ = first
+def stored(pinned: tuple[Workspace, str]) -> Workspace:
+    """The pinned copy of the project, as it was committed."""
+    workspace, _ = pinned
     workspace.run("git", "restore", ".")
     dvc(workspace, "checkout", "--force", "--quiet")
     return workspace
 
 
 def test_repro_pins_what_snakemake_made_and_then_does_nothing(
-    first: tuple[Workspace, str], stored: Workspace
+    pinned: tuple[Workspace, str], stored: Workspace
 ) -> None:
-    _, output = first
+    _, output = pinned
     assert ran(output)[-1] == "smoke-table1" and len(ran(output)) == 9
     assert made(output) == ["table"], "its rows were edited; all else was there"
     again = dvc(stored, "repro")
