@@ -47,7 +47,6 @@ def weights(workspace: Workspace) -> dict[str, str]:
 
 def clone(workspace: Workspace, folder: Path) -> Workspace:
     workspace.run("git", "clone", "--quiet", ".", str(folder))
-    (folder / ".venv").symlink_to(workspace.folder / ".venv")
     fresh = Workspace(folder)
     assert not (folder / "results/smoke/runs").exists() and not (folder / RECORDS).exists()
     dvc(fresh, "pull", "--quiet")
@@ -84,7 +83,7 @@ def test_tables_are_git_s_and_what_is_large_is_dvc_s(stored: Workspace) -> None:
     cached = {hash_file(path, "md5") for path in stored.folder.glob(".dvc/cache/files/md5/*/*")}
     for run in RUNS:
         for path in (stored.folder / "results/smoke/runs" / run / "seed0").iterdir():
-            assert path.is_dir() or path.name == ".running" or hash_file(path, "md5") in cached
+            assert path.name in ("checkpoints", ".running") or hash_file(path, "md5") in cached
 
 
 def test_a_fresh_clone_does_nothing_and_an_edit_remakes_what_depends_on_it(
@@ -104,15 +103,8 @@ def test_a_fresh_clone_does_nothing_and_an_edit_remakes_what_depends_on_it(
         assert {run for run in RUNS if before[run] != after[run]} == {"possam_b_ade20k"}
         assert not ran(dvc(fresh, "repro"))
         changed = json.loads(dvc(fresh, "params", "diff", "--json"))
-        assert (
-            changed
-            == {
-                "params/runs.yaml": {
-                    "possam_b_ade20k.loss.dice_weight": {"old": None, "new": 4.0, "diff": None}
-                }
-            }
-            or changed["params/runs.yaml"]["possam_b_ade20k.loss.dice_weight"]["new"] == 4.0
-        )
+        ((key, values),) = changed["params/runs.yaml"].items()
+        assert key == "possam_b_ade20k.loss.dice_weight" and values["new"] == 4.0
 
 
 def test_what_was_brought_back_does_not_pass_for_what_was_there(
@@ -141,7 +133,7 @@ def test_the_cache_is_not_written_through_links(stored: Workspace, link: str) ->
         dvc(stored, "checkout", "--relink", "--quiet")
         linked = stored.folder / "results/smoke/runs/possam_b_ade20k/seed0/metrics.jsonl"
         assert linked.is_symlink() or linked.stat().st_nlink > 1
-        old, new = weight(5.0 if link == "symlink" else 6.0)
+        old, new = weight(8.0 if link == "symlink" else 6.0)
         with edited(stored.folder / "params/runs.yaml", old, new):
             assert made(stored.snakemake(TABLE)) == ["train", "evaluate", "table"]
         assert not linked.is_symlink() and linked.stat().st_nlink == 1
