@@ -146,12 +146,14 @@ def test_a_variant_is_named_where_a_table_shows_it(params: Path) -> None:
     cell = "ade_coco: {run: possam_l_ade20k, benchmark: coco}"
     assert tables.count(cell) == 1
     (params / "tables.yaml").write_text(
-        tables.replace(cell, cell.replace("coco}", "coco, variant: geometric}"))
+        tables.replace(cell, cell.replace("coco}", "coco, variant: own}"))
     )
+    variants = params / "variants.yaml"
+    variants.write_text(variants.read_text() + "own: {alpha: 0.3}\n")
     found = stages(Pipeline(folder=params), SCALE)
     where = {"smoke-evaluate-possam_l_ade20k-coco"}
-    assert naming(found, "variants.yaml", "geometric") == where
-    assert affected(params, "variants.yaml", "geometric.alpha", 0.1) == where
+    assert naming(found, "variants.yaml", "own") == where
+    assert affected(params, "variants.yaml", "own.alpha", 0.1) == where
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
@@ -199,7 +201,7 @@ def test_writing_keeps_the_scales_and_checking_tells_what_to_do(
         write_dvc_file(plan, None)
     write_dvc_file(plan, ["smoke", "paper"])
     check_dvc_file(plan)
-    change(params / "tables.yaml", "table1.rows", [])
+    change(params / "tables.yaml", "table1.title", "another")
     plan = Pipeline()
     with pytest.raises(InputError, match=r"dvc\.yaml: does not fit params/ .*: possam dvc"):
         check_dvc_file(plan)
