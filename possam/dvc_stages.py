@@ -66,7 +66,7 @@ _TRAINED_FROM = ("loss", "model", "seeds", "templates", "threads", "towers", "tr
 _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
     "world": ("world",),
     "fetch": (),
-    "convert": ("assets",),
+    "convert": (),
     "features": ("towers", "training"),
     "train": _TRAINED_FROM,
     "evaluate": ("evaluation", "inference", "seeds", "templates", "towers"),
@@ -320,6 +320,14 @@ def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
     match job.rule:
         case "fetch":
             keys["assets.yaml"] = (which["asset"],)
+        case "convert":
+            sources = {
+                found.of("asset") for path in _inputs(plan, scale, job) if (found := _job(path))
+            }
+            roles = plan.project(scale).scale.assets
+            keys[file] = tuple(
+                f"assets.{role}" for role, asset in roles.items() if asset in sources
+            )
         case "train":
             keys["runs.yaml"] = (which["run"],)
         case "evaluate":

@@ -1,17 +1,27 @@
 """A copy of the project in a temporary folder, with the smoke pipeline run in it once."""
 
 import os
+import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COPIED = ("params", "workflow", "possam", "data/towers")
-FILES = ("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md")
+COPIED = ("params", "workflow", "possam", "data/towers", ".dvc")
+FILES = (
+    *("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md"),
+    *("dvc.yaml", ".dvcignore", ".gitignore"),
+)
 TARGETS = ("results/smoke/table1.csv", "results/smoke/table1.tracking.json")
 
 
@@ -29,6 +39,8 @@ class Workspace:
         )
         environment.setdefault("OMP_NUM_THREADS", "1")
         environment["POSSAM_SCALE"] = environment["SCALE"] = "smoke"
+        for role in ("AUTHOR", "COMMITTER"):
+            environment |= {f"GIT_{role}_NAME": "test", f"GIT_{role}_EMAIL": "test@localhost"}
         for name in ("MLFLOW_TRACKING_URI", "POSSAM_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL"):
             environment.pop(name, None)
         return environment
@@ -53,6 +65,11 @@ class Workspace:
     def possam(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "possam.cli", *arguments, check=check)
 
+    def commit(self, message: str) -> None:
+        """Everything that git does not ignore."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
     def files(self) -> set[Path]:
         """Every file but bytecode, logs and Snakemake's own."""
         skipped = {".snakemake", "__pycache__", "logs"}
@@ -63,10 +80,53 @@ class Workspace:
         }
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(workspace: Workspace, *command: str, port: int) -> Iterator[str]:
+    """A server that ``command`` starts: its address, once it answers; stopped as by Ctrl-C."""
+    address = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        command,
+        cwd=workspace.folder,
+        env=workspace.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.5)
+        yield address
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C for a process and all that it started; by force if that does not help."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        subprocess.run(["pkill", f"-{number.value}", "-s", str(process.pid)], check=False)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
 def copy_project(folder: Path) -> Workspace:
     """A fresh copy without results."""
     for name in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__")
+        ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
         shutil.copy2(REPOSITORY / name, folder / name)
@@ -74,7 +134,14 @@ def copy_project(folder: Path) -> Workspace:
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     # make finds the environment that runs the tests.
     (folder / ".venv").symlink_to(sys.prefix)
-    return Workspace(folder)
+    # Here smoke stands for mini, whose tables are git's.
+    ignored = folder / ".gitignore"
+    ignored.write_text(ignored.read_text().replace("/results/smoke/\n", ""))
+    workspace = Workspace(folder)
+    workspace.possam("dvc", "--scale", "smoke")
+    workspace.run("git", "init", "--quiet", "--initial-branch", "main")
+    workspace.commit("The project")
+    return workspace
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +150,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = copy_project(tmp_path_factory.mktemp("smoke"))
     workspace.snakemake(*TARGETS)
     return workspace
+
+
+def dvc(workspace: Workspace, *arguments: str) -> str:
+    """What DVC prints."""
+    done = workspace.run("dvc", *arguments)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    """A copy of the finished pipeline with a smaller table, pinned and pushed; what DVC said."""
+    folder = tmp_path_factory.mktemp("dvc") / "project"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    workspace = Workspace(folder)
+    tables = folder / "params/tables.yaml"
+    larger = r"- name: (PosSAM \([LH]\))\n +cells:\n.*\n.*\n"
+    tables.write_text(re.sub(larger, r"- {name: \1}\n", tables.read_text()))
+    workspace.possam("dvc")
+    workspace.commit("Only PosSAM (B)")
+    output = dvc(workspace, "repro")
+    dvc(workspace, "remote", "add", "--default", "store", "../store")
+    workspace.commit("Pinned")
+    dvc(workspace, "push")
+    return workspace, output

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from possam.layout import RUN_LOCK
+from possam.locks import hold
 from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_smoke import edited
 
@@ -178,6 +180,13 @@ def test_random_weights_only_when_asked_for_by_name(finished: Workspace, photogr
     )
     assert "WARNING" in done.stderr and "random" in done.stderr
     shutil.rmtree(finished.folder / "out")
+
+
+def test_one_process_trains_a_run(finished: Workspace) -> None:
+    directory = finished.folder / "results/smoke/runs/possam_b_coco/seed0"
+    with hold(directory / RUN_LOCK, timeout=0):
+        message = refused(finished, "train", "possam_b_coco", "--scale", "smoke")
+    assert "results/smoke/runs/possam_b_coco/seed0: another process trains this run" in message
 
 
 def test_a_scale_without_a_world(finished: Workspace) -> None:

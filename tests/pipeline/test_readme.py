@@ -2,14 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import time
 import urllib.request
 
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import REPOSITORY, Workspace
+from tests.pipeline.conftest import REPOSITORY, Workspace, dvc, served
 
 pytestmark = pytest.mark.pipeline
 
@@ -45,7 +43,34 @@ def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
     assert COMMANDS[:2] == ["make table1", "make test"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.fixture(scope="module")
+def unpinned(pinned: tuple[Workspace, str], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A small finished pipeline whose results DVC and git do not know yet."""
+    folder = tmp_path_factory.mktemp("readme") / "project"
+    shutil.copytree(pinned[0].folder, folder, symlinks=True)
+    workspace = Workspace(folder)
+    dvc(workspace, "remote", "remove", "store")
+    (folder / "dvc.lock").unlink()
+    workspace.run("git", "rm", "-r", "--quiet", "--cached", "dvc.lock", "results")
+    workspace.run("git", "commit", "--quiet", "--all", "--message", "Not pinned")
+    return workspace
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("dvc ", "git "))])
+def test_storing(unpinned: Workspace, command: str) -> None:
+    """The commands build on each other: they are run in their order."""
+    line = command.replace("mini", "smoke")
+    done = unpinned.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
+    assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
+    if command.startswith(("dvc repro", "dvc checkout")):
+        assert "up to date" in dvc(unpinned, "status")
+    if command == "dvc params diff":
+        assert "possam_b_ade20k.loss.dice_weight" in done.stdout
+    if command == "dvc plots show":
+        assert (unpinned.folder / "dvc_plots/index.html").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("dvc ", "git "))])
 def test_command(finished: Workspace, command: str) -> None:
     prepare(finished)
     if command == "make ui":
@@ -71,28 +96,6 @@ def test_command(finished: Workspace, command: str) -> None:
 
 def check_ui(workspace: Workspace) -> None:
     """``make ui`` answers with MLflow's page and stops at Ctrl-C."""
-    process = subprocess.Popen(
-        ["make", "ui"],
-        cwd=workspace.folder,
-        env=workspace.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen("http://127.0.0.1:5000", timeout=5) as answer:
-                    assert b"MLflow" in answer.read()
-                    break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.5)
-    finally:
-        subprocess.run(["pkill", "-INT", "-s", str(process.pid)], check=False)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-            process.wait(30)
+    with served(workspace, "make", "ui", port=5000) as address:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b"MLflow" in answer.read()

@@ -202,6 +202,17 @@ def test_a_cell_of_a_variant_says_so(build: Callable, tmp_path: Path) -> None:
     assert card["controls"][0]["metrics"]["pq"]["trained"] == 10.0
 
 
+def test_metrics_are_the_cells_that_are_ours(build: Callable, tmp_path: Path) -> None:
+    rows, _, card = build()
+    values = json.loads((tmp_path / "table1.metrics.json").read_text())
+    assert list(values) == [*OURS, *(control["name"] for control in card["controls"])]
+    for row in rows[6:]:
+        cells = {key: f"{value:.4f}" for key, value in values[row["row"]].items()}
+        assert cells == {column["key"]: row[column["key"]] for column in card["columns"]}
+    control = card["controls"][0]
+    assert values[control["name"]] == {k: v["value"] for k, v in control["metrics"].items()}
+
+
 def test_synthetic_scales_say_that_differences_mean_nothing(build: Callable) -> None:
     rows, text, card = build("mini")
     assert card["synthetic"] and not card["comparable"]
