@@ -37,6 +37,7 @@ from possam.layout import (
     TABLE_CSV,
     TABLE_MD,
     TABLE_METRICS,
+    TABLE_TEX,
     WORLD,
 )
 from possam.pipeline import CODE, PAPER, Pipeline
@@ -237,9 +238,9 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
 
 def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) -> Stage:
     project = plan.project(scale)
-    csv, md, card, metrics = (
+    csv, md, tex, card, metrics = (
         pattern.format(prefix=project.prefix, table=table)
-        for pattern in (TABLE_CSV, TABLE_MD, TABLE_CARD, TABLE_METRICS)
+        for pattern in (TABLE_CSV, TABLE_MD, TABLE_TEX, TABLE_CARD, TABLE_METRICS)
     )
     params = project.tables[table]
     column = params.columns[0]
@@ -251,8 +252,8 @@ def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) ->
     }
     return Stage(
         targets=(csv,),
-        stored=tuple(map(_record, (csv, md, card, metrics))),
-        hashed=(md, card),
+        stored=tuple(map(_record, (csv, md, tex, card, metrics))),
+        hashed=(md, tex, card),
         metrics=(metrics,),
         plot={csv: how},
         **common,

@@ -119,7 +119,8 @@ def test_a_key_of_the_scale_is_named_by_the_stages_that_it_changes(key: str, par
 
 def test_every_key_of_the_scale_was_changed() -> None:
     data = yaml.safe_load((ROOT / "params/scales" / f"{SCALE}.yaml").read_text())
-    assert {key.split(".")[0] for key in CHANGES} == set(data)
+    pictures = {"automatic_masks"}  # read by figures alone, which have no stage
+    assert {key.split(".")[0] for key in CHANGES} | pictures == set(data)
 
 
 @pytest.mark.parametrize(
