@@ -132,7 +132,9 @@ def copy_project(folder: Path) -> Workspace:
         shutil.copy2(REPOSITORY / name, folder / name)
     (folder / "profiles").symlink_to("workflow/profiles")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
-    # make finds the environment that runs the tests.
+    # make finds the environment that runs the tests, and nothing to install into it.
+    for name in ("requirements.lock", "pyproject.toml"):
+        os.utime(folder / name, (0, 0))
     (folder / ".venv").symlink_to(sys.prefix)
     # Here smoke stands for mini, whose tables are git's.
     ignored = folder / ".gitignore"
@@ -156,6 +158,12 @@ def dvc(workspace: Workspace, *arguments: str) -> str:
     """What DVC prints."""
     done = workspace.run("dvc", *arguments)
     return done.stdout + done.stderr
+
+
+def restore(workspace: Workspace) -> None:
+    """Everything as it was committed."""
+    workspace.run("git", "restore", ".")
+    dvc(workspace, "checkout", "--force", "--quiet")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from possam.dvc_stages import RECORDS
 from possam.files import hash_file, read_json, sha256_file
-from tests.pipeline.conftest import Workspace, dvc
+from tests.pipeline.conftest import Workspace, dvc, restore
 from tests.pipeline.test_smoke import edited
 
 pytestmark = pytest.mark.pipeline
@@ -49,6 +49,8 @@ def clone(workspace: Workspace, folder: Path) -> Workspace:
     workspace.run("git", "clone", "--quiet", ".", str(folder))
     fresh = Workspace(folder)
     assert not (folder / "results/smoke/runs").exists() and not (folder / RECORDS).exists()
+    store = workspace.folder.parent / "store"
+    dvc(fresh, "remote", "modify", "--local", "store", "url", str(store))
     dvc(fresh, "pull", "--quiet")
     return fresh
 
@@ -57,8 +59,7 @@ def clone(workspace: Workspace, folder: Path) -> Workspace:
 def stored(pinned: tuple[Workspace, str]) -> Workspace:
     """The pinned copy of the project, as it was committed."""
     workspace, _ = pinned
-    workspace.run("git", "restore", ".")
-    dvc(workspace, "checkout", "--force", "--quiet")
+    restore(workspace)
     return workspace
 
 
@@ -139,8 +140,8 @@ def test_the_cache_is_not_written_through_links(stored: Workspace, link: str) ->
         assert not linked.is_symlink() and linked.stat().st_nlink == 1
     finally:
         dvc(stored, "config", "--local", "--unset", "cache.type")
-        stored.run("git", "restore", ".")
-        dvc(stored, "checkout", "--force", "--relink", "--quiet")
+        restore(stored)
+        dvc(stored, "checkout", "--relink", "--quiet")
     for path in cache.glob("*/*"):
         assert hash_file(path, "md5") == path.parent.name + path.name.removesuffix(".dir")
 
