@@ -168,7 +168,9 @@ def restore(workspace: Workspace) -> None:
 
 @pytest.fixture(scope="session")
 def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """A copy of the finished pipeline with one smaller table, pinned and pushed; what DVC said."""
+    """A copy of the finished pipeline with one smaller table and its curves, pinned and pushed;
+    what DVC said.
+    """
     folder = tmp_path_factory.mktemp("dvc") / "project"
     shutil.copytree(finished.folder, folder, symlinks=True)
     workspace = Workspace(folder)
@@ -179,6 +181,9 @@ def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tup
         if row["name"] != "PosSAM (B)":
             row.pop("cells", None)
     tables.write_text(yaml.safe_dump({"table1": table}, sort_keys=False))
+    figures = folder / "params/figures.yaml"
+    curves = yaml.safe_load(figures.read_text())["training_curves"]
+    figures.write_text(yaml.safe_dump({"training_curves": curves}))
     workspace.possam("dvc")
     workspace.commit("Only PosSAM (B)")
     output = dvc(workspace, "repro")
