@@ -9,7 +9,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 from possam.catalogue import DATASETS
-from possam.dvc_stages import own_records
+from possam.dvc_file import own_records
 from possam.layout import (
     ASSET, DATASET, EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG, REPORT, RUN,
     TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_METRICS, TABLE_TEX, TRACKING, WORLD

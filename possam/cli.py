@@ -179,7 +179,7 @@ def _efficiency(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from possam.dvc_stages import check_dvc_file
+    from possam.dvc_file import check_dvc_file
     from possam.pipeline import Pipeline
     from possam.stages.check import check
 
@@ -188,7 +188,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _dvc(arguments: argparse.Namespace) -> None:
-    from possam.dvc_stages import write_dvc_file
+    from possam.dvc_file import write_dvc_file
     from possam.pipeline import Pipeline
 
     write_dvc_file(Pipeline(), arguments.scale)

@@ -1,9 +1,10 @@
-"""What DVC pins and stores, as ``dvc.yaml``: written from ``params/``, checked by ``possam check``.
+"""The stages of ``dvc.yaml``: what DVC pins and stores, from ``params/``.
 
 Snakemake is the only graph. A DVC stage asks it for targets and says exactly what they depend on:
 keys of parameter files, code, and results of other stages. One stage each for a data set, a frozen
-tower, a training, a run on a benchmark, and a table, so that a table needs only what it shows. What
-is cheap to make again (archives of the synthetic world, features of frozen towers) is not stored.
+tower, a training, a run on a benchmark, a table and a figure, so that a table needs only what it
+shows. What is cheap to make again (archives of the synthetic world, features of frozen towers) is
+not stored.
 
 Every out is kept (``persist``): DVC would remove it before each command, and Snakemake would have
 to make everything again. Snakemake's record of a result (of which parameters and code it is) lies
@@ -13,24 +14,22 @@ for one of the parameters at hand.
 
 import os
 import re
-import shutil
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from possam.checked_yaml import read_yaml
 from possam.codehash import module_closure
-from possam.errors import InputError
-from possam.files import atomic_path, atomic_write
+from possam.figure_params import find_figure, load_figures
 from possam.layout import (
     ASSET,
     DATASET,
     EVALUATION,
     FEATURES,
+    FIGURE_CARD,
+    FIGURE_PDF,
+    FIGURE_PNG,
     RAW,
     RUN,
     TABLE_CARD,
@@ -40,15 +39,10 @@ from possam.layout import (
     TABLE_TEX,
     WORLD,
 )
-from possam.pipeline import CODE, PAPER, Pipeline
+from possam.pipeline import CODE, Pipeline
 
-DVC_FILE = Path("dvc.yaml")
 RECORDS = Path(".snakemake/metadata")
 
-_HEADER = """\
-# What DVC pins and stores; Snakemake is the only graph: each stage asks it for targets.
-# Written by `possam dvc` from params/; `possam check` says when it does not fit them any more.
-"""
 _TARGETS = {
     "world": WORLD,
     "fetch": ASSET,
@@ -57,6 +51,7 @@ _TARGETS = {
     "train": RUN,
     "evaluate": EVALUATION,
     "table": TABLE_CSV,
+    "figure": FIGURE_CARD,
 }
 """The tracked file of each Snakemake rule."""
 
@@ -72,8 +67,12 @@ _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
     "train": _TRAINED_FROM,
     "evaluate": ("evaluation", "inference", "seeds", "templates", "towers"),
     "table": ("evaluation", "seeds", "synthetic", "title"),
+    "figure": ("seeds", "synthetic", "title"),
 }
 """Keys of a scale's file that each rule's jobs depend on."""
+
+_SHOWN_IMAGES = ("automatic_masks", "inference", "templates", "towers")
+"""Further keys of a figure that runs models."""
 
 
 class Job(NamedTuple):
@@ -99,7 +98,7 @@ class Stage:
         stored: outs that DVC stores.
         hashed: outs of which DVC keeps the hash alone.
         metrics: of a table, its figures; hashed as well.
-        plot: of a table, its CSV and how it is drawn; hashed as well.
+        plot: of a table its CSV and how it is drawn, of a figure its PNG; hashed as well.
     """
 
     targets: tuple[str, ...]
@@ -114,39 +113,42 @@ class Stage:
     def content(self) -> dict[str, Any]:
         """The stage as in ``dvc.yaml``."""
         snakemake = f"snakemake {' '.join(self.targets)}"
-        kept = {"cache": False, "persist": True}
+        kept = {"cache": False, "persist": True}  # copied: YAML would refer to it by an anchor
         content: dict[str, Any] = {
             "cmd": ["possam check", snakemake] if self.metrics else snakemake,
             "deps": list(self.deps),
             "params": [{file: list(keys)} for file, keys in self.params.items()],
             "outs": [
                 *({path: {"persist": True}} for path in self.stored),
-                *({path: kept} for path in self.hashed),
+                *({path: dict(kept)} for path in self.hashed),
             ],
         }
         if self.metrics:
-            content["metrics"] = [{path: kept} for path in self.metrics]
+            content["metrics"] = [{path: dict(kept)} for path in self.metrics]
         if self.plot is not None:
             content["plots"] = [{path: {**kept, **how}} for path, how in self.plot.items()]
         return content
 
 
 def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
-    """Every stage of a scale, by name: what its tables need, and the tables.
+    """Every stage of a scale, by name: its tables and figures, and what they need.
 
     Names are ``<scale>-data-<data set>``, ``<scale>-tower-<tower>``, ``<scale>-train-<run>``,
-    ``<scale>-evaluate-<run>-<benchmark>`` and ``<scale>-<table>``.
+    ``<scale>-evaluate-<run>-<benchmark>``, ``<scale>-<table>`` and ``<scale>-figure-<figure>``.
     """
     project = plan.project(scale)
     targets: dict[str, list[str]] = {}
-    pending = [TABLE_CSV.format(prefix=project.prefix, table=name) for name in project.tables]
+    pending = [
+        *(TABLE_CSV.format(prefix=project.prefix, table=name) for name in project.tables),
+        *(FIGURE_CARD.format(prefix=project.prefix, figure=name) for name in load_figures(project)),
+    ]
     seen = set(pending)
     while pending:
         path = pending.pop(0)
         job = _job(path)
         if job is None:
             continue
-        if job.rule == "table" or _is_stored(plan, scale, job):
+        if job.rule in ("table", "figure") or _is_stored(plan, scale, job):
             targets.setdefault(_name(plan, scale, job), []).append(path)
         new = [found for found in _inputs(plan, scale, job) if found not in seen]
         seen.update(new)
@@ -176,6 +178,7 @@ def _name(plan: Pipeline, scale: str, job: Job) -> str:
         "train": "{scale}-train-{run}",
         "evaluate": "{scale}-evaluate-{run}-{benchmark}",
         "table": "{scale}-{table}",
+        "figure": "{scale}-figure-{figure}",
     }[job.rule].format(**{**which, "scale": scale})
 
 
@@ -205,6 +208,8 @@ def _inputs(plan: Pipeline, scale: str, job: Job) -> list[str]:
             return plan.evaluation_inputs(prefix, **which)
         case "table":
             return plan.table_inputs(prefix, **which)
+        case "figure":
+            return plan.figure_inputs(prefix, **which)
     return []
 
 
@@ -220,6 +225,8 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
     assert first is not None
     if first.rule == "table":
         return _table(plan, scale, first.of("table"), common)
+    if first.rule == "figure":
+        return _figure(plan, scale, first.of("figure"), common)
     made = list(dict.fromkeys(path for target in targets for path in _made(plan, scale, target)))
     if first.rule == "convert":
         # A converted data set refers to the images in the unpacked archives.
@@ -256,6 +263,20 @@ def _table(plan: Pipeline, scale: str, table: str, common: Mapping[str, Any]) ->
         hashed=(md, tex, card),
         metrics=(metrics,),
         plot={csv: how},
+        **common,
+    )
+
+
+def _figure(plan: Pipeline, scale: str, figure: str, common: Mapping[str, Any]) -> Stage:
+    png, pdf, card = (
+        pattern.format(prefix=plan.project(scale).prefix, figure=figure)
+        for pattern in (FIGURE_PNG, FIGURE_PDF, FIGURE_CARD)
+    )
+    return Stage(
+        targets=(card,),
+        stored=tuple(map(_record, (png, pdf, card))),
+        hashed=(pdf, card),
+        plot={png: {}},
         **common,
     )
 
@@ -340,55 +361,11 @@ def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
                 keys[file] = (*keys[file], *_TRAINED_FROM)
         case "table":
             keys["tables.yaml"] = (which["table"],)
+        case "figure":
+            keys["figures.yaml"] = (which["figure"],)
+            needs = find_figure(plan.project(scale), which["figure"]).needs(plan.project(scale))
+            if needs.evaluations:
+                keys[file] = (*keys[file], "evaluation")
+            if needs.datasets:
+                keys[file] = (*keys[file], *_SHOWN_IMAGES)
     return keys
-
-
-def dvc_text(plan: Pipeline, scales: list[str]) -> str:
-    """``dvc.yaml`` for these scales."""
-    content = {
-        "vars": [{"scales": scales}],
-        "stages": {
-            name: stage.content() for scale in scales for name, stage in stages(plan, scale).items()
-        },
-    }
-    return _HEADER + yaml.safe_dump(
-        content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
-    )
-
-
-def write_dvc_file(plan: Pipeline, scales: list[str] | None, *, path: Path = DVC_FILE) -> None:
-    """Write ``dvc.yaml`` for ``scales``; default: those that it has."""
-    chosen = _scales(path) if scales is None else scales
-    text = dvc_text(plan, chosen)
-    with atomic_write(path) as stream:
-        stream.write(text)
-
-
-def check_dvc_file(plan: Pipeline, *, path: Path = DVC_FILE) -> None:
-    """Compare ``dvc.yaml`` with ``params/``.
-
-    Raises:
-        InputError: it is missing, or does not fit.
-    """
-    scales = _scales(path)
-    if path.read_text(encoding="utf-8") != dvc_text(plan, scales):
-        raise InputError(f"{path}: does not fit params/ any more; write it anew: possam dvc")
-    print(f"{path}: {', '.join(scales)}")
-
-
-def _scales(path: Path) -> list[str]:
-    remedy = f"write it anew, with its scales: possam dvc --scale {PAPER}"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {remedy}")
-    match read_yaml(path):
-        case {"vars": [{"scales": [*scales]}]} if all(isinstance(s, str) for s in scales):
-            return scales
-    raise InputError(f"{path}: vars: does not say which scales it is of; {remedy}")
-
-
-def own_records(folder: Path = RECORDS) -> None:
-    """Make copies of records that are links into DVC's cache: Snakemake writes them in place."""
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
-            with atomic_path(path) as temporary:
-                shutil.copyfile(path, temporary)

@@ -9,15 +9,10 @@ import pytest
 import yaml
 
 from possam.codehash import module_closure
-from possam.dvc_stages import (
-    Job,
-    Stage,
-    check_dvc_file,
-    own_records,
-    stages,
-    write_dvc_file,
-)
+from possam.dvc_file import check_dvc_file, own_records, write_dvc_file
+from possam.dvc_stages import Job, Stage, stages
 from possam.errors import InputError
+from possam.figure_params import load_figures
 from possam.pipeline import CODE, Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +33,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "training": ("training.iterations", 5),
     "inference": ("inference.alpha", 0.5),
     "evaluation": ("evaluation.bootstrap_samples", 101),
+    "automatic_masks": ("automatic_masks.points_per_side", 3),
 }
 """Another valid value for something below each key of a scale's file."""
 
@@ -103,11 +99,12 @@ def test_the_file_fits_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
-def test_no_table_lacks_a_stage(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_table_or_figure_lacks_a_stage(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = Pipeline()
     tables = {f"{scale}-{name}" for name in plan.project(scale).tables}
-    assert tables and tables <= set(stages(plan, scale))
+    figures = {f"{scale}-figure-{name}" for name in load_figures(plan.project(scale))}
+    assert tables and figures and tables | figures <= set(stages(plan, scale))
 
 
 @pytest.mark.parametrize("key", sorted(CHANGES))
@@ -119,8 +116,7 @@ def test_a_key_of_the_scale_is_named_by_the_stages_that_it_changes(key: str, par
 
 def test_every_key_of_the_scale_was_changed() -> None:
     data = yaml.safe_load((ROOT / "params/scales" / f"{SCALE}.yaml").read_text())
-    pictures = {"automatic_masks"}  # read by figures alone, which have no stage
-    assert {key.split(".")[0] for key in CHANGES} | pictures == set(data)
+    assert {key.split(".")[0] for key in CHANGES} == set(data)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +129,7 @@ def test_every_key_of_the_scale_was_changed() -> None:
         ("assets.yaml", "synthetic_sam_l", "licence", "another"),
         ("assets.yaml", "sam_vit_l", "licence", "another"),
         ("tables.yaml", "table1", "title", "another"),
+        ("figures.yaml", "seen_unseen", "title", "another"),
     ],
 )
 def test_an_entry_is_named_by_the_stages_that_it_changes(

@@ -1,4 +1,5 @@
-"""Result files as records that a tracking server can show: one for each run, evaluation and table.
+"""Result files as records that a tracking server can show: one for each run, evaluation,
+table and figure.
 
 Reads files only. A record holds everything that is sent, with timestamps taken from the files, so
 that sending it twice sends the same thing.
@@ -11,7 +12,6 @@ import csv
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,13 +23,12 @@ from possam.files import hash_json, read_json, sha256_file
 from possam.layout import RUN_LOCK
 from possam.locks import is_held
 from possam.params import Project
+from possam.reporting.flat import LONGEST, clean, flatten, flatten_values, numbers
 from possam.table_params import DEFAULT_VARIANT
 
 FORMAT = 2
 """Part of every content hash: raise it when the same files are to be shown in another way."""
 
-_FORBIDDEN = re.compile(r"[^\w\-. /]")
-_LONGEST = 5000
 _NOT_METRICS = {"step", "time"}
 _SEED = "seed"
 _WEIGHTS = "weights.safetensors"
@@ -54,8 +53,8 @@ class Record:
     """One entry of the tracking server.
 
     Attributes:
-        key: ``training/<run>/seed<N>``, ``evaluation/<run>/seed<N>/<benchmark>/<condition>`` or
-            ``table/<name>``.
+        key: ``training/<run>/seed<N>``, ``evaluation/<run>/seed<N>/<benchmark>/<condition>``,
+            ``table/<name>`` or ``figure/<name>``.
         content: hash of the files behind it.
         parent: key of the training behind an evaluation, else None.
         links: keys of the evaluations behind a table.
@@ -83,7 +82,7 @@ def read_records(results: Path, project: Project) -> list[Record]:
     """All records below ``results``, the folder of the project's scale (``results/mini``).
 
     Returns:
-        Trainings, then evaluations, then tables, each sorted by name. A folder without a result
+        Trainings, evaluations, tables and figures, each sorted by name. A folder without a result
         file (a stage that was killed) is no record.
 
     Raises:
@@ -108,7 +107,8 @@ def read_records(results: Path, project: Project) -> list[Record]:
         for name in sorted(project.tables)
         if (results / f"{name}.csv").is_file()
     ]
-    return trainings + evaluations + tables
+    figures = [_figure(path, common) for path in sorted((results / "figures").glob("*.json"))]
+    return trainings + evaluations + tables + figures
 
 
 def _training(folder: Path, common: Mapping[str, str]) -> Record:
@@ -131,13 +131,13 @@ def _training(folder: Path, common: Mapping[str, str]) -> Record:
     scalars = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
     results = scalars | flatten_values(summary.get("summary") or {})
     results |= {key: origin.get(key) for key in ("wall_time_s", "peak_memory_mib")}
-    values = _numbers(results) if finished else {}
+    values = numbers(results) if finished else {}
     final = [Point(f"final.{name}", value, last, 0) for name, value in values.items()]
     run, seed = folder.parts[-2:]
     tags = {**common, "possam.kind": "training", "possam.run": run, **_git_tags(origin)}
     tags["possam.seed"] = seed.removeprefix(_SEED)
     tags |= {
-        f"possam.{_clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
+        f"possam.{clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
     }
     tags |= _input_tags(summary)
     if (folder / _WEIGHTS).is_file():
@@ -169,7 +169,7 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     if not isinstance(variants, dict) or DEFAULT_VARIANT not in variants:
         raise InputError(f"{path}: variants: a mapping with {DEFAULT_VARIANT!r} is expected")
     start, end = _times(origin, path)
-    values = _numbers(flatten_values(data.get("counts") or {}, "counts"))
+    values = numbers(flatten_values(data.get("counts") or {}, "counts"))
     where = {"run": run, "seed": seed.removeprefix(_SEED)}
     where |= {"benchmark": benchmark, "condition": condition}
     trained = path.parents[5] / "runs" / run / seed / "run.json"
@@ -184,7 +184,7 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
             raise InputError(
                 f"{path}: variants.{name}.metrics: a mapping of names to numbers is expected"
             )
-        values |= _numbers({f"{prefix}{key}": value for key, value in _measured(found).items()})
+        values |= numbers({f"{prefix}{key}": value for key, value in _measured(found).items()})
         protocol = {k: v for k, v in (found.get("protocol") or {}).items() if k != "inference"}
         tags |= flatten(protocol, f"possam.protocol.{prefix}".rstrip("."))
     files = _existing(path, path.with_name("provenance.json"))
@@ -197,7 +197,7 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
         # The run's name is a tag: it says nothing that its parameters do not say.
         parameters=flatten({key: value for key, value in config.items() if key != "run"}),
         config=config,
-        points=tuple(Point(_clean(name), value, end, 0) for name, value in values.items()),
+        points=tuple(Point(clean(name), value, end, 0) for name, value in values.items()),
         tags=tags,
         artifacts=files,
     )
@@ -215,7 +215,7 @@ def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:
 def _table(path: Path, project: Project, known: set[str], common: Mapping[str, str]) -> Record:
     name, table = path.stem, project.tables[path.stem]
     wanted = [f"evaluation/{key.name}" for key in table.evaluations(project.scale.seeds)]
-    numbers = _table_numbers(path, tuple(column.key for column in table.columns))
+    cells = _table_numbers(path, tuple(column.key for column in table.columns))
     links = tuple(key for key in wanted if key in known)
     files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))
     card = _mapping(path.with_suffix(".json")) if path.with_suffix(".json") in files else {}
@@ -223,7 +223,7 @@ def _table(path: Path, project: Project, known: set[str], common: Mapping[str, s
     tags = {**common, "possam.kind": "table", TABLE: name, **_git_tags(card)}
     tags["possam.title"] = table.title
     if path.with_suffix(".md") in files:
-        tags[NOTE] = path.with_suffix(".md").read_text(encoding="utf-8")[:_LONGEST]
+        tags[NOTE] = path.with_suffix(".md").read_text(encoding="utf-8")[:LONGEST]
     return Record(
         key=f"table/{name}",
         content=_content(files, {**common, "links": ",".join(links)}),
@@ -231,7 +231,7 @@ def _table(path: Path, project: Project, known: set[str], common: Mapping[str, s
         start=start,
         end=end,
         parameters=flatten({"seeds": list(project.scale.seeds), "rows": len(table.rows)}),
-        points=tuple(Point(key, value, end, 0) for key, value in numbers.items()),
+        points=tuple(Point(key, value, end, 0) for key, value in cells.items()),
         tags=tags,
         artifacts=files,
     )
@@ -255,44 +255,28 @@ def _table_numbers(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
             except (TypeError, ValueError):
                 continue
             if math.isfinite(value):
-                numbers[_clean(f"{label}/{column}")] = value
+                numbers[clean(f"{label}/{column}")] = value
     return numbers
 
 
-def flatten_values(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys; lists and scalars are leaves."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten_values(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested parameters as text: dotted keys, strings as they are, everything else as JSON."""
-    return {
-        _clean(key): _short(item if isinstance(item, str) else json.dumps(item, sort_keys=True))
-        for key, item in flatten_values(value, prefix).items()
-        if key
-    }
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
-
-
-def _clean(name: str) -> str:
-    """A name with the characters that MLflow allows in keys (brackets and others become ``_``)."""
-    return _FORBIDDEN.sub("_", name).strip("/ ")[:240]
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        _clean(key): float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+def _figure(path: Path, common: Mapping[str, str]) -> Record:
+    card = _mapping(path)
+    drawn = card.get("parameters") or {}
+    tags = {**common, "possam.kind": "figure", "possam.figure": path.stem}
+    tags |= {f"possam.{key}": str(card[key]) for key in ("title", "code") if key in card}
+    tags[NOTE] = "\n\n".join(str(card[k]) for k in ("title", "subtitle", "note") if card.get(k))
+    files = _existing(path, path.with_suffix(".png"), path.with_suffix(".pdf"))
+    start, end = _times(card, path)
+    return Record(
+        key=f"figure/{path.stem}",
+        content=_content(files, common),
+        start=start,
+        end=end,
+        parameters=flatten({key: value for key, value in drawn.items() if key != "title"}),
+        config=drawn,
+        tags=tags,
+        artifacts=files,
+    )
 
 
 def _lines(text: str, path: Path, *, finished: bool) -> list[dict[str, Any]]:
@@ -321,7 +305,7 @@ def _step_points(lines: Iterable[dict[str, Any]], path: Path, start: int) -> lis
             raise InputError(f"{path}: step {line['step']}: time: a number of seconds is expected")
         time = start + int(1000 * seconds)
         values = flatten_values({k: v for k, v in line.items() if k not in _NOT_METRICS})
-        for name, value in _numbers(values).items():
+        for name, value in numbers(values).items():
             points[name, line["step"]] = Point(name, value, time, line["step"])
     return list(points.values())
 

@@ -132,7 +132,9 @@ def copy_project(folder: Path) -> Workspace:
         shutil.copy2(REPOSITORY / name, folder / name)
     (folder / "profiles").symlink_to("workflow/profiles")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
-    # make finds the environment that runs the tests.
+    # make finds the environment that runs the tests, and nothing to install into it.
+    for name in ("requirements.lock", "pyproject.toml"):
+        os.utime(folder / name, (0, 0))
     (folder / ".venv").symlink_to(sys.prefix)
     # Here smoke stands for mini, whose tables are git's.
     ignored = folder / ".gitignore"
@@ -158,9 +160,17 @@ def dvc(workspace: Workspace, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def restore(workspace: Workspace) -> None:
+    """Everything as it was committed."""
+    workspace.run("git", "restore", ".")
+    dvc(workspace, "checkout", "--force", "--quiet")
+
+
 @pytest.fixture(scope="session")
 def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """A copy of the finished pipeline with one smaller table, pinned and pushed; what DVC said."""
+    """A copy of the finished pipeline with one smaller table and its curves, pinned and pushed;
+    what DVC said.
+    """
     folder = tmp_path_factory.mktemp("dvc") / "project"
     shutil.copytree(finished.folder, folder, symlinks=True)
     workspace = Workspace(folder)
@@ -171,6 +181,9 @@ def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tup
         if row["name"] != "PosSAM (B)":
             row.pop("cells", None)
     tables.write_text(yaml.safe_dump({"table1": table}, sort_keys=False))
+    figures = folder / "params/figures.yaml"
+    curves = yaml.safe_load(figures.read_text())["training_curves"]
+    figures.write_text(yaml.safe_dump({"training_curves": curves}))
     workspace.possam("dvc")
     workspace.commit("Only PosSAM (B)")
     output = dvc(workspace, "repro")

@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import REPOSITORY, Workspace, dvc, served
+from tests.pipeline.conftest import REPOSITORY, Workspace, dvc, restore, served
 
 pytestmark = pytest.mark.pipeline
 
@@ -49,6 +49,7 @@ def unpinned(pinned: tuple[Workspace, str], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("readme") / "project"
     shutil.copytree(pinned[0].folder, folder, symlinks=True)
     workspace = Workspace(folder)
+    restore(workspace)
     dvc(workspace, "remote", "remove", "store")
     (folder / "dvc.lock").unlink()
     workspace.run("git", "rm", "-r", "--quiet", "--cached", "dvc.lock", "results")

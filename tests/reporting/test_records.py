@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tracked_results import project, write_results
 
 from possam.errors import InputError
-from possam.reporting.records import flatten, read_records
+from possam.reporting.flat import flatten
+from possam.reporting.records import read_records
 from possam.reporting.tracking import ingest
 
 

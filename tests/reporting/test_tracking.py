@@ -17,6 +17,7 @@ from tracked_results import (
     live,
     project,
     write_evaluation,
+    write_figure,
     write_results,
     write_training,
 )
@@ -137,6 +138,16 @@ def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) ->
         "Ours _B_/pq_low": [(0, 19.5, time)],
     }
     assert table["artifacts"] == ["table1.csv", "table1.md"]
+
+
+def test_a_figure_is_shown_with_its_files(send: Any, uri: str, results: Path) -> None:
+    write_figure(results)
+    summary = send()
+    figure = view(uri, summary.experiment)["figure/bars"]
+    assert figure["artifacts"] == ["bars.json", "bars.pdf", "bars.png", "config.yaml"]
+    assert figure["params"] == {"kind": "seen_unseen", "run": "full"}
+    assert figure["tags"]["mlflow.note.content"] == "Bars\n\nsynthetic"
+    assert send().unchanged == summary.created
 
 
 def test_runs_are_linked(send: Any, uri: str) -> None:

@@ -111,6 +111,16 @@ def write_evaluation(
     return path
 
 
+def write_figure(results: Path) -> Path:
+    path = results / "figures" / "bars.json"
+    parameters = {"kind": "seen_unseen", "title": "Bars", "run": "full"}
+    card = {"title": "Bars", "subtitle": "synthetic", "note": None, "parameters": parameters}
+    write_json(path, card)
+    for suffix in (".png", ".pdf"):
+        path.with_suffix(suffix).write_bytes(b"drawn")
+    return path
+
+
 def write_results(folder: Path) -> Path:
     """A scale's results folder: one training (seed 3), two evaluations, one table."""
     results = folder / "results" / "mini"
