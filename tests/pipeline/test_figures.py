@@ -76,7 +76,7 @@ def test_cards_name_their_inputs(drawn: Workspace) -> None:
         key = f"pq_{subset}"
         assert measured[subset] == [metrics["metrics"][key], *metrics["intervals"][key]]
     assert cards["seen_unseen"]["published"]["FC-CLIP"] == {"seen": 39.1, "unseen": 17.3}
-    assert len(cards["training_curves"]["runs"]) == 6
+    assert len(cards["training_curves"]["runs"]) == 8
     for entry in cards["training_curves"]["runs"]:
         log = drawn.folder / f"results/smoke/runs/{entry['run']}/seed0/metrics.jsonl"
         assert entry["metrics_sha256"] == sha256_file(log) and entry["iterations"] == 4
