@@ -111,7 +111,7 @@ def test_bad_figures_are_refused(drawn: Workspace) -> None:
     with edited(figures, "benchmarks: [ade20k, coco]", "benchmarks: [ade20k, nothing]"):
         message = refused(drawn, "figure", "qualitative", "--scale", "smoke")
         assert "figures.yaml" in message and "qualitative.benchmarks" in message
-        assert "valid choices: ade20k, coco" in message
+        assert "valid choices: ade20k, ade20k_full, coco" in message
         assert "figures.yaml" in refused(drawn, "check", "--scale", "smoke")
     with edited(figures, "images: 3", "images: 300"):
         message = refused(drawn, "figure", "qualitative", "--scale", "smoke")
