@@ -48,10 +48,11 @@ def tex(card: Mapping[str, Any]) -> str:
     note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
     if card["synthetic"]:
         note += " Bold values are of synthetic data and not comparable with published ones."
+    # Below the tabular: a long line in it would widen its last column.
     lines += [
         r"\bottomrule",
-        rf"\multicolumn{{{len(titles)}}}{{l}}{{\footnotesize {escape(note)}}} \\",
         r"\end{tabular}",
+        rf"\par\smallskip{{\footnotesize {escape(note)}}}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -7,14 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaccard import in_double
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from possam.errors import InputError
 from possam.evaluation.semantic import SemanticEvaluator
 from tests.parity_report import Parity
-
-FLOAT32 = 1e-6
-"""Bound: torchmetrics divides in float32."""
 
 
 def hand_count(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[dict[int, float], set[int]]:
@@ -74,12 +72,11 @@ def test_equals_torchmetrics_and_the_hand_count(parity: Parity, examples: int) -
         for predicted, target in pairs:
             for oracle in (per_class, macro):
                 oracle.update(torch.from_numpy(predicted), torch.from_numpy(target))
-        theirs = per_class.compute()
-        parity.close(result.per_class, {k: float(theirs[k]) for k in iou}, bound=FLOAT32)
+        theirs = in_double(per_class)
+        parity.equal(result.per_class, {k: theirs[k] for k in iou})
         if present:
-            wanted = float(theirs[sorted(present)].mean())
-            parity.close(result.miou, wanted, bound=FLOAT32)
-            parity.close(result.miou_union, float(macro.compute()), bound=FLOAT32)
+            parity.equal(result.miou, theirs[sorted(present)].mean())
+            assert result.miou_union == pytest.approx(float(macro.compute()), rel=1e-6)
 
     check()
 
