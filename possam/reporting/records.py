@@ -177,7 +177,7 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     if trained.is_file():
         config["trained"] = _mapping(trained).get("parameters") or {}
     tags = {**common, "possam.kind": "evaluation", **_git_tags(origin), **_input_tags(data)}
-    tags |= {f"possam.{key}": value for key, value in where.items()}
+    tags |= {f"possam.{key}": value for key, value in where.items()} | _variant_tags(config)
     for name, found in variants.items():
         prefix = "" if name == DEFAULT_VARIANT else f"{name}."
         if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
@@ -194,13 +194,34 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
         parent=f"training/{run}/{seed}",
         start=start,
         end=end,
-        # The run's name is a tag: it says nothing that its parameters do not say.
-        parameters=flatten({key: value for key, value in config.items() if key != "run"}),
+        parameters=flatten(_compared(config)),
         config=config,
         points=tuple(Point(clean(name), value, end, 0) for name, value in values.items()),
         tags=tags,
         artifacts=files,
     )
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What two evaluations are compared by: without the name of the run and the other variants.
+
+    The name says nothing that the run's parameters do not say.
+    """
+    inference = (config.get("inference") or {}).get(DEFAULT_VARIANT, {})
+    return {key: value for key, value in config.items() if key != "run"} | {"inference": inference}
+
+
+def _variant_tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """Every other variant, as its difference from the default."""
+    inference = config.get("inference") or {}
+    default = inference.get(DEFAULT_VARIANT, {})
+    return {
+        f"possam.variant.{clean(name)}": json.dumps(
+            {key: value for key, value in settings.items() if value != default.get(key)}
+        )
+        for name, settings in inference.items()
+        if name != DEFAULT_VARIANT
+    }
 
 
 def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:

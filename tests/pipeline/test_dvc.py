@@ -72,7 +72,9 @@ def test_repro_pins_what_snakemake_made_and_then_does_nothing(
     assert len(ran(output)) == 10 and {"smoke-table1", "smoke-figure-training_curves"} < set(
         ran(output)
     )
-    assert sorted(made(output)) == ["figure", "table"], "all else was there"
+    assert set(made(output)) == {"evaluate", "figure", "table"}, (
+        "the other tables' variants are gone"
+    )
     again = dvc(stored, "repro")
     assert "up to date" in again and not ran(again)
     assert "up to date" in dvc(stored, "status")

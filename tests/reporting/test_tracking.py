@@ -122,10 +122,12 @@ def test_everything_in_the_files_is_shown(send: Any, uri: str, results: Path) ->
         "benchmark": "ade",
         "condition": "trained",
         "seed": "3",
-        "inference.default.alpha": "0.4",
+        "inference.alpha": "0.4",
+        "inference.ensemble": "mase",
         **{f"trained.{name}": value for name, value in training["params"].items()},
     }
     tags = evaluation["tags"]
+    assert tags["possam.variant.geometric"] == '{"ensemble": "geometric"}'
     assert tags["possam.protocol.miou"] == "ground truth classes"
     assert tags["possam.protocol.geometric.miou"] == "union"
     assert tags["possam.protocol.class_names_hash"] == "n" * 64

@@ -106,7 +106,10 @@ def write_evaluation(
         "variants": {"default": default, "geometric": geometric},
     }
     write_json(path, content)
-    parameters = {"run": run, "seed": 3, "inference": {"default": {"alpha": 0.4}}}
+    inference = {"default": {"alpha": 0.4, "ensemble": "mase"}}
+    if condition == "trained":
+        inference["geometric"] = {"alpha": 0.4, "ensemble": "geometric"}
+    parameters = {"run": run, "seed": 3, "inference": inference}
     write_json(path.with_name("provenance.json"), {**PROVENANCE, "parameters": parameters})
     return path
 
