@@ -96,7 +96,20 @@ def _only_one(directory: Path) -> Iterator[None]:
             raise InputError(
                 f"{directory}: another process trains this run; wait for it to end, or stop it"
             ) from error
-        yield
+        try:
+            yield
+        except InputError:
+            _leave_nothing(directory)
+            raise
+
+
+def _leave_nothing(directory: Path) -> None:
+    """Remove the folder of a training that was refused before it wrote anything."""
+    if [path.name for path in directory.iterdir()] == [RUN_LOCK]:
+        (directory / RUN_LOCK).unlink()
+        directory.rmdir()
+        with contextlib.suppress(OSError):  # other seeds of the run stay
+            directory.parent.rmdir()
 
 
 def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
