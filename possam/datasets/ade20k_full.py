@@ -176,7 +176,10 @@ def resize_labels(labels: Array, height: int, width: int) -> Array:
 
 
 def resize_image(image: Array, height: int, width: int) -> Array:
-    """Bilinear between pixel centres, uint8 (H, W, 3) -> uint8 (height, width, 3)."""
+    """Bilinear between pixel centres, uint8 (H, W, 3) -> uint8 (height, width, 3).
+
+    Pillow would filter first; torch, which would not, costs each conversion process seconds.
+    """
     low, high, weight = _taps(image.shape[0], height)
     rows = _mix(image[low], image[high], weight[:, None, None])
     low, high, weight = _taps(image.shape[1], width)

@@ -18,11 +18,6 @@ class Difference:
     low: float
     high: float
 
-    @property
-    def clear(self) -> bool:
-        """Does the interval exclude zero?"""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True)
 class Agreement:

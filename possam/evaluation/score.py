@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from possam.datasets.format import ConvertedDataset
+from possam.datasets.pixels import class_map
 from possam.errors import InputError
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import (
@@ -128,14 +129,7 @@ def _score_panoptic(
         ids, segments = reader.read(record)
         truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
         panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
-        semantic.update(record.id, _labels(ids, segments), dataset.semantic(position))
-
-
-def _labels(ids: NDArray[np.integer], segments: Mapping[int, int]) -> NDArray[np.int64]:
-    """Class indices (H,W) of a panoptic map, -1 where it is void."""
-    values, inverse = np.unique(ids, return_inverse=True)
-    classes = np.array([segments.get(value, -1) for value in values.tolist()], np.int64)
-    return classes[inverse.reshape(ids.shape)]
+        semantic.update(record.id, class_map(ids, segments), dataset.semantic(position))
 
 
 def _score_labels(
