@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         help="numbering of the predictions' categories: the converted data set's, or upstream's",
     )
 
-    sub = stage("table", _table, "write one table of params/tables.yaml: CSV, Markdown, card")
+    sub = stage("table", _table, "write one table of params/tables.yaml: CSV, Markdown, TeX, card")
     sub.add_argument("table")
 
     sub = stage("figure", _figure, "draw one figure of params/figures.yaml: PNG, PDF, card")
