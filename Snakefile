@@ -4,10 +4,12 @@ import os
 import sys
 from pathlib import Path
 
+from snakemake_interface_executor_plugins.settings import ExecMode
 from snakemake.utils import min_version
 
 min_version("9.0")
 
+from possam import forkserver
 from possam.catalogue import DATASETS
 from possam.dvc_file import own_records
 from possam.layout import (
@@ -40,6 +42,11 @@ wildcard_constraints:
     split="train|val",
     benchmark=r"\w+",
     condition="|".join(CONDITIONS),
+
+
+onstart:
+    if workflow.local_exec and workflow.exec_mode == ExecMode.DEFAULT:
+        forkserver.lend()
 
 
 localrules:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from possam import __version__
+from possam import __version__, forkserver
 from possam.catalogue import DATASETS
 from possam.environment import Environment
 from possam.errors import PossamError
@@ -366,7 +366,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parser().parse_args(given)
+    server = Environment.load().forkserver
+    if server is not None and parsed.stage in forkserver.STAGES:
+        try:
+            return forkserver.ask(server, given)
+        except OSError as error:
+            print(f"possam: no fork server at {server} ({error})", file=sys.stderr)
     try:
         parsed.call(parsed)
     except PossamError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_SCALE = "mini"
+FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
 
 MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,11 +27,14 @@ class Environment:
         tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
             ``mlflow.db`` in the working directory.
         scale: ``POSSAM_SCALE``, the scale where no ``--scale`` is given; else ``mini``.
+        forkserver: ``POSSAM_FORKSERVER``, set by a pipeline for its jobs: the socket of
+            :mod:`possam.forkserver`; else None.
         slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
     """
 
     tracking_uri: str = DEFAULT_TRACKING_URI
     scale: str = DEFAULT_SCALE
+    forkserver: str | None = None
     slurm_job: str | None = None
 
     @classmethod
@@ -43,7 +47,12 @@ class Environment:
 
         uri = read("POSSAM_TRACKING_URI") or read("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
         scale = read("POSSAM_SCALE") or DEFAULT_SCALE
-        return cls(tracking_uri=uri, scale=scale, slurm_job=read("SLURM_JOB_ID"))
+        return cls(
+            tracking_uri=uri,
+            scale=scale,
+            forkserver=read(FORKSERVER_VARIABLE),
+            slurm_job=read("SLURM_JOB_ID"),
+        )
 
 
 def apply_mlflow_defaults() -> None:
