@@ -73,8 +73,10 @@ def serve(path: Path) -> None:
     """Import the libraries, then fork a child for each request until standard input closes."""
     threading.Thread(target=_end_with_parent, args=(path,), daemon=True).start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
+        staged = path.with_name(f".{path.name}")
+        listener.bind(str(staged))
         listener.listen(64)
+        staged.rename(path)  # whoever sees it can connect
         # A collection during these imports finds nothing and takes a tenth of their time.
         gc.disable()
         for name in _LIBRARIES:
