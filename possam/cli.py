@@ -107,6 +107,12 @@ def _report(arguments: argparse.Namespace) -> None:
     make_report(_project(arguments))
 
 
+def _keep(arguments: argparse.Namespace) -> None:
+    from possam.stages.keep import keep
+
+    keep(_project(arguments))
+
+
 def _track(arguments: argparse.Namespace) -> None:
     from possam.stages.track import follow_runs, track
 
@@ -320,6 +326,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("table")
 
     stage("report", _report, "put every table and figure on one HTML page")
+
+    stage("keep", _keep, "copy a finished study's tables and page to where git holds them")
 
     sub = stage("track", _track, "put runs, evaluations and a table into MLflow")
     sub.add_argument("table")

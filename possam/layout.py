@@ -30,6 +30,8 @@ FIGURE_PNG = "results/{prefix}figures/{figure}.png"
 FIGURE_PDF = "results/{prefix}figures/{figure}.pdf"
 FIGURE_CARD = "results/{prefix}figures/{figure}.json"
 REPORT = "reports/{prefix}report.html"
+KEPT = "results/{prefix}measured"
+KEPT_REPORT = "reports/{prefix}measured.html"
 
 
 class Layout:
@@ -96,6 +98,16 @@ class Layout:
     def report(self) -> Path:
         """The page with every table and figure."""
         return self._path(REPORT)
+
+    @property
+    def kept(self) -> Path:
+        """Folder of the tables' copies that git holds."""
+        return self._path(KEPT)
+
+    @property
+    def kept_report(self) -> Path:
+        """Copy of the page that git holds."""
+        return self._path(KEPT_REPORT)
 
     @property
     def results(self) -> Path:

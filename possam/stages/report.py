@@ -20,12 +20,12 @@ def make_report(project: Project) -> None:
         tables=[layout.table(name).with_suffix(".json") for name in project.tables],
         figures=[layout.figure(name)[2] for name in load_figures(project)],
         decisions=project.folder / "decisions.md",
-        jobs=_jobs(project, layout),
+        jobs=job_records(project, layout),
     )
     write_report(project, files, out=layout.report)
 
 
-def _jobs(project: Project, layout: Layout) -> dict[str, Path]:
+def job_records(project: Project, layout: Layout) -> dict[str, Path]:
     """Provenance of every training and evaluation behind the tables, by a name for people."""
     seeds = project.scale.seeds
     keys = dict.fromkeys(
