@@ -1,7 +1,7 @@
 """Stage ``keep``: copies of a study's tables and page for git, where no pipeline looks for results.
 
 A table under its own name in a fresh clone would be taken for made, whatever parameters and code
-say by then. The copies lie beside: ``results/[scale/]measured/``, ``reports/[scale/]measured.html``.
+say by then. The copies lie beside: ``results/[scale/]measured/`` and its report's twin.
 """
 
 import shutil
