@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from possam.datasets.png import decode_map, encode_map
 from possam.errors import InputError
 from possam.files import atomic_path
 
@@ -38,6 +39,9 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); unpack its archive again"
         ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if mode is None and (quick := decode_map(content)) is not None:
+        return quick, digest
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
@@ -46,7 +50,7 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
         raise InputError(
             f"{path}: damaged or truncated image ({error}); unpack its archive again"
         ) from error
-    return pixels, hashlib.sha256(content).hexdigest()
+    return pixels, digest
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
@@ -73,10 +77,11 @@ def encode_ids(ids: Array) -> npt.NDArray[np.uint8]:
 
 
 def write_png(path: Path, pixels: Array) -> str:
-    """Write an 8- or 16-bit PNG atomically; returns the SHA-256 of the file."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return write_bytes(path, stream.getvalue())
+    """Write a label map as PNG, atomically; returns the SHA-256 of the file.
+
+    ``pixels``: see :func:`possam.datasets.png.encode_map`.
+    """
+    return write_bytes(path, encode_map(pixels))
 
 
 def write_bytes(path: Path, content: bytes) -> str:
@@ -124,11 +129,38 @@ def check_size(labels: Array, labels_path: Path, photo: Array, photo_path: Path)
         )
 
 
+def runs(*maps: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where all ``maps`` (one shape, not empty) stay the same, row after row: starts and lengths.
+
+    Label maps are flat: there are some hundred times fewer runs than pixels, and whatever is
+    counted over pixels can be counted over runs.
+    """
+    flat = [labels.ravel() for labels in maps]
+    changes = flat[0][1:] != flat[0][:-1]
+    for labels in flat[1:]:
+        changes |= labels[1:] != labels[:-1]
+    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    return starts, np.diff(starts, append=len(flat[0]))
+
+
+def areas(ids: Array) -> dict[int, int]:
+    """Pixels of each value of a label map, ascending."""
+    if not ids.size:
+        return {}
+    starts, lengths = runs(ids)
+    values, compact = np.unique(ids.ravel()[starts], return_inverse=True)
+    counts = np.bincount(compact, weights=lengths).astype(np.int64)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def class_map(ids: Array, classes: Mapping[int, int]) -> npt.NDArray[np.int32]:
     """Class of every pixel, int32 (H, W), from the class of each segment id; -1 for other ids."""
-    values, compact = np.unique(ids, return_inverse=True)
+    if not ids.size:
+        return np.empty(ids.shape, np.int32)
+    starts, lengths = runs(ids)
+    values, compact = np.unique(ids.ravel()[starts], return_inverse=True)
     table = np.array([classes.get(value, -1) for value in values.tolist()], dtype=np.int32)
-    return table[compact].reshape(ids.shape)
+    return np.repeat(table[compact], lengths).reshape(ids.shape)
 
 
 def segment_table(ids: Array) -> list[tuple[int, int, tuple[int, int, int, int]]]:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from possam.datasets.pixels import runs
 from possam.errors import InputError
 
 VOID = 0
@@ -123,10 +124,14 @@ def count_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> 
     Args:
         target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.
     """
-    pairs = target.astype(np.int64) * ID_LIMIT + predicted.astype(np.int64)
-    values, counts = np.unique(pairs, return_counts=True)
+    if not target.size:
+        return []
+    starts, lengths = runs(target, predicted)
+    first, second = (ids.ravel()[starts].astype(np.int64) for ids in (target, predicted))
+    values, compact = np.unique(first * ID_LIMIT + second, return_inverse=True)
+    counts = np.bincount(compact, weights=lengths)  # whole numbers below 2^53: exact
     return [
-        (pair // ID_LIMIT, pair % ID_LIMIT, count)
+        (pair // ID_LIMIT, pair % ID_LIMIT, int(count))
         for pair, count in zip(values.tolist(), counts.tolist(), strict=True)
     ]
 

@@ -18,7 +18,8 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
-from possam.datasets.pixels import UNREADABLE, decode_ids, encode_ids
+from possam.datasets.pixels import UNREADABLE, areas, decode_ids, encode_ids, write_png
+from possam.datasets.png import decode_map
 from possam.errors import InputError, PossamError
 from possam.evaluation.panoptic import PanopticResult
 from possam.files import read_json, write_json
@@ -49,9 +50,8 @@ class PredictionWriter:
     ) -> None:
         """Write the PNG of one image; ``segments`` maps each id in ``ids`` (H,W) to its class."""
         name = f"{record.panoptic.stem}.png"
-        Image.fromarray(encode_ids(ids)).save(self.folder / name)
-        values, counts = np.unique(ids, return_counts=True)
-        area = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        write_png(self.folder / name, encode_ids(ids))
+        area = areas(ids)
         self._annotations[record.id] = {
             "image_id": record.id,
             "file_name": name,
@@ -193,7 +193,7 @@ class PredictionReader:
             raise InputError(f"{path}: an 8-bit RGB PNG is expected (id = R + 256 G + 65536 B)")
         check_size(path, colours, record)
         ids = decode_ids(colours[..., :3], path)
-        drawn = set(np.unique(ids).tolist()) - {0}
+        drawn = areas(ids).keys() - {0}
         if drawn != set(segments):
             raise InputError(
                 f"{path}: ids in the PNG and in {self.json.name} differ: only in the PNG "
@@ -215,6 +215,8 @@ def read_png(path: Path) -> NDArray[Any]:
         InputError: no such file, or not an image.
     """
     try:
+        if (quick := decode_map(path.read_bytes())) is not None:
+            return quick
         with Image.open(path) as image:
             return np.asarray(image)
     except FileNotFoundError as error:

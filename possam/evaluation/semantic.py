@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from possam.datasets.pixels import runs
 from possam.errors import InputError
 from possam.evaluation.panoptic import image_order
 
@@ -62,16 +63,30 @@ class SemanticEvaluator:
                     f"{where}: {name}: labels are {labels.min()}..{labels.max()}; "
                     f"valid are 0..{self.num_classes - 1}, and -1 for void"
                 )
-        counted = target >= 0
-        predicted, truth = prediction[counted], target[counted]
-
-        def histogram(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-            return np.bincount(labels[labels >= 0], minlength=self.num_classes).astype(np.int64)
-
-        self._rows.append(
-            np.stack([histogram(truth[predicted == truth]), histogram(predicted), histogram(truth)])
-        )
+        self._rows.append(self._count(prediction, target))
         self.image_ids.append(image_id)
+
+    def _count(
+        self, prediction: NDArray[np.integer], target: NDArray[np.integer]
+    ) -> NDArray[np.int64]:
+        """Pixels (3,K) outside void: of both with one class, of the prediction, of the target."""
+        if not target.size:
+            return np.zeros((3, self.num_classes), np.int64)
+        starts, lengths = runs(prediction, target)
+        truth = target.ravel()[starts]
+        counted = truth >= 0
+        truth, lengths = truth[counted], lengths[counted]
+        predicted = prediction.ravel()[starts][counted]
+
+        def histogram(labels: NDArray[np.integer], where: NDArray[np.bool_]) -> NDArray[np.int64]:
+            sums = np.bincount(labels[where], weights=lengths[where], minlength=self.num_classes)
+            return sums.astype(np.int64)  # whole numbers below 2^53: exact
+
+        named = predicted >= 0
+        both, every = predicted == truth, np.ones_like(named)
+        return np.stack(
+            [histogram(truth, both), histogram(predicted, named), histogram(truth, every)]
+        )
 
     def arrange(self, image_ids: Sequence[int]) -> None:
         """Put the images into the order of ``image_ids``, which must be the images counted."""
