@@ -1,5 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR), in plain PyTorch.
 
+On a GPU with ``grid_sample``, on a CPU as weighted sums of rows (``row_sampling``).
+
 Shapes: B images, Q queries, N tokens of all levels together, C channels, H W; M heads, L levels,
 P points.
 """
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+
+from possam.model.row_sampling import RowSum
 
 
 class DeformableAttention(nn.Module):
@@ -62,15 +66,21 @@ class DeformableAttention(nn.Module):
             (B, Q, C).
         """
         batch, count, _ = query.shape
-        values = self.value_proj(value).unflatten(-1, (self.heads, -1))
+        values = self.value_proj(value).unflatten(-1, (self.heads, -1)).float()
         # Sampling places need float32: bfloat16 resolves 1/256 of the image at best.
         offsets = self.sampling_offsets(query).float()
         offsets = offsets.view(batch, count, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).float()
+        if values.device.type == "cpu":
+            weights = (
+                weights.view(batch, count, self.heads, -1).softmax(-1).view(offsets.shape[:-1])
+            )
+            sampled = RowSum.apply(values, offsets, weights, references, shapes).flatten(2)
+            return self.output_proj(sampled)
         # With the queries innermost, the softmax and the weighted sums run over whole rows.
         weights = weights.transpose(1, 2).reshape(batch, self.heads, -1, count).softmax(2)
         sampled = sample_levels(
-            values.float(),
+            values,
             offsets.permute(3, 0, 2, 4, 1, 5),
             weights.view(batch, self.heads, self.levels, self.points, count).movedim(2, 0),
             references=references,
@@ -120,44 +130,26 @@ class SampleSum(torch.autograd.Function):
     """Samples of maps (G, D, H, W) at grids (G, P, Q, 2), weighted (G, P, Q), summed over P.
 
     The samples, P times as large as the result, are not kept for the backward pass but drawn again.
-    On CPU they are drawn for a few maps at a time, so that they stay in the cache.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, maps: Tensor, grids: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(maps, grids, weights)
-        out = maps.new_empty((len(maps), maps.shape[1], grids.shape[2]))
-        for part in _parts(maps, grids):
-            samples = _sample(maps[part], grids[part])
-            out[part] = samples.mul_(weights[part, None]).sum(2)
-        return out
+        return _sample(maps, grids).mul_(weights[:, None]).sum(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps, grids, weights = ctx.saved_tensors
-        d_maps, d_grids = torch.empty_like(maps), torch.empty_like(grids)
-        d_weights = torch.empty_like(weights)
-        for part in _parts(maps, grids):
-            samples = _sample(maps[part], grids[part])
-            outer = gradient[part, :, None]
-            d_weights[part] = samples.mul_(outer).sum(1)
-            torch.mul(outer, weights[part, None], out=samples)
-            # 0, 0, False: bilinear, zeros outside, cell centres at half-integers.
-            d_maps[part], d_grids[part] = torch.ops.aten.grid_sampler_2d_backward(
-                samples, maps[part], grids[part], 0, 0, False, [True, True]
-            )
+        samples = _sample(maps, grids)
+        outer = gradient[:, :, None]
+        d_weights = samples.mul_(outer).sum(1)
+        torch.mul(outer, weights[:, None], out=samples)
+        # 0, 0, False: bilinear, zeros outside, cell centres at half-integers.
+        d_maps, d_grids = torch.ops.aten.grid_sampler_2d_backward(
+            samples, maps, grids, 0, 0, False, [True, True]
+        )
         return d_maps, d_grids, d_weights
-
-
-def _parts(maps: Tensor, grids: Tensor) -> list[slice]:
-    """Slices of the first dimension: all of it, or on CPU about a million samples each."""
-    count = len(maps)
-    step = count
-    if maps.device.type == "cpu":
-        samples = maps.shape[1] * grids.shape[1] * grids.shape[2]
-        step = max(1, 2**20 // samples)
-    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def _sample(maps: Tensor, grids: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mask2former_reference import (
     GRADIENT,
     LAYER,
@@ -27,9 +29,15 @@ from mask2former_reference import (
 from torch import Tensor
 
 from possam.model import mask_decoder as mask_decoder_module
-from possam.model.deformable import DeformableAttention, SampleSum, reference_points
+from possam.model.deformable import (
+    DeformableAttention,
+    SampleSum,
+    reference_points,
+    sample_levels,
+)
 from possam.model.layers import MultiHeadAttention, sine_positions
 from possam.model.mask_decoder import attention_mask
+from possam.model.row_sampling import RowSum
 from tests.parity_report import Parity
 
 SMALL = Sizes()
@@ -116,6 +124,62 @@ def test_sample_sum_gradients_are_those_of_finite_differences() -> None:
     grids = (random(2, 2, 6, 2, seed=1).double() * 0.7).requires_grad_()
     weights = random(2, 2, 6, seed=2).double().requires_grad_()
     assert torch.autograd.gradcheck(SampleSum.apply, (maps, grids, weights))
+
+
+def by_rows(values: Tensor, offsets: Tensor, weights: Tensor, shapes: list[Any]) -> Tensor:
+    places = reference_points(shapes, device=CPU).to(values.dtype)
+    return RowSum.apply(values, offsets, weights, places, shapes).flatten(2)
+
+
+def by_grids(values: Tensor, offsets: Tensor, weights: Tensor, shapes: list[Any]) -> Tensor:
+    return sample_levels(
+        values,
+        offsets.permute(3, 0, 2, 4, 1, 5),
+        weights.permute(3, 0, 2, 4, 1),
+        references=reference_points(shapes, device=CPU).to(values.dtype),
+        shapes=shapes,
+    )
+
+
+def test_row_sum_gradients_are_those_of_finite_differences() -> None:
+    shapes = [(2, 3), (1, 2)]
+    values = random(2, 8, 2, 3, seed=0).double().requires_grad_()
+    offsets = (random(2, 8, 2, 2, 2, 2, seed=1).double() * 1.5).requires_grad_()
+    weights = random(2, 8, 2, 2, 2, seed=2).double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *inputs: by_rows(*inputs, shapes), (values, offsets, weights)
+    )
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
+    heads=st.integers(1, 3),
+    points=st.integers(1, 3),
+    reach=st.sampled_from([0.0, 0.4, 2.0, 50.0]),
+    whole=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=60)
+def test_sums_of_rows_are_sums_of_grid_samples(
+    shapes: list[tuple[int, int]], heads: int, points: int, reach: float, whole: bool, seed: int
+) -> None:
+    """Also for samples in cells' centres (``whole``), on the border and far outside."""
+    count = sum(height * width for height, width in shapes)
+    values = random(2, count, heads, 4, seed=seed).double()
+    offsets = random(2, count, heads, len(shapes), points, 2, seed=seed + 1).double() * reach
+    if whole:
+        offsets = offsets.round()
+    weights = random(2, count, heads, len(shapes), points, seed=seed + 2).double()
+    results = []
+    for way in (by_rows, by_grids):
+        inputs = [part.clone().requires_grad_() for part in (values, offsets, weights)]
+        out = way(*inputs, shapes)
+        out.backward(random(*out.shape, seed=seed + 3).double())
+        # Between cells the slope has two values; a centre may round to either side of itself.
+        slopes = [] if whole or reach == 0 else [inputs[1].grad]
+        results.append([out, inputs[0].grad, inputs[2].grad, *slopes])
+    for mine, yours in zip(*results, strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parity("pixel_decoder")
