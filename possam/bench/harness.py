@@ -1,0 +1,208 @@
+"""Two ways to the same result, side by side: time, memory, and how far their results lie apart.
+
+The two sides take turns (A B A B ...), so that a busy moment of the machine meets both; a ratio is
+that of neighbours. Nothing here is a test: speed depends on the machine, and is reported with it.
+"""
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from possam.provenance import git_state, hardware, package_versions
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: ``<benchmark>/<what>``.
+        ours, theirs: do the work once, from the same input, and return the result; ``theirs`` is
+            what a user would run instead (None: there is nothing like it).
+        reference: what ``theirs`` is, with its version.
+        error: distance of the two results (0: equal), and in words what it is; None: not compared.
+        items, unit: how much work one call is (``items`` images, ...).
+        target, target_seconds: the ratio, or the time of a call, that the project asks of itself;
+            None: none.
+        target_memory: the share of the reference's memory asked for; None: none.
+        note: what a reader must know to judge the ratio.
+    """
+
+    name: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any] | None = None
+    reference: str = ""
+    error: tuple[Callable[[Any, Any], float], str] | None = None
+    items: int = 1
+    unit: str = "call"
+    target: float | None = None
+    target_seconds: float | None = None
+    target_memory: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Side:
+    """Measurements of one side: seconds of each call, and MiB above what was there before."""
+
+    seconds: list[float] = field(default_factory=list)
+    memory_mib: float | None = None
+
+    def summary(self, items: int) -> dict[str, Any]:
+        """JSON-able: median, extremes and every second, and the rate."""
+        middle = median(self.seconds)
+        return {
+            "median_s": middle,
+            "low_s": min(self.seconds),
+            "high_s": max(self.seconds),
+            "seconds": self.seconds,
+            "per_second": items / middle,
+            "peak_memory_mib": self.memory_mib,
+        }
+
+
+def measure(case: Case, *, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run both sides in turns and describe the outcome, for JSON.
+
+    One call of each side comes first: it warms up, its memory is measured, and its result compared.
+
+    Raises:
+        ValueError: fewer than one repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats {repeats}: at least 1")
+    ours, theirs = Side(), Side()
+    reference_result = None
+    # The reference first: what it leaves in allocators then counts against this project.
+    if case.theirs is not None:
+        reference_result, theirs.memory_mib = with_memory(case.theirs)
+    own_result, ours.memory_mib = with_memory(case.ours)
+    error = None
+    if case.error is not None and case.theirs is not None:
+        error = case.error[0](own_result, reference_result)
+    del own_result, reference_result
+    for turn in range(repeats):
+        for side, call in ((theirs, case.theirs), (ours, case.ours)):
+            if call is not None:
+                gc.collect()
+                began = time.perf_counter()
+                call()
+                side.seconds.append(time.perf_counter() - began)
+        beside = f" against {theirs.seconds[-1]:.3g} s" if theirs.seconds else ""
+        say(f"{case.name}: {turn + 1}/{repeats}: {ours.seconds[-1]:.3g} s{beside}")
+    return {
+        "name": case.name,
+        "reference": case.reference,
+        "unit": case.unit,
+        "items": case.items,
+        "ratio": _ratio(ours, theirs),
+        "target": case.target,
+        "target_seconds": case.target_seconds,
+        "memory_share": _share(ours, theirs),
+        "target_memory": case.target_memory,
+        "error": error,
+        "error_is": None if case.error is None else case.error[1],
+        "ours": ours.summary(case.items),
+        "theirs": theirs.summary(case.items) if theirs.seconds else None,
+        "note": case.note,
+    }
+
+
+def _ratio(ours: Side, theirs: Side) -> dict[str, float] | None:
+    """Of neighbouring calls: how many times faster, median and extremes."""
+    if not theirs.seconds:
+        return None
+    ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
+    return {"median": median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def _share(ours: Side, theirs: Side) -> float | None:
+    if not ours.memory_mib or not theirs.memory_mib:
+        return None
+    return ours.memory_mib / theirs.memory_mib
+
+
+def surroundings(threads: int, packages: Sequence[str]) -> dict[str, Any]:
+    """Where and with what it was measured, for JSON."""
+    versions = package_versions()
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "when": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        "git": git_state(Path(".")),
+        "threads": threads,
+        "hardware": hardware(),
+        "packages": versions,
+        "python": sys.version.split()[0],
+    }
+
+
+def with_memory(call: Callable[[], Any]) -> tuple[Any, float | None]:
+    """The result of ``call`` and the most memory it held at once, MiB above the start.
+
+    None where the system does not tell (not Linux, or a kernel without ``clear_refs``).
+    """
+    gc.collect()
+    _return_freed_memory()
+    try:
+        _CLEAR_REFS.write_text("5", encoding="ascii")  # forget the peak
+        before = _status("VmRSS")
+    except OSError:
+        return call(), None
+    result = call()
+    return result, round((_status("VmHWM") - before) / 1024, 1)
+
+
+def _status(key: str) -> int:
+    """A value of ``/proc/self/status``, KiB."""
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0])
+    raise OSError(f"{_STATUS}: no {key}")
+
+
+def _return_freed_memory() -> None:
+    """The C library keeps freed blocks; memory that it kept would not count as new."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """Largest absolute difference over the largest absolute value of the reference (tensors)."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+Suite = Callable[[], Iterator[Case]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Cases that are measured together.
+
+    Attributes:
+        cases: makes them one by one, so that one is let go before the next is made.
+        packages: distributions that the references come from.
+        repeats: turns if the user does not say.
+    """
+
+    what: str
+    cases: Suite
+    packages: tuple[str, ...]
+    repeats: int

@@ -1,0 +1,30 @@
+"""The benchmarks by name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from possam.bench import encoders, pipeline
+from possam.bench.harness import Benchmark
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {
+        "sam_encoder": Benchmark(
+            what="SAM's image encoder, ViT-B, one 1024 x 1024 image",
+            cases=encoders.sam_encoder,
+            packages=("segment-anything",),
+            repeats=3,
+        ),
+        "deformable": Benchmark(
+            what="deformable attention at Mask2Former's sizes",
+            cases=encoders.deformable,
+            packages=("transformers",),
+            repeats=7,
+        ),
+        "pipeline": Benchmark(
+            what="commands that do nothing, and plans",
+            cases=pipeline.cases,
+            packages=("snakemake",),
+            repeats=5,
+        ),
+    }
+)
