@@ -21,7 +21,7 @@ def cases() -> Iterator[Case]:
     binaries = Path(sys.executable).parent
     possam, snakemake = str(binaries / "possam"), str(binaries / "snakemake")
     yield _command("pipeline/help", [possam, "--help"], Path("."), 0.3)
-    paper = [snakemake, "-n", "--quiet", "all", "results/table1.csv"]
+    paper = [snakemake, "-n", "--quiet=all", "results/table1.csv"]
     yield _command("pipeline/plan_paper", paper, Path("."), 10.0)
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from possam.bench import encoders, pipeline
+from possam.bench import encoders, inference, pipeline
 from possam.bench.harness import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
@@ -19,6 +19,12 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             cases=encoders.deformable,
             packages=("transformers",),
             repeats=7,
+        ),
+        "inference": Benchmark(
+            what="one 1024 x 1024 image through PosSAM B, fp32",
+            cases=inference.cases,
+            packages=("segment-anything", "open_clip_torch", "transformers"),
+            repeats=3,
         ),
         "pipeline": Benchmark(
             what="commands that do nothing, and plans",

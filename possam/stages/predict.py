@@ -17,11 +17,18 @@ from possam.stages.common import (
 )
 
 if TYPE_CHECKING:
-    from possam.model.segmenter import Segmenter
+    from possam.model.segmenter import Precision, Segmenter
 
 
-def _random_segmenter(project: Project, size: str) -> "Segmenter":
-    """Everything with random weights: to try the machinery where no weights are at hand."""
+def random_segmenter(
+    project: Project, size: str, *, precision: "Precision | None" = None
+) -> "Segmenter":
+    """Everything with random weights: to try the machinery where no weights are at hand.
+
+    Args:
+        size: of the SAM.
+        precision: of the towers, ``fp32`` or ``bf16``; default: the scale's.
+    """
     import torch
 
     from possam.model.clip import load_clip
@@ -34,17 +41,15 @@ def _random_segmenter(project: Project, size: str) -> "Segmenter":
         raise InputError(
             f"--sam: unknown size {size!r}; valid choices: {', '.join(scale.towers.sam)}"
         )
-    print(
-        "possam predict: WARNING: random weights, towers included; the segments mean nothing",
-        file=sys.stderr,
-    )
     architecture = scale.towers.sam[size].architecture
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sam = SamEncoder(build_sam(find_architecture(architecture)).image_encoder)
         clip = load_clip(config=clip_config(Layout(project)), checkpoint=None, random_init=True)
     possam = build_possam(**model_arguments(scale.model, sam=sam, clip=clip), seed=seed)
-    return Segmenter(sam=sam, clip=clip, possam=possam, precision=scale.towers.precision)
+    return Segmenter(
+        sam=sam, clip=clip, possam=possam, precision=precision or scale.towers.precision
+    )
 
 
 def _trained_segmenter(
@@ -96,7 +101,11 @@ def predict(
     if checkpoint is not None:
         segmenter, vocabulary = _trained_segmenter(project, checkpoint)
     elif random_init and sam is not None:
-        segmenter = _random_segmenter(project, sam)
+        print(
+            "possam predict: WARNING: random weights, towers included; the segments mean nothing",
+            file=sys.stderr,
+        )
+        segmenter = random_segmenter(project, sam)
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
     result = predict_image(
