@@ -5,6 +5,7 @@ hashes of its files in ``manifest.json``. Only tensors and plain values are unpi
 """
 
 import glob
+import hashlib
 import json
 import re
 import shutil
@@ -59,6 +60,20 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) of all tensors of the state dict."""
+    digest = hashlib.sha256()
+    for name, value in _weights(model).items():
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` finished steps lies."""
+    return folder / f"step_{step:09d}"
+
+
 def save_checkpoint(
     folder: Path,
     *,
@@ -71,7 +86,7 @@ def save_checkpoint(
     keep: int = 2,
 ) -> Path:
     """Write ``folder/step_<step>`` atomically, then remove all but the newest ``keep``."""
-    path = folder / f"step_{step:09d}"
+    path = checkpoint_path(folder, step)
     with atomic_directory(path) as temporary:
         save_file(_weights(model), temporary / "weights.safetensors")
         state = {"optimizer": optimizer.state_dict(), "counters": dict(counters)}
