@@ -10,6 +10,7 @@ at once; on CUDA only gradients travel over NCCL.
 """
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,10 +101,10 @@ class Place:
         with contextlib.suppress(RuntimeError):
             if self._store.check([_FAILURE]):
                 return f"stopped, because {self._store.get(_FAILURE).decode()}"
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
-            f"process {self.rank} of {self.world_size} lost another one ({first}); it was killed, "
-            "or says itself what went wrong. The same command goes on from the last checkpoint"
+            f"process {self.rank} of {self.world_size} lost another one ({_short(error)}); it was "
+            "killed, or says itself what went wrong. The same command goes on from the last "
+            "checkpoint"
         )
 
     def first(self, work: Callable[[], T]) -> T:
@@ -209,8 +210,8 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Pl
     except RuntimeError as error:
         raise InputError(
             f"process {names.rank} of {names.world_size} did not meet the others at MASTER_ADDR "
-            f"{names.address}, MASTER_PORT {names.port} ({str(error).splitlines()[0]}); start all "
-            "of them with the same address, of the machine of process 0, and a free port"
+            f"{names.address}, MASTER_PORT {names.port} ({_short(error)}); start all of "
+            "them with the same address, of the machine of process 0, and a free port"
         ) from error
     place = Place(
         device=own,
@@ -232,6 +233,12 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Pl
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _short(error: RuntimeError) -> str:
+    """The first sentence, without the place in PyTorch's sources."""
+    text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()) or type(error).__name__
+    return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from possam.training.checkpoint import (
     fingerprint,
     load_checkpoint,
     newest_intact,
+    rotate,
     save_checkpoint,
     save_trained,
 )
@@ -210,6 +211,7 @@ def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int,
         if checkpoint is None:
             files.metrics.unlink(missing_ok=True)
             return None
+        rotate(files.checkpoints, needed=checkpoint.path)  # the last call may not have come to it
         staged = files.metrics.with_name(f".{files.metrics.name}.tmp")
         shutil.copyfile(checkpoint.metrics, staged)
         staged.replace(files.metrics)

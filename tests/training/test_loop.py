@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,15 @@ def test_another_identity_starts_over(tmp_path: Path, capsys: pytest.CaptureFixt
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None and newest.name == "step_000000004"
     assert json.loads((tmp_path / "identity.json").read_text())["identity"] == {"run": "b"}
+
+
+def test_a_checkpoint_that_a_killed_call_had_to_remove_is_gone_at_the_end(tmp_path: Path) -> None:
+    train(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step_000000004", folder / "step_000000002")
+    train(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"step_000000004", "step_000000006"}
 
 
 def test_deleted_weights_and_metrics_come_back_from_the_checkpoint(tmp_path: Path) -> None:
