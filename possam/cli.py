@@ -65,7 +65,7 @@ def _features(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    if arguments.processes > 1:
+    if arguments.processes != 1:
         from possam.training.local_processes import run_processes
 
         command = [sys.executable, "-m", "possam.cli", "train", arguments.run]

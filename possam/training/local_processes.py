@@ -35,8 +35,10 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
         0, or the exit code of the process that failed (128 + the signal that killed it).
 
     Raises:
-        InputError: a launcher has started this process already.
+        InputError: no process at all, or a launcher has started this process already.
     """
+    if count < 1:
+        raise InputError(f"--processes {count}: at least 1 is needed")
     if Environment.load().processes.keys() & {"RANK", "WORLD_SIZE"}:
         raise InputError(
             f"--processes: {', '.join(PROCESS_VARIABLES)} are set, so a launcher starts the "

@@ -27,6 +27,7 @@ from possam.params import LossParams, TrainingParams
 from possam.progress import Progress
 from possam.provenance import peak_memory_mib
 from possam.training.checkpoint import (
+    Checkpoint,
     checkpoint_path,
     fingerprint,
     load_checkpoint,
@@ -140,7 +141,8 @@ def train_run(
     place.agree("identity of the run", identity_hash)
     if initialise is not None and not place.first(lambda: files.begun(identity)):
         initialise(model)
-    place.agree("weights at the start", fingerprint(model))
+    if place.world_size > 1:
+        place.agree("weights at the start", fingerprint(model))
     finished = place.first(lambda: _prepare(files, identity))
     if finished is not None:
         return finished
@@ -205,6 +207,7 @@ def _prepare(files: RunFiles, identity: Mapping[str, Any]) -> dict[str, Any] | N
 
 def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int, _Counters]:
     """Put everything back to the newest intact checkpoint; returns the number of finished steps."""
+    loaded: list[Checkpoint] = []
 
     def find() -> Path | None:
         checkpoint = newest_intact(files.checkpoints, identity_hash=identity_hash)
@@ -216,12 +219,13 @@ def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int,
         shutil.copyfile(checkpoint.metrics, staged)
         staged.replace(files.metrics)
         print(f"{checkpoint.path}: going on after step {checkpoint.step}", flush=True)
+        loaded.append(checkpoint)
         return checkpoint.path
 
     path = trainer.place.first(find)
     if path is None:
         return 0, _Counters()
-    checkpoint = load_checkpoint(path, identity_hash=identity_hash)
+    checkpoint = loaded[0] if loaded else load_checkpoint(path, identity_hash=identity_hash)
     trainer.restore(checkpoint)
     return checkpoint.step, _Counters.restore(checkpoint.counters)
 

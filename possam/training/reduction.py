@@ -96,6 +96,7 @@ def sum_over_processes(own: TreeSum, *, division: Division, place: Place) -> lis
     if place.device.type == "cuda":
         total = own.total()
         flat = _pack(total)
+        place.gather([0])  # over gloo: NCCL would wait minutes for a process that has ended
         with place.exchange():
             dist.all_reduce(flat)
         return _unpack(flat, total)

@@ -101,7 +101,9 @@ class CachedSource:
         self._flip, self._seed = augmentation.policy == "flip", seed
         self.division = division
         self._order = SampleOrder(len(dataset), seed=seed)
-        self._ids, self._labels = _load_targets(dataset, backbone.image_size)
+        self._ids, self._labels = _load_targets(
+            dataset, backbone.image_size, quiet=division.rank > 0
+        )
 
     def target(self, index: int, *, mirrored: bool = False) -> Target:
         """Masks and labels of one image, at image resolution."""
@@ -135,7 +137,7 @@ class CachedSource:
 
 
 def _load_targets(
-    dataset: ConvertedDataset, size: tuple[int, int]
+    dataset: ConvertedDataset, size: tuple[int, int], *, quiet: bool
 ) -> tuple[np.ndarray, list[list[int]]]:
     """(images, H, W) small-integer maps (0 void, 1.. the kept segments) and the labels of these."""
     labels = [
@@ -144,8 +146,10 @@ def _load_targets(
     ]
     most = max(len(own) for own in labels)
     ids = np.zeros((len(dataset), *size), dtype=np.uint8 if most < 256 else np.uint16)
-    numbers = track(range(len(dataset)), total=len(dataset), label="targets", unit="images")
-    for index in numbers:
+    numbers = range(len(dataset))
+    for index in (
+        numbers if quiet else track(numbers, total=len(dataset), label="targets", unit="images")
+    ):
         panoptic = dataset.panoptic(index)
         kept = [segment.id for segment in dataset.images[index].segments if not segment.is_crowd]
         for number, identity in enumerate(kept, start=1):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from possam import cli
 from possam.errors import InputError
 from possam.training.local_processes import run_processes
 
@@ -69,6 +70,27 @@ def test_a_launcher_inside_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(InputError, match="a launcher starts the processes already"):
         run_processes(["false"], count=2)
+
+
+def test_the_command_line_starts_copies_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def record(command: list[str], *, count: int) -> int:
+        calls.append((command, count))
+        return 7
+
+    monkeypatch.delenv("POSSAM_FORKSERVER", raising=False)
+    monkeypatch.setattr("possam.training.local_processes.run_processes", record)
+    given = ["train", "fcclip_coco", "--scale", "smoke", "--device", "cuda", "--seed", "3"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*given, "--processes", "4"])
+    assert stop.value.code == 7
+    assert calls == [([sys.executable, "-m", "possam.cli", *given], 4)]
+
+
+def test_no_process_is_refused() -> None:
+    with pytest.raises(InputError, match="--processes 0: at least 1"):
+        run_processes(["false"], count=0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties children to their parent")
