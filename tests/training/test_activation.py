@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_loop import trainer_of
 from torch import nn
-from training_fakes import DropoutPosSAM, FakeSource, possam
+from training_fakes import FakeSource, possam
 
 from possam.model.deformable import DeformableAttention
 from possam.training.activation import checkpoint_activations
@@ -58,8 +58,9 @@ def test_checkpointed_layers_compute_again_with_the_same_dropout(
     assert len(dropped) == 2 and torch.equal(*dropped)
 
 
-def test_the_switch_is_read() -> None:
-    model = DropoutPosSAM()
+@pytest.mark.parametrize("changes", [{"pixel_encoder_layers": 1, "decoder_layers": 1}, TWO_WAY])
+def test_the_switch_is_read(changes: dict[str, Any]) -> None:
+    model = possam(**{**changes, "hidden_dim": 16})
     trainer_of(model)
     assert not any("forward" in vars(module) for module in model.modules())
     trainer_of(model, activation_checkpointing=True)
