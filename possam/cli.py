@@ -65,6 +65,15 @@ def _features(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    if arguments.processes != 1:
+        from possam.training.local_processes import run_processes
+
+        command = [sys.executable, "-m", "possam.cli", "train", arguments.run]
+        command += ["--scale", arguments.scale, "--device", arguments.device]
+        if arguments.seed is not None:
+            command += ["--seed", str(arguments.seed)]
+        sys.exit(run_processes(command, count=arguments.processes))
+
     from possam.stages.train import train
 
     train(_project(arguments), arguments.run, seed=arguments.seed, device=arguments.device)
@@ -289,6 +298,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run")
     _seed(sub)
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    sub.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="processes on this machine that train together, with cuda one a GPU (default: 1)",
+    )
 
     sub = stage("evaluate", _evaluate, "evaluate one run on one benchmark")
     sub.add_argument("run")

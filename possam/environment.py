@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_SCALE = "mini"
 FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
+PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers of several training processes set, as PyTorch's own launcher does."""
 
 MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -30,12 +32,14 @@ class Environment:
         forkserver: ``POSSAM_FORKSERVER``, set by a pipeline for its jobs: the socket of
             :mod:`possam.forkserver`; else None.
         slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
+        processes: those of :data:`PROCESS_VARIABLES` that are set.
     """
 
     tracking_uri: str = DEFAULT_TRACKING_URI
     scale: str = DEFAULT_SCALE
     forkserver: str | None = None
     slurm_job: str | None = None
+    processes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
@@ -52,6 +56,7 @@ class Environment:
             scale=scale,
             forkserver=read(FORKSERVER_VARIABLE),
             slurm_job=read("SLURM_JOB_ID"),
+            processes={name: value for name in PROCESS_VARIABLES if (value := read(name))},
         )
 
 

@@ -137,10 +137,16 @@ class AugmentationParams(Params):
 
 
 class TrainingParams(Params):
-    """The recipe. ``batch_size`` is the effective one, over all devices and accumulation steps."""
+    """The recipe. ``batch_size`` is the effective one, over all devices and accumulation steps.
+
+    It is cut into slices of ``micro_batch`` images, one forward pass each, which any number of
+    processes share: the recipe, and not how many GPUs there are, decides what is trained.
+    ``activation_checkpointing`` saves memory and costs time.
+    """
 
     iterations: Positive
     batch_size: Positive
+    micro_batch: Positive
     learning_rate: Rate
     weight_decay: Weight
     warmup: Count
@@ -148,11 +154,20 @@ class TrainingParams(Params):
     gamma: Rate
     clip_norm: Rate
     precision: Literal["fp32", "bf16"]
+    activation_checkpointing: bool
     feature_cache: bool
     augmentation: AugmentationParams
     checkpoint_every: Positive
     log_every: Positive
     workers: Count
+
+    @model_validator(mode="after")
+    def _slices(self) -> "TrainingParams":
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cache(self) -> "TrainingParams":

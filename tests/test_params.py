@@ -137,6 +137,11 @@ def test_merge_goes_down_into_mappings_only() -> None:
         ),
         (
             "scales/mini.yaml",
+            lambda d: d["training"].update(micro_batch=5),
+            ["mini.yaml", "batch_size 12", "multiple of micro_batch 5"],
+        ),
+        (
+            "scales/mini.yaml",
             lambda d: d["towers"]["sam"]["b"].update(asset="nothing"),
             ["towers.sam.b.asset", "'nothing'", "synthetic_sam_b"],
         ),

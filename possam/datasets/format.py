@@ -14,7 +14,7 @@ Where a protocol resizes them, the folder holds them itself, in ``images/``, and
 so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class ConvertedDataset:
     image_root: Path
     manifest: Mapping[str, Any]
     categories: tuple[Category, ...]
-    images: tuple[ImageRecord, ...] = field(repr=False)
+    images: Sequence[ImageRecord] = field(repr=False)
 
     @classmethod
     def open(cls, directory: Path) -> "ConvertedDataset":

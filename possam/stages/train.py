@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from possam.datasets.format import ConvertedDataset
     from possam.model.clip import FrozenClip
     from possam.model.sam import SamEncoder
+    from possam.training.distributed import Place
     from possam.training.sources import Source
 
 TRAINING_CODE = (
@@ -49,7 +50,7 @@ def _source(
     *,
     sam: "SamEncoder | None",
     clip: "FrozenClip",
-    device: str,
+    place: "Place",
 ) -> "Source":
     from possam.training.feature_cache import CachedFeatures
     from possam.training.live_source import LiveSource
@@ -58,7 +59,7 @@ def _source(
     shared: dict[str, Any] = {
         "dataset": dataset,
         "augmentation": run.training.augmentation,
-        "batch_size": run.training.batch_size,
+        "division": place.divide(run.training),
         "seed": run.seed,
     }
     if run.training.feature_cache:
@@ -75,13 +76,17 @@ def _source(
         )
 
     from possam.model.segmenter import TowerFeatures
+    from possam.training.frozen import hold_in_bfloat16
 
-    encode = TowerFeatures(sam=sam, clip=clip, precision=layout.project.scale.towers.precision)
+    precision = layout.project.scale.towers.precision
+    encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
+    if precision == "bf16":
+        hold_in_bfloat16(*([sam] if sam is not None else []), clip.model.visual)
     return LiveSource(
-        encode=encode.to(device),
+        encode=encode.to(place.device),
         multiple=encode.multiple,
         workers=run.training.workers,
-        device=device,
+        device=place.device,
         **shared,
     )
 
@@ -115,19 +120,30 @@ def _leave_nothing(directory: Path) -> None:
 def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
     """Train run ``name`` and write ``run.json``; goes on where a killed call stopped.
 
+    Several processes that a launcher started (``possam.training.distributed.join``) train one run
+    together; any number of them trains the same.
+
     Args:
         seed: default: the first of the scale's seeds.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         InputError: bad parameters or inputs, or another process trains this run.
+        TrainingError: the loss is not finite any more, or one of the processes is lost.
     """
+    from possam.training.distributed import join
+
+    with join(check_device(device)) as place:
+        _train(project, name, seed=seed, place=place)
+
+
+def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> None:
     from possam.datasets.format import ConvertedDataset
     from possam.model.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
     from possam.model.text import embed_vocabulary
     from possam.training.loop import train_run
 
-    check_device(device)
     use_threads(project)
     layout, run = Layout(project), project.run(name, seed=seed)
     directory = layout.run(name, run.seed)
@@ -153,8 +169,9 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
     text = embed_vocabulary(clip, dataset.vocabulary, templates=run.templates)
     arguments = model_arguments(run.model, sam=sam, clip=clip)
     model = build_possam(**arguments, seed=run.seed)
-    source = _source(layout, run, dataset, sam=sam, clip=clip, device=device)
-    with _only_one(directory):
+    source = _source(layout, run, dataset, sam=sam, clip=clip, place=place)
+    with contextlib.ExitStack() as stack:
+        place.first(lambda: stack.enter_context(_only_one(directory)))
         summary = train_run(
             model=model,
             model_kwargs=arguments,
@@ -167,9 +184,11 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
             identity=identity,
             frozen=frozen,
             vocabulary=dataset.vocabulary,
-            device=device,
+            place=place,
             initialise=initialise,
         )
+        if not place.is_first:
+            return
         record.write(directory)
         write_json(
             directory / "run.json",

@@ -5,6 +5,7 @@ hashes of its files in ``manifest.json``. Only tensors and plain values are unpi
 """
 
 import glob
+import hashlib
 import json
 import re
 import shutil
@@ -31,6 +32,9 @@ from possam.model.possam import PosSAM, build_possam
 
 FORMAT = "possam-weights-2"
 METADATA_KEY = "possam"
+KEPT = 2
+"""Checkpoints of a run that stay: the newest, and one before it should that be damaged."""
+
 _FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
 _NAME = re.compile(r"step_(\d{9})")
 
@@ -59,6 +63,20 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) of all tensors of the state dict."""
+    digest = hashlib.sha256()
+    for name, value in _weights(model).items():
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` finished steps lies."""
+    return folder / f"step_{step:09d}"
+
+
 def save_checkpoint(
     folder: Path,
     *,
@@ -68,10 +86,9 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     counters: Mapping[str, Any],
     metrics: Path,
-    keep: int = 2,
 ) -> Path:
-    """Write ``folder/step_<step>`` atomically, then remove all but the newest ``keep``."""
-    path = folder / f"step_{step:09d}"
+    """Write ``folder/step_<step>`` atomically, then remove old ones (:func:`rotate`)."""
+    path = checkpoint_path(folder, step)
     with atomic_directory(path) as temporary:
         save_file(_weights(model), temporary / "weights.safetensors")
         state = {"optimizer": optimizer.state_dict(), "counters": dict(counters)}
@@ -80,9 +97,23 @@ def save_checkpoint(
         hashes = {name: sha256_file(temporary / name) for name in _FILES}
         manifest = {"step": step, "identity": identity_hash, "sha256": hashes}
         write_json(temporary / "manifest.json", manifest)
-    for old in _checkpoints(folder)[keep:]:
-        shutil.rmtree(old)
+    rotate(folder)
     return path
+
+
+def rotate(folder: Path, *, needed: Path | None = None) -> None:
+    """Remove all but the newest :data:`KEPT` checkpoints.
+
+    Args:
+        needed: a checkpoint to keep, with all newer ones: those may be damaged.
+    """
+    found = _checkpoints(folder)
+    kept = KEPT if needed is None else max(KEPT, found.index(needed) + 1)
+    for old in found[kept:]:
+        # a name that says what it is, should this process be killed on the way
+        retired = old.with_name(f".{old.name}.old.tmp")
+        old.replace(retired)
+        shutil.rmtree(retired)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,6 +1,13 @@
-"""Training batches from augmented images that the frozen towers encode as they come."""
+"""Training batches from augmented images that the frozen towers encode as they come.
 
+Images are read by worker processes that live as long as the training. They fork from a small server
+process, never from this one, whose CUDA and network threads a fork would break, and share one
+compact table of the images' records.
+"""
+
+import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +18,8 @@ from possam.datasets.augmentation import AugmentationSettings
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.loader import Sample, SegmentationDataset, collate
 from possam.params import AugmentationParams
+from possam.training.compact import CompactRecords
+from possam.training.division import Division
 from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
@@ -20,17 +29,19 @@ at the bottom and right (``Segmenter.features``)."""
 
 
 class _Keys(Sampler[list[tuple[int, int]]]):
-    """The (step, image) pairs of each step, made as they are needed."""
+    """The (step, image) pairs of each own slice, made as they are needed."""
 
-    def __init__(self, order: SampleOrder, start: int, stop: int) -> None:
-        self._order, self._steps = order, range(start, stop)
+    def __init__(self, order: SampleOrder, division: Division, start: int, stop: int) -> None:
+        self._order, self._division, self._steps = order, division, range(start, stop)
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) * len(self._division.own)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self._steps:
-            yield [(step, index) for index in self._order.indices(step)]
+            for part in self._division.own:
+                positions = self._division.positions(step, part)
+                yield [(step, index) for index in self._order.indices(positions)]
 
 
 class LiveSource:
@@ -43,7 +54,7 @@ class LiveSource:
         encode: Encode,
         multiple: int,
         augmentation: AugmentationParams,
-        batch_size: int,
+        division: Division,
         seed: int,
         workers: int,
         device: torch.device | str,
@@ -55,9 +66,9 @@ class LiveSource:
             encode: the towers, on ``device``.
             multiple: ``encode`` pads both sides to multiples of it; the masks are padded likewise.
             augmentation: drawn anew for every (step, image).
-            batch_size: images a step.
+            division: of the steps.
             seed: of the order and the augmentation.
-            workers: processes that read images (0: none).
+            workers: processes that read images (0: none), for this process alone.
             device: where images are encoded.
         """
         self.num_images, self.num_classes = len(dataset), len(dataset.categories)
@@ -67,23 +78,34 @@ class LiveSource:
             min_scale=augmentation.min_scale,
             max_scale=augmentation.max_scale,
         )
-        self._samples = SegmentationDataset(dataset, augmentation=settings, seed=seed)
-        self._order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed)
+        self.division, self._order = division, SampleOrder(len(dataset), seed=seed)
+        compact = replace(dataset, images=CompactRecords(dataset.images))
+        self._samples = SegmentationDataset(compact, augmentation=settings, seed=seed)
         self._encode, self._multiple = encode, multiple
         self._workers, self._device = workers, torch.device(device)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps ``start <= step < stop``, on the source's device."""
-        # its own generator, so that iterating does not draw from the global one
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """The own slices of the steps ``start <= step < stop``, on the source's device."""
+        context = None
+        if self._workers:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([SegmentationDataset.__module__])
         loader = DataLoader(
             self._samples,
-            batch_sampler=_Keys(self._order, start, stop),
+            batch_sampler=_Keys(self._order, self.division, start, stop),
             num_workers=self._workers,
+            multiprocessing_context=context,
             collate_fn=collate,
+            # its own, so that iterating does not draw from the global one
             generator=torch.Generator(),
         )
+        slices = len(self.division.own)
+        step: list[Batch] = []
         for samples in loader:
-            yield self._batch(samples)
+            step.append(self._batch(samples))
+            if len(step) == slices:
+                yield step
+                step = []
 
     @torch.no_grad()
     def _batch(self, samples: list[Sample]) -> Batch:

@@ -4,7 +4,9 @@ Shape letters: L decoder outputs, B images, Q queries, K classes, N targets of a
 M matched pairs of all layers and images, P points, H W target size, h w mask-logit size.
 
 Each decoder output is matched and penalised on its own; the terms of all outputs are summed. Mask
-terms are summed over matched pairs and divided by the number of target masks of the batch.
+terms are summed over matched pairs and divided by the number of target masks of the batch. A batch
+may come in slices: each is divided by what the whole batch has (Mask2Former does so for masks), so
+that the slices' losses add up to the loss of the batch, however it is cut.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,6 +68,7 @@ class Criterion:
         iou_logits: Tensor | None,
         targets: Sequence[Target],
         generator: torch.Generator,
+        counts: Sequence[int] | None = None,
     ) -> Losses:
         """Match every layer and sum its losses; computed in float32.
 
@@ -75,8 +78,11 @@ class Criterion:
             iou_logits: (L, B, Q), or None for a model without IoU head (its term is 0).
             targets: B targets on the same device.
             generator: source of the points, on the same device.
+            counts: targets of each image of the whole batch, if the B images are a slice of it.
         """
         padded = PaddedTargets.stack(targets)
+        counts = padded.counts if counts is None else counts
+        masks_in_all = max(1, sum(counts))
         class_logits = class_logits.float()
         matches = self.match(mask_logits, class_logits, padded, generator=generator)
         masks = torch.cat(
@@ -96,13 +102,13 @@ class Criterion:
         truth = _sample_targets(padded, points, matches, layers=len(mask_logits))
         samples = sample_points(masks.unsqueeze(1), points).squeeze(1)
         values = {
-            "class": self.class_loss(class_logits, padded, matches),
-            **self._mask_losses(samples, truth, matches, padded, layers=len(mask_logits)),
+            "class": self.class_loss(class_logits, padded, matches, counts),
+            **self._mask_losses(samples, truth, matches, masks_in_all, layers=len(mask_logits)),
         }
         if iou_logits is not None:
             goal = mask_iou(masks.detach(), padded, matches)
             found = iou_logits.float()[matches.layer, matches.image, matches.query].sigmoid()
-            values["iou"] = _per_layer((found - goal) ** 2, matches, padded, len(mask_logits))
+            values["iou"] = _per_layer((found - goal) ** 2, matches, masks_in_all, len(mask_logits))
         else:
             values["iou"] = torch.zeros_like(values["class"])
         total = torch.stack([self.weights[name] * values[name].sum() for name in TERMS]).sum()
@@ -135,10 +141,17 @@ class Criterion:
         ]
         return assign(torch.stack(costs), padded.counts)
 
-    def class_loss(self, class_logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
+    def class_loss(
+        self,
+        class_logits: Tensor,
+        padded: PaddedTargets,
+        matches: Matches,
+        counts: Sequence[int],
+    ) -> Tensor:
         """(L,) weighted cross-entropy; unmatched queries are void, weighing ``void_weight``.
 
-        Divided by the sum of weights of the layer, as ``torch.nn.CrossEntropyLoss``.
+        Divided by the sum of weights of the layer, as ``torch.nn.CrossEntropyLoss``, over the whole
+        batch. How many queries an image matches follows from its ``counts``, before any matching.
         """
         void = class_logits.shape[-1] - 1
         goal = torch.full(class_logits.shape[:3], void, device=class_logits.device)
@@ -146,14 +159,21 @@ class Criterion:
         goal[matches.layer, matches.image, matches.query] = labels
         weight = torch.where(goal == void, self.params.void_weight, 1.0)
         cost = -log_softmax(class_logits, -1).gather(-1, goal.unsqueeze(-1)).squeeze(-1)
-        return (cost * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        queries = class_logits.shape[2]
+        elsewhere = self._weight(counts, queries) - self._weight(padded.counts, queries)
+        return (cost * weight).flatten(1).sum(1) / (weight.flatten(1).sum(1) + elsewhere)
+
+    def _weight(self, counts: Sequence[int], queries: int) -> float:
+        """Weight of all queries of images with ``counts`` targets."""
+        matched = sum(min(queries, count) for count in counts)
+        return matched + self.params.void_weight * (queries * len(counts) - matched)
 
     def _mask_losses(
         self,
         samples: Tensor,
         truth: Tensor,
         matches: Matches,
-        padded: PaddedTargets,
+        masks_in_all: int,
         *,
         layers: int,
     ) -> dict[str, Tensor]:
@@ -162,15 +182,15 @@ class Criterion:
         overlap = 2.0 * (probs * truth).sum(1) + 1.0
         dice = 1.0 - overlap / (probs.sum(1) + truth.sum(1) + 1.0)
         return {
-            "bce": _per_layer(bce, matches, padded, layers),
-            "dice": _per_layer(dice, matches, padded, layers),
+            "bce": _per_layer(bce, matches, masks_in_all, layers),
+            "dice": _per_layer(dice, matches, masks_in_all, layers),
         }
 
 
-def _per_layer(values: Tensor, matches: Matches, padded: PaddedTargets, layers: int) -> Tensor:
+def _per_layer(values: Tensor, matches: Matches, masks_in_all: int, layers: int) -> Tensor:
     """(M,) -> (L,): sums over the pairs of a layer, over the number of target masks."""
     sums = values.new_zeros(layers).index_add(0, matches.layer, values)
-    return sums / max(1, sum(padded.counts))
+    return sums / masks_in_all
 
 
 @torch.no_grad()

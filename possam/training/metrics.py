@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TIME_FIELDS = ("time", "images_per_s", "eta_s")
+TIME_FIELDS = ("time", "images_per_s", "memory_gib", "eta_s")
 """Fields that differ between two executions of the same run; all others are equal bit for bit."""
 
 

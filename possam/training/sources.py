@@ -1,11 +1,12 @@
 """Where training batches come from: here cached features (``live_source``: encoded images).
 
 The images of a step, their order and their augmentation are pure functions of (seed, step), so that
-a resumed run sees exactly what an uninterrupted one would have seen.
+a resumed run sees exactly what an uninterrupted one would have seen. Of each step a process reads
+the images of its own slices alone.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from possam.datasets.format import ConvertedDataset
 from possam.errors import InputError
 from possam.params import AugmentationParams
 from possam.progress import track
+from possam.training.division import Division
 from possam.training.feature_cache import CachedFeatures
 from possam.training.targets import Batch, Target, derive_seed, target_from_ids
 
@@ -23,27 +25,24 @@ class Source(Protocol):
 
     num_images: int
     num_classes: int
+    division: Division
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps ``start <= step < stop``, in order."""
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """This process's slices of each of the steps ``start <= step < stop``, in order."""
         ...
 
 
 class SampleOrder:
-    """Epoch after epoch of shuffled images, cut into batches without regard to epoch ends."""
+    """Epoch after epoch of shuffled images; steps do not care where an epoch ends."""
 
-    def __init__(self, num_images: int, *, batch_size: int, seed: int) -> None:
+    def __init__(self, num_images: int, *, seed: int) -> None:
         if num_images < 1:
             raise InputError("the training data set has no images")
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.num_images, self.seed = num_images, seed
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
-    def positions(self, step: int) -> range:
-        """Sample numbers of a step; sample number p is the (p mod images)-th of its epoch."""
-        return range(step * self.batch_size, (step + 1) * self.batch_size)
-
     def index(self, position: int) -> int:
-        """Image of a sample number."""
+        """Image of a sample number; number p is the (p mod images)-th of its epoch."""
         epoch, offset = divmod(position, self.num_images)
         if epoch != self._epoch:
             generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
@@ -51,9 +50,9 @@ class SampleOrder:
             self._epoch = epoch
         return int(self._permutation[offset])
 
-    def indices(self, step: int) -> list[int]:
-        """Images of a step."""
-        return [self.index(position) for position in self.positions(step)]
+    def indices(self, positions: Iterable[int]) -> list[int]:
+        """Images of sample numbers."""
+        return [self.index(position) for position in positions]
 
 
 class CachedSource:
@@ -67,7 +66,7 @@ class CachedSource:
         clip_is_backbone: bool,
         dataset: ConvertedDataset,
         augmentation: AugmentationParams,
-        batch_size: int,
+        division: Division,
         seed: int,
     ) -> None:
         """Check that the caches belong together, and load the targets of the whole data set.
@@ -77,7 +76,7 @@ class CachedSource:
             clip: CLIP's dense map.
             clip_is_backbone: masks are made from the dense map, too, as the coarsest one.
             dataset: a converted data set; augmentation: none, or ``flip``.
-            batch_size: images a step; seed: of their order and mirroring.
+            division: of the steps; seed: of the images' order and mirroring.
 
         Raises:
             InputError: caches of other sizes than the data set, ``lsj``, or ``flip`` with a cache
@@ -100,30 +99,36 @@ class CachedSource:
         self._backbone, self._clip = backbone, clip
         self._clip_is_backbone = clip_is_backbone
         self._flip, self._seed = augmentation.policy == "flip", seed
-        self._order = SampleOrder(len(dataset), batch_size=batch_size, seed=seed)
-        self._ids, self._labels = _load_targets(dataset, backbone.image_size)
+        self.division = division
+        self._order = SampleOrder(len(dataset), seed=seed)
+        self._ids, self._labels = _load_targets(
+            dataset, backbone.image_size, quiet=division.rank > 0
+        )
 
     def target(self, index: int, *, mirrored: bool = False) -> Target:
         """Masks and labels of one image, at image resolution."""
         ids = self._ids[index, :, ::-1] if mirrored else self._ids[index]
         return target_from_ids(ids, list(enumerate(self._labels[index], start=1)))
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps ``start <= step < stop``, on the CPU."""
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """The own slices of the steps ``start <= step < stop``, on the CPU."""
         for step in range(start, stop):
-            indices = self._order.indices(step)
-            mirrored = [self._mirrored(position) for position in self._order.positions(step)]
-            backbone = self._backbone.read(indices, mirrored)
-            (dense,) = self._clip.read(indices, mirrored)
-            yield Batch(
-                backbone=(*backbone, dense) if self._clip_is_backbone else backbone,
-                clip_features=dense,
-                targets=[
-                    self.target(index, mirrored=mirror)
-                    for index, mirror in zip(indices, mirrored, strict=True)
-                ],
-                indices=indices,
-            )
+            yield [self._batch(self.division.positions(step, part)) for part in self.division.own]
+
+    def _batch(self, positions: range) -> Batch:
+        indices = self._order.indices(positions)
+        mirrored = [self._mirrored(position) for position in positions]
+        backbone = self._backbone.read(indices, mirrored)
+        (dense,) = self._clip.read(indices, mirrored)
+        return Batch(
+            backbone=(*backbone, dense) if self._clip_is_backbone else backbone,
+            clip_features=dense,
+            targets=[
+                self.target(index, mirrored=mirror)
+                for index, mirror in zip(indices, mirrored, strict=True)
+            ],
+            indices=indices,
+        )
 
     def _mirrored(self, position: int) -> bool:
         return (
@@ -132,7 +137,7 @@ class CachedSource:
 
 
 def _load_targets(
-    dataset: ConvertedDataset, size: tuple[int, int]
+    dataset: ConvertedDataset, size: tuple[int, int], *, quiet: bool
 ) -> tuple[np.ndarray, list[list[int]]]:
     """(images, H, W) small-integer maps (0 void, 1.. the kept segments) and the labels of these."""
     labels = [
@@ -141,8 +146,10 @@ def _load_targets(
     ]
     most = max(len(own) for own in labels)
     ids = np.zeros((len(dataset), *size), dtype=np.uint8 if most < 256 else np.uint16)
-    numbers = track(range(len(dataset)), total=len(dataset), label="targets", unit="images")
-    for index in numbers:
+    numbers = range(len(dataset))
+    for index in (
+        numbers if quiet else track(numbers, total=len(dataset), label="targets", unit="images")
+    ):
         panoptic = dataset.panoptic(index)
         kept = [segment.id for segment in dataset.images[index].segments if not segment.is_crowd]
         for number, identity in enumerate(kept, start=1):

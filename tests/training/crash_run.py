@@ -27,6 +27,7 @@ from training_fakes import (
 )
 
 from possam.files import sha256_file
+from possam.training.distributed import alone
 from possam.training.loop import train_run
 from possam.training.metrics import TIME_FIELDS
 
@@ -45,7 +46,7 @@ def run(directory: Path) -> None:
         identity={"run": "crash"},
         frozen=FROZEN,
         vocabulary=VOCABULARY,
-        device="cpu",
+        place=alone("cpu"),
     )
 
 

@@ -1,6 +1,7 @@
 """Checkpoints and trained weights: rotation, damage, refusal of other towers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from possam.training.checkpoint import (
     newest_intact,
     read_metadata,
     remove_leftovers,
+    rotate,
     save_checkpoint,
     save_trained,
 )
@@ -56,6 +58,33 @@ def test_two_checkpoints_are_kept(folder: Path) -> None:
     assert latest_checkpoint(folder) == folder / "step_000000003"
     assert latest_checkpoint(folder / "absent") is None
     assert newest(folder / "absent") is None
+
+
+def test_what_was_being_removed_when_the_process_was_killed_is_no_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def half(path: Path) -> None:
+        (path / "state.pt").unlink()
+        raise Killed
+
+    shutil.copytree(folder / "step_000000002", folder / "step_000000001")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("possam.training.checkpoint.shutil.rmtree", half)
+        rotate(folder)
+    remove_leftovers(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000000002", "step_000000003"]
+
+
+def test_a_needed_checkpoint_is_never_removed(folder: Path) -> None:
+    for step in (0, 1):
+        shutil.copytree(folder / "step_000000002", folder / f"step_00000000{step}")
+    rotate(folder, needed=folder / "step_000000001")
+    assert [path.name[-1] for path in sorted(folder.iterdir())] == ["1", "2", "3"]
+    rotate(folder, needed=folder / "step_000000003")
+    assert [path.name[-1] for path in sorted(folder.iterdir())] == ["2", "3"]
 
 
 def test_a_checkpoint_gives_back_what_was_saved(folder: Path) -> None:

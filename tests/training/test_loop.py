@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,10 +29,12 @@ from possam.errors import InputError, TrainingError
 from possam.files import hash_json, sha256_file
 from possam.model.possam import PosSAM
 from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
-from possam.training.loop import Trainer, resolve_device, train_run
+from possam.training.distributed import alone, resolve_device
+from possam.training.loop import train_run
 from possam.training.losses import TERMS
 from possam.training.metrics import TIME_FIELDS
 from possam.training.targets import Batch
+from possam.training.trainer import Trainer
 
 
 def train(directory: Path, **changes: Any) -> dict[str, Any]:
@@ -46,9 +49,20 @@ def train(directory: Path, **changes: Any) -> dict[str, Any]:
         "identity": {"run": "a"},
         "frozen": FROZEN,
         "vocabulary": VOCABULARY,
-        "device": "cpu",
+        "place": alone("cpu"),
     }
     return train_run(directory=directory, **{**options, **changes})
+
+
+def trainer_of(model: Any, **changes: Any) -> Trainer:
+    return Trainer(
+        model=model,
+        text=text_embeddings(),
+        training=training_params(**changes),
+        loss=loss_params(),
+        seed=0,
+        place=alone("cpu"),
+    )
 
 
 def metrics_of(directory: Path) -> list[dict[str, Any]]:
@@ -146,6 +160,15 @@ def test_another_identity_starts_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((tmp_path / "identity.json").read_text())["identity"] == {"run": "b"}
 
 
+def test_a_checkpoint_that_a_killed_call_had_to_remove_is_gone_at_the_end(tmp_path: Path) -> None:
+    train(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step_000000004", folder / "step_000000002")
+    train(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"step_000000004", "step_000000006"}
+
+
 def test_deleted_weights_and_metrics_come_back_from_the_checkpoint(tmp_path: Path) -> None:
     first = train(tmp_path)
     lines = metrics_of(tmp_path)
@@ -166,14 +189,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path: Path) -> Non
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
-    trainer = Trainer(
-        model=possam(),
-        text=text_embeddings(),
-        training=training_params(),
-        loss=loss_params(),
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    trainer = trainer_of(possam())
     bad = next(FakeSource(poison=frozenset({0})).batches(0, 1))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     assert trainer.step(0, bad)[0] is False
@@ -206,24 +222,18 @@ def test_scattered_non_finite_steps_do_not_stop_the_run(tmp_path: Path) -> None:
 def test_each_step_draws_its_own_points_and_dropout() -> None:
     model, dropped = DropoutPosSAM(), []
     model.dropout.register_forward_hook(lambda *call: dropped.append(call[-1]))
-    trainer = Trainer(
-        model=model,
-        text=text_embeddings(),
-        training=training_params(),
-        loss=loss_params(),
-        seed=0,
-        device=torch.device("cpu"),
-    )
-    batch = next(FakeSource().batches(0, 1))
+    trainer = trainer_of(model)
+    slices = next(FakeSource().batches(0, 1))
+    counts = [len(target.labels) for target in slices[0].targets]
     model.eval()  # without dropout only the points differ
-    totals = [trainer.losses(step, batch).total.item() for step in (0, 1, 0)]
+    totals = [trainer.losses(step, slices[0], counts).total.item() for step in (0, 1, 0)]
     assert totals[0] == totals[2] != totals[1]
 
     model.train()
     dropped.clear()
     before = torch.get_rng_state()
     for step in (0, 1, 0):
-        trainer.step(step, batch)
+        trainer.step(step, slices)
     assert torch.equal(dropped[0], dropped[2]) and not torch.equal(dropped[0], dropped[1])
     assert torch.equal(before, torch.get_rng_state())
 
@@ -234,16 +244,9 @@ def test_a_window_without_a_finite_step_has_no_means(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    trainer = Trainer(
-        model=possam(),
-        text=text_embeddings(),
-        training=training_params(learning_rate=1e-2, warmup=1, milestones=(1000,)),
-        loss=loss_params(),
-        seed=0,
-        device=torch.device("cpu"),
-    )
-    batch = next(FakeSource().batches(0, 1))
-    values = [trainer.step(step, batch)[1][0] for step in range(40)]
+    trainer = trainer_of(possam(), learning_rate=1e-2, warmup=1, milestones=(1000,))
+    slices = next(FakeSource().batches(0, 1))
+    values = [trainer.step(step, slices)[1][0] for step in range(40)]
     assert sum(values[-5:]) < 0.7 * sum(values[:5])
 
 
@@ -307,7 +310,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tmp_pat
         pass
 
     class Interrupted(FakeSource):
-        def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
             for step, batch in enumerate(super().batches(start, stop), start=start):
                 if step == 3:
                     raise Killed

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,6 +94,51 @@ def test_class_loss_by_hand_with_void_weight() -> None:
     found = Criterion(loss_params(void_weight=0.1))(**case, generator=generator())
     matched, void = math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(2.0))
     assert found.terms["class"].item() == pytest.approx((matched + 0.1 * void) / 1.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize("void_weight", [0.1, 0.0])
+def test_losses_of_slices_add_up_to_that_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...], void_weight: float
+) -> None:
+    """With the same points for all, for any cut, and whatever targets the images have."""
+    inner_points(monkeypatch)
+    points = torch.rand(16, 2, generator=generator(4))
+    monkeypatch.setattr(module.torch, "rand", lambda shape, **_: points.expand(shape))
+    counts = (2, 0, 7, 1)  # more targets than queries, too
+    masks = torch.randn(2, 4, 5, 6, 6, generator=generator(1))
+    classes = torch.randn(2, 4, 5, 4, generator=generator(2))
+    ious = torch.randn(2, 4, 5, generator=generator(3))
+    targets = [
+        Target(
+            masks=torch.randn(count, 12, 12, generator=generator(count)) > 0,
+            labels=torch.arange(count) % 3,
+        )
+        for count in counts
+    ]
+    criterion = Criterion(loss_params(void_weight=void_weight))
+
+    def losses(start: int, stop: int) -> tuple[Tensor, ...]:
+        inputs = [x[:, start:stop].clone().requires_grad_() for x in (masks, classes, ious)]
+        found = criterion(
+            mask_logits=list(inputs[0].unbind(0)),
+            class_logits=inputs[1],
+            iou_logits=inputs[2],
+            targets=targets[start:stop],
+            counts=counts,
+            generator=generator(),
+        )
+        found.total.backward()
+        terms = torch.stack([found.terms[name] for name in TERMS])
+        return found.total.detach(), terms, *(x.grad for x in inputs if x.grad is not None)
+
+    total, terms, *gradients = losses(0, 4)
+    ends = np.cumsum(cuts)
+    parts = [losses(int(end) - cut, int(end)) for cut, end in zip(cuts, ends, strict=True)]
+    torch.testing.assert_close(sum(part[0] for part in parts), total)
+    torch.testing.assert_close(sum(part[1] for part in parts), terms)
+    for index, gradient in enumerate(gradients, start=2):
+        torch.testing.assert_close(torch.cat([part[index] for part in parts], 1), gradient)
 
 
 @given(st.integers(1, 40), st.floats(1.0, 4.0), st.floats(0.0, 1.0))

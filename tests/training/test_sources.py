@@ -1,5 +1,6 @@
 """Sources: order and augmentation as pure functions of (seed, step), and true targets."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch.nn.functional import avg_pool2d, pad
 from training_fakes import FakeDataset, augmentation, scene
 
 from possam.errors import InputError
+from possam.training.compact import CompactRecords
+from possam.training.division import Division
 from possam.training.feature_cache import CachedFeatures, cache_features
 from possam.training.live_source import LiveSource
-from possam.training.sources import CachedSource, SampleOrder
+from possam.training.sources import CachedSource, SampleOrder, Source
 from possam.training.targets import Batch, derive_seed, target_from_ids
 
 
@@ -31,31 +34,82 @@ def equal(one: Batch, two: Batch) -> bool:
     )
 
 
-@given(st.integers(1, 12), st.integers(1, 7), st.integers(0, 9), st.integers(0, 4))
-def test_every_epoch_shows_every_image_once(images: int, batch: int, seed: int, epoch: int) -> None:
-    order = SampleOrder(images, batch_size=batch, seed=seed)
-    steps = -(-images * (epoch + 1) // batch)
-    shown = [index for step in range(steps) for index in order.indices(step)]
-    assert sorted(shown[epoch * images : (epoch + 1) * images]) == list(range(images))
+def flat(source: Source, start: int, stop: int) -> list[Batch]:
+    """The slices of all steps, one after another."""
+    return [batch for slices in source.batches(start, stop) for batch in slices]
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=8))
-def test_the_order_does_not_depend_on_what_was_asked_before(steps: list[int]) -> None:
-    used = SampleOrder(7, batch_size=3, seed=1)
-    for step in steps:
-        assert used.indices(step) == SampleOrder(7, batch_size=3, seed=1).indices(step)
+@given(st.integers(1, 12), st.integers(0, 9), st.integers(0, 4))
+def test_every_epoch_shows_every_image_once(images: int, seed: int, epoch: int) -> None:
+    order = SampleOrder(images, seed=seed)
+    shown = order.indices(range(epoch * images, (epoch + 1) * images))
+    assert sorted(shown) == list(range(images))
+
+
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=20))
+def test_the_order_does_not_depend_on_what_was_asked_before(positions: list[int]) -> None:
+    used = SampleOrder(7, seed=1)
+    assert used.indices(positions) == [SampleOrder(7, seed=1).index(p) for p in positions]
 
 
 def test_epochs_and_seeds_differ() -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        return SampleOrder(50, batch_size=50, seed=seed).indices(number)
+        return SampleOrder(50, seed=seed).indices(range(50 * number, 50 * (number + 1)))
 
     assert epoch(0, 0) != epoch(0, 1) != epoch(1, 1)
 
 
+@given(
+    micro_batch=st.integers(1, 4),
+    slices=st.integers(1, 12),
+    images=st.integers(1, 30),
+    start=st.integers(0, 5),
+    data=st.data(),
+)
+def test_any_number_of_processes_consumes_the_same_samples_in_the_same_slices(
+    micro_batch: int, slices: int, images: int, start: int, data: st.DataObject
+) -> None:
+    batch_size = micro_batch * slices
+    count = data.draw(st.sampled_from([n for n in range(1, slices + 1) if slices % n == 0]))
+    divisions = [
+        Division(batch_size=batch_size, micro_batch=micro_batch, rank=rank, world_size=count)
+        for rank in range(count)
+    ]
+    for step in range(start, start + 4):
+        parts = [part for division in divisions for part in division.own]
+        assert parts == list(range(slices))
+        numbers = [d.number(step, part) for d in divisions for part in d.own]
+        assert numbers == list(range(step * slices, (step + 1) * slices))
+        # each process has an order of its own, and starts where it is resumed
+        shown = [
+            SampleOrder(images, seed=3).indices(division.positions(step, part))
+            for division in divisions
+            for part in division.own
+        ]
+        assert {len(own) for own in shown} == {micro_batch}
+        single = SampleOrder(images, seed=3)
+        expected = single.indices(range(step * batch_size, (step + 1) * batch_size))
+        assert [index for own in shown for index in own] == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "count", "message"),
+    [
+        (16, 2, 3, r"16 .* 2 makes 8 slices .* 3 processes .* processes: 1, 2, 4, 8$"),
+        (16, 2, 16, r"valid numbers of processes: 1, 2, 4, 8$"),
+        (5, 2, 1, r"batch_size 5 is no multiple of training.micro_batch 2"),
+    ],
+)
+def test_what_would_train_with_another_batch_size_is_refused(
+    batch_size: int, micro_batch: int, count: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Division(batch_size=batch_size, micro_batch=micro_batch, world_size=count)
+
+
 def test_no_images_is_an_error() -> None:
     with pytest.raises(InputError, match="no images"):
-        SampleOrder(0, batch_size=1, seed=0)
+        SampleOrder(0, seed=0)
 
 
 def test_seeds_depend_on_all_parts_and_their_order() -> None:
@@ -98,14 +152,14 @@ def cached_source(folder: Path, policy: str = "none", **changes: Any) -> CachedS
         clip_is_backbone=False,
         dataset=dataset,
         augmentation=augmentation(policy),
-        batch_size=4,
+        division=Division(batch_size=4, micro_batch=4),
         seed=2,
     )
 
 
 def test_cached_batches_hold_the_features_and_masks_of_their_images(tmp_path: Path) -> None:
     source = cached_source(tmp_path)
-    for batch in source.batches(0, 4):
+    for batch in flat(source, 0, 4):
         for row, index in enumerate(batch.indices):
             ids, pairs = scene(index)
             expected = torch.stack([torch.from_numpy(ids == identity) for identity, _ in pairs])
@@ -137,10 +191,10 @@ def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path) -> None:
         clip_is_backbone=True,
         dataset=dataset,
         augmentation=augmentation(),
-        batch_size=4,
+        division=Division(batch_size=4, micro_batch=4),
         seed=2,
     )
-    for batch in source.batches(0, 2):
+    for batch in flat(source, 0, 2):
         assert batch.backbone[-1] is batch.clip_features
         for row, index in enumerate(batch.indices):
             image = torch.from_numpy(dataset.image(index)).permute(2, 0, 1).float()[None]
@@ -151,7 +205,7 @@ def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path) -> None:
 def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> None:
     source = cached_source(tmp_path, "flip")
     seen = set()
-    for batch in source.batches(0, 10):
+    for batch in flat(source, 0, 10):
         for row, index in enumerate(batch.indices):
             image = torch.from_numpy(FakeDataset().image(index)).permute(2, 0, 1).float()
             mirror = not torch.equal(
@@ -171,8 +225,8 @@ def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> 
 @pytest.mark.parametrize("policy", ["none", "flip"])
 def test_cached_batches_do_not_depend_on_where_one_starts(tmp_path: Path, policy: str) -> None:
     source = cached_source(tmp_path, policy)
-    everything = list(source.batches(0, 6))
-    late = list(source.batches(4, 6))
+    everything = flat(source, 0, 6)
+    late = flat(source, 4, 6)
     assert all(equal(one, two) for one, two in zip(everything[4:], late, strict=True))
 
 
@@ -195,7 +249,7 @@ def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             clip_is_backbone=False,
             dataset=FakeDataset(),
             augmentation=augmentation(),
-            batch_size=4,
+            division=Division(batch_size=4, micro_batch=4),
             seed=2,
         )
 
@@ -208,29 +262,37 @@ def towers(images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 def live_source(policy: str, **changes: Any) -> LiveSource:
-    options = {"dataset": FakeDataset(), "workers": 0, "encode": towers, "multiple": 8}
+    options = {
+        "dataset": FakeDataset(),
+        "workers": 0,
+        "encode": towers,
+        "multiple": 8,
+        "division": Division(batch_size=3, micro_batch=3),
+    }
     settings = augmentation(policy, size=16, min_scale=0.5, max_scale=2.0)
-    return LiveSource(
-        augmentation=settings, batch_size=3, seed=4, device="cpu", **{**options, **changes}
-    )
+    return LiveSource(augmentation=settings, seed=4, device="cpu", **{**options, **changes})
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_live_batches_do_not_depend_on_start_or_workers(workers: int) -> None:
-    everything = list(live_source("lsj").batches(0, 5))
-    late = list(live_source("lsj", workers=workers).batches(3, 5))
-    assert all(equal(one, two) for one, two in zip(everything[3:], late, strict=True))
-    assert [len(batch.indices) for batch in everything] == [3] * 5
+@pytest.mark.parametrize("workers", [0, 2])
+def test_live_batches_do_not_depend_on_start_workers_or_processes(workers: int) -> None:
+    def divided(**place: int) -> Division:
+        return Division(batch_size=4, micro_batch=1, **place)
+
+    everything = list(live_source("lsj", division=divided()).batches(0, 5))
+    assert [len(slices) for slices in everything] == [4] * 5
+    late = live_source("lsj", division=divided(rank=1, world_size=2), workers=workers)
+    for whole, own in zip(everything[3:], late.batches(3, 5), strict=True):
+        assert all(equal(one, two) for one, two in zip(whole[2:], own, strict=True))
 
 
 def test_live_augmentation_changes_from_epoch_to_epoch() -> None:
-    batches = list(live_source("lsj", dataset=FakeDataset(count=1)).batches(0, 2))
+    batches = flat(live_source("lsj", dataset=FakeDataset(count=1)), 0, 2)
     assert not torch.equal(batches[0].backbone[0], batches[1].backbone[0])
 
 
 def test_live_masks_cover_the_padded_extent_of_the_features() -> None:
     dataset = FakeDataset(sizes={0: (17, 16), 1: (16, 20)})
-    for batch in live_source("none", dataset=dataset).batches(0, 4):
+    for batch in flat(live_source("none", dataset=dataset), 0, 4):
         height, width = (4 * side for side in batch.backbone[0].shape[-2:])
         assert batch.clip_features.dtype == torch.float32
         for index, target in zip(batch.indices, batch.targets, strict=True):
@@ -246,3 +308,33 @@ def test_live_source_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     list(live_source("lsj").batches(0, 2))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_compact_records_are_the_records(tmp_path: Path) -> None:
+    records = FakeDataset(sizes={2: (20, 30)}, crowd=True).images
+    records = (*records, replace(records[0], segments=()))
+    compact = CompactRecords(records)
+    assert len(compact) == len(records) == 7
+    assert tuple(compact) == tuple(records)
+    assert compact[-1] == records[-1] and compact[1:3] == list(records[1:3])
+    with pytest.raises(IndexError):
+        compact[7]
+
+
+def test_a_process_of_cached_features_has_its_own_slices(tmp_path: Path) -> None:
+    features = cache(tmp_path / "cache", FakeDataset())
+
+    def source(**place: int) -> CachedSource:
+        return CachedSource(
+            backbone=features,
+            clip=features,
+            clip_is_backbone=False,
+            dataset=FakeDataset(),
+            augmentation=augmentation("flip"),
+            division=Division(batch_size=4, micro_batch=2, **place),
+            seed=2,
+        )
+
+    own = [source(rank=rank, world_size=2) for rank in range(2)]
+    for whole, *parts in zip(*(s.batches(1, 4) for s in (source(), *own)), strict=True):
+        assert all(map(equal, whole, [batch for slices in parts for batch in slices]))

@@ -1,6 +1,6 @@
 """Small stand-ins for the data set, the source and the model, shared by the tests of training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from possam.datasets.format import ImageRecord, Segment
 from possam.model.possam import PosSAM, build_possam
 from possam.model.text import TextEmbeddings
 from possam.params import AugmentationParams, LossParams, TrainingParams
+from possam.training.division import Division
 from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
@@ -65,6 +67,7 @@ def training_params(**changes: Any) -> TrainingParams:
     values = {
         "iterations": 6,
         "batch_size": 2,
+        "micro_batch": 2,
         "learning_rate": 1e-3,
         "weight_decay": 0.05,
         "warmup": 2,
@@ -72,6 +75,7 @@ def training_params(**changes: Any) -> TrainingParams:
         "gamma": 0.1,
         "clip_norm": 1.0,
         "precision": "fp32",
+        "activation_checkpointing": False,
         "feature_cache": True,
         "augmentation": augmentation(),
         "checkpoint_every": 2,
@@ -119,53 +123,42 @@ def scene(index: int, size: int = 16) -> tuple[np.ndarray, list[tuple[int, int]]
 
 
 class FakeSource:
-    """Random features that depend on the image alone; batches follow ``SampleOrder``."""
+    """Random features that depend on the image alone; ``poison``: slices that are not finite."""
 
-    def __init__(self, *, poison: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, *, poison: frozenset[int] = frozenset(), division: Division | None = None
+    ) -> None:
         self.num_images, self.num_classes = 5, 3
-        self._order = SampleOrder(5, batch_size=2, seed=0)
+        self.division = division or Division(batch_size=2, micro_batch=2)
+        self._order = SampleOrder(5, seed=0)
         self._poison = poison
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
         for step in range(start, stop):
-            indices = self._order.indices(step)
-            sam, clip = [], []
-            for index in indices:
-                generator = torch.Generator().manual_seed(index)
-                sam.append(torch.randn(4, 4, 4, generator=generator))
-                clip.append(torch.randn(6, 4, 4, generator=generator))
-            features = torch.stack(sam)
-            if step in self._poison:
-                features = features * float("nan")
-            yield Batch(
-                backbone=(features,),
-                clip_features=torch.stack(clip),
-                targets=[self._target(index) for index in indices],
-                indices=indices,
-            )
+            yield [self._batch(step, part) for part in self.division.own]
+
+    def _batch(self, step: int, part: int) -> Batch:
+        indices = self._order.indices(self.division.positions(step, part))
+        sam, clip = [], []
+        for index in indices:
+            generator = torch.Generator().manual_seed(index)
+            sam.append(torch.randn(4, 4, 4, generator=generator))
+            clip.append(torch.randn(6, 4, 4, generator=generator))
+        features = torch.stack(sam)
+        if self.division.number(step, part) in self._poison:
+            features = features * float("nan")
+        return Batch(
+            backbone=(features,),
+            clip_features=torch.stack(clip),
+            targets=[self._target(index) for index in indices],
+            indices=indices,
+        )
 
     @staticmethod
     def _target(index: int) -> Target:
         ids, pairs = scene(index)
         masks = torch.stack([torch.from_numpy(ids == identity) for identity, _ in pairs])
         return Target(masks=masks, labels=torch.tensor([category for _, category in pairs]))
-
-
-@dataclass(frozen=True)
-class FakeSegment:
-    id: int
-    category: int
-    area: int = 1
-    bbox: tuple[int, int, int, int] = (0, 0, 1, 1)
-    is_crowd: bool = False
-
-
-@dataclass(frozen=True)
-class FakeRecord:
-    file: Path
-    width: int
-    height: int
-    segments: tuple[FakeSegment, ...]
 
 
 @dataclass
@@ -177,20 +170,34 @@ class FakeDataset:
     crowd: bool = False
     name: str = "fake"
     split: str = "train"
+    images: Sequence[ImageRecord] = ()
 
     def __post_init__(self) -> None:
         self.categories = tuple(range(3))
         self.manifest = {"content": "data-1"}
-        self.images = tuple(self._record(index) for index in range(self.count))
+        self.images = self.images or tuple(self._record(index) for index in range(self.count))
 
-    def _record(self, index: int) -> FakeRecord:
+    def _record(self, index: int) -> ImageRecord:
         height, width = self.sizes.get(index, (16, 16))
-        pairs = scene(index)[1]
         segments = tuple(
-            FakeSegment(identity, category, is_crowd=self.crowd and number == 0)
-            for number, (identity, category) in enumerate(pairs)
+            Segment(
+                id=identity,
+                category=category,
+                area=1 + index,
+                bbox=(0, index, 2, 1),
+                is_crowd=self.crowd and number == 0,
+            )
+            for number, (identity, category) in enumerate(scene(index)[1])
         )
-        return FakeRecord(Path(f"{index}.png"), width, height, segments)
+        return ImageRecord(
+            id=100 + index,
+            file=Path(f"images/{index}.png"),
+            width=width,
+            height=height,
+            panoptic=Path(f"panoptic/{index}é.png"),
+            semantic=Path(f"semantic/{index}.png"),
+            segments=segments,
+        )
 
     def __len__(self) -> int:
         return self.count

@@ -1,0 +1,309 @@
+"""The processes of one training: who is who, and how they talk.
+
+Plain ``torch.distributed``, without a wrapper around the model: gradients of the 51 M trained
+parameters are summed once a step (``reduction``), which needs no overlap with the backward pass
+(200 MB a step against a second of computing), and a sum of our own order makes the result
+independent of the number of processes.
+
+Counts, decisions and messages travel over gloo on the CPU, so that a process that ended is noticed
+at once; on CUDA only gradients travel over NCCL.
+"""
+
+import contextlib
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import rendezvous
+
+from possam.environment import PROCESS_VARIABLES, Environment
+from possam.errors import InputError, PossamError, TrainingError
+from possam.params import TrainingParams
+from possam.training.division import Division
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others: at the start, and in every exchange."""
+
+_FAILURE = "possam/failure"
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that was asked for, or an InputError: there is no silent fallback."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device: {device!r} is not a device; use 'cpu' or 'cuda'") from error
+    if found.type not in {"cpu", "cuda"}:
+        raise InputError(f"device: {found.type!r} is not supported; use 'cpu' or 'cuda'")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: 'cuda' was asked for, but there is no CUDA device; use 'cpu'")
+    return found
+
+
+class LostProcessError(TrainingError):
+    """Another process of the training ended, or does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process of a training.
+
+    Attributes:
+        device: what it computes on.
+        rank: 0..world_size-1; process 0 writes the files.
+        local_rank: the same among the processes of this machine.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    _store: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank == 0
+
+    def divide(self, training: TrainingParams) -> Division:
+        """How the steps of a recipe are divided among the processes.
+
+        Raises:
+            InputError: this number of processes cannot share a step equally.
+        """
+        return Division(
+            batch_size=training.batch_size,
+            micro_batch=training.micro_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Around every exchange with the other processes.
+
+        Raises:
+            LostProcessError: one of them ended or does not answer; says which and why, if known.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostProcessError(self._why(error)) from error
+
+    def _why(self, error: RuntimeError) -> str:
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([_FAILURE]):
+                return f"stopped, because {self._store.get(_FAILURE).decode()}"
+        return (
+            f"process {self.rank} of {self.world_size} lost another one ({_short(error)}); it was "
+            "killed, or says itself what went wrong. The same command goes on from the last "
+            "checkpoint"
+        )
+
+    def first(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, which process 0 alone does while the others wait.
+
+        A PossamError of it is raised in every process. The result is pickled.
+        """
+        if self.world_size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = work()
+            except PossamError as error:
+                outcome[1] = error
+        with self.exchange():
+            dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def gather(self, values: Sequence[int]) -> list[int]:
+        """``values`` of all processes, in their order; each has as many."""
+        if self.world_size == 1:
+            return list(values)
+        own = torch.tensor(values, dtype=torch.int64)
+        everyone = [torch.empty_like(own) for _ in range(self.world_size)]
+        with self.exchange():
+            dist.all_gather(everyone, own)
+        return torch.cat(everyone).tolist()
+
+    def collect(self, value: Any) -> list[Any]:
+        """``value`` of all processes, in their order. Values are pickled."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            with self.exchange():
+                dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, what: str, value: str) -> None:
+        """Check that ``value`` is the same in all processes.
+
+        Raises:
+            InputError: it is not.
+        """
+        values = self.collect(value)
+        strange = [rank for rank, other in enumerate(values) if other != values[0]]
+        if strange:
+            raise InputError(
+                f"{what}: process {strange[0]} has {values[strange[0]]}, but process 0 has "
+                f"{values[0]}; start all processes from the same code, parameters and files"
+            )
+
+
+def alone(device: str | torch.device) -> Place:
+    """The only process of a training.
+
+    Raises:
+        InputError: no such device.
+    """
+    return Place(device=resolve_device(device))
+
+
+@contextlib.contextmanager
+def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Place]:
+    """Be one process of a training: alone, or together with others.
+
+    Launchers (``torchrun``, submitit's export, ``possam train --processes``) set ``RANK``,
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``; without them, or in a world
+    of one, there is one process and no process group.
+
+    Args:
+        device: ``cpu``, or ``cuda``: of several processes each takes the GPU of its local rank, or
+            the only one that it can see.
+        variables: default: those of the environment.
+
+    Raises:
+        InputError: missing or impossible variables, a GPU too few, other processes do not come.
+    """
+    names = _read(Environment.load(variables).processes)
+    if names is None or names.world_size == 1:
+        yield alone(device)
+        return
+    own = _own_device(device, names.local_rank, names.world_size)
+    group = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+    try:
+        store, _, _ = next(
+            rendezvous(
+                f"tcp://{names.address}:{names.port}",
+                names.rank,
+                names.world_size,
+                timeout=TIMEOUT,
+            )
+        )
+        dist.init_process_group(
+            group,
+            store=dist.PrefixStore("possam", store),
+            rank=names.rank,
+            world_size=names.world_size,
+            timeout=TIMEOUT,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"process {names.rank} of {names.world_size} did not meet the others at MASTER_ADDR "
+            f"{names.address}, MASTER_PORT {names.port} ({_short(error)}); start all of "
+            "them with the same address, of the machine of process 0, and a free port"
+        ) from error
+    place = Place(
+        device=own,
+        rank=names.rank,
+        world_size=names.world_size,
+        local_rank=names.local_rank,
+        _store=store,
+    )
+    try:
+        if own.type == "cuda":
+            _check_gpus(place)
+        yield place
+    except LostProcessError:
+        raise
+    except BaseException as error:
+        reason = str(error) or type(error).__name__
+        with contextlib.suppress(RuntimeError):
+            store.set(_FAILURE, f"process {place.rank} of {place.world_size} failed: {reason}")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _short(error: RuntimeError) -> str:
+    """The first sentence, without the place in PyTorch's sources."""
+    text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()) or type(error).__name__
+    return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")
+
+
+@dataclass(frozen=True)
+class _Names:
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def _read(variables: Mapping[str, str]) -> _Names | None:
+    """The launcher's variables; None where there is no launcher."""
+    if not {"RANK", "WORLD_SIZE"} & variables.keys():
+        return None
+    if missing := [name for name in PROCESS_VARIABLES if name not in variables]:
+        raise InputError(
+            f"environment: {', '.join(sorted(variables))} are set, but {', '.join(missing)} not; a "
+            "launcher of several processes sets all of them, for one process unset them"
+        )
+
+    def number(name: str, lowest: int, highest: int) -> int:
+        text = variables[name]
+        if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= highest:
+            raise InputError(
+                f"environment: {name}={text!r}: expected a number from {lowest} to {highest}"
+            )
+        return int(text)
+
+    world_size = number("WORLD_SIZE", 1, 2**20)
+    rank = number("RANK", 0, world_size - 1)
+    return _Names(
+        rank=rank,
+        world_size=world_size,
+        local_rank=number("LOCAL_RANK", 0, rank),
+        address=variables["MASTER_ADDR"],
+        port=number("MASTER_PORT", 1, 65535),
+    )
+
+
+def _own_device(device: str, local_rank: int, world_size: int) -> torch.device:
+    found = resolve_device(device)
+    if found.type != "cuda":
+        return found
+    if found.index is not None:
+        raise InputError(
+            f"device: {device!r} names one GPU, but there are {world_size} processes; use 'cuda'"
+        )
+    visible = torch.cuda.device_count()
+    # a launcher may show each process its own GPU alone; two on one GPU are found out below
+    if visible > 1 and local_rank >= visible:
+        raise InputError(
+            f"device: LOCAL_RANK is {local_rank}, but only {visible} GPUs are visible here; start "
+            "one process for each GPU"
+        )
+    own = torch.device("cuda", local_rank if visible > 1 else 0)
+    torch.cuda.set_device(own)
+    return own
+
+
+def _check_gpus(place: Place) -> None:
+    gpu = f"{socket.gethostname()}, GPU {torch.cuda.get_device_properties(place.device).uuid}"
+    everyone = place.collect(gpu)
+    if len(set(everyone)) < len(everyone):
+        twice = next(name for name in everyone if everyone.count(name) > 1)
+        raise InputError(
+            f"device: several processes share one GPU ({twice}); start one process for each GPU"
+        )

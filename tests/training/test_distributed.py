@@ -1,0 +1,123 @@
+"""Several processes: the same training as one, also when some of them die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from possam.errors import InputError
+from possam.training.distributed import alone, join
+
+LAUNCHED = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).with_name("processes_run.py"),
+            tmp_path_factory.mktemp("p"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize("name", ["three", "resumed", "all_killed"])
+def test_any_number_of_processes_trains_the_same_to_the_last_bit(
+    trained: dict[str, Any], name: str
+) -> None:
+    one, several = trained["one"], trained[name]
+    assert not any(several["codes"])
+    assert several["weights"] == one["weights"]
+    assert several["metrics"] == one["metrics"]
+    assert several["files"] == one["files"]
+
+
+def test_a_slice_that_is_not_finite_skips_the_step_in_all_processes(
+    trained: dict[str, Any],
+) -> None:
+    for name in ("one", "three"):
+        assert [line["skipped"] for line in trained[name]["metrics"]] == [1, 1]
+        first, *others = trained[name]["said"]
+        assert first.count("skipped") == 1 and not any(text.strip() for text in others)
+
+
+def test_the_others_stop_when_a_process_is_killed(trained: dict[str, Any]) -> None:
+    killed = trained["killed"]
+    assert killed["codes"] == [2, -signal.SIGKILL]
+    assert "process 0 of 2 lost another one (" in killed["said"][0]
+    assert "step_000000002" in killed["files"]
+    assert trained["resumed"]["said"][0].count("going on after step 2") == 1
+    assert trained["all_killed"]["said"][0].count("going on after step") == 1
+
+
+def test_the_others_say_why_a_process_failed(trained: dict[str, Any]) -> None:
+    assert trained["failed"]["codes"] == [2, 2]
+    assert "because process 1 of 2 failed: images/7.jpg: damaged" in trained["failed"]["said"][0]
+    assert "InputError: images/7.jpg: damaged" in trained["failed"]["said"][1]
+
+
+def test_an_error_of_process_0_is_that_of_all(trained: dict[str, Any]) -> None:
+    assert trained["damaged"]["codes"] == [2, 2]
+    for text in trained["damaged"]["said"]:
+        assert "InputError" in text and "no checkpoint can be read" in text
+
+
+def test_processes_that_start_from_different_weights_are_refused(trained: dict[str, Any]) -> None:
+    assert trained["strange"]["codes"] == [2, 2]
+    assert trained["strange"]["files"] == []
+    for text in trained["strange"]["said"]:
+        assert "weights at the start: process 1 has" in text
+
+
+@pytest.mark.parametrize("variables", [{}, {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}])
+def test_one_process_needs_no_others(variables: dict[str, str]) -> None:
+    with join("cpu", {**variables, "LOCAL_RANK": "0"}) as place:
+        assert place == alone("cpu") and place.is_first
+        assert not torch.distributed.is_initialized()
+        assert place.gather([3, 1]) == [3, 1] and place.first(lambda: "done") == "done"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MASTER_PORT": ""}, r"RANK, WORLD_SIZE are set, but MASTER_PORT not"),
+        ({"RANK": "2"}, r"RANK='2': expected a number from 0 to 1"),
+        ({"RANK": "-1"}, r"RANK='-1'"),
+        ({"LOCAL_RANK": "2"}, r"LOCAL_RANK='2'"),
+        ({"WORLD_SIZE": "two"}, r"WORLD_SIZE='two': expected a number"),
+        ({"MASTER_PORT": "70000"}, r"MASTER_PORT='70000': expected a number from 1 to 65535"),
+    ],
+)
+def test_impossible_variables_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message), join("cpu", {**LAUNCHED, **changes}):
+        pass
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    three = {**LAUNCHED, "RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}
+    with pytest.raises(InputError, match="LOCAL_RANK is 2, but only 2 GPUs"), join("cuda", three):
+        pass
+    with pytest.raises(InputError, match="names one GPU"), join("cuda:0", LAUNCHED):
+        pass
