@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from possam import __version__, forkserver
 from possam.catalogue import DATASETS
 from possam.environment import Environment
-from possam.errors import PossamError
+from possam.errors import InputError, PossamError
+from possam.table_params import TRAINED
 
 if TYPE_CHECKING:
     from possam.params import Project
@@ -72,9 +73,19 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from possam.stages.evaluate import evaluate
+    from possam.stages.external import evaluate_external
 
+    project = _project(arguments)
+    if arguments.run in project.external:
+        if arguments.seed is not None or arguments.condition != TRAINED:
+            raise InputError(
+                f"--seed, --condition: {arguments.run} is external: its predictions have neither; "
+                "leave them out"
+            )
+        evaluate_external(project, arguments.run, arguments.benchmark)
+        return
     evaluate(
-        _project(arguments),
+        project,
         arguments.run,
         arguments.benchmark,
         seed=arguments.seed,
@@ -284,13 +295,13 @@ def _parser() -> argparse.ArgumentParser:
     _seed(sub)
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
-    sub = stage("evaluate", _evaluate, "evaluate one run on one benchmark")
-    sub.add_argument("run")
+    sub = stage("evaluate", _evaluate, "evaluate one run or external system on one benchmark")
+    sub.add_argument("run", help="of params/runs.yaml, or a system of params/external.yaml")
     sub.add_argument("benchmark")
     _seed(sub)
     sub.add_argument(
         "--condition",
-        default="trained",
+        default=TRAINED,
         help="trained (default), or a control: untrained, shuffled_names",
     )
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
