@@ -55,9 +55,7 @@ def test_the_shipped_example_is_valid(write: Callable) -> None:
         "predictions": "data/paper/predictions/odise_ade20k.json",
         "segmentations": "data/paper/predictions/odise_ade20k_png",
     }
-    assert found.paths("ade20k_full") == {
-        "predictions": "data/paper/predictions/odise_ade20k_full"
-    }
+    assert found.paths("ade20k_full") == {"predictions": "data/paper/predictions/odise_ade20k_full"}
 
 
 def test_pngs_lie_beside_their_json_under_its_name() -> None:
