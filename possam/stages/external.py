@@ -1,19 +1,24 @@
 """Stage ``evaluate`` for systems of ``params/external.yaml``: predictions in place of a model."""
 
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from possam.checked_yaml import choose
+from possam.codehash import code_hash
 from possam.errors import InputError
 from possam.external_params import ExternalParams
 from possam.files import hash_json, sha256_file
 from possam.layout import Layout
 from possam.params import Project
-from possam.stages.common import StageRecord, code_identity
+from possam.provenance import write_provenance
 from possam.table_params import DEFAULT_VARIANT, EXTERNAL, NO_SEED
 
 EXTERNAL_CODE = ("possam.stages.external",)
+"""Where the code begins that turns predictions into figures: no model is part of it, and no module
+that builds one is imported here.
+"""
 
 
 def find_external(project: Project, name: str, benchmark: str) -> ExternalParams:
@@ -96,6 +101,7 @@ def evaluate_external(project: Project, name: str, benchmark: str) -> None:
     from possam.evaluation.score import measure_predictions
     from possam.evaluation.summary import count_parts, write_variants
 
+    started = time.time()
     entry = find_external(project, name, benchmark)
     paths = prediction_files(project, name, benchmark)
     layout, settings = Layout(project), project.scale.evaluation
@@ -110,7 +116,6 @@ def evaluate_external(project: Project, name: str, benchmark: str) -> None:
         "category_ids": entry.category_ids,
         "evaluation": settings.model_dump(mode="json"),
     }
-    record = StageRecord("external", parameters, inputs)
     seen = seen_classes(dataset.vocabulary, training_set.vocabulary)
     statistics, found = measure_predictions(
         dataset=dataset,
@@ -130,7 +135,7 @@ def evaluate_external(project: Project, name: str, benchmark: str) -> None:
         "synthetic": project.scale.synthetic,
         "run_identity": inputs["predictions"],
         "inputs": inputs,
-        "code": code_identity(EXTERNAL_CODE),
+        "code": code_hash(*EXTERNAL_CODE),
     }
     result = {
         **identity,
@@ -140,4 +145,12 @@ def evaluate_external(project: Project, name: str, benchmark: str) -> None:
     }
     out = layout.evaluation(name, NO_SEED, benchmark, EXTERNAL)
     write_variants(out, result, {DEFAULT_VARIANT: statistics})
-    record.write(out)
+    write_provenance(
+        out / "provenance.json",
+        stage="external",
+        parameters=parameters,
+        inputs=inputs,
+        seed=None,
+        started=started,
+        root=Path("."),
+    )
