@@ -13,7 +13,6 @@ from possam import __version__, forkserver
 from possam.catalogue import DATASETS
 from possam.environment import Environment
 from possam.errors import InputError, PossamError
-from possam.table_params import TRAINED
 
 if TYPE_CHECKING:
     from possam.params import Project
@@ -74,6 +73,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from possam.stages.evaluate import evaluate
     from possam.stages.external import evaluate_external
+    from possam.table_params import TRAINED
 
     project = _project(arguments)
     if arguments.run in project.external:
@@ -301,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     _seed(sub)
     sub.add_argument(
         "--condition",
-        default=TRAINED,
+        default="trained",
         help="trained (default), or a control: untrained, shuffled_names",
     )
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
