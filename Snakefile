@@ -13,8 +13,8 @@ from possam import forkserver
 from possam.catalogue import DATASETS
 from possam.dvc_file import own_records
 from possam.layout import (
-    ASSET, DATASET, EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG, REPORT, RUN,
-    TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_METRICS, TABLE_TEX, TRACKING, WORLD
+    ASSET, DATASET, EVALUATION, EXTERNAL_EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG,
+    REPORT, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_METRICS, TABLE_TEX, TRACKING, WORLD
 )
 from possam.pipeline import Pipeline
 from possam.table_params import CONDITIONS
@@ -42,6 +42,7 @@ wildcard_constraints:
     split="train|val",
     benchmark=r"\w+",
     condition="|".join(CONDITIONS),
+    external=r"\w+",
 
 
 onstart:

@@ -81,8 +81,12 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse one YAML mapping; a key written twice is refused (YAML would keep the last)."""
+def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Parse one YAML mapping; a key written twice is refused (YAML would keep the last).
+
+    Args:
+        may_be_empty: comments alone are an empty mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -91,6 +95,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
+    if data is None and may_be_empty:
+        data = {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: a mapping is expected at the top level")
     return data
@@ -109,13 +115,13 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_entries(path: Path) -> dict[str, dict[str, Any]]:
+def read_entries(path: Path, *, may_be_empty: bool = False) -> dict[str, dict[str, Any]]:
     """A YAML file of named entries, each a mapping; the names become parts of paths.
 
     Raises:
         InputError: a name with other characters than letters, digits and ``_``, or no mapping.
     """
-    data = read_yaml(path)
+    data = read_yaml(path, may_be_empty=may_be_empty)
     for name, entry in data.items():
         if not re.fullmatch(r"\w+", str(name), re.ASCII):
             raise InputError(f"{path}: {name!r}: a name of letters, digits and _ is expected")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from possam import __version__, forkserver
 from possam.catalogue import DATASETS
 from possam.environment import Environment
-from possam.errors import PossamError
+from possam.errors import InputError, PossamError
 
 if TYPE_CHECKING:
     from possam.params import Project
@@ -81,9 +81,20 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from possam.stages.evaluate import evaluate
+    from possam.stages.external import evaluate_external
+    from possam.table_params import TRAINED
 
+    project = _project(arguments)
+    if arguments.run in project.external:
+        if arguments.seed is not None or arguments.condition != TRAINED:
+            raise InputError(
+                f"--seed, --condition: {arguments.run} is external: its predictions have neither; "
+                "leave them out"
+            )
+        evaluate_external(project, arguments.run, arguments.benchmark)
+        return
     evaluate(
-        _project(arguments),
+        project,
         arguments.run,
         arguments.benchmark,
         seed=arguments.seed,
@@ -305,8 +316,8 @@ def _parser() -> argparse.ArgumentParser:
         help="processes on this machine that train together, with cuda one a GPU (default: 1)",
     )
 
-    sub = stage("evaluate", _evaluate, "evaluate one run on one benchmark")
-    sub.add_argument("run")
+    sub = stage("evaluate", _evaluate, "evaluate one run or external system on one benchmark")
+    sub.add_argument("run", help="of params/runs.yaml, or a system of params/external.yaml")
     sub.add_argument("benchmark")
     _seed(sub)
     sub.add_argument(

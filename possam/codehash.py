@@ -23,6 +23,7 @@ EXCLUDED: frozenset[str] = frozenset(
         "possam.codehash",
         "possam.environment",
         "possam.errors",
+        "possam.external_params",
         "possam.figure_params",
         "possam.layout",
         "possam.locks",

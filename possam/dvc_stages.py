@@ -2,9 +2,9 @@
 
 Snakemake is the only graph. A DVC stage asks it for targets and says exactly what they depend on:
 keys of parameter files, code, and results of other stages. One stage each for a data set, a frozen
-tower, a training, a run on a benchmark, a table and a figure, so that a table needs only what it
-shows. What is cheap to make again (archives of the synthetic world, features of frozen towers) is
-not stored.
+tower, a training, a run (or external predictions) on a benchmark, a table and a figure, so that a
+table needs only what it shows. What is cheap to make again (archives of the synthetic world,
+features of frozen towers) is not stored.
 
 Every out is kept (``persist``): DVC would remove it before each command, and Snakemake would have
 to make everything again. Snakemake's record of a result (of which parameters and code it is) lies
@@ -26,6 +26,7 @@ from possam.layout import (
     ASSET,
     DATASET,
     EVALUATION,
+    EXTERNAL_EVALUATION,
     FEATURES,
     FIGURE_CARD,
     FIGURE_PDF,
@@ -49,13 +50,14 @@ _TARGETS = {
     "convert": DATASET,
     "features": FEATURES,
     "train": RUN,
+    "external": EXTERNAL_EVALUATION,  # before the pattern that fits it, too
     "evaluate": EVALUATION,
     "table": TABLE_CSV,
     "figure": FIGURE_CARD,
 }
 """The tracked file of each Snakemake rule."""
 
-_STORED = ("convert", "train", "evaluate")
+_STORED = ("convert", "train", "evaluate", "external")
 """Rules whose results DVC keeps, besides the fetched towers; stages depend on each other's."""
 
 _TRAINED_FROM = ("loss", "model", "seeds", "templates", "threads", "towers", "training")
@@ -66,6 +68,7 @@ _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
     "features": ("towers", "training"),
     "train": _TRAINED_FROM,
     "evaluate": ("evaluation", "inference", "seeds", "templates", "towers"),
+    "external": ("evaluation",),
     "table": ("evaluation", "seeds", "synthetic", "title"),
     "figure": ("seeds", "synthetic", "title"),
 }
@@ -134,7 +137,8 @@ def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
     """Every stage of a scale, by name: its tables and figures, and what they need.
 
     Names are ``<scale>-data-<data set>``, ``<scale>-tower-<tower>``, ``<scale>-train-<run>``,
-    ``<scale>-evaluate-<run>-<benchmark>``, ``<scale>-<table>`` and ``<scale>-figure-<figure>``.
+    ``<scale>-evaluate-<run>-<benchmark>``, ``<scale>-external-<system>-<benchmark>``,
+    ``<scale>-<table>`` and ``<scale>-figure-<figure>``.
     """
     project = plan.project(scale)
     targets: dict[str, list[str]] = {}
@@ -177,6 +181,7 @@ def _name(plan: Pipeline, scale: str, job: Job) -> str:
         "convert": "{scale}-data-{dataset}",
         "train": "{scale}-train-{run}",
         "evaluate": "{scale}-evaluate-{run}-{benchmark}",
+        "external": "{scale}-external-{external}-{benchmark}",
         "table": "{scale}-{table}",
         "figure": "{scale}-figure-{figure}",
     }[job.rule].format(**{**which, "scale": scale})
@@ -206,6 +211,10 @@ def _inputs(plan: Pipeline, scale: str, job: Job) -> list[str]:
             return plan.training_inputs(prefix, which["run"])
         case "evaluate":
             return plan.evaluation_inputs(prefix, **which)
+        case "external":
+            entry = plan.project(scale).external[which["external"]]
+            predictions = entry.paths(which["benchmark"]).values()
+            return [*plan.external_datasets(prefix, **which), *predictions]
         case "table":
             return plan.table_inputs(prefix, **which)
         case "figure":
@@ -306,7 +315,7 @@ def _made(plan: Pipeline, scale: str, target: str) -> list[str]:
     assert job is not None
     if job.rule == "fetch":
         return [target, f"{folder}/{plan.project(scale).assets[job.of('asset')].file}"]
-    return [os.path.dirname(folder) if job.rule == "evaluate" else folder]
+    return [os.path.dirname(folder) if job.rule in ("evaluate", "external") else folder]
 
 
 def _record(path: str) -> str:
@@ -359,6 +368,9 @@ def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
             if which["condition"] == "untrained":
                 keys["runs.yaml"] = (which["run"],)
                 keys[file] = (*keys[file], *_TRAINED_FROM)
+        case "external":
+            keys["benchmarks.yaml"] = (which["benchmark"],)
+            keys["external.yaml"] = (which["external"],)
         case "table":
             keys["tables.yaml"] = (which["table"],)
         case "figure":

@@ -146,7 +146,8 @@ class TrainingCurvesParams(FigureParams):
     def needs(self, project: Project) -> Needs:
         seeds = project.scale.seeds
         found = [key for name in self.tables for key in project.tables[name].evaluations(seeds)]
-        return Needs(runs=tuple(dict.fromkeys((key.run, key.seed) for key in found)))
+        runs = dict.fromkeys((key.run, key.seed) for key in found if not key.is_external)
+        return Needs(runs=tuple(runs))
 
     def names(self) -> Names:
         return {"tables": ("table", self.tables)}

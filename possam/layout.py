@@ -10,6 +10,7 @@ Each stage's tracked file is a small JSON file that is written last; what is lar
 from pathlib import Path
 
 from possam.params import Project
+from possam.table_params import EXTERNAL, NO_SEED
 
 WORLD = "data/{scale}/world/manifest.json"
 ASSET = "data/{scale}/assets/{asset}.record.json"
@@ -18,6 +19,10 @@ DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
 FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
 RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
 EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
+EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed{NO_SEED}").replace(
+    "{condition}", EXTERNAL
+)
+"""An evaluation of predictions from elsewhere."""
 TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_TEX = "results/{prefix}{table}.tex"

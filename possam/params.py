@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from possam.catalogue import DATASETS, ROLES, TRAINABLE
 from possam.checked_yaml import P, Params, choose, merge, read_entries, read_yaml, validate
 from possam.errors import InputError
+from possam.external_params import ExternalParams, check_external
 from possam.table_params import (
     DEFAULT_VARIANT,
     EFFICIENCY,
@@ -378,7 +379,9 @@ class Project:
     Attributes:
         name, scale: the scale's name and content.
         prefix: ``""`` for ``paper``, else ``"<scale>/"`` (paths of results).
-        assets, benchmarks, tables: entries of these files.
+        assets, benchmarks: entries of these files.
+        external: entries of that file, of every scale.
+        tables: entries of that file, with the cells of external systems of this scale alone.
         variants: every inference variant, resolved against the scale's ``inference`` block.
     """
 
@@ -405,24 +408,54 @@ class Project:
         clip = self.scale.towers.clip
         for name in (*clip.files, *([clip.asset] if clip.asset is not None else [])):
             choose("asset", name, self.assets, source, "towers.clip")
+        measured = {name: benchmark.metrics for name, benchmark in self.benchmarks.items()}
+        self.external = self._mapping(
+            "external.yaml",
+            ExternalParams,
+            choices={"scale": scales, "trained_on": TRAINABLE},
+            may_be_empty=True,
+        )
+        check_external(
+            self.external,
+            source=str(folder / "external.yaml"),
+            runs=self._run_data,
+            scales=scales,
+            measured=measured,
+        )
+        self.tables = self._checked_tables(measured)
+
+    def _checked_tables(self, measured: Mapping[str, Collection[str]]) -> dict[str, TableParams]:
         names: dict[str, Collection[str]] = {
             "run": self._run_data,
             "benchmark": self.benchmarks,
             "variant": self.variants,
+            "external": self.external,
         }
-        self.tables = self._mapping("tables.yaml", TableParams, choices=names)
-        measured = {name: benchmark.metrics for name, benchmark in self.benchmarks.items()}
-        for name, table in self.tables.items():
-            path = str(folder / "tables.yaml")
-            check_table(name, table, source=path, choices=names, measured=measured)
+        tables = self._mapping("tables.yaml", TableParams, choices=names)
+        for name, table in tables.items():
+            check_table(
+                name,
+                table,
+                source=str(self.folder / "tables.yaml"),
+                choices=names,
+                measured=measured,
+                predicted={name: entry.predictions for name, entry in self.external.items()},
+            )
+        here = [name for name, entry in self.external.items() if entry.scale == self.name]
+        return {name: table.showing(here) for name, table in tables.items()}
 
     def _mapping(
-        self, file: str, model: type[P], *, choices: Mapping[str, Collection[str]] | None = None
+        self,
+        file: str,
+        model: type[P],
+        *,
+        choices: Mapping[str, Collection[str]] | None = None,
+        may_be_empty: bool = False,
     ) -> dict[str, P]:
         path = self.folder / file
         return {
             name: validate(model, data, source=f"{path}: {name}", choices=choices)
-            for name, data in read_entries(path).items()
+            for name, data in read_entries(path, may_be_empty=may_be_empty).items()
         }
 
     def _resolved_variants(self) -> dict[str, InferenceParams]:

@@ -28,6 +28,7 @@ from possam.layout import (
 )
 from possam.params import CLIP, CLIP_STAGES, Project
 from possam.reporting.published import read_published
+from possam.stages.external import find_external, hash_predictions, prediction_files
 from possam.stages.table import table_params
 
 CODE: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "features": ("possam.stages.features",),
     "train": ("possam.stages.train",),
     "evaluate": ("possam.stages.evaluate",),
+    "external": ("possam.stages.external",),
     "table": ("possam.stages.table",),
     "track": ("possam.stages.track",),
     "figure": ("possam.stages.figure",),
@@ -80,6 +82,7 @@ class Pipeline:
             "features": self._features,
             "train": self._train,
             "evaluate": self._evaluate,
+            "external": self._external,
             "table": self._table,
             "track": self._nothing,
             "figure": self._figure,
@@ -126,6 +129,16 @@ class Pipeline:
             list(scale.templates),
             self._own_towers(project, project.run(run).sam),
             self._train(project, run=run, seed=seed) if condition == "untrained" else [run, seed],
+        ]
+
+    def _external(self, project: Project, *, external: str, benchmark: str) -> Any:
+        entry = find_external(project, external, benchmark)
+        return [
+            entry.trained_on,
+            entry.category_ids,
+            hash_predictions(prediction_files(project, external, benchmark)),
+            _plain(project.benchmarks[benchmark]),
+            _plain(project.scale.evaluation),
         ]
 
     def _table(self, project: Project, *, table: str) -> Any:
@@ -231,6 +244,28 @@ class Pipeline:
         if condition != "untrained":
             inputs.append(RUN.format(prefix=prefix, run=run, seed=seed))
         return inputs
+
+    def external_inputs(self, prefix: str, external: str, benchmark: str) -> list[str]:
+        """The test set, and the training set for seen classes.
+
+        The predictions are no inputs: Snakemake would compare the time stamps of folders and large
+        files. Their content is in the identity.
+
+        Raises:
+            InputError: no such system or benchmark, or the predictions are not there.
+        """
+        prediction_files(self.project(self.scale_of(prefix)), external, benchmark)
+        return self.external_datasets(prefix, external, benchmark)
+
+    def external_datasets(self, prefix: str, external: str, benchmark: str) -> list[str]:
+        """As :meth:`external_inputs`, whether the predictions are there or not."""
+        scale = self.scale_of(prefix)
+        entry = find_external(self.project(scale), external, benchmark)
+        test = self.project(scale).benchmarks[benchmark]
+        return [
+            DATASET.format(scale=scale, dataset=test.dataset, split=test.split),
+            DATASET.format(scale=scale, dataset=entry.trained_on, split="train"),
+        ]
 
     def is_timed(self, scale: str, benchmark: str) -> bool:
         """Does the benchmark measure speed? An unknown one is an error of its inputs."""

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from possam.checked_yaml import Params, choose, refuse_twins
 from possam.errors import InputError
@@ -12,6 +13,10 @@ Condition = Literal["trained", "untrained", "shuffled_names"]
 Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
 CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
+EXTERNAL = "external"
+"""In a condition's place: predictions of a system that is not trained here."""
+NO_SEED = 0
+"""In a seed's place: predictions have none."""
 EFFICIENCY = "efficiency"
 """What is measured with a clock: it depends on the machine, and is measured alone."""
 DEFAULT_VARIANT = "default"
@@ -56,12 +61,17 @@ METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in gro
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation file is of."""
+    """What one evaluation file is of; ``run`` may be a system of ``external.yaml``."""
 
     run: str
     seed: int
     benchmark: str
     condition: str
+
+    @property
+    def is_external(self) -> bool:
+        """Are predictions from elsewhere evaluated, without a training here?"""
+        return self.condition == EXTERNAL
 
     @property
     def name(self) -> str:
@@ -77,8 +87,15 @@ class Place(NamedTuple):
     condition: str
     variant: str
 
+    @property
+    def is_external(self) -> bool:
+        """Are predictions from elsewhere evaluated, without a training here?"""
+        return self.condition == EXTERNAL
+
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
-        """The evaluations behind it, one a seed."""
+        """The evaluations behind it, one a seed; of external predictions a single one."""
+        if self.is_external:
+            seeds = (NO_SEED,)
         return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
 
 
@@ -95,11 +112,64 @@ class CellParams(Params):
         return Place(self.run, self.benchmark, TRAINED, self.variant)
 
 
+class RowCellParams(Params):
+    """Where a group of a row's columns comes from: a run, or a system of ``external.yaml``."""
+
+    external: str | None = None
+    run: str | None = Field(default=None, validate_default=True)
+    benchmark: str
+    variant: str = DEFAULT_VARIANT
+
+    @field_validator("run")
+    @classmethod
+    def _one_source(cls, run: str | None, info: ValidationInfo) -> str | None:
+        if "external" not in info.data:  # it is wrong itself
+            return run
+        if run is None and info.data["external"] is None:
+            raise PydanticCustomError("missing", "Field required (or 'external' in its place)")
+        if run is not None and info.data["external"] is not None:
+            raise ValueError("a cell is of a run or of external predictions; remove one of the two")
+        return run
+
+    @field_validator("variant")
+    @classmethod
+    def _of_a_run(cls, variant: str, info: ValidationInfo) -> str:
+        if info.data.get("external") is not None:
+            raise ValueError("external predictions have no inference variants; remove it")
+        return variant
+
+    @property
+    def place(self) -> Place:
+        """The trained run's figures, or the external system's."""
+        if self.external is not None:
+            return Place(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
+        assert self.run is not None
+        return Place(self.run, self.benchmark, TRAINED, self.variant)
+
+
 class RowParams(Params):
-    """One row: its published name, and the runs that reproduce it (none: published only)."""
+    """One row: its published name, and what its figures are measured on (none: published only).
+
+    Attributes:
+        published: has the published file a line for it? Only a row of external predictions may
+            have none.
+    """
 
     name: str
-    cells: dict[str, CellParams] = Field(default_factory=dict)
+    cells: dict[str, RowCellParams] = Field(default_factory=dict)
+    published: bool = True
+
+    @property
+    def source(self) -> str:
+        """``reproduced``, ``external`` or ``published``."""
+        if not self.cells:
+            return "published"
+        return EXTERNAL if self.is_external else "reproduced"
+
+    @property
+    def is_external(self) -> bool:
+        """Are its figures of external predictions?"""
+        return any(cell.external is not None for cell in self.cells.values())
 
 
 class ColumnParams(Params):
@@ -154,6 +224,22 @@ class TableParams(Params):
         found = (key for place in self.places() for key in place.evaluations(seeds))
         return list(dict.fromkeys(found))
 
+    def showing(self, external: Collection[str]) -> "TableParams":
+        """The table with the cells of these external systems alone.
+
+        A row that was never published goes with the last of its cells.
+        """
+        rows = []
+        for row in self.rows:
+            cells = {
+                group: cell
+                for group, cell in row.cells.items()
+                if cell.external is None or cell.external in external
+            }
+            if cells or row.published:
+                rows.append(row.model_copy(update={"cells": cells}))
+        return self.model_copy(update={"rows": tuple(rows)})
+
 
 def check_table(
     name: str,
@@ -162,12 +248,14 @@ def check_table(
     source: str,
     choices: Mapping[str, Collection[str]],
     measured: Mapping[str, Collection[str]],
+    predicted: Mapping[str, Collection[str]],
 ) -> None:
     """Check every name in ``table``.
 
     Args:
-        choices: the names of every ``run``, ``benchmark`` and ``variant``.
+        choices: the names of every ``run``, ``benchmark``, ``variant`` and ``external`` system.
         measured: what each benchmark measures (keys of ``METRICS_OF``).
+        predicted: the benchmarks that each external system has predictions for.
 
     Raises:
         InputError: something unknown, named twice, or a metric that its benchmark does not give.
@@ -180,9 +268,11 @@ def check_table(
         choose("column group", column.group, table.groups, source, f"{key}.group")
         choose("metric", column.metric, METRICS, source, f"{key}.metric")
 
-    def check_cell(cell: CellParams, metrics: Sequence[str], key: str) -> None:
+    def check_cell(cell: CellParams | RowCellParams, metrics: Sequence[str], key: str) -> None:
         for field, valid in choices.items():
-            choose(field, getattr(cell, field), valid, source, f"{key}.{field}")
+            value = getattr(cell, field, None)
+            if value is not None:
+                choose(field, value, valid, source, f"{key}.{field}")
         for metric in metrics:
             given = {m for kind in measured[cell.benchmark] for m in METRICS_OF[kind]}
             if metric not in given:
@@ -198,9 +288,29 @@ def check_table(
             choose("column group", group, table.groups, source, key)
             shown = [column.metric for column in table.columns if column.group == group]
             check_cell(cell, shown, key)
+            if cell.external is not None and cell.benchmark not in predicted[cell.external]:
+                raise InputError(
+                    f"{source}: {key}.benchmark: {cell.external!r} has no predictions for "
+                    f"{cell.benchmark!r}; valid choices: "
+                    f"{', '.join(sorted(predicted[cell.external]))}; add to its predictions in "
+                    "external.yaml"
+                )
+        _check_sources(row, source, f"{name}.rows[{row.name}]")
     if table.reference is not None:
-        reproduced = [row.name for row in table.rows if row.cells]
+        reproduced = [row.name for row in table.rows if row.cells and not row.is_external]
         choose("reproduced row", table.reference, reproduced, source, f"{name}.reference")
     for control in table.controls:
         shown = [column.metric for column in table.columns]
         check_cell(control, shown, f"{name}.controls[{control.name}]")
+
+
+def _check_sources(row: RowParams, source: str, key: str) -> None:
+    if row.is_external and any(cell.external is None for cell in row.cells.values()):
+        raise InputError(
+            f"{source}: {key}.cells: runs and external predictions in one row; make two rows"
+        )
+    if not row.published and not row.is_external:
+        raise InputError(
+            f"{source}: {key}.published: false is for rows of external predictions alone; remove "
+            "it, and write the row's line into the published file"
+        )

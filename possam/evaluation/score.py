@@ -1,6 +1,6 @@
 """Score predictions of any system, without a model: COCO panoptic format, or label PNGs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from possam.evaluation.predictions import (
     read_png,
 )
 from possam.evaluation.semantic import SemanticEvaluator
+from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.params import EvaluationParams
 from possam.progress import track
@@ -36,21 +37,56 @@ def score(
     category_ids: str = "contiguous",
     seen: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """Score predictions against a converted data set.
+    """Score predictions against a converted data set, and write the result where ``out`` is given.
+
+    Args:
+        out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
+        identity: goes into the result as it is: ``run``, ``benchmark``, ``condition``, ...
+
+    Other arguments and errors as :func:`measure_predictions`.
+
+    Returns:
+        What ``evaluation.json`` holds: metrics and intervals in percent, results of each class.
+    """
+    statistics, found = measure_predictions(
+        dataset=dataset,
+        predictions=predictions,
+        evaluation=evaluation,
+        segmentations=segmentations,
+        category_ids=category_ids,
+        seen=seen,
+    )
+    counts = count_parts(dataset, statistics.seen)
+    result = {**(identity or {}), "counts": counts, **found}
+    if out is not None:
+        write_result(out, result, statistics)
+    return result
+
+
+def measure_predictions(
+    *,
+    dataset: ConvertedDataset,
+    predictions: Path,
+    evaluation: EvaluationParams,
+    segmentations: Path | None = None,
+    category_ids: str = "contiguous",
+    seen: Sequence[bool] | None = None,
+    metrics: Collection[str] = ("panoptic", "semantic"),
+) -> tuple[ImageStatistics, dict[str, Any]]:
+    """Per-image statistics of predictions, and their result; nothing is written.
 
     Args:
         predictions: a ``.json`` in COCO panoptic format (PNGs: in ``segmentations``, default
             beside the JSON, with its name without ``.json``), which gives the PQ metrics and the
             mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
             255 or 65535 = none; 16 bits where ids exceed 254), which gives mIoU alone.
-        out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
         category_ids: ``contiguous`` if category ids (or labels) are class indices, ``upstream`` if
             they are those of the data set's publisher (then the label 0 = none, too).
         seen: flags of seen classes; default: all seen.
-        identity: goes into the result as it is: ``run``, ``benchmark``, ``condition``, ...
+        metrics: of ``panoptic`` and ``semantic``, those that the ground truth allows.
 
     Returns:
-        What ``evaluation.json`` holds: metrics and intervals in percent, results of each class.
+        The statistics, and what :func:`~possam.evaluation.summary.make_result` makes of them.
 
     Raises:
         InputError: predictions that are missing, malformed, incomplete or of the wrong size.
@@ -61,7 +97,7 @@ def score(
             f"{dataset.directory}: {len(dataset.categories)} classes, but {len(flags)} flags of "
             "seen classes; give one a class"
         )
-    semantic = SemanticEvaluator(len(dataset.categories))
+    semantic = SemanticEvaluator(len(dataset.categories)) if "semantic" in metrics else None
     check = None
     if predictions.is_dir():
         if segmentations is not None:
@@ -69,11 +105,13 @@ def score(
                 f"{predictions}: a folder of label PNGs needs no folder of segmentations; "
                 "for panoptic predictions name the JSON file"
             )
+        if semantic is None:
+            raise InputError(f"{predictions}: label PNGs give mIoU alone, which is not measured")
         evaluators = Evaluators(panoptic=None, semantic=semantic, instances=None)
         _score_labels(dataset, predictions, semantic, category_ids=category_ids)
         source = "label PNGs"
     else:
-        panoptic = PanopticEvaluator(dataset.categories)
+        panoptic = PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None
         evaluators = Evaluators(panoptic=panoptic, semantic=semantic, instances=None)
         reader = PredictionReader(
             predictions, dataset, folder=segmentations, category_ids=category_ids
@@ -96,10 +134,7 @@ def score(
         },
         check=check,
     )
-    result = {**(identity or {}), "counts": count_parts(dataset, flags), **found}
-    if out is not None:
-        write_result(out, result, statistics)
-    return result
+    return statistics, found
 
 
 def _check(
@@ -120,16 +155,18 @@ def _check(
 def _score_panoptic(
     dataset: ConvertedDataset,
     reader: PredictionReader,
-    panoptic: PanopticEvaluator,
-    semantic: SemanticEvaluator,
+    panoptic: PanopticEvaluator | None,
+    semantic: SemanticEvaluator | None,
 ) -> None:
     positions = range(len(dataset))
     for position in track(positions, total=len(dataset), label="score", unit="images"):
         record = dataset.images[position]
         ids, segments = reader.read(record)
-        truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
-        panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
-        semantic.update(record.id, class_map(ids, segments), dataset.semantic(position))
+        if panoptic is not None:
+            truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
+            panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
+        if semantic is not None:
+            semantic.update(record.id, class_map(ids, segments), dataset.semantic(position))
 
 
 def _score_labels(

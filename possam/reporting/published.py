@@ -61,8 +61,11 @@ def _number(path: Path, line: Mapping[str, str], key: str) -> float:
 def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
     """The published rows by name, for every row of ``table``; empty cells are left out.
 
+    A row of external predictions that was never published has no cells.
+
     Raises:
-        InputError: a missing file, row or column, or a cell that is no number.
+        InputError: a missing file, row or column, a cell that is no number, or a line of a row that
+            the table calls unpublished.
     """
     rows = {}
     keys = (NAME, *table.labels, *(column.key for column in table.columns))
@@ -71,9 +74,19 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
         values = {key: _number(path, line, key) for key in texts}
         labels = {key: line[key] for key in table.labels}
         rows[line[NAME]] = PublishedRow(line[NAME], line.get(VENUE, ""), labels, texts, values)
-    missing = [row.name for row in table.rows if row.name not in rows]
-    if missing:
-        raise InputError(f"{path}: no row for {missing[0]!r}, which the table has")
+    for row in table.rows:
+        if row.published and row.name not in rows:
+            raise InputError(
+                f"{path}: no row for {row.name!r}, which the table has (a row of external "
+                "predictions that was never published says so: published: false)"
+            )
+        if not row.published:
+            if row.name in rows:
+                raise InputError(
+                    f"{path}: has a row for {row.name!r}, which the table calls unpublished; "
+                    "remove its published: false"
+                )
+            rows[row.name] = PublishedRow(row.name, "", dict.fromkeys(table.labels, ""), {}, {})
     return rows
 
 

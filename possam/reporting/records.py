@@ -24,7 +24,7 @@ from possam.layout import RUN_LOCK
 from possam.locks import is_held
 from possam.params import Project
 from possam.reporting.flat import LONGEST, clean, flatten, flatten_values, numbers
-from possam.table_params import DEFAULT_VARIANT
+from possam.table_params import DEFAULT_VARIANT, EXTERNAL
 
 FORMAT = 2
 """Part of every content hash: raise it when the same files are to be shown in another way."""
@@ -56,7 +56,8 @@ class Record:
         key: ``training/<run>/seed<N>``, ``evaluation/<run>/seed<N>/<benchmark>/<condition>``,
             ``table/<name>`` or ``figure/<name>``.
         content: hash of the files behind it.
-        parent: key of the training behind an evaluation, else None.
+        parent: key of the training behind an evaluation, else None (external predictions have
+            none).
         links: keys of the evaluations behind a table.
         status: of a training without a summary ``RUNNING`` while a process works on it, else
             ``KILLED``.
@@ -170,11 +171,13 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
         raise InputError(f"{path}: variants: a mapping with {DEFAULT_VARIANT!r} is expected")
     start, end = _times(origin, path)
     values = numbers(flatten_values(data.get("counts") or {}, "counts"))
-    where = {"run": run, "seed": seed.removeprefix(_SEED)}
+    external = condition == EXTERNAL
+    where = {"external": run} if external else {"run": run, "seed": seed.removeprefix(_SEED)}
     where |= {"benchmark": benchmark, "condition": condition}
     trained = path.parents[5] / "runs" / run / seed / "run.json"
     config = dict(origin.get("parameters") or {}) | where
-    if trained.is_file():
+    behind = () if external else _existing(trained)
+    if behind:
         config["trained"] = _mapping(trained).get("parameters") or {}
     tags = {**common, "possam.kind": "evaluation", **_git_tags(origin), **_input_tags(data)}
     tags |= {f"possam.{key}": value for key, value in where.items()} | _variant_tags(config)
@@ -190,8 +193,8 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     files = _existing(path, path.with_name("provenance.json"))
     return Record(
         key=f"evaluation/{run}/{seed}/{benchmark}/{condition}",
-        content=_content((*files, *_existing(trained)), common),
-        parent=f"training/{run}/{seed}",
+        content=_content((*files, *behind), common),
+        parent=None if external else f"training/{run}/{seed}",
         start=start,
         end=end,
         parameters=flatten(_compared(config)),

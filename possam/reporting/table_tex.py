@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from possam.table_params import EXTERNAL
+
+_EXTERNAL_MARK = r"$^\dagger$"
+
 _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -41,18 +45,21 @@ def tex(card: Mapping[str, Any]) -> str:
     lines += [_line([escape(title) for title in titles]), r"\midrule"]
     for row in card["rows"]:
         cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
-        head = [escape(row["row"]), *(escape(row["labels"][key]) for key in card["labels"])]
+        mark = _EXTERNAL_MARK if row["source"] == EXTERNAL else ""
+        head = [escape(row["row"]) + mark, *(escape(row["labels"][key]) for key in card["labels"])]
         lines.append(_line([*head, *(_value(*cell) for cell in cells)]))
         if any("value" in cell for cell, _ in cells):
             lines.append(_line([*[""] * len(head), *(_interval(*cell) for cell in cells)]))
+    external = any(row["source"] == EXTERNAL for row in card["rows"])
     note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
     if card["synthetic"]:
         note += " Bold values are of synthetic data and not comparable with published ones."
+    marked = rf" {_EXTERNAL_MARK}External predictions, measured here." if external else ""
     # Below the tabular: a long line in it would widen its last column.
     lines += [
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\par\smallskip{{\footnotesize {escape(note)}}}",
+        rf"\par\smallskip{{\footnotesize {escape(note)}{marked}}}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -75,6 +82,8 @@ def _line(cells: list[str]) -> str:
 
 
 def _value(cell: Mapping[str, Any], decimals: int) -> str:
+    if "missing" in cell:
+        return "--"
     if "value" not in cell:
         return escape(cell["printed"]) or "--"
     spread = rf" $\pm$ {cell['std']:.{decimals}f}" if cell["std"] else ""

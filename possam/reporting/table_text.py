@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from possam.table_params import EFFICIENCY, METRICS_OF
+from possam.table_params import EFFICIENCY, EXTERNAL, METRICS_OF
 
 Card = Mapping[str, Any]
 
@@ -19,6 +19,7 @@ def markdown(card: Card) -> str:
             "",
             *_introduction(card),
             *(line for group in card["groups"] for line in _direction(card, group)),
+            *_gaps(card),
             *_comparison(card),
             *_ranks(card),
             *_controls(card),
@@ -53,7 +54,18 @@ def _introduction(card: Card) -> list[str]:
         "images]; below it the published value and, in brackets, the difference.",
         "",
     ]
+    if _external(card):
+        lines += [
+            "External: predictions that another system made, measured here by the same code; one "
+            "value whatever the seeds.",
+            "",
+        ]
     return lines
+
+
+def _external(card: Card) -> list[str]:
+    """Names of the rows of external predictions."""
+    return [row["row"] for row in card["rows"] if row["source"] == EXTERNAL]
 
 
 def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -79,6 +91,8 @@ def _value(cell: Mapping[str, Any], decimals: int = 1) -> str:
 
 
 def _cell(cell: Mapping[str, Any], decimals: int) -> str:
+    if "missing" in cell:
+        return f"<br>published {cell['printed']}" if cell["printed"] else ""
     if "value" not in cell:
         return str(cell["printed"])
     text = f"**{interval(cell, decimals)}**"
@@ -103,8 +117,19 @@ def _direction(card: Card, group: str) -> list[str]:
     return [f"## {card['groups'][group]}", "", *_lines(header, rows), ""]
 
 
+def _gaps(card: Card) -> list[str]:
+    """Cells that external predictions leave empty, and why."""
+    notes = [
+        f"- {row['row']}, {column_title(card, column)}: {reason}."
+        for row in card["rows"]
+        for column in card["columns"]
+        if (reason := row["cells"][column["key"]].get("missing"))
+    ]
+    return ["## Empty cells", "", *notes, ""] if notes else []
+
+
 def _comparison(card: Card) -> list[str]:
-    """Every reproduced row minus the reference row, where the two were paired."""
+    """Every measured row minus the reference row, where the two were paired."""
     columns = card["columns"]
     rows = []
     for row in card["rows"]:
@@ -162,9 +187,15 @@ def _ranks(card: Card) -> list[str]:
         f"-1 the reverse; the middle {level} of the resampled test images. It is a finding: no row "
         "was tuned towards it.",
         "",
+        *_left_out(card),
         *_lines(["Column", "tau", "Rows"], rows),
         "",
     ]
+
+
+def _left_out(card: Card) -> list[str]:
+    names = _external(card)
+    return [f"Left out, as external: {', '.join(names)}.", ""] if names else []
 
 
 def _controls(card: Card) -> list[str]:
@@ -257,7 +288,8 @@ def _protocol(card: Card) -> list[str]:
         )
         if (benchmark, variant, body) not in shown:
             shown.append((benchmark, variant, body))
-            lines += [f"### Benchmark `{benchmark}`, inference `{variant}`", "", body, ""]
+            how = f"inference `{variant}`" if variant else f"predictions of `{protocol['run']}`"
+            lines += [f"### Benchmark `{benchmark}`, {how}", "", body, ""]
     if not lines:
         return []
     return [
@@ -304,18 +336,13 @@ def terminal(card: Card) -> str:
         lines += ["", title, _text_line("", (column["title"] for column in columns))]
         for row in card["rows"]:
             cells = [row["cells"][column["key"]] for column in columns]
-            ours = group in row["runs"]
+            measured = group in row["runs"]
+            mark = (" +" if row["source"] == EXTERNAL else " *") if measured else ""
             digits = [column["decimals"] for column in columns]
-            values = (
-                _value(c, d) if "value" in c else c["printed"] or "-"
-                for c, d in zip(cells, digits, strict=True)
-            )
-            lines.append(_text_line(row["row"] + (" *" if ours else ""), values))
-            if ours:
-                spans = (
-                    f"{c['low']:.{d}f}-{c['high']:.{d}f}" if c["low"] < c["high"] else ""
-                    for c, d in zip(cells, digits, strict=True)
-                )
+            values = (_text_value(c, d) for c, d in zip(cells, digits, strict=True))
+            lines.append(_text_line(row["row"] + mark, values))
+            if measured:
+                spans = (_text_span(c, d) for c, d in zip(cells, digits, strict=True))
                 lines.append(_text_line("", spans))
     if card["controls"]:
         titles = (metric["title"] for metric in card["controls"][0]["metrics"].values())
@@ -323,7 +350,22 @@ def terminal(card: Card) -> str:
         for control in card["controls"]:
             values = (_value(metric) for metric in control["metrics"].values())
             lines += [control["name"], _text_line("", values)]
-    return "\n".join([*lines, "", "* reproduced, with its bootstrap interval", ""])
+    lines += ["", "* reproduced, with its bootstrap interval"]
+    if _external(card):
+        lines.append("+ external predictions, measured here")
+    return "\n".join([*lines, ""])
+
+
+def _text_value(cell: Mapping[str, Any], decimals: int) -> str:
+    if "missing" in cell:
+        return "-"
+    return _value(cell, decimals) if "value" in cell else cell["printed"] or "-"
+
+
+def _text_span(cell: Mapping[str, Any], decimals: int) -> str:
+    if "value" not in cell or cell["low"] == cell["high"]:
+        return ""
+    return f"{cell['low']:.{decimals}f}-{cell['high']:.{decimals}f}"
 
 
 def _text_line(name: str, cells: Iterable[str]) -> str:

@@ -16,7 +16,9 @@ from possam.reporting.table_tex import tex
 from possam.reporting.table_text import markdown, terminal
 from possam.table_params import (
     DECIMALS,
+    EXTERNAL,
     METRICS,
+    METRICS_OF,
     TRAINED,
     ColumnParams,
     ControlParams,
@@ -45,6 +47,11 @@ class _Source:
         run, benchmark, condition, variant = place
         where = f"{self.table}: run {run!r} on {benchmark!r} ({condition}, {variant})"
         keys = place.evaluations(seeds)
+        if place not in self.measurements and place.is_external:
+            raise InputError(
+                f"{where}: no evaluation; make it: possam evaluate {run} {benchmark} "
+                f"--scale {scale}"
+            )
         if place not in self.measurements:
             commands = "; ".join(
                 f"possam evaluate {run} {benchmark} --seed {seed} --condition {condition} "
@@ -64,6 +71,20 @@ class _Source:
                 f"scale {', '.join(map(repr, scales))}; evaluate the run again"
             )
         return found
+
+    def cell(self, place: Place, name: str) -> dict[str, Any]:
+        """As :meth:`metric`; of what external predictions do not give, ``missing``: the reason."""
+        found = self.find(place)
+        if not place.is_external or found.get(name) is not None:
+            return self.metric(place, name)
+        if name in found.metrics:
+            return {"missing": "no such class occurs in this test set"}
+        if name in METRICS_OF["instance"]:
+            return {
+                "missing": "it ranks masks by scores, which panoptic predictions and label maps "
+                "do not have"
+            }
+        return {"missing": "label maps do not tell segments apart"}
 
     def metric(self, place: Place, name: str) -> dict[str, float | None]:
         """``value``, ``low``, ``high`` and ``std`` in percent."""
@@ -97,7 +118,8 @@ def build_table(
 
     Raises:
         InputError: an unknown table, a published file that does not fit, or a missing evaluation
-            or metric of a reproduced row.
+            or metric of a reproduced row (what external predictions cannot give is an empty cell,
+            with a note).
     """
     if table not in project.tables:
         raise InputError(
@@ -149,11 +171,11 @@ def make_card(
             {
                 "run": place.run,
                 "benchmark": place.benchmark,
-                "variant": place.variant,
+                "variant": _variant(place),
                 **source.find(place).parts()[0].get("protocol", {}),
             }
             for place in places
-            if place.condition == TRAINED
+            if place.condition in (TRAINED, EXTERNAL)
         ],
         "evaluations": {
             key.name: _provenance(found)
@@ -178,18 +200,24 @@ def _row(
         stated = published.values.get(column.key)
         cell: dict[str, Any] = {"published": stated, "printed": published.texts.get(column.key, "")}
         if column.group in row.cells:
-            cell |= source.metric(row.cells[column.group].place, column.metric)
-            cell["difference"] = None if stated is None else cell["value"] - stated
-            cell["versus"] = dict(versus[column.key]) if column.key in versus else None
+            cell |= source.cell(row.cells[column.group].place, column.metric)
+            if "value" in cell:
+                cell["difference"] = None if stated is None else cell["value"] - stated
+                cell["versus"] = dict(versus[column.key]) if column.key in versus else None
         cells[column.key] = cell
     return {
         "row": row.name,
         "venue": published.venue,
         "labels": dict(published.labels),
-        "source": "reproduced" if row.cells else "published",
+        "source": row.source,
         "cells": cells,
         "runs": {group: _run(cell.place, source) for group, cell in row.cells.items()},
     }
+
+
+def _variant(place: Place) -> str:
+    """The inference variant; external predictions have none."""
+    return "" if place.is_external else place.variant
 
 
 def _run(place: Place, source: _Source) -> dict[str, Any]:
@@ -201,7 +229,7 @@ def _run(place: Place, source: _Source) -> dict[str, Any]:
     return {
         "run": place.run,
         "benchmark": place.benchmark,
-        "variant": place.variant,
+        "variant": _variant(place),
         "run_identity": [one.get("run_identity", "") for one in found.evaluations],
         "evaluation_identity": [one.get("identity", "") for one in found.evaluations],
         "evaluation_hash": [hash_json(one) for one in found.evaluations],
@@ -244,7 +272,7 @@ def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Our figures alone, by row and column (of a control by metric), as ``dvc metrics`` reads."""
+    """What was measured here, by row and column (of a control by metric), for ``dvc metrics``."""
     rows = {
         row["row"]: {key: cell["value"] for key, cell in row["cells"].items() if "value" in cell}
         for row in card["rows"]
@@ -257,7 +285,7 @@ def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def csv_text(card: Mapping[str, Any]) -> str:
-    """The CSV: published values as printed, ours with four decimals; empty where there is none.
+    """The CSV: published values as printed, measured ones with four decimals; empty: there is none.
 
     ``_std`` is over seeds, empty with one seed; ``_difference`` is to the published value,
     ``_versus`` to the table's reference row; hashes of several seeds are joined by a space.
@@ -283,6 +311,9 @@ def csv_text(card: Mapping[str, Any]) -> str:
         }
         for column in card["columns"]:
             key, cell = column["key"], row["cells"][column["key"]]
+            if "missing" in cell:
+                line[f"{key}_published"] = cell["printed"]
+                continue
             if "value" not in cell:
                 line[key] = cell["printed"]
                 continue

@@ -1,7 +1,8 @@
-"""Part of stage ``table``: the reproduced rows of a table against each other."""
+"""Part of stage ``table``: the measured rows of a table against each other."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from math import isnan
 
 from possam.evaluation.comparison import paired_differences, rank_agreement
 from possam.evaluation.seeds import load_seeds
@@ -16,7 +17,8 @@ from possam.table_params import PER_IMAGE, ColumnParams, Place, TableParams
 def compare_rows(project: Project, table: TableParams) -> Comparisons:
     """Paired differences from the reference row, and agreement with the published order.
 
-    Rows are paired column by column where both are measured on one benchmark. Only metrics that
+    The order is that of the reproduced rows: external predictions are no reproduction. Rows are
+    paired column by column where both are measured on one benchmark. Only metrics that
     are counted image by image can be resampled; the others have neither.
     """
     resampled = _resample(project, table)
@@ -71,8 +73,10 @@ def _differences(
                 resampled[cell.place], resampled[other.place], confidence=confidence
             )
             for column in columns:
-                if column.group == group:
-                    result.setdefault(row.name, {})[column.key] = asdict(found[column.metric])
+                difference = found.get(column.metric)
+                if column.group != group or difference is None or isnan(difference.value):
+                    continue  # external predictions do not give every metric
+                result.setdefault(row.name, {})[column.key] = asdict(difference)
     return result
 
 
@@ -88,7 +92,9 @@ def _agreement(
         rows = [
             row
             for row in table.rows
-            if column.group in row.cells and column.key in published[row.name].values
+            if column.group in row.cells
+            and not row.is_external
+            and column.key in published[row.name].values
         ]
         found = rank_agreement(
             [published[row.name].values[column.key] for row in rows],

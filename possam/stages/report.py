@@ -33,9 +33,13 @@ def job_records(project: Project, layout: Layout) -> dict[str, Path]:
     )
     jobs: dict[str, Path] = {}
     for key in keys:
+        if key.is_external:
+            continue
         training = f"train {key.run}, seed {key.seed}"
         jobs.setdefault(training, layout.run(key.run, key.seed) / "provenance.json")
     for key in keys:
         name = f"evaluate {key.run}, seed {key.seed} on {key.benchmark}, {key.condition}"
+        if key.is_external:
+            name = f"score {key.run} on {key.benchmark}"
         jobs[name] = layout.evaluation(*key) / "provenance.json"
     return jobs

@@ -39,7 +39,7 @@ def measure(project: Project, place: Place) -> "Measurement | None":
     evaluations = tuple(read_json(file) for file in files)
     if any(place.variant not in evaluation["variants"] for evaluation in evaluations):
         return None
-    if len(seeds) == 1:
+    if len(evaluations) == 1:
         return Measurement.of(evaluations[0], place.variant)
     average = average_seeds(
         folders,

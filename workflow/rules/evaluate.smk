@@ -23,3 +23,21 @@ rule evaluate:
     shell:
         "possam evaluate {wildcards.run} {wildcards.benchmark} --seed {wildcards.seed} "
         "--condition {wildcards.condition} --scale {params.scale} 2> >(tee {log} >&2)"
+
+
+# Predictions of a system that is not trained here; their content is part of the identity.
+rule external:
+    input:
+        lambda w: plan.external_inputs(w.prefix, w.external, w.benchmark),
+    output:
+        EXTERNAL_EVALUATION,
+    params:
+        scale=lambda w: plan.scale_of(w.prefix),
+        identity=lambda w: plan.identity(
+            "external", plan.scale_of(w.prefix), external=w.external, benchmark=w.benchmark
+        ),
+    log:
+        "results/{prefix}logs/external_{external}_{benchmark}.log",
+    shell:
+        "possam evaluate {wildcards.external} {wildcards.benchmark} --scale {params.scale} "
+        "2> >(tee {log} >&2)"
