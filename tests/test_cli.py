@@ -11,6 +11,7 @@ from possam.errors import InputError
 STAGES = {
     *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train"),
     *("evaluate", "score", "table", "figure", "show", "report", "track", "ui", "predict"),
+    *("keep", "bench"),
     *("efficiency", "pretrain"),
 }
 

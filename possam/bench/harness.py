@@ -67,7 +67,7 @@ class Side:
             "low_s": min(self.seconds),
             "high_s": max(self.seconds),
             "seconds": self.seconds,
-            "per_second": items / middle,
+            "per_second": items / middle if middle else None,
             "peak_memory_mib": self.memory_mib,
         }
 
