@@ -44,10 +44,10 @@ def _world(arguments: argparse.Namespace) -> None:
     make_world(_project(arguments), workers=arguments.workers)
 
 
-def _fetch(arguments: argparse.Namespace) -> None:
-    from possam.stages.fetch import fetch_asset
+def _download(arguments: argparse.Namespace) -> None:
+    from possam.stages.download import download_assets
 
-    fetch_asset(_project(arguments), arguments.asset)
+    download_assets(_project(arguments), arguments.assets, list_only=arguments.list)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -225,8 +225,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("world", _world, "write the synthetic world's archives in the upstream layouts")
     sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
 
-    sub = stage("fetch", _fetch, "fetch one asset of params/assets.yaml, verify and unpack it")
-    sub.add_argument("asset")
+    sub = stage(
+        "download",
+        _download,
+        "download assets of params/assets.yaml (or link to a user's), verify and unpack them",
+    )
+    sub.add_argument("assets", nargs="*", metavar="ASSET", help="default: all of the scale")
+    sub.add_argument(
+        "--list", action="store_true", help="only say what there is, its size and its terms"
+    )
 
     sub = stage("convert", _convert, "convert one split of a data set to the common format")
     sub.add_argument("dataset")

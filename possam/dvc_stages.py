@@ -45,7 +45,7 @@ RECORDS = Path(".snakemake/metadata")
 
 _TARGETS = {
     "world": WORLD,
-    "fetch": ASSET,
+    "download": ASSET,
     "convert": DATASET,
     "features": FEATURES,
     "train": RUN,
@@ -61,7 +61,7 @@ _STORED = ("convert", "train", "evaluate")
 _TRAINED_FROM = ("loss", "model", "seeds", "templates", "threads", "towers", "training")
 _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
     "world": ("world",),
-    "fetch": (),
+    "download": (),
     "convert": (),
     "features": ("towers", "training"),
     "train": _TRAINED_FROM,
@@ -165,15 +165,15 @@ def _towers(plan: Pipeline, scale: str) -> dict[str, str]:
 
 def _is_stored(plan: Pipeline, scale: str, job: Job) -> bool:
     towers = _towers(plan, scale)
-    return job.rule in _STORED or (job.rule == "fetch" and job.of("asset") in towers)
+    return job.rule in _STORED or (job.rule == "download" and job.of("asset") in towers)
 
 
 def _name(plan: Pipeline, scale: str, job: Job) -> str:
     which = dict(job.wildcards)
-    if job.rule == "fetch":
+    if job.rule == "download":
         which["tower"] = _towers(plan, scale)[which["asset"]]
     return {
-        "fetch": "{scale}-tower-{tower}",
+        "download": "{scale}-tower-{tower}",
         "convert": "{scale}-data-{dataset}",
         "train": "{scale}-train-{run}",
         "evaluate": "{scale}-evaluate-{run}-{benchmark}",
@@ -196,7 +196,7 @@ def _inputs(plan: Pipeline, scale: str, job: Job) -> list[str]:
     which = {k: v for k, v in job.wildcards if k not in ("scale", "prefix")}
     prefix = plan.project(scale).prefix
     match job.rule:
-        case "fetch":
+        case "download":
             return plan.asset_inputs(scale, **which)
         case "convert":
             return plan.dataset_inputs(scale, **which)
@@ -230,11 +230,11 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
     made = list(dict.fromkeys(path for target in targets for path in _made(plan, scale, target)))
     if first.rule == "convert":
         # A converted data set refers to the images in the unpacked archives.
-        fetched = sorted(job.of("asset") for job in jobs if job.rule == "fetch")
+        fetched = sorted(job.of("asset") for job in jobs if job.rule == "download")
         known = plan.project(scale).assets
         made += [RAW.format(scale=scale, asset=name) for name in fetched if known[name].unpack]
     # What others published stays theirs to give: DVC keeps its hash alone.
-    real = first.rule in ("convert", "fetch") and not plan.project(scale).scale.synthetic
+    real = first.rule in ("convert", "download") and not plan.project(scale).scale.synthetic
     return Stage(
         targets=tuple(targets),
         stored=(*(() if real else made), *map(_record, targets)),
@@ -293,7 +293,7 @@ def _exclusive(plan: Pipeline, scale: str, targets: list[str]) -> tuple[set[Job]
             deps.add(path)
         elif path not in targets and _is_stored(plan, scale, job):
             # The record of a fetched file holds its hash.
-            deps.add(path if job.rule == "fetch" else os.path.dirname(path))
+            deps.add(path if job.rule == "download" else os.path.dirname(path))
         elif job not in jobs:
             jobs.add(job)
             pending += _inputs(plan, scale, job)
@@ -304,7 +304,7 @@ def _made(plan: Pipeline, scale: str, target: str) -> list[str]:
     """What belongs to a target: its folder (of an evaluation, with all its conditions) or files."""
     job, folder = _job(target), os.path.dirname(target)
     assert job is not None
-    if job.rule == "fetch":
+    if job.rule == "download":
         return [target, f"{folder}/{plan.project(scale).assets[job.of('asset')].file}"]
     return [os.path.dirname(folder) if job.rule == "evaluate" else folder]
 
@@ -340,7 +340,7 @@ def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
     which, file = dict(job.wildcards), f"scales/{scale}.yaml"
     keys: dict[str, tuple[str, ...]] = {file: _SCALE_KEYS[job.rule]}
     match job.rule:
-        case "fetch":
+        case "download":
             keys["assets.yaml"] = (which["asset"],)
         case "convert":
             sources = {

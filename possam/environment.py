@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_SCALE = "mini"
 FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
+DATA_ROOTS_PREFIX = "POSSAM_DATA_ROOTS_"
 
 MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -30,12 +31,15 @@ class Environment:
         forkserver: ``POSSAM_FORKSERVER``, set by a pipeline for its jobs: the socket of
             :mod:`possam.forkserver`; else None.
         slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
+        data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that win over ``roots`` of
+            ``params/data.yaml``, by their name in small letters.
     """
 
     tracking_uri: str = DEFAULT_TRACKING_URI
     scale: str = DEFAULT_SCALE
     forkserver: str | None = None
     slurm_job: str | None = None
+    data_roots: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
@@ -52,6 +56,11 @@ class Environment:
             scale=scale,
             forkserver=read(FORKSERVER_VARIABLE),
             slurm_job=read("SLURM_JOB_ID"),
+            data_roots={
+                name.removeprefix(DATA_ROOTS_PREFIX).lower(): folder
+                for name in sorted(values)
+                if name.startswith(DATA_ROOTS_PREFIX) and (folder := read(name)) is not None
+            },
         )
 
 

@@ -26,13 +26,13 @@ from possam.layout import (
     TABLE_CARD,
     WORLD,
 )
-from possam.params import CLIP, CLIP_STAGES, Project
+from possam.params import CLIP, CLIP_STAGES, AssetParams, Project
 from possam.reporting.published import read_published
 from possam.stages.table import table_params
 
 CODE: dict[str, tuple[str, ...]] = {
     "world": ("possam.stages.world",),
-    "fetch": ("possam.stages.fetch",),
+    "download": ("possam.stages.download",),
     "convert": ("possam.stages.convert",),
     "features": ("possam.stages.features",),
     "train": ("possam.stages.train",),
@@ -75,7 +75,7 @@ class Pipeline:
         """Hash of the parameters and code that decide ``stage``'s output."""
         selectors: dict[str, Callable[..., Any]] = {
             "world": self._world,
-            "fetch": self._asset,
+            "download": self._asset,
             "convert": self._nothing,
             "features": self._features,
             "train": self._train,
@@ -96,7 +96,8 @@ class Pipeline:
         return None if world is None else _plain(world)
 
     def _asset(self, project: Project, *, asset: str) -> Any:
-        return _plain(self._known_asset(project, asset))
+        params = self._known_asset(project, asset)
+        return params.model_dump(mode="json", exclude={"about", "unpacked_about"})
 
     def _features(self, project: Project, *, tower: str) -> Any:
         scale = project.scale
@@ -152,7 +153,7 @@ class Pipeline:
         return parts
 
     @staticmethod
-    def _known_asset(project: Project, asset: str) -> Any:
+    def _known_asset(project: Project, asset: str) -> AssetParams:
         if asset not in project.assets:
             raise InputError(
                 f"params/assets.yaml: unknown asset {asset!r}; "

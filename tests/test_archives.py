@@ -172,7 +172,7 @@ def test_truncated_archives_are_refused(tmp_path: Path, name: str, share: float)
     noise = {f"{i}.bin": hash_bytes(i) for i in range(20)}
     archive = MAKERS[name](tmp_path / name, noise)
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
-    with pytest.raises(InputError, match="fetch it again"):
+    with pytest.raises(InputError, match="download it again"):
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -198,7 +198,7 @@ def test_flipped_bytes_are_found(tmp_path: Path, name: str) -> None:
     damaged = bytearray(archive.read_bytes())
     damaged[len(damaged) // 3] ^= 0xFF
     archive.write_bytes(damaged)
-    with pytest.raises(InputError, match="fetch it again"):
+    with pytest.raises(InputError, match="download it again"):
         unpack(archive, tmp_path / "out")
 
 
@@ -207,7 +207,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     path.write_text("<html>not found</html>" * 50)
     with pytest.raises(InputError, match="not a complete zip or tar"):
         unpack(path, tmp_path / "out")
-    with pytest.raises(InputError, match="fetch it first"):
+    with pytest.raises(InputError, match="download it first"):
         unpack(tmp_path / "none.zip", tmp_path / "out")
 
 
