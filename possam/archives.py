@@ -168,8 +168,9 @@ def _readable(archive: Path) -> Iterator[None]:
         zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError,
         NotImplementedError,
     ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{archive}: not a complete zip or tar archive ({error}); it may be truncated: delete "
+            f"{archive}: not a complete zip or tar archive ({reason}); it may be truncated: delete "
             "it and download it again"
         ) from error
     except OSError as error:

@@ -180,7 +180,7 @@ def _then(name: str, kind: bytes, target: str) -> Callable[[Path], Path]:
 
 
 def _tar_in_order(*names: str) -> Callable[[Path], Path]:
-    return lambda folder: make_tar(folder / "bad.tar", {name: b"x" for name in names})
+    return lambda folder: make_tar(folder / "bad.tar", dict.fromkeys(names, b"x"))
 
 
 HOSTILE = {
