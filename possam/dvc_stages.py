@@ -13,47 +13,29 @@ for one of the parameters at hand.
 """
 
 import os
-import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from possam.codehash import module_closure
 from possam.figure_params import find_figure, load_figures
+from possam.jobs import Job, find_job, inputs_of
 from possam.layout import (
-    ASSET,
-    DATASET,
-    EVALUATION,
-    FEATURES,
     FIGURE_CARD,
     FIGURE_PDF,
     FIGURE_PNG,
     RAW,
-    RUN,
     TABLE_CARD,
     TABLE_CSV,
     TABLE_MD,
     TABLE_METRICS,
     TABLE_TEX,
-    WORLD,
 )
 from possam.pipeline import CODE, Pipeline
 
 RECORDS = Path(".snakemake/metadata")
-
-_TARGETS = {
-    "world": WORLD,
-    "download": ASSET,
-    "convert": DATASET,
-    "features": FEATURES,
-    "train": RUN,
-    "evaluate": EVALUATION,
-    "table": TABLE_CSV,
-    "figure": FIGURE_CARD,
-}
-"""The tracked file of each Snakemake rule."""
 
 _STORED = ("convert", "train", "evaluate")
 """Rules whose results DVC keeps, besides the fetched towers; stages depend on each other's."""
@@ -73,17 +55,6 @@ _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 _SHOWN_IMAGES = ("automatic_masks", "inference", "templates", "towers")
 """Further keys of a figure that runs models."""
-
-
-class Job(NamedTuple):
-    """One Snakemake job."""
-
-    rule: str
-    wildcards: tuple[tuple[str, str], ...]
-
-    def of(self, wildcard: str) -> str:
-        """The value of a wildcard."""
-        return dict(self.wildcards)[wildcard]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +116,12 @@ def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
     seen = set(pending)
     while pending:
         path = pending.pop(0)
-        job = _job(path)
+        job = find_job(path)
         if job is None:
             continue
         if job.rule in ("table", "figure") or _is_stored(plan, scale, job):
             targets.setdefault(_name(plan, scale, job), []).append(path)
-        new = [found for found in _inputs(plan, scale, job) if found not in seen]
+        new = [found for found in inputs_of(plan, scale, job) if found not in seen]
         seen.update(new)
         pending += new
     return {name: _stage(plan, scale, sorted(found)) for name, found in sorted(targets.items())}
@@ -182,37 +153,6 @@ def _name(plan: Pipeline, scale: str, job: Job) -> str:
     }[job.rule].format(**{**which, "scale": scale})
 
 
-def _job(path: str) -> Job | None:
-    """The job that makes ``path``; None for a file that is there from the start."""
-    for rule, pattern in _TARGETS.items():
-        text = re.escape(pattern).replace(r"\{prefix\}", r"(?P<prefix>(?:\w+/)?)")
-        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", text), path)
-        if found:
-            return Job(rule, tuple(sorted(found.groupdict().items())))
-    return None
-
-
-def _inputs(plan: Pipeline, scale: str, job: Job) -> list[str]:
-    which = {k: v for k, v in job.wildcards if k not in ("scale", "prefix")}
-    prefix = plan.project(scale).prefix
-    match job.rule:
-        case "download":
-            return plan.asset_inputs(scale, **which)
-        case "convert":
-            return plan.dataset_inputs(scale, **which)
-        case "features":
-            return plan.features_inputs(scale, **which)
-        case "train":
-            return plan.training_inputs(prefix, which["run"])
-        case "evaluate":
-            return plan.evaluation_inputs(prefix, **which)
-        case "table":
-            return plan.table_inputs(prefix, **which)
-        case "figure":
-            return plan.figure_inputs(prefix, **which)
-    return []
-
-
 def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
     jobs, deps = _exclusive(plan, scale, targets)
     code = {path for rule in {job.rule for job in jobs} for path in _code(rule)}
@@ -221,7 +161,7 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
         "deps": (*sorted(deps), *sorted(code)),
         "params": _params(plan, scale, jobs),
     }
-    first = _job(targets[0])
+    first = find_job(targets[0])
     assert first is not None
     if first.rule == "table":
         return _table(plan, scale, first.of("table"), common)
@@ -288,7 +228,7 @@ def _exclusive(plan: Pipeline, scale: str, targets: list[str]) -> tuple[set[Job]
     pending = list(targets)
     while pending:
         path = pending.pop()
-        job = _job(path)
+        job = find_job(path)
         if job is None:
             deps.add(path)
         elif path not in targets and _is_stored(plan, scale, job):
@@ -296,13 +236,13 @@ def _exclusive(plan: Pipeline, scale: str, targets: list[str]) -> tuple[set[Job]
             deps.add(path if job.rule == "download" else os.path.dirname(path))
         elif job not in jobs:
             jobs.add(job)
-            pending += _inputs(plan, scale, job)
+            pending += inputs_of(plan, scale, job)
     return jobs, deps
 
 
 def _made(plan: Pipeline, scale: str, target: str) -> list[str]:
     """What belongs to a target: its folder (of an evaluation, with all its conditions) or files."""
-    job, folder = _job(target), os.path.dirname(target)
+    job, folder = find_job(target), os.path.dirname(target)
     assert job is not None
     if job.rule == "download":
         return [target, f"{folder}/{plan.project(scale).assets[job.of('asset')].file}"]
@@ -344,7 +284,9 @@ def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
             keys["assets.yaml"] = (which["asset"],)
         case "convert":
             sources = {
-                found.of("asset") for path in _inputs(plan, scale, job) if (found := _job(path))
+                found.of("asset")
+                for path in inputs_of(plan, scale, job)
+                if (found := find_job(path))
             }
             roles = plan.project(scale).scale.assets
             keys[file] = tuple(
