@@ -21,7 +21,7 @@ class HardwareParams(Params):
         per_node, per_job: units of a node, and of one job of each stage.
         training, evaluation, features: see :data:`Rates`; ``convert``: images a second of one job.
         feature_bytes_per_image: of one tower's cache, with the mirrored image.
-        trained_parameters: of the largest model.
+        trained_parameters: of the largest model; ``memory_gib``: main memory of one training job.
     """
 
     unit: str
@@ -34,6 +34,7 @@ class HardwareParams(Params):
     feature_bytes_per_image: Count
     convert: Rate
     trained_parameters: Positive
+    memory_gib: Rate
 
 
 class PlanParams(Params):
