@@ -54,10 +54,11 @@ def _plain(params: Params) -> dict[str, Any]:
 class Pipeline:
     """Answers the rules' questions for every scale in ``folder``/scales."""
 
-    def __init__(self, *, folder: Path = Path("params")) -> None:
+    def __init__(self, *, folder: Path = Path("params"), project: Project | None = None) -> None:
+        """``project``: one of ``folder`` that is loaded already."""
         self.folder = folder
         self.scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
-        self._projects: dict[str, Project] = {}
+        self._projects = {} if project is None else {project.name: project}
         self._code = cache(lambda stage: code_hash(*CODE[stage]))
 
     def project(self, scale: str) -> Project:

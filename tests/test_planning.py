@@ -161,6 +161,8 @@ def test_wall_time_by_hand() -> None:
     assert wall_hours([*trainings, *tests], capacity=9) == 32
     assert wall_hours([*trainings, step("long", 12, units=1)], capacity=9) == 30
     assert wall_hours([step("large", 10, units=8)], capacity=4) == 20
+    after = [step(name, 5, units=4, needs=("large",)) for name in "ab"]
+    assert wall_hours([step("large", 10, units=8), *after], capacity=4) == 30
     assert wall_hours([], capacity=8) == 0
 
 

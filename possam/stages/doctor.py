@@ -45,7 +45,7 @@ class Finding:
 
 def examine(project: Project) -> list[Finding]:
     """Everything that this machine must have for the project's scale."""
-    pipeline = Pipeline(folder=project.folder)
+    pipeline = Pipeline(folder=project.folder, project=project)
     findings = [_python(), *_packages()]
     gpus = _gpu_names()
     slurm = _slurm()

@@ -19,7 +19,7 @@ def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:
     """
     if nodes < 1:
         raise InputError(f"--nodes: {nodes}: at least one node is needed")
-    pipeline = Pipeline(folder=project.folder)
+    pipeline = Pipeline(folder=project.folder, project=project)
     targets = resolve_targets(pipeline, project.name, names)
     plan = make_plan(pipeline, project.name, targets)
     parts = (

@@ -14,12 +14,13 @@ from possam.stages import doctor
 from possam.stages.doctor import Finding, examine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = doctor._packages
 SLURM = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A machine where all is well: GPUs, memory, disk, a SLURM that answers, the locked packages."""
+    """A machine where all is well: GPUs, memory, disk, SLURM; packages are compared where asked."""
     here = tmp_path / "repository"
     shutil.copytree(REPOSITORY / "params", here / "params")
     shutil.copy(REPOSITORY / "requirements.lock", here)
@@ -31,10 +32,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", str(commands), prepend=":")
     for name in ("POSSAM_TRACKING_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor, "_packages", lambda: iter([Finding("packages", "ok", "")]))
     monkeypatch.setattr(doctor, "_gpu_names", lambda: ["A100 (85.1 GB)"] * 8)
     monkeypatch.setattr(doctor, "_available_memory", lambda: 2**40)
     monkeypatch.setattr(doctor, "free_bytes", lambda path: 10**12)
     yield commands
+
+
+def packages() -> Finding:
+    (found,) = PACKAGES()
+    return found
 
 
 def script(path: Path, line: str) -> None:
@@ -128,15 +135,15 @@ def test_a_part_of_slurm_is_missing(machine: Path, monkeypatch: pytest.MonkeyPat
 def test_packages_are_compared_with_the_lock(machine: Path) -> None:
     lock = Path("requirements.lock")
     lines = lock.read_text()
-    assert only("packages").state == "ok"
+    assert packages().state == "ok"
     lock.write_text(lines + "nothing-of-this-name==1.0\nnever==1 ; python_version < '3'\n")
-    found = only("packages")
+    found = packages()
     assert found.state == "warning" and found.text.endswith("evaluation): nothing-of-this-name")
     numpy = next(line for line in lines.splitlines() if line.startswith("numpy=="))
     lock.write_text(lines.replace(numpy, "numpy==1.0"))
-    assert "not as locked: numpy" in only("packages").text
+    assert "not as locked: numpy" in packages().text
     lock.unlink()
-    assert "in the repository" in only("packages").remedy
+    assert "in the repository" in packages().remedy
 
 
 def test_a_package_that_everything_needs(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +155,7 @@ def test_a_package_that_everything_needs(machine: Path, monkeypatch: pytest.Monk
         return real(name)
 
     monkeypatch.setattr(doctor.metadata, "version", version)
-    assert only("packages") == Finding("packages", "problem", "missing: torch", "make setup")
+    assert packages() == Finding("packages", "problem", "missing: torch", "make setup")
 
 
 def test_memory_and_cores(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
