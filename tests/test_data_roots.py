@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from possam.data_params import load_data
 from possam.environment import Environment
 from possam.errors import ChecksumError, InputError
 from possam.files import read_json
+from possam.locks import hold
 from possam.params import Project
 from possam.stages.download import download_asset, download_assets
 
@@ -380,6 +382,23 @@ def test_all_assets_are_listed_and_one_failure_keeps_no_other(
     assert "2 of 3 assets could not be had" in str(error.value)
     assert "sam_vit_b_01ec64.pth: no network here" in str(error.value)
     assert raw("coco_panoptic").is_dir()
+
+
+def test_a_second_process_waits_also_for_the_unpacking(
+    project: Callable[..., Project],
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paper = project(coco=str(disk))
+    lock = Path("data/paper/assets/.coco_val_images.lock")
+    held = threading.Event()
+    monkeypatch.setattr("possam.stages.download._say", lambda name, text: held.set())
+    with hold(lock, timeout=0):
+        waiting = threading.Thread(target=download_asset, args=(paper, "coco_val_images"))
+        waiting.start()
+        assert held.wait(30) and not raw("coco_val_images").exists()
+    waiting.join(30)
+    assert raw("coco_val_images").is_dir()
 
 
 def test_too_little_space_for_everything_is_told_first(
