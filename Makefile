@@ -50,7 +50,7 @@ parity: $(READY) ## every borrowed part against its reference, full size; writes
 	MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -m parity -n $(CORES) --dist loadscope --no-loadscope-reorder \
 	  --parity-report reports/parity.md
 
-paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (needs 20 GiB of memory, 10 GB of disk)
+paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py
 
 lint: $(READY) ## ruff and mypy

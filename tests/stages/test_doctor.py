@@ -161,7 +161,7 @@ def test_a_package_that_everything_needs(machine: Path, monkeypatch: pytest.Monk
 def test_memory_and_cores(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only("memory").state == "ok"
     monkeypatch.setattr(doctor, "_available_memory", lambda: 4 * 2**30)
-    assert "4.0 GiB available, 20 GiB" in only("memory").text
+    assert "4.0 GiB available, 10 GiB" in only("memory").text
     assert (only("memory").state, only("memory", "smoke").state) == ("warning", "ok")
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: {0, 1})
     assert (only("cores").state, only("cores", "smoke").state) == ("warning", "ok")
