@@ -2,26 +2,25 @@
 
 In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that
 the pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden
-``.F.verified.json`` (what was hashed when), ``.F.part`` (a download under way) and ``.F.lock``.
+``.F.verified.json`` (what was hashed when), ``.F.part`` (a download under way) and ``.F.lock``. A
+file of a user's data root is a link; an archive that is unpacked there has a record and no file.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from possam.archives import unpack
+from possam.archives import check_archive
 from possam.download import download
 from possam.errors import ChecksumError, InputError, PossamError
-from possam.files import read_json, write_json
+from possam.files import atomic_path, read_json, write_json
 from possam.params import AssetParams
 from possam.progress import Progress
-
-__all__ = ["fetch", "unpack"]
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
@@ -44,6 +43,11 @@ def record_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.record.json"
 
 
+def partial_path(target: Path) -> Path:
+    """Where the download of ``target`` under way lies."""
+    return target.with_name(f".{target.name}.part")
+
+
 def fetch(
     asset: AssetParams,
     *,
@@ -51,6 +55,7 @@ def fetch(
     directory: Path,
     world_manifest: Path | None,
     base: Path,
+    local: Path | None = None,
     retries: int = 6,
     backoff: float = 1.0,
     timeout: float = 60.0,
@@ -66,6 +71,7 @@ def fetch(
         directory: where files and records go; one folder a scale.
         world_manifest: the procedural world's manifest; its folder replaces ``{world}``.
         base: folder that relative ``file:`` paths and manifests start from (the repository).
+        local: the file in a data root of the user, taken instead of ``urls``: checked and linked.
         retries, backoff, timeout: see :func:`possam.download.download`.
 
     Returns:
@@ -83,24 +89,63 @@ def fetch(
         facts = _present(target, expected, name, replaceable=bool(asset.urls))
         if facts is None:
             facts = _obtain(
-                asset, name, target, expected, _Places(world_manifest, base),
+                asset, name, target, expected, _Places(world_manifest, base), local,
                 retries=retries, backoff=backoff, timeout=timeout,
             )  # fmt: skip
         if expected.algorithm is None:
+            if asset.unpack:
+                check_archive(target)  # or a truncated file would be pinned
             _pin(directory, asset.file, facts, name)
         checksum = f"{expected.algorithm or 'sha256'}:{expected.digest or facts['sha256']}"
-        record = {
-            "asset": name,
-            "file": asset.file,
-            "bytes": facts["bytes"],
-            "sha256": facts["sha256"],
-            "source": facts["source"],
-            "checksum": checksum,
-            "pinned": expected.pinned,
-            "licence": asset.licence,
-        }
-        write_json(record_path(directory, name), record)
+        _record(asset, name, directory, facts, checksum=checksum, pinned=expected.pinned)
     return target
+
+
+def _record(
+    asset: AssetParams,
+    name: str,
+    directory: Path,
+    facts: Mapping[str, Any],
+    *,
+    checksum: str,
+    pinned: bool,
+) -> None:
+    record = {
+        "asset": name,
+        "file": asset.file,
+        "bytes": facts["bytes"],
+        "sha256": facts["sha256"],
+        "source": facts["source"],
+        "checksum": checksum,
+        "pinned": pinned,
+        "licence": asset.licence,
+    }
+    write_json(record_path(directory, name), record)
+
+
+def record_unpacked(
+    asset: AssetParams, *, name: str, directory: Path, facts: Mapping[str, Any], source: str
+) -> None:
+    """Pin an archive that a user has unpacked, and write its record.
+
+    What is published is the archive's checksum; of an unpacked folder, names, sizes and contents
+    (``facts["sha256"]``, see :func:`possam.data_roots.link_parts`) are pinned on first use.
+
+    Raises:
+        ChecksumError: the folder is not the one that was pinned.
+    """
+    key, digest = f"{name} (unpacked)", facts["sha256"]
+    pin = _read_pins(directory).get(key)
+    if pin is None:
+        _pin(directory, key, facts, name)
+    elif pin["sha256"] != digest:
+        raise ChecksumError(
+            f"{source}: {name}: sha256 {pin['sha256']} of names, sizes and annotations is pinned "
+            f"in {directory / PINS}, {digest} was found: files changed there since; restore them, "
+            "or remove the entry to pin anew"
+        )
+    facts = {"bytes": facts["bytes"], "sha256": digest, "source": source}
+    _record(asset, name, directory, facts, checksum=f"unpacked-sha256:{digest}", pinned=True)
 
 
 @contextlib.contextmanager
@@ -182,7 +227,7 @@ def _read_pins(directory: Path) -> dict[str, dict[str, Any]]:
     return pins
 
 
-def _pin(directory: Path, file: str, facts: dict[str, Any], name: str) -> None:
+def _pin(directory: Path, file: str, facts: Mapping[str, Any], name: str) -> None:
     with _exclusive(directory / f".{PINS}.lock", PINS):
         pins = _read_pins(directory)
         pins[file] = {"sha256": facts["sha256"], "bytes": facts["bytes"]}
@@ -267,18 +312,22 @@ def _obtain(
     target: Path,
     expected: _Expected,
     places: _Places,
+    local: Path | None,
     *,
     retries: int,
     backoff: float,
     timeout: float,
 ) -> dict[str, Any]:
     """Try the sources in their order; the first file that matches gets its name."""
+    if local is not None:
+        return _link(asset, name, local, target, expected)
     if not asset.urls:
         raise InputError(
             f"{target}: asset {name} cannot be downloaded without the user: {asset.notes.strip()} "
-            f"Put the file there, or give its link in assets.yaml ({name}.urls)."
+            f"Then put the file there (under this name), or give its link in assets.yaml "
+            f"({name}.urls), or name a folder that has it, packed or unpacked, in data.yaml (roots)"
         )
-    partial = target.with_name(f".{target.name}.part")
+    partial = partial_path(target)
     faults: list[PossamError] = []
     for url in asset.urls:
         try:
@@ -297,12 +346,37 @@ def _obtain(
                     f"{asset.file} from {url}: {fault}; the download was removed. Run again; if it "
                     f"fails again the file changed upstream: correct {name}.checksum in assets.yaml"
                 )
+            if asset.unpack:
+                _check_download(partial, url)
             partial.replace(target)
             return _note(target, digests, source=url)
         except PossamError as error:
             faults.append(error)
     kind = ChecksumError if any(isinstance(f, ChecksumError) for f in faults) else InputError
     raise kind("\n".join(str(fault) for fault in faults)) from faults[-1]
+
+
+def _check_download(partial: Path, url: str) -> None:
+    try:
+        check_archive(partial)
+    except InputError as error:
+        partial.unlink()
+        raise InputError(f"{url}: {error}; the download was removed") from error
+
+
+def _link(
+    asset: AssetParams, name: str, local: Path, target: Path, expected: _Expected
+) -> dict[str, Any]:
+    """Check the user's file where it is, and link to it."""
+    digests = _hash(local, expected.algorithm, label=f"check {name}")
+    if fault := _fault(local.stat().st_size, digests, expected):
+        raise ChecksumError(
+            f"{local}: {fault}; put the right file there, or take the folder out of roots in "
+            "data.yaml to download"
+        )
+    with atomic_path(target) as link:
+        link.symlink_to(local.absolute())
+    return _note(target, digests, source="data root")
 
 
 def _copy(source: Path, partial: Path, name: str) -> None:

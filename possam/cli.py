@@ -1,6 +1,7 @@
 """The ``possam`` command: one subcommand a stage, nothing but argument handling.
 
-Exit codes: 0 done; 2 bad input or usage (one message, nothing half-written); 130 interrupted.
+Exit codes: 0 done; 1 ``possam doctor`` found a problem; 2 bad input or usage (one message, nothing
+half-written); 130 interrupted.
 """
 
 import argparse
@@ -44,10 +45,22 @@ def _world(arguments: argparse.Namespace) -> None:
     make_world(_project(arguments), workers=arguments.workers)
 
 
-def _fetch(arguments: argparse.Namespace) -> None:
-    from possam.stages.fetch import fetch_asset
+def _download(arguments: argparse.Namespace) -> None:
+    from possam.stages.download import download_assets
 
-    fetch_asset(_project(arguments), arguments.asset)
+    download_assets(_project(arguments), arguments.assets, list_only=arguments.list)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from possam.stages.plan import print_plan
+
+    print_plan(_project(arguments), arguments.targets, nodes=arguments.nodes)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from possam.stages.doctor import doctor
+
+    return doctor(_project(arguments))
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -236,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(title="stages", dest="stage", required=True, metavar="STAGE")
 
     def stage(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, *, scale: bool = True
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, scale: bool = True
     ) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
         sub.set_defaults(call=run)
@@ -257,8 +270,26 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("world", _world, "write the synthetic world's archives in the upstream layouts")
     sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
 
-    sub = stage("fetch", _fetch, "fetch one asset of params/assets.yaml, verify and unpack it")
-    sub.add_argument("asset")
+    sub = stage(
+        "download",
+        _download,
+        "download assets of params/assets.yaml (or link to a user's), verify and unpack them",
+    )
+    sub.add_argument("assets", nargs="*", metavar="ASSET", help="default: all of the scale")
+    sub.add_argument(
+        "--list", action="store_true", help="only say what there is, its size and its terms"
+    )
+
+    sub = stage("plan", _plan, "say what targets take: jobs, GPU-hours, wall time, disk space")
+    sub.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="tables, figures, runs, report, or files (default: all tables)",
+    )
+    sub.add_argument("--nodes", type=int, default=1, help="for the wall time (default: 1)")
+
+    stage("doctor", _doctor, "say what this machine lacks for a scale, and what to do about it")
 
     sub = stage("convert", _convert, "convert one split of a data set to the common format")
     sub.add_argument("dataset")
@@ -420,14 +451,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"possam: no fork server at {server} ({error})", file=sys.stderr)
     try:
-        parsed.call(parsed)
+        return parsed.call(parsed) or 0
     except PossamError as error:
         print(f"possam {parsed.stage}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"possam {parsed.stage}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,49 +13,29 @@ for one of the parameters at hand.
 """
 
 import os
-import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from possam.codehash import module_closure
 from possam.figure_params import find_figure, load_figures
+from possam.jobs import Job, find_job, inputs_of
 from possam.layout import (
-    ASSET,
-    DATASET,
-    EVALUATION,
-    EXTERNAL_EVALUATION,
-    FEATURES,
     FIGURE_CARD,
     FIGURE_PDF,
     FIGURE_PNG,
     RAW,
-    RUN,
     TABLE_CARD,
     TABLE_CSV,
     TABLE_MD,
     TABLE_METRICS,
     TABLE_TEX,
-    WORLD,
 )
 from possam.pipeline import CODE, Pipeline
 
 RECORDS = Path(".snakemake/metadata")
-
-_TARGETS = {
-    "world": WORLD,
-    "fetch": ASSET,
-    "convert": DATASET,
-    "features": FEATURES,
-    "train": RUN,
-    "external": EXTERNAL_EVALUATION,  # before the pattern that fits it, too
-    "evaluate": EVALUATION,
-    "table": TABLE_CSV,
-    "figure": FIGURE_CARD,
-}
-"""The tracked file of each Snakemake rule."""
 
 _STORED = ("convert", "train", "evaluate", "external")
 """Rules whose results DVC keeps, besides the fetched towers; stages depend on each other's."""
@@ -63,7 +43,7 @@ _STORED = ("convert", "train", "evaluate", "external")
 _TRAINED_FROM = ("loss", "model", "seeds", "templates", "threads", "towers", "training")
 _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
     "world": ("world",),
-    "fetch": (),
+    "download": (),
     "convert": (),
     "features": ("towers", "training"),
     "train": _TRAINED_FROM,
@@ -76,17 +56,6 @@ _SCALE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 _SHOWN_IMAGES = ("automatic_masks", "inference", "templates", "towers")
 """Further keys of a figure that runs models."""
-
-
-class Job(NamedTuple):
-    """One Snakemake job."""
-
-    rule: str
-    wildcards: tuple[tuple[str, str], ...]
-
-    def of(self, wildcard: str) -> str:
-        """The value of a wildcard."""
-        return dict(self.wildcards)[wildcard]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +118,12 @@ def stages(plan: Pipeline, scale: str) -> dict[str, Stage]:
     seen = set(pending)
     while pending:
         path = pending.pop(0)
-        job = _job(path)
+        job = find_job(path)
         if job is None:
             continue
         if job.rule in ("table", "figure") or _is_stored(plan, scale, job):
             targets.setdefault(_name(plan, scale, job), []).append(path)
-        new = [found for found in _inputs(plan, scale, job) if found not in seen]
+        new = [found for found in inputs_of(plan, scale, job) if found not in seen]
         seen.update(new)
         pending += new
     return {name: _stage(plan, scale, sorted(found)) for name, found in sorted(targets.items())}
@@ -169,15 +138,15 @@ def _towers(plan: Pipeline, scale: str) -> dict[str, str]:
 
 def _is_stored(plan: Pipeline, scale: str, job: Job) -> bool:
     towers = _towers(plan, scale)
-    return job.rule in _STORED or (job.rule == "fetch" and job.of("asset") in towers)
+    return job.rule in _STORED or (job.rule == "download" and job.of("asset") in towers)
 
 
 def _name(plan: Pipeline, scale: str, job: Job) -> str:
     which = dict(job.wildcards)
-    if job.rule == "fetch":
+    if job.rule == "download":
         which["tower"] = _towers(plan, scale)[which["asset"]]
     return {
-        "fetch": "{scale}-tower-{tower}",
+        "download": "{scale}-tower-{tower}",
         "convert": "{scale}-data-{dataset}",
         "train": "{scale}-train-{run}",
         "evaluate": "{scale}-evaluate-{run}-{benchmark}",
@@ -185,41 +154,6 @@ def _name(plan: Pipeline, scale: str, job: Job) -> str:
         "table": "{scale}-{table}",
         "figure": "{scale}-figure-{figure}",
     }[job.rule].format(**{**which, "scale": scale})
-
-
-def _job(path: str) -> Job | None:
-    """The job that makes ``path``; None for a file that is there from the start."""
-    for rule, pattern in _TARGETS.items():
-        text = re.escape(pattern).replace(r"\{prefix\}", r"(?P<prefix>(?:\w+/)?)")
-        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", text), path)
-        if found:
-            return Job(rule, tuple(sorted(found.groupdict().items())))
-    return None
-
-
-def _inputs(plan: Pipeline, scale: str, job: Job) -> list[str]:
-    which = {k: v for k, v in job.wildcards if k not in ("scale", "prefix")}
-    prefix = plan.project(scale).prefix
-    match job.rule:
-        case "fetch":
-            return plan.asset_inputs(scale, **which)
-        case "convert":
-            return plan.dataset_inputs(scale, **which)
-        case "features":
-            return plan.features_inputs(scale, **which)
-        case "train":
-            return plan.training_inputs(prefix, which["run"])
-        case "evaluate":
-            return plan.evaluation_inputs(prefix, **which)
-        case "external":
-            entry = plan.project(scale).external[which["external"]]
-            predictions = entry.paths(which["benchmark"]).values()
-            return [*plan.external_datasets(prefix, **which), *predictions]
-        case "table":
-            return plan.table_inputs(prefix, **which)
-        case "figure":
-            return plan.figure_inputs(prefix, **which)
-    return []
 
 
 def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
@@ -230,7 +164,7 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
         "deps": (*sorted(deps), *sorted(code)),
         "params": _params(plan, scale, jobs),
     }
-    first = _job(targets[0])
+    first = find_job(targets[0])
     assert first is not None
     if first.rule == "table":
         return _table(plan, scale, first.of("table"), common)
@@ -239,11 +173,11 @@ def _stage(plan: Pipeline, scale: str, targets: list[str]) -> Stage:
     made = list(dict.fromkeys(path for target in targets for path in _made(plan, scale, target)))
     if first.rule == "convert":
         # A converted data set refers to the images in the unpacked archives.
-        fetched = sorted(job.of("asset") for job in jobs if job.rule == "fetch")
+        fetched = sorted(job.of("asset") for job in jobs if job.rule == "download")
         known = plan.project(scale).assets
         made += [RAW.format(scale=scale, asset=name) for name in fetched if known[name].unpack]
     # What others published stays theirs to give: DVC keeps its hash alone.
-    real = first.rule in ("convert", "fetch") and not plan.project(scale).scale.synthetic
+    real = first.rule in ("convert", "download") and not plan.project(scale).scale.synthetic
     return Stage(
         targets=tuple(targets),
         stored=(*(() if real else made), *map(_record, targets)),
@@ -297,23 +231,23 @@ def _exclusive(plan: Pipeline, scale: str, targets: list[str]) -> tuple[set[Job]
     pending = list(targets)
     while pending:
         path = pending.pop()
-        job = _job(path)
+        job = find_job(path)
         if job is None:
             deps.add(path)
         elif path not in targets and _is_stored(plan, scale, job):
             # The record of a fetched file holds its hash.
-            deps.add(path if job.rule == "fetch" else os.path.dirname(path))
+            deps.add(path if job.rule == "download" else os.path.dirname(path))
         elif job not in jobs:
             jobs.add(job)
-            pending += _inputs(plan, scale, job)
+            pending += inputs_of(plan, scale, job)
     return jobs, deps
 
 
 def _made(plan: Pipeline, scale: str, target: str) -> list[str]:
     """What belongs to a target: its folder (of an evaluation, with all its conditions) or files."""
-    job, folder = _job(target), os.path.dirname(target)
+    job, folder = find_job(target), os.path.dirname(target)
     assert job is not None
-    if job.rule == "fetch":
+    if job.rule == "download":
         return [target, f"{folder}/{plan.project(scale).assets[job.of('asset')].file}"]
     return [os.path.dirname(folder) if job.rule in ("evaluate", "external") else folder]
 
@@ -349,11 +283,13 @@ def _keys(plan: Pipeline, scale: str, job: Job) -> dict[str, tuple[str, ...]]:
     which, file = dict(job.wildcards), f"scales/{scale}.yaml"
     keys: dict[str, tuple[str, ...]] = {file: _SCALE_KEYS[job.rule]}
     match job.rule:
-        case "fetch":
+        case "download":
             keys["assets.yaml"] = (which["asset"],)
         case "convert":
             sources = {
-                found.of("asset") for path in _inputs(plan, scale, job) if (found := _job(path))
+                found.of("asset")
+                for path in inputs_of(plan, scale, job)
+                if (found := find_job(path))
             }
             roles = plan.project(scale).scale.assets
             keys[file] = tuple(

@@ -9,6 +9,7 @@ DEFAULT_SCALE = "mini"
 FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
 PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What launchers of several training processes set, as PyTorch's own launcher does."""
+DATA_ROOTS_PREFIX = "POSSAM_DATA_ROOTS_"
 
 MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -33,6 +34,8 @@ class Environment:
             :mod:`possam.forkserver`; else None.
         slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
         processes: those of :data:`PROCESS_VARIABLES` that are set.
+        data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that win over ``roots`` of
+            ``params/data.yaml``, by their name in small letters.
     """
 
     tracking_uri: str = DEFAULT_TRACKING_URI
@@ -40,6 +43,7 @@ class Environment:
     forkserver: str | None = None
     slurm_job: str | None = None
     processes: Mapping[str, str] = field(default_factory=dict)
+    data_roots: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
@@ -57,6 +61,11 @@ class Environment:
             forkserver=read(FORKSERVER_VARIABLE),
             slurm_job=read("SLURM_JOB_ID"),
             processes={name: value for name in PROCESS_VARIABLES if (value := read(name))},
+            data_roots={
+                name.removeprefix(DATA_ROOTS_PREFIX).lower(): folder
+                for name in sorted(values)
+                if name.startswith(DATA_ROOTS_PREFIX) and (folder := read(name)) is not None
+            },
         )
 
 

@@ -359,6 +359,11 @@ class AssetParams(Params):
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     urls: tuple[Annotated[str, Field(pattern=r"^(https?|file):.+$")], ...]
     size: Positive | None = None
+    """Bytes, as published; checked."""
+    about: Positive | None = None
+    """Approximate bytes where no size is published: for plans of disk space, not checked."""
+    unpacked_about: Positive | None = None
+    """Approximate bytes of the unpacked archive where they differ much from the archive's."""
     checksum: (
         Annotated[
             str,

@@ -26,14 +26,14 @@ from possam.layout import (
     TABLE_CARD,
     WORLD,
 )
-from possam.params import CLIP, CLIP_STAGES, Project
+from possam.params import CLIP, CLIP_STAGES, AssetParams, Project
 from possam.reporting.published import read_published
 from possam.stages.external import find_external, hash_predictions, prediction_files
 from possam.stages.table import table_params
 
 CODE: dict[str, tuple[str, ...]] = {
     "world": ("possam.stages.world",),
-    "fetch": ("possam.stages.fetch",),
+    "download": ("possam.stages.download",),
     "convert": ("possam.stages.convert",),
     "features": ("possam.stages.features",),
     "train": ("possam.stages.train",),
@@ -56,10 +56,11 @@ def _plain(params: Params) -> dict[str, Any]:
 class Pipeline:
     """Answers the rules' questions for every scale in ``folder``/scales."""
 
-    def __init__(self, *, folder: Path = Path("params")) -> None:
+    def __init__(self, *, folder: Path = Path("params"), project: Project | None = None) -> None:
+        """``project``: one of ``folder`` that is loaded already."""
         self.folder = folder
         self.scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
-        self._projects: dict[str, Project] = {}
+        self._projects = {} if project is None else {project.name: project}
         self._code = cache(lambda stage: code_hash(*CODE[stage]))
 
     def project(self, scale: str) -> Project:
@@ -77,7 +78,7 @@ class Pipeline:
         """Hash of the parameters and code that decide ``stage``'s output."""
         selectors: dict[str, Callable[..., Any]] = {
             "world": self._world,
-            "fetch": self._asset,
+            "download": self._asset,
             "convert": self._nothing,
             "features": self._features,
             "train": self._train,
@@ -99,7 +100,8 @@ class Pipeline:
         return None if world is None else _plain(world)
 
     def _asset(self, project: Project, *, asset: str) -> Any:
-        return _plain(self._known_asset(project, asset))
+        params = self._known_asset(project, asset)
+        return params.model_dump(mode="json", exclude={"about", "unpacked_about"})
 
     def _features(self, project: Project, *, tower: str) -> Any:
         scale = project.scale
@@ -165,7 +167,7 @@ class Pipeline:
         return parts
 
     @staticmethod
-    def _known_asset(project: Project, asset: str) -> Any:
+    def _known_asset(project: Project, asset: str) -> AssetParams:
         if asset not in project.assets:
             raise InputError(
                 f"params/assets.yaml: unknown asset {asset!r}; "

@@ -4,13 +4,14 @@ import gzip
 import io
 import json
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from possam.archives import unpack
+from possam.archives import check_archive, is_unpacked, unpack
 from possam.errors import InputError
 
 FILES = {"set/a.txt": b"alpha" * 1000, "set/sub/b.bin": bytes(range(256)) * 40, "set/empty": b""}
@@ -131,6 +132,57 @@ def _twice(folder: Path) -> Path:
     return path
 
 
+def _encrypted(folder: Path) -> Path:
+    """A zip whose member says that it is encrypted (bit 0 of its flags, in both places)."""
+    path = make_zip(folder / "bad.zip", {"secret": b"x"})
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(data)
+    return path
+
+
+def _zip_twice(folder: Path) -> Path:
+    path = folder / "bad.zip"
+    with zipfile.ZipFile(path, "w") as bundle, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for content in ("one", "two"):
+            bundle.writestr("same.txt", content)
+    return path
+
+
+def _lying_size(folder: Path) -> Path:
+    """A zip whose directory says that a member is smaller than it is."""
+    path = make_zip(folder / "bad.zip", {"small": bytes(1_000_000)})
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = data.index(signature) + offset
+        data[start : start + 4] = (10).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def _then(name: str, kind: bytes, target: str) -> Callable[[Path], Path]:
+    """A link first, then a file that would be written through it."""
+
+    def make(folder: Path) -> Path:
+        path = folder / "bad.tar"
+        with tarfile.open(path, "w") as bundle:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            bundle.addfile(link)
+            through = tarfile.TarInfo(f"{name}/evil")
+            through.size = 4
+            bundle.addfile(through, io.BytesIO(b"evil"))
+        return path
+
+    return make
+
+
+def _tar_in_order(*names: str) -> Callable[[Path], Path]:
+    return lambda folder: make_tar(folder / "bad.tar", dict.fromkeys(names, b"x"))
+
+
 HOSTILE = {
     "zip parent": (_zip("../evil"), "outside"),
     "zip deep parent": (_zip("a/../../evil"), "outside"),
@@ -143,6 +195,16 @@ HOSTILE = {
     "tar symbolic link": (_special("link", tarfile.SYMTYPE, "/etc/passwd"), "link"),
     "tar link to its parent": (_special("link", tarfile.SYMTYPE, ".."), "link"),
     "tar hard link": (_special("link", tarfile.LNKTYPE, "../../etc/passwd"), "link"),
+    "tar hard link inside": (_special("link", tarfile.LNKTYPE, "good.txt"), "link"),
+    "tar writes through a link": (_then("link", tarfile.SYMTYPE, "/tmp"), "link"),
+    "tar block device": (_special("disk", tarfile.BLKTYPE), "device"),
+    "tar sparse pretends": (_special("odd", b"Z"), "device"),
+    "tar of a file and of a file in it": (_tar_in_order("a", "a/b"), "cannot be unpacked"),
+    "tar control character": (_tar("a\nb"), "cannot be shown"),
+    "zip control character": (_zip("a\x1b[2Jb"), "cannot be shown"),
+    "zip encrypted": (_encrypted, "encrypted"),
+    "zip member twice": (_zip_twice, "twice"),
+    "zip lies about a size": (_lying_size, "not a complete zip|cannot be unpacked"),
     "tar device": (_special("dev", tarfile.CHRTYPE), "device"),
     "tar pipe": (_special("pipe", tarfile.FIFOTYPE), "device"),
     "member twice": (_twice, "twice"),
@@ -172,7 +234,7 @@ def test_truncated_archives_are_refused(tmp_path: Path, name: str, share: float)
     noise = {f"{i}.bin": hash_bytes(i) for i in range(20)}
     archive = MAKERS[name](tmp_path / name, noise)
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
-    with pytest.raises(InputError, match="fetch it again"):
+    with pytest.raises(InputError, match="download it again"):
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -188,8 +250,9 @@ def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     with tarfile.open(archive) as bundle:
         second = bundle.getmembers()[1].offset
     archive.write_bytes(archive.read_bytes()[:second])
-    with pytest.raises(InputError, match="end-of-archive"):
-        unpack(archive, tmp_path / "out")
+    for read in (check_archive, lambda path: unpack(path, tmp_path / "out")):
+        with pytest.raises(InputError, match="end-of-archive"):
+            read(archive)
 
 
 @pytest.mark.parametrize("name", ["one.zip", "one.tar.gz", "one.tar.xz"])
@@ -198,7 +261,7 @@ def test_flipped_bytes_are_found(tmp_path: Path, name: str) -> None:
     damaged = bytearray(archive.read_bytes())
     damaged[len(damaged) // 3] ^= 0xFF
     archive.write_bytes(damaged)
-    with pytest.raises(InputError, match="fetch it again"):
+    with pytest.raises(InputError, match="download it again"):
         unpack(archive, tmp_path / "out")
 
 
@@ -207,7 +270,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     path.write_text("<html>not found</html>" * 50)
     with pytest.raises(InputError, match="not a complete zip or tar"):
         unpack(path, tmp_path / "out")
-    with pytest.raises(InputError, match="fetch it first"):
+    with pytest.raises(InputError, match="download it first"):
         unpack(tmp_path / "none.zip", tmp_path / "out")
 
 
@@ -229,6 +292,59 @@ def test_a_compressed_tar_that_never_ends_is_refused(tmp_path: Path) -> None:
             stream.write(bytes(1_000_000))
     with pytest.raises(InputError, match="times its own size"):
         unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_more_members_than_the_limit_are_refused_before_one_is_written(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = MAKERS[name](tmp_path / name, {f"{number}": b"" for number in range(51)})
+    assert unpack(archive, tmp_path / "out", max_files=51)["files"] == 51
+    monkeypatch.setattr("possam.archives._write", lambda *a: pytest.fail("written"))
+    with pytest.raises(InputError, match="more than 50 members"):
+        unpack(archive, tmp_path / "other", max_files=50)
+    assert not (tmp_path / "other").exists()
+
+
+def test_folders_count_as_members(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "one.zip", {f"{number}/": b"" for number in range(9)})
+    with pytest.raises(InputError, match="more than 8 members"):
+        unpack(archive, tmp_path / "out", max_files=8)
+
+
+def test_a_bomb_in_an_archive_in_the_archive_is_refused(tmp_path: Path) -> None:
+    inner = make_zip(tmp_path / "inner.zip", {"zeros": bytes(300_000_000)})
+    archive = make_zip(tmp_path / "outer.zip", {"inner.zip": inner.read_bytes()})
+    with pytest.raises(InputError, match="times its own size"):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_nothing_is_written_before_all_members_are_checked(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = MAKERS[name](tmp_path / name, {"good": b"good", "../evil": b"evil"})
+    monkeypatch.setattr("possam.archives._write", lambda *a: pytest.fail("written"))
+    for read in (check_archive, lambda path: unpack(path, tmp_path / "out")):
+        with pytest.raises(InputError, match="outside"):
+            read(archive)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_unpacked_is_known(tmp_path: Path, name: str) -> None:
+    archive, out = MAKERS[name](tmp_path / name), tmp_path / "out"
+    check_archive(archive)
+    assert not is_unpacked(out, "a")
+    assert unpack(archive, out, source_sha256="a")["sha256"] == "a"
+    assert is_unpacked(out, "a") and not is_unpacked(out, "b")
+    (out / "set" / "a.txt").write_bytes(b"alpha")
+    assert not is_unpacked(out, "a")
+    unpack(archive, out, source_sha256="a")
+    (out / "set" / "empty").unlink()
+    assert not is_unpacked(out, "a")
+    (out / "set" / "empty").symlink_to("nowhere")
+    assert not is_unpacked(out, "a")
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -1,15 +1,20 @@
 """Fetching over an unreliable server, and checks before a file gets its name."""
 
+import contextlib
 import hashlib
 import http.server
 import json
 import multiprocessing
 import re
+import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from possam.assets import fetch
 from possam.checked_yaml import read_yaml, validate
@@ -18,6 +23,13 @@ from possam.params import AssetParams
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PAGE = b"<html>Please sign in.</html>"
+FAULTS = {
+    "cut", "corrupt", "ignore-range", "404", "416", "429", "500", "503", "drop", "page",
+    "truncated", "chunked-cut", "no-length-cut", "wrong-start", "no-content-range",
+}  # fmt: skip
+HARMLESS = {"ignore-range", "wrong-start", "no-content-range"}
+"""Faults of the answer to a continued download alone."""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -29,6 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
         self.plan: list[str] = []
+        self.always = ""
         self.requests: list[str | None] = []
         self.etag = '"one"'
 
@@ -48,11 +61,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.headers.get("Range"))
-        word = self.server.plan.pop(0) if self.server.plan else ""
+        word = self.server.plan.pop(0) if self.server.plan else self.server.always
+        if word == "drop":
+            self.close_connection = True
+            return
         if word.isdigit():
             self.send_error(int(word))
             return
-        content = self.server.content
+        content = PAGE if word == "page" else self.server.content
+        if word == "truncated":  # and says so: the file itself is cut on the server
+            content = content[: len(content) // 2]
         start = 0
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         same = self.headers.get("If-Range") in (None, self.server.etag)
@@ -62,16 +80,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            if word == "wrong-start":
+                start -= 1000
+            if word != "no-content-range":
+                span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                self.send_header("Content-Range", span)
         else:
             self.send_response(200)
         body = content[start:]
         self.send_header("ETag", self.server.etag)
-        self.send_header("Content-Length", str(len(body)))
+        if word == "chunked-cut":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            half = body[: len(body) // 2]
+            self.wfile.write(f"{len(half):x}\r\n".encode() + half + b"\r\n")
+            return
+        if word != "no-length-cut":
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if word == "corrupt":
             body = body[:-1] + bytes([body[-1] ^ 1])
-        if word.startswith("cut"):
+        if word in ("cut", "no-length-cut"):
             body = body[: len(body) // 2]
         if word == "stall":
             self.wfile.write(body[:1000])
@@ -81,8 +110,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
+    """A server that runs."""
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -90,6 +120,12 @@ def server() -> Iterator[Server]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
 
 
 def asset(
@@ -185,6 +221,85 @@ def test_a_partial_file_longer_than_the_servers_is_dropped(server: Server, tmp_p
         get(asset(server.url, checksum=None), tmp_path)
     server.content = b"short"
     assert get(asset(server.url, checksum=None), tmp_path).read_bytes() == b"short"
+
+
+def attempt(params: AssetParams, folder: Path) -> bool:
+    """One call: a good file and its record, or one clear error and neither."""
+    record = folder / "one.record.json"
+    try:
+        path = get(params, folder)
+    except InputError as error:
+        assert re.search(r"http://127|file\.bin", str(error)), error
+        assert not (folder / "file.bin").exists() and not record.exists()
+        return False
+    assert path.read_bytes() == CONTENT
+    assert json.loads(record.read_text())["sha256"] == SHA256
+    assert leftovers(folder) == []
+    return True
+
+
+@pytest.mark.parametrize("size", [None, len(CONTENT)])
+@pytest.mark.parametrize("word", sorted(FAULTS))
+def test_every_fault_ends_in_a_good_file_or_a_clear_error(
+    server: Server, tmp_path: Path, word: str, size: int | None
+) -> None:
+    params = asset(server.url, size=size)
+    server.always = word
+    done = attempt(params, tmp_path / "always")
+    assert done == (word in HARMLESS)
+    server.always = ""
+    assert attempt(params, tmp_path / "always")
+    server.plan = ["cut", word]  # in a download that goes on
+    attempt(params, tmp_path / "once")
+    server.plan = []
+    assert attempt(params, tmp_path / "once")
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from(sorted(FAULTS)), max_size=8), st.sampled_from([None, len(CONTENT)])
+)
+@hypothesis.settings(max_examples=25)
+def test_any_run_of_faults_ends_in_a_good_file(words: list[str], size: int | None) -> None:
+    with serving() as server, tempfile.TemporaryDirectory() as folder:
+        params = asset(server.url, size=size)
+        server.plan = list(words)
+        while not attempt(params, Path(folder)):
+            pass
+        assert attempt(params, Path(folder))
+
+
+def test_a_cut_archive_without_a_checksum_is_never_pinned(server: Server, tmp_path: Path) -> None:
+    """Without length and checksum only the archive itself can tell that its end is missing."""
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as bundle:
+        bundle.writestr("a", CONTENT)
+    server.content = (tmp_path / "good.zip").read_bytes()
+    params = asset(server.url, checksum=None).model_copy(update={"unpack": True})
+    for word in ("no-length-cut", "truncated", "page"):
+        server.plan = [word]
+        with pytest.raises(InputError, match=r"not a complete zip or tar.*download was removed"):
+            get(params, tmp_path / "assets")
+        assert not (tmp_path / "assets" / "pins.json").exists()
+        assert leftovers(tmp_path / "assets") == []
+    assert get(params, tmp_path / "assets").read_bytes() == server.content
+    assert "file.bin" in json.loads((tmp_path / "assets" / "pins.json").read_text())
+
+
+def test_a_cut_archive_put_in_place_by_hand_is_not_pinned(tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(b"PK\x03\x04 no archive")
+    params = asset(checksum=None).model_copy(update={"unpack": True})
+    with pytest.raises(InputError, match=r"file\.bin: not a complete zip"):
+        get(params, tmp_path)
+    assert not (tmp_path / "pins.json").exists()
+
+
+def test_a_full_disk_is_told_before_the_transfer(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": len(CONTENT) - 1})
+    monkeypatch.setattr("possam.download.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=f"{len(CONTENT)} bytes are needed .* make room"):
+        get(asset(server.url), tmp_path)
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("word", ["500", "503", "429", "stall"])

@@ -49,14 +49,14 @@ def test_missing_assets_are_named_with_the_command(
     monkeypatch.chdir(tmp_path)
     for name, entry in DATASETS.items():
         asset = project.scale.assets[next(iter(entry.assets("val").values()))]
-        with pytest.raises(InputError, match=f"possam fetch {asset} --scale smoke"):
+        with pytest.raises(InputError, match=f"possam download {asset} --scale smoke"):
             convert_dataset(project, name, "val", workers=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_converting_takes_what_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """World, fetch and conversion of the two semantic test sets at smoke scale."""
-    from possam.stages.fetch import fetch_asset
+    from possam.stages.download import download_asset
     from possam.stages.world import make_world
 
     (tmp_path / "params").symlink_to(PARAMS)
@@ -65,7 +65,7 @@ def test_converting_takes_what_was_fetched(tmp_path: Path, monkeypatch: pytest.M
     make_world(project, workers=1)
     for name, classes in (("ade20k_full", 80), ("pascal_context_459", 51)):
         for role in DATASETS[name].assets("val").values():
-            fetch_asset(project, project.scale.assets[role])
+            download_asset(project, project.scale.assets[role])
         convert_dataset(project, name, "val", workers=1)
         manifest = read_json(tmp_path / f"data/smoke/datasets/{name}_val/manifest.json")
         assert (manifest["num_classes"], manifest["counts"]["images"]) == (classes, 12)

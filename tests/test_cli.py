@@ -9,7 +9,18 @@ from possam import cli
 from possam.errors import InputError
 
 STAGES = {
-    *("check", "dvc", "world", "fetch", "convert", "convert-files", "features", "train"),
+    *(
+        "check",
+        "dvc",
+        "world",
+        "download",
+        "plan",
+        "doctor",
+        "convert",
+        "convert-files",
+        "features",
+        "train",
+    ),
     *("evaluate", "score", "table", "figure", "show", "report", "track", "ui", "predict"),
     *("keep", "bench"),
     *("efficiency", "pretrain"),

@@ -123,8 +123,6 @@ def build_open_clip(config: Path | str) -> tuple[CLIP | CustomTextCLIP, SimpleTo
 
 
 def _load_weights(model: CLIP | CustomTextCLIP, checkpoint: Path, name: str) -> None:
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such file (a CLIP checkpoint)")
     try:
         state = load_state_dict(str(checkpoint), weights_only=True)
     except _READ_ERRORS as error:
@@ -257,6 +255,8 @@ def load_clip(
         raise InputError(
             f"CLIP {config}: give a checkpoint, or random_init=True and no checkpoint, not both"
         )
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError(f"{checkpoint}: no such file (a CLIP checkpoint); nothing is downloaded")
     model, tokenizer, size = build_open_clip(config)
     frozen = FrozenClip(model=model, tokenizer=tokenizer, image_size=size)
     if checkpoint is not None:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from possam.data_params import load_data
 from possam.figure_params import load_figures
 from possam.params import Project
+from possam.plan_params import load_plan
 from possam.reporting.published import read_published
 
 
@@ -17,6 +19,8 @@ def check(scale: str | None) -> None:
     scales = [scale] if scale else sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
     for name in scales:
         project = Project(name, folder=folder)
+        load_data(project)
+        load_plan(project)
         for table in project.tables.values():
             read_published(folder / "published" / table.published, table)
         print(

@@ -76,7 +76,7 @@ def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
     if not path.is_file():
         scale = layout.project.name
         raise InputError(
-            f"{path}: asset {asset!r} is missing; fetch it: possam fetch {asset} --scale {scale}"
+            f"{path}: asset {asset!r} is missing; fetch it: possam download {asset} --scale {scale}"
         )
     record = read_json(path)
     if not isinstance(record, dict) or "sha256" not in record:
@@ -104,7 +104,7 @@ def role_path(layout: Layout, role: str) -> Path:
     if not (folder / "unpacked.json").is_file():
         raise InputError(
             f"{folder}: the archive of asset {asset!r} is not unpacked; fetch it again: "
-            f"possam fetch {asset} --scale {layout.project.name}"
+            f"possam download {asset} --scale {layout.project.name}"
         )
     return folder
 

@@ -58,7 +58,7 @@ def test_a_row_that_was_never_published_stops_snakemake_before_any_job(
 
 def test_unknown_names(finished: Workspace) -> None:
     assert "possam_h_coco" in refused(finished, "train", "nothing", "--scale", "smoke")
-    assert "sam_vit_b" in refused(finished, "fetch", "nothing", "--scale", "smoke")
+    assert "sam_vit_b" in refused(finished, "download", "nothing", "--scale", "smoke")
     assert "ade20k" in refused(finished, "evaluate", "possam_b_coco", "nothing", "--scale", "smoke")
     assert "table1" in refused(finished, "table", "table99", "--scale", "smoke")
     for command in (("train", "possam_b_coco"), ("evaluate", "possam_b_coco", "ade20k")):
@@ -74,7 +74,7 @@ def test_missing_asset(finished: Workspace) -> None:
         message = refused(finished, "train", "possam_b_coco", "--scale", "smoke")
     finally:
         moved.rename(record)
-    assert "synthetic_sam_b" in message and "possam fetch synthetic_sam_b" in message
+    assert "synthetic_sam_b" in message and "possam download synthetic_sam_b" in message
 
 
 def test_wrong_checksum(finished: Workspace) -> None:
@@ -87,7 +87,7 @@ def test_wrong_checksum(finished: Workspace) -> None:
     ]
     tower.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     try:
-        message = refused(finished, "fetch", "synthetic_sam_b", "--scale", "smoke")
+        message = refused(finished, "download", "synthetic_sam_b", "--scale", "smoke")
     finally:
         tower.write_bytes(good)
         for copy in copies:
@@ -141,7 +141,7 @@ def test_weights_of_another_tower(finished: Workspace, photograph: Path) -> None
     for scale in ("mini", "paper"):
         command = ("predict", str(photograph), "--words", "cat", "--checkpoint", WEIGHTS)
         message = refused(finished, *command, "--scale", scale, "--out", "out")
-        assert "fetch" in message or "tower" in message.lower()
+        assert "download" in message or "tower" in message.lower()
 
 
 @pytest.mark.parametrize("words", ["", " ; ", " , ; ", "cat; dog; cat"])

@@ -124,8 +124,8 @@ def test_a_checkpoint_of_other_sizes_is_refused(finished: Workspace) -> None:
     with edited(params / "assets.yaml", assets, assets + other):
         with edited(params / "runs.yaml", runs, runs + run):
             missing = finished.possam("train", "refused", "--scale", "smoke", check=False)
-            assert missing.returncode == 2 and "possam fetch other_mask2former" in missing.stderr
-            finished.possam("fetch", "other_mask2former", "--scale", "smoke")
+            assert missing.returncode == 2 and "possam download other_mask2former" in missing.stderr
+            finished.possam("download", "other_mask2former", "--scale", "smoke")
             before = finished.files()
             done = finished.possam("train", "refused", "--scale", "smoke", check=False)
             assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -16,9 +16,9 @@ from possam.layout import Layout
 from possam.model.sam import SamEncoder
 from possam.params import CLIP, Project
 from possam.stages.convert import convert_dataset
+from possam.stages.download import download_asset
 from possam.stages.evaluate import evaluate
 from possam.stages.features import cache_tower_features
-from possam.stages.fetch import fetch_asset
 from possam.stages.predict import predict
 from possam.stages.train import train
 from possam.stages.world import make_world
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_world(project, workers=1)
         roles = ("train_images", "val_images", "panoptic", "instances", "class_names")
         for asset in (*(f"synthetic_coco_{role}" for role in roles), *CLIP_FILES):
-            fetch_asset(project, asset)
+            download_asset(project, asset)
         for split in ("train", "val"):
             convert_dataset(project, "coco", split, workers=1)
         cache_tower_features(project, CLIP, "coco", "train")
@@ -78,7 +78,7 @@ def run(project: Project) -> Callable[[str], dict[str, Any]]:
     def call(name: str) -> dict[str, Any]:
         tower = project.run(name).towers[0]
         if (sam := project.run(name).sam) is not None:
-            fetch_asset(project, project.scale.towers.sam[sam].asset)
+            download_asset(project, project.scale.towers.sam[sam].asset)
         cache_tower_features(project, tower, "coco", "train")
         train(project, name, seed=None, device="cpu")
         evaluate(project, name, "coco", seed=None, condition="trained", device="cpu")

@@ -13,17 +13,17 @@ rule world:
         "possam world --scale {wildcards.scale} --workers {threads} 2> >(tee {log} >&2)"
 
 
-rule fetch:
+rule download:
     input:
         lambda w: plan.asset_inputs(w.scale, w.asset),
     output:
         ASSET,
     params:
-        identity=lambda w: plan.identity("fetch", w.scale, asset=w.asset),
+        identity=lambda w: plan.identity("download", w.scale, asset=w.asset),
     log:
-        "data/{scale}/logs/fetch_{asset}.log",
+        "data/{scale}/logs/download_{asset}.log",
     shell:
-        "possam fetch {wildcards.asset} --scale {wildcards.scale} 2> >(tee {log} >&2)"
+        "possam download {wildcards.asset} --scale {wildcards.scale} 2> >(tee {log} >&2)"
 
 
 rule convert:

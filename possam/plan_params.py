@@ -1,0 +1,70 @@
+"""``params/plan.yaml``: what a plan assumes where nothing was measured."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from possam.checked_yaml import Params, read_yaml, validate
+from possam.errors import InputError
+from possam.params import Count, Positive, Project, Rate
+
+Rates = dict[str, Rate]
+"""Images a second of one unit, by SAM architecture, or CLIP's config for runs without a SAM."""
+
+
+class HardwareParams(Params):
+    """One kind of machine, and how fast it is.
+
+    Attributes:
+        unit: what is counted: ``GPU`` or ``core``.
+        source: where the rates are from; printed with every plan.
+        per_node, per_job: units of a node, and of one job of each stage.
+        training, evaluation, features: see :data:`Rates`; ``convert``: images a second of one job.
+        feature_bytes_per_image: of one tower's cache, with the mirrored image.
+        trained_parameters: of the largest model; ``memory_gib``: main memory of one training job.
+    """
+
+    unit: str
+    source: str
+    per_node: Positive
+    per_job: dict[str, Positive]
+    training: Annotated[Rates, Field(min_length=1)]
+    evaluation: Rates
+    features: Rates
+    feature_bytes_per_image: Count
+    convert: Rate
+    trained_parameters: Positive
+    memory_gib: Rate
+
+
+class PlanParams(Params):
+    """The whole file."""
+
+    download_megabytes_per_second: Rate
+    converted_bytes_per_image: Positive
+    checkpoints: Positive
+    hardware: dict[str, HardwareParams]
+
+
+def tower_key(project: Project, sam: str | None) -> str:
+    """The key of :data:`Rates` for a run: its SAM's architecture, or CLIP's config."""
+    towers = project.scale.towers
+    return towers.clip.config if sam is None else towers.sam[sam].architecture
+
+
+def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
+    """The file, and the hardware that knows all towers of the scale.
+
+    Raises:
+        InputError: a bad file, or no hardware knows all towers, or not for every stage.
+    """
+    path = project.folder / "plan.yaml"
+    params = validate(PlanParams, read_yaml(path), source=str(path))
+    towers = {tower_key(project, size) for size in (*project.scale.towers.sam, None)}
+    fitting = [h for h in params.hardware.values() if towers <= h.training.keys()]
+    if not fitting:
+        raise InputError(
+            f"{path}: hardware: no block has the rates of all towers of scale {project.name}: "
+            f"{', '.join(sorted(towers))}"
+        )
+    return params, fitting[0]

@@ -1,0 +1,327 @@
+"""Stage ``doctor``: whether this machine can run a scale; one line a matter, with a remedy."""
+
+import importlib.util
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from possam.data_params import load_data
+from possam.data_roots import find
+from possam.environment import Environment
+from possam.errors import InputError
+from possam.files import read_json
+from possam.inventory import free_bytes, gigabytes, scale_assets
+from possam.layout import Layout
+from possam.params import Project
+from possam.pipeline import Pipeline
+from possam.plan_params import load_plan
+from possam.planning import Plan, make_plan, resolve_targets
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+LOCK = Path("requirements.lock")
+_PYTHON = ((3, 11), (3, 12))
+_SLURM = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
+_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One matter: ``ok``, ``warning`` (the pipeline can run, or will deal with it) or ``problem``;
+    what was found; and what to do about it ("" if nothing).
+    """
+
+    matter: str
+    state: str
+    text: str
+    remedy: str = ""
+
+
+def examine(project: Project) -> list[Finding]:
+    """Everything that this machine must have for the project's scale."""
+    pipeline = Pipeline(folder=project.folder, project=project)
+    findings = [_python(), *_packages()]
+    gpus = _gpu_names()
+    slurm = _slurm()
+    if slurm.state == PROBLEM and (gpus or load_plan(project)[1].unit != "GPU"):
+        slurm = replace(slurm, state=WARNING)  # this machine can do without
+    findings += [_gpus(project, gpus, slurm), slurm]
+    try:
+        plan = make_plan(pipeline, project.name, resolve_targets(pipeline, project.name, []))
+        findings.append(_disk(project, plan))
+    except InputError as error:  # a data root; named below
+        remedy = "correct the data root named below"
+        findings.append(Finding("disk", WARNING, f"not compared with a plan: {error}", remedy))
+    findings += [_memory(project), _cores(project), *_weights(project), *_data_roots(project)]
+    return [*findings, _mlflow()]
+
+
+def doctor(project: Project) -> int:
+    """Print the findings. Returns 1 if one is a problem, else 0."""
+    findings = examine(project)
+    width = max(len(found.matter) for found in findings) + 2
+    for found in findings:
+        remedy = f" -> {found.remedy}" if found.remedy else ""
+        text = " ".join(f"{found.text}{remedy}".split())
+        print(f"{found.state:<9}{found.matter:<{width}}{text}")
+    problems = sum(found.state == PROBLEM for found in findings)
+    warnings = sum(found.state == WARNING for found in findings)
+    print(f"scale {project.name}: {problems} problems, {warnings} warnings")
+    return 1 if problems else 0
+
+
+def _python() -> Finding:
+    found = sys.version.split()[0]
+    if sys.version_info[:2] in _PYTHON:
+        return Finding("python", OK, found)
+    valid = " or ".join(f"{major}.{minor}" for major, minor in _PYTHON)
+    return Finding("python", PROBLEM, f"{found}; {valid} is needed", "make setup PYTHON=python3.11")
+
+
+def _packages() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    if not LOCK.is_file():
+        text = f"{LOCK} is not here: versions were not compared"
+        yield Finding("packages", WARNING, text, "call possam in the repository")
+        return
+    needed = {
+        canonicalize_name(requirement.name)
+        for requirement in map(Requirement, metadata.requires("possam") or ())
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    }
+    missing, other, count = [], [], 0
+    for line in LOCK.read_text(encoding="utf-8").splitlines():
+        text = line.split("#")[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        count += 1
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            missing.append(canonicalize_name(requirement.name))
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            other.append(f"{requirement.name} {version} ({requirement.specifier} is locked)")
+    remedy = "make setup"
+    if lacking := sorted(needed & set(missing)):
+        yield Finding("packages", PROBLEM, f"missing: {', '.join(lacking)}", remedy)
+    elif missing:
+        text = f"missing (not for training and evaluation): {_some(sorted(missing))}"
+        yield Finding("packages", WARNING, text, remedy)
+    if other:
+        yield Finding("packages", WARNING, f"not as locked: {_some(other)}", remedy)
+    if not missing and not other:
+        yield Finding("packages", OK, f"all {count} as in {LOCK}")
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _gpu_names() -> list[str]:
+    """The GPUs that torch sees, with their memory."""
+    import torch
+
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [f"{device.name} ({gigabytes(device.total_memory)})" for device in devices]
+
+
+def _gpus(project: Project, names: list[str], slurm: Finding) -> Finding:
+    _, hardware = load_plan(project)
+    if names:
+        return Finding("gpus", OK, ", ".join(sorted(set(names))) + f", {len(names)} in all")
+    if hardware.unit != "GPU":
+        return Finding("gpus", OK, f"none; scale {project.name} needs none")
+    text = f"none that torch sees; scale {project.name} trains on {hardware.per_job['train']}"
+    if slurm.state == OK:
+        return Finding("gpus", OK, f"{text}, on SLURM's nodes")
+    remedy = "use a machine with GPUs, or a login node of SLURM"
+    return Finding("gpus", PROBLEM, text, remedy)
+
+
+def _run(*command: str) -> tuple[int, str]:
+    """Exit code and output of a command; 1 if it does not end."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return 1, str(error)
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def _slurm() -> Finding:
+    there = [command for command in _SLURM if shutil.which(command)]
+    if not there:
+        text = "no commands; jobs run on this machine only"
+        return Finding("slurm", WARNING, text, "log in to the cluster for --profile slurm")
+    if missing := [command for command in _SLURM if command not in there]:
+        remedy = "install SLURM's client commands (package slurm-client)"
+        return Finding("slurm", PROBLEM, f"missing: {', '.join(missing)}", remedy)
+    code, output = _run("sinfo", "--noheader", "--format=%P %a %D")
+    if code != 0 or not output:
+        text = f"sinfo: {output.splitlines()[0] if output else 'no partition'}"
+        return Finding(
+            "slurm", PROBLEM, text, "is slurmctld running, and this machine known to it?"
+        )
+    partitions = len(output.splitlines())
+    code, output = _run("sacct", "--noheader", "--allocations", "--format=JobID")
+    if code != 0 or "disabled" in output:
+        text = f"sacct: {output.splitlines()[0] if output else f'exit code {code}'}"
+        remedy = "job states are read from accounting: set AccountingStorageType to slurmdbd"
+        return Finding("slurm", PROBLEM, text, remedy)
+    return Finding("slurm", OK, f"{partitions} partitions, accounting answers")
+
+
+def _disk(project: Project, plan: Plan) -> Finding:
+    free = free_bytes(Layout(project).assets)
+    text = f"{gigabytes(free)} free, {gigabytes(plan.disk.to_write)} to be written for all tables"
+    if free >= plan.disk.to_write:
+        return Finding("disk", OK, text)
+    remedy = "make room, or name data sets that are on a disk already in data.yaml (roots)"
+    return Finding("disk", PROBLEM, text, remedy)
+
+
+def _available_memory() -> int | None:
+    """Bytes that processes can have now; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(values[0]) * 1024 if values else None
+
+
+def _memory(project: Project) -> Finding:
+    _, hardware = load_plan(project)
+    available, needed = _available_memory(), hardware.memory_gib * 2**30
+    if available is None:
+        return Finding("memory", WARNING, "free memory is not known here")
+    text = f"{available / 2**30:.1f} GiB available, {hardware.memory_gib:g} GiB for one training"
+    if available >= needed:
+        return Finding("memory", OK, text)
+    return Finding("memory", WARNING, text, "train on another machine, or end other programs")
+
+
+def _cores(project: Project) -> Finding:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = project.scale.threads
+    text = f"{count} cores, {threads} threads a job"
+    if (count or 1) >= threads:
+        return Finding("cores", OK, text)
+    remedy = "fine on a login node; else set threads in the scale's file"
+    return Finding("cores", WARNING, text, remedy)
+
+
+def _weights(project: Project) -> Iterator[Finding]:
+    """The frozen towers: file, record and pinned or published checksum."""
+    layout, towers = Layout(project), project.scale.towers
+    clip = [name for name in (towers.clip.asset, *towers.clip.files) if name is not None]
+    names = [*(tower.asset for tower in towers.sam.values()), *clip]
+    missing, good = [], []
+    for name in dict.fromkeys(names):
+        record, file = layout.asset_record(name), layout.assets / project.assets[name].file
+        if not record.is_file():
+            missing.append(name)
+            continue
+        content, command = read_json(record), f"possam download {name} --scale {project.name}"
+        if not file.is_file():
+            yield Finding("weights", PROBLEM, f"{file}: has a record, but is not there", command)
+        elif file.stat().st_size != content.get("bytes"):
+            text = f"{file}: {file.stat().st_size} bytes, {content.get('bytes')} were verified"
+            yield Finding("weights", PROBLEM, text, command)
+        else:
+            good.append(f"{name} ({'pinned' if content.get('pinned') else 'checksum matched'})")
+    if good:
+        yield Finding("weights", OK, ", ".join(good))
+    if missing:
+        remedy = f"possam download {' '.join(missing)} --scale {project.name}"
+        yield Finding("weights", WARNING, f"not here yet: {', '.join(missing)}", remedy)
+
+
+def _data_roots(project: Project) -> Iterator[Finding]:
+    data = load_data(project)
+    wanted = [name for name in scale_assets(project) if name in data.assets]
+    used = {data.assets[name].root for name in wanted}
+    for root in sorted(used):
+        folder = data.roots[root]
+        if folder is None:
+            continue
+        found, faults = [], []
+        for name in wanted:
+            if data.assets[name].root != root:
+                continue
+            try:
+                if find(name, project.assets, data) is not None:
+                    found.append(name)
+            except InputError as error:
+                faults.append(str(error))
+        if faults:
+            yield Finding("data roots", PROBLEM, "; ".join(dict.fromkeys(faults)))
+        else:
+            yield Finding("data roots", OK, f"{root}: {folder}: {', '.join(found)}")
+    if not any(data.roots[root] for root in used):
+        yield Finding("data roots", OK, "none named; everything is downloaded")
+    layout = Layout(project)
+    by_hand = [
+        name
+        for name in scale_assets(project)
+        if not project.assets[name].urls
+        and not layout.asset_record(name).is_file()
+        and not (layout.assets / project.assets[name].file).is_file()
+        and data.root_of(name) is None
+    ]
+    for name in by_hand:
+        remedy = f"{project.assets[name].notes} Then: possam download {name}"
+        yield Finding("data roots", WARNING, f"{name} cannot be downloaded without you", remedy)
+
+
+def _mlflow() -> Finding:
+    uri = Environment.load().tracking_uri
+    if importlib.util.find_spec("mlflow") is None:
+        return Finding("mlflow", WARNING, "not installed: nothing is tracked", "make setup")
+    kind = urllib.parse.urlsplit(uri).scheme
+    check: Callable[[str], str | None] = {
+        "sqlite": _sqlite_fault, "http": _server_fault, "https": _server_fault,
+    }.get(kind, lambda _: None)  # fmt: skip
+    if fault := check(uri):
+        remedy = "set MLFLOW_TRACKING_URI; trainings do not need it, only possam track"
+        return Finding("mlflow", PROBLEM, f"{uri}: {fault}", remedy)
+    return Finding("mlflow", OK, uri)
+
+
+def _sqlite_fault(uri: str) -> str | None:
+    path = Path(uri.removeprefix("sqlite:///"))
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f"{folder} cannot be written"
+    if not path.exists():
+        return None  # made with the first table
+    try:
+        with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5) as store:
+            store.execute("SELECT count(*) FROM experiments").fetchone()
+    except sqlite3.Error as error:
+        return f"not a store of MLflow ({error})"
+    return None
+
+
+def _server_fault(uri: str) -> str | None:
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return None
+    except OSError as error:
+        return str(error)

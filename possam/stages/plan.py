@@ -1,0 +1,140 @@
+"""Stage ``plan``: the plan of some targets, as a person wants it."""
+
+from collections.abc import Sequence
+
+from possam.errors import InputError
+from possam.inventory import free_bytes, gigabytes
+from possam.jobs import TARGETS
+from possam.layout import Layout
+from possam.params import Project
+from possam.pipeline import Pipeline
+from possam.planning import Plan, Step, make_plan, resolve_targets, wall_hours
+
+
+def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:
+    """Print jobs by stage, machine hours, wall time on ``nodes`` nodes, and disk space.
+
+    Raises:
+        InputError: an unknown target, or no nodes.
+    """
+    if nodes < 1:
+        raise InputError(f"--nodes: {nodes}: at least one node is needed")
+    pipeline = Pipeline(folder=project.folder, project=project)
+    targets = resolve_targets(pipeline, project.name, names)
+    plan = make_plan(pipeline, project.name, targets)
+    parts = (
+        [f"{project.scale.title}: {', '.join(targets)}"],
+        _stages(plan),
+        _trainings(plan),
+        _wall(plan, nodes),
+        _disk(project, plan),
+        _notes(project, plan),
+    )
+    print("\n\n".join("\n".join(lines) for lines in parts if lines))
+
+
+def duration(hours: float) -> str:
+    """``0.5`` -> ``30 min``; ``30.2`` -> ``30.2 h``; ``75`` -> ``3.1 days``."""
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _stages(plan: Plan) -> list[str]:
+    unit = plan.hardware.unit
+    lines = [f"{'stage':<10}{'jobs':>6}{'there':>7}{'to do':>7}{f'{unit}-hours left':>18}"]
+    total = [0, 0, 0, 0.0]
+    for rule in TARGETS:
+        steps = [step for step in plan.steps if step.job.rule == rule]
+        if not steps:
+            continue
+        done = sum(step.state == "done" for step in steps)
+        left = sum(step.unit_hours for step in steps)
+        row = [len(steps), done, len(steps) - done, left]
+        total = [a + b for a, b in zip(total, row, strict=True)]
+        lines.append(_row(rule, row, counted=rule in plan.hardware.per_job))
+    return [*lines, _row("all", total, counted=True)]
+
+
+def _row(name: str, row: Sequence[float], *, counted: bool) -> str:
+    hours = f"{row[3]:,.1f}" if counted else "-"
+    return f"{name:<10}{row[0]:>6.0f}{row[1]:>7.0f}{row[2]:>7.0f}{hours:>18}"
+
+
+def _trainings(plan: Plan) -> list[str]:
+    steps = [step for step in plan.steps if step.job.rule == "train"]
+    if not steps:
+        return []
+    unit, units = plan.hardware.unit, plan.hardware.per_job["train"]
+    width = max(len(_name(step)) for step in steps) + 2
+    heading = f"on {units} {unit}{'s' if units > 1 else ''}"
+    lines = [f"{'training':<{width}}{f'{unit}-hours':>12}{heading:>12}  state"]
+    for step in steps:
+        state = step.state
+        if state == "begun":
+            state += f", {1 - step.hours / step.whole_hours:.0%} done"
+        whole = step.units * step.whole_hours
+        lines.append(
+            f"{_name(step):<{width}}{whole:>12,.1f}{duration(step.whole_hours):>12}  {state}"
+        )
+    return lines
+
+
+def _name(step: Step) -> str:
+    return f"{step.job.of('run')} seed {step.job.of('seed')}"
+
+
+def _wall(plan: Plan, nodes: int) -> list[str]:
+    per_node, unit = plan.hardware.per_node, plan.hardware.unit
+    counts = dict.fromkeys((nodes, *(() if nodes > 1 else (2, 4, 8))))
+    times = [
+        f"{duration(wall_hours(plan.steps, capacity=count * per_node))} on {count} "
+        f"node{'s' if count > 1 else ''}"
+        for count in counts
+    ]
+    return [f"Expected wall time (nodes of {per_node} {unit}s): {', '.join(times)}"]
+
+
+def _disk(project: Project, plan: Plan) -> list[str]:
+    disk = plan.disk
+    parts = {
+        "downloaded files": disk.assets,
+        "unpacked": disk.unpacked,
+        "converted data sets": disk.converted,
+        "cached features": disk.features,
+        "checkpoints and weights": disk.runs,
+    }
+    lines = [f"Disk: about {gigabytes(disk.total)}"]
+    lines += [f"  {name:<26}{gigabytes(size):>10}" for name, size in parts.items() if size]
+    free = free_bytes(Layout(project).assets)
+    short = "" if disk.to_write <= free else ": TOO LITTLE"
+    lines.append(
+        f"  still to be written       {gigabytes(disk.to_write):>10}   free: {gigabytes(free)}"
+        f"{short}"
+    )
+    here = sum(one.state == "here" for one in plan.held)
+    on_disk = sum(one.state == "on disk" for one in plan.held)
+    lines.append(
+        f"  of {len(plan.held)} upstream files {here} are here, {on_disk} in data roots; "
+        f"possam download --list --scale {project.name} names them"
+    )
+    return lines
+
+
+def _notes(project: Project, plan: Plan) -> list[str]:
+    path = project.folder / "plan.yaml"
+    lines = [f"Rates: {plan.hardware.source} ({path})"]
+    if plan.measured:
+        rates = ", ".join(f"{key} {rate:.1f}" for key, rate in sorted(plan.measured.items()))
+        lines.append(
+            f"Training rates measured in finished runs of this scale (images/s of one process, in "
+            f"place of the estimates): {rates}"
+        )
+    by_hand = [one.name for one in plan.held if one.state == "by hand"]
+    if by_hand:
+        lines.append(f"To be had by hand (registration): {', '.join(by_hand)}")
+    lines.append(
+        "What exists counts as there; whether it is up to date: snakemake -n. Waiting in a queue "
+        "is not counted."
+    )
+    return lines
