@@ -1,10 +1,11 @@
 """The ``possam`` command: one subcommand a stage, nothing but argument handling.
 
 Exit codes: 0 done; 1 ``possam doctor`` found a problem; 2 bad input or usage (one message, nothing
-half-written); 130 interrupted.
+half-written); 130 interrupted; 141 the reader of the output has gone.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -451,13 +452,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"possam: no fork server at {server} ({error})", file=sys.stderr)
     try:
-        return parsed.call(parsed) or 0
+        code = parsed.call(parsed) or 0
+        sys.stdout.flush()
+        return code
     except PossamError as error:
         print(f"possam {parsed.stage}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"possam {parsed.stage}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`): the interpreter must not write to it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":
