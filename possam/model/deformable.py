@@ -1,6 +1,5 @@
-"""Multi-scale deformable attention (Deformable DETR), in plain PyTorch.
-
-On a GPU with ``grid_sample``, on a CPU as weighted sums of rows (``row_sampling``).
+"""Multi-scale deformable attention (Deformable DETR), in plain PyTorch: with ``grid_sample``, and
+on a CPU without gradients as weighted sums of rows (``row_sampling``).
 
 Shapes: B images, Q queries, N tokens of all levels together, C channels, H W; M heads, L levels,
 P points.
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from possam.model.row_sampling import RowSum
+from possam.model.row_sampling import sum_rows
 
 
 class DeformableAttention(nn.Module):
@@ -71,11 +70,10 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).float()
         offsets = offsets.view(batch, count, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).float()
-        if values.device.type == "cpu":
-            weights = (
-                weights.view(batch, count, self.heads, -1).softmax(-1).view(offsets.shape[:-1])
-            )
-            sampled = RowSum.apply(values, offsets, weights, references, shapes).flatten(2)
+        if values.device.type == "cpu" and not (values.requires_grad or offsets.requires_grad):
+            weights = weights.view(batch, count, self.heads, -1).softmax(-1)
+            weights = weights.view(offsets.shape[:-1])
+            sampled = sum_rows(values, offsets, weights, references=references, shapes=shapes)
             return self.output_proj(sampled)
         # With the queries innermost, the softmax and the weighted sums run over whole rows.
         weights = weights.transpose(1, 2).reshape(batch, self.heads, -1, count).softmax(2)
@@ -130,26 +128,44 @@ class SampleSum(torch.autograd.Function):
     """Samples of maps (G, D, H, W) at grids (G, P, Q, 2), weighted (G, P, Q), summed over P.
 
     The samples, P times as large as the result, are not kept for the backward pass but drawn again.
+    On CPU they are drawn for a few maps at a time, so that they stay in the cache.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, maps: Tensor, grids: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(maps, grids, weights)
-        return _sample(maps, grids).mul_(weights[:, None]).sum(2)
+        out = maps.new_empty((len(maps), maps.shape[1], grids.shape[2]))
+        for part in _parts(maps, grids):
+            samples = _sample(maps[part], grids[part])
+            out[part] = samples.mul_(weights[part, None]).sum(2)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps, grids, weights = ctx.saved_tensors
-        samples = _sample(maps, grids)
-        outer = gradient[:, :, None]
-        d_weights = samples.mul_(outer).sum(1)
-        torch.mul(outer, weights[:, None], out=samples)
-        # 0, 0, False: bilinear, zeros outside, cell centres at half-integers.
-        d_maps, d_grids = torch.ops.aten.grid_sampler_2d_backward(
-            samples, maps, grids, 0, 0, False, [True, True]
-        )
+        d_maps, d_grids = torch.empty_like(maps), torch.empty_like(grids)
+        d_weights = torch.empty_like(weights)
+        for part in _parts(maps, grids):
+            samples = _sample(maps[part], grids[part])
+            outer = gradient[part, :, None]
+            d_weights[part] = samples.mul_(outer).sum(1)
+            torch.mul(outer, weights[part, None], out=samples)
+            # 0, 0, False: bilinear, zeros outside, cell centres at half-integers.
+            d_maps[part], d_grids[part] = torch.ops.aten.grid_sampler_2d_backward(
+                samples, maps[part], grids[part], 0, 0, False, [True, True]
+            )
         return d_maps, d_grids, d_weights
+
+
+def _parts(maps: Tensor, grids: Tensor) -> list[slice]:
+    """Slices of the first dimension: all of it, or on CPU about a million samples each."""
+    count = len(maps)
+    step = count
+    if maps.device.type == "cpu":
+        samples = maps.shape[1] * grids.shape[1] * grids.shape[2]
+        step = max(1, 2**20 // samples)
+    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def _sample(maps: Tensor, grids: Tensor) -> Tensor:
