@@ -1,7 +1,8 @@
 """The ``possam`` command: one subcommand a stage, nothing but argument handling.
 
-Exit codes: 0 done; 1 ``possam doctor`` found a problem; 2 bad input or usage (one message, nothing
-half-written); 130 interrupted; 141 the reader of the output has gone.
+Exit codes: 0 done; 1 ``possam doctor`` found a problem, or a job on a cluster failed; 2 bad input
+or usage (one message, nothing half-written); 130 interrupted; 141 the reader of the output has
+gone.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from possam import __version__, forkserver
 from possam.catalogue import DATASETS
 from possam.environment import Environment
-from possam.errors import InputError, PossamError
+from possam.errors import InputError, JobFailedError, PossamError
 
 if TYPE_CHECKING:
     from possam.params import Project
@@ -79,18 +80,40 @@ def _features(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    if arguments.launcher == "slurm":
+        from possam.launch.driver import train_on_slurm
+
+        if arguments.device is not None:
+            raise InputError("--device: with --launcher slurm, params/slurm.yaml says it")
+        if arguments.processes != 1:
+            raise InputError("--processes: with --launcher slurm, params/slurm.yaml says it")
+        train_on_slurm(arguments.scale, arguments.run, seed=arguments.seed)
+        return
     if arguments.processes != 1:
         from possam.training.local_processes import run_processes
 
         command = [sys.executable, "-m", "possam.cli", "train", arguments.run]
-        command += ["--scale", arguments.scale, "--device", arguments.device]
+        command += ["--scale", arguments.scale, "--device", arguments.device or "cpu"]
         if arguments.seed is not None:
             command += ["--seed", str(arguments.seed)]
         sys.exit(run_processes(command, count=arguments.processes))
 
     from possam.stages.train import train
 
-    train(_project(arguments), arguments.run, seed=arguments.seed, device=arguments.device)
+    device = arguments.device or "cpu"
+    train(_project(arguments), arguments.run, seed=arguments.seed, device=device)
+
+
+def _jobs(arguments: argparse.Namespace) -> None:
+    from possam.launch.jobs import cancel_job, list_jobs, tail_job
+
+    if (arguments.action == "list") != (arguments.job is None):
+        raise InputError("jobs: tail and cancel take a run or the number of a job, list takes none")
+    if arguments.action == "list":
+        list_jobs()
+    else:
+        act = {"tail": tail_job, "cancel": cancel_job}[arguments.action]
+        act(arguments.job, scale=arguments.scale, seed=arguments.seed)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -340,13 +363,31 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("train", _train, "train one run of params/runs.yaml (resumes where it was killed)")
     sub.add_argument("run")
     _seed(sub)
-    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    sub.add_argument("--device", default=None, help="cpu or cuda (default: cpu)")
     sub.add_argument(
         "--processes",
         type=int,
         default=1,
         help="processes on this machine that train together, with cuda one a GPU (default: 1)",
     )
+    sub.add_argument(
+        "--launcher",
+        choices=["local", "slurm"],
+        default="local",
+        help="local (default): this process; slurm: a job as params/slurm.yaml says, waited for",
+    )
+
+    sub = stage("jobs", _jobs, "list, follow or cancel the trainings on SLURM", scale=False)
+    sub.add_argument(
+        "action",
+        nargs="?",
+        choices=["list", "tail", "cancel"],
+        default="list",
+        help="default: list",
+    )
+    sub.add_argument("job", nargs="?", help="for tail and cancel: a run, or the number of a job")
+    sub.add_argument("--scale", default=None, help="where a run has jobs at several scales")
+    sub.add_argument("--seed", type=int, default=None, help="where a run has jobs of several seeds")
 
     sub = stage("evaluate", _evaluate, "evaluate one run or external system on one benchmark")
     sub.add_argument("run", help="of params/runs.yaml, or a system of params/external.yaml")
@@ -446,7 +487,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser().parse_args(given)
     server = Environment.load().forkserver
-    if server is not None and parsed.stage in forkserver.STAGES:
+    here = getattr(parsed, "launcher", "local") == "local"
+    if server is not None and parsed.stage in forkserver.STAGES and here:
         try:
             return forkserver.ask(server, given)
         except OSError as error:
@@ -457,7 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except PossamError as error:
         print(f"possam {parsed.stage}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, JobFailedError) else 2
     except KeyboardInterrupt:
         print(f"possam {parsed.stage}: interrupted", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
 PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What launchers of several training processes set, as PyTorch's own launcher does."""
 DATA_ROOTS_PREFIX = "POSSAM_DATA_ROOTS_"
+SOURCE_VARIABLE = "POSSAM_SOURCE"
 
 MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -32,6 +33,8 @@ class Environment:
         scale: ``POSSAM_SCALE``, the scale where no ``--scale`` is given; else ``mini``.
         forkserver: ``POSSAM_FORKSERVER``, set by a pipeline for its jobs: the socket of
             :mod:`possam.forkserver`; else None.
+        source: ``POSSAM_SOURCE``, set for jobs that run frozen sources: a JSON file with the git
+            state that they were taken from; else None.
         slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
         processes: those of :data:`PROCESS_VARIABLES` that are set.
         data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that win over ``roots`` of
@@ -41,6 +44,7 @@ class Environment:
     tracking_uri: str = DEFAULT_TRACKING_URI
     scale: str = DEFAULT_SCALE
     forkserver: str | None = None
+    source: str | None = None
     slurm_job: str | None = None
     processes: Mapping[str, str] = field(default_factory=dict)
     data_roots: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +63,7 @@ class Environment:
             tracking_uri=uri,
             scale=scale,
             forkserver=read(FORKSERVER_VARIABLE),
+            source=read(SOURCE_VARIABLE),
             slurm_job=read("SLURM_JOB_ID"),
             processes={name: value for name in PROCESS_VARIABLES if (value := read(name))},
             data_roots={

@@ -24,3 +24,7 @@ class WrongVariantError(InputError):
 
 class TrainingError(PossamError):
     """Training cannot go on (for example: the loss is not finite)."""
+
+
+class JobFailedError(PossamError):
+    """A job on a cluster ended without a result, and is not tried again."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from possam import __version__
 from possam.environment import Environment
-from possam.files import write_json
+from possam.files import read_json, write_json
 
 PACKAGES = (
     "numpy",
@@ -54,7 +54,8 @@ def provenance(
         inputs: name or path of each input -> its hash.
         seed: the stage's seed, None where nothing is random.
         started: ``time.time()`` at the start, seconds; wall time is counted from it.
-        root: a folder of the checkout, for the git commit.
+        root: a folder of the checkout, for the git commit (of frozen sources: the one that they
+            were taken from, see :mod:`possam.launch.source`).
 
     Returns:
         Keys ``stage``, ``parameters``, ``inputs``, ``seed``, ``git`` (``commit``, ``dirty``,
@@ -62,12 +63,13 @@ def provenance(
         ``peak_memory_mib``, ``slurm_job``. What cannot be found is ``"unknown"`` or null, never
         left out.
     """
+    frozen = Environment.load().source
     return {
         "stage": stage,
         "parameters": dict(parameters),
         "inputs": dict(sorted(inputs.items())),
         "seed": seed,
-        "git": git_state(root),
+        "git": git_state(root) if frozen is None else read_json(frozen),
         "packages": package_versions(),
         "python": platform.python_version(),
         "hardware": hardware(),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from possam.data_params import load_data
 from possam.figure_params import load_figures
+from possam.launch_params import Allocations
 from possam.params import Project
 from possam.plan_params import load_plan
 from possam.reporting.published import read_published
@@ -16,6 +17,7 @@ def check(scale: str | None) -> None:
         InputError: a file is wrong; the message names file, key and valid choices.
     """
     folder = Path("params")
+    Allocations(folder=folder)
     scales = [scale] if scale else sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
     for name in scales:
         project = Project(name, folder=folder)

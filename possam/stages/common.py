@@ -198,11 +198,15 @@ def finished_run(layout: Layout, name: str, seed: int) -> dict[str, Any]:
     return record
 
 
-def code_identity(modules: Sequence[str]) -> str:
-    """Hash of the code behind a stage (comments and docstrings do not count)."""
-    from possam.codehash import code_hash
+def code_identity(modules: Sequence[str], *, package: Path | None = None) -> str:
+    """Hash of the code behind a stage (comments and docstrings do not count).
 
-    return code_hash(*modules)
+    Args:
+        package: folder of the code; default: this one.
+    """
+    from possam.codehash import PACKAGE, code_hash
+
+    return code_hash(*modules, package=PACKAGE if package is None else package)
 
 
 def worker_count(requested: int) -> int:

@@ -117,6 +117,35 @@ def _leave_nothing(directory: Path) -> None:
             directory.parent.rmdir()
 
 
+def training_identity(
+    layout: Layout,
+    name: str,
+    run: RunParams,
+    dataset: "ConvertedDataset",
+    *,
+    package: Path | None = None,
+) -> dict[str, Any]:
+    """What the trained weights depend on.
+
+    Args:
+        dataset: what ``run`` trains on.
+        package: folder of the code that trains; default: this one.
+
+    Raises:
+        InputError: an asset was not fetched yet.
+    """
+    inputs = {"dataset": dataset.manifest["content"], **frozen_hashes(layout, run.sam)}
+    if run.start_from is not None:
+        inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
+    return {
+        "run": name,
+        "scale": layout.project.name,
+        "parameters": run.model_dump(mode="json"),
+        "inputs": inputs,
+        "code": code_identity(TRAINING_CODE, package=package),
+    }
+
+
 def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
     """Train run ``name`` and write ``run.json``; goes on where a killed call stopped.
 
@@ -150,19 +179,11 @@ def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> 
     started = time.time()
     dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
     frozen = frozen_hashes(layout, run.sam)
-    inputs = {"dataset": dataset.manifest["content"], **frozen}
+    identity = training_identity(layout, name, run, dataset)
+    inputs, parameters = identity["inputs"], identity["parameters"]
     initialise = None
     if run.start_from is not None:
-        inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
         initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
-    parameters = run.model_dump(mode="json")
-    identity = {
-        "run": name,
-        "scale": project.name,
-        "parameters": parameters,
-        "inputs": inputs,
-        "code": code_identity(TRAINING_CODE),
-    }
     record = StageRecord("train", parameters, inputs, seed=run.seed, started=started)
 
     sam, clip = load_towers(layout, run.sam)

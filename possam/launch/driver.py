@@ -1,0 +1,282 @@
+"""The command that waits for a training job: it finds the job or submits one, and follows it.
+
+Of one training at most one job is active, whoever waits for it: drivers look and submit under a
+lock, and a job is found again by its name even where the driver that submitted it left no record.
+SLURM and submitit put a job back into the queue; a driver submits anew only when a job was lost,
+a bounded number of times. Nothing else tries again.
+"""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from possam.errors import InputError, JobFailedError
+from possam.files import hash_json
+from possam.launch.follow import Follower
+from possam.launch.job import TrainingJob
+from possam.launch.records import JobRecord, RunRecords, Submission
+from possam.launch.slurm import (
+    JobState,
+    SlurmUnreachableError,
+    active_jobs,
+    job_state,
+    require_slurm,
+)
+from possam.launch.source import freeze
+from possam.launch.submit import submit
+from possam.launch_params import Allocation, Allocations
+from possam.layout import Layout
+from possam.params import Project
+
+_LOOK_S = 1.0
+_SLOWEST_S = 30.0
+_UNKNOWN_S = 180.0
+"""How long a job may be unknown to the queue and to the accounting before it counts as lost."""
+
+_FINAL = {
+    "CANCELLED": "it was cancelled",
+    "OUT_OF_MEMORY": "it ran out of memory; raise memory_gib in params/slurm.yaml",
+    "DEADLINE": "its deadline passed",
+}
+"""States in which a job is not submitted again."""
+
+
+def train_on_slurm(scale: str, name: str, *, seed: int | None) -> None:
+    """Train run ``name`` as a SLURM job and wait for it.
+
+    Returns when the training is complete. A job of the same training that is queued or running is
+    waited for; nothing is submitted then. Interrupted, it says what keeps running.
+
+    Raises:
+        InputError: bad parameters, a refused submission, or a job of another identity is active.
+        JobFailedError: the job failed for good.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the job stays.
+    """
+    with _interruptible():
+        driver = _Driver(scale, name, seed)
+        try:
+            driver.run()
+        except KeyboardInterrupt:
+            driver.say_what_stays()
+            raise
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is an interruption like Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Driver:
+    """One waiting command. Parameters and identity are those of the frozen sources."""
+
+    def __init__(self, scale: str, name: str, seed: int | None) -> None:
+        from possam.datasets.format import ConvertedDataset
+        from possam.stages.train import training_identity
+
+        self.root = Path.cwd()
+        # Before anything is frozen: an unknown scale or run leaves nothing behind.
+        Project(scale).run(name, seed=seed)
+        self.source = freeze(root=self.root)
+        params = self.source / "params"
+        project = Project(scale, folder=params)
+        run = project.run(name, seed=seed)
+        self.layout = Layout(project)
+        self.allocation: Allocation = Allocations(folder=params).of(scale, "train")
+        self.name, self.seed = name, run.seed
+        dataset = ConvertedDataset.open(self.layout.dataset(run.train, "train"))
+        identity = training_identity(
+            self.layout, name, run, dataset, package=self.source / "possam"
+        )
+        self.identity = hash_json(identity)
+        self.directory = self.layout.run(name, run.seed)
+        self.records = RunRecords(self.directory)
+        self.record: JobRecord | None = None
+        self.submitted_here = 0
+
+    @property
+    def job_name(self) -> str:
+        """Unique to this training in this project, so that the job can be found by it."""
+        key = hash_json([str(self.root.resolve()), self.identity])[:12]
+        return f"possam-{self.layout.project.name}-{self.name}-seed{self.seed}-{key}"
+
+    def say(self, text: str) -> None:
+        print(f"{self.name} seed {self.seed}: {text}", file=sys.stderr, flush=True)
+
+    def run(self) -> None:
+        if self.records.finish(self.identity):
+            self.say(f"{self.directory}: finished already; nothing to do")
+            return
+        require_slurm()
+        last_message: str | None = None
+        self.record = self._find_or_submit("first")
+        while True:
+            job = self.record.job
+            state = self._wait(job)
+            if state is None:
+                self.say(f"job {job} has trained it: {self.directory}")
+                return
+            why, message = self._reason(job, state, last_message)
+            if self.submitted_here > self.allocation.max_requeues:
+                raise JobFailedError(
+                    f"job {job}: {why}; submitted {self.submitted_here} times, which is all that "
+                    "max_requeues in params/slurm.yaml allows; the same command goes on at the "
+                    f"last checkpoint. Log: {self.records.log(job)}"
+                )
+            last_message = message
+            self.say(f"job {job}: {why}; it goes on at its last checkpoint")
+            self.record = self._find_or_submit(f"job {job}: {why}", lost=job)
+
+    def _reason(
+        self, job: str, state: JobState, last_message: str | None
+    ) -> tuple[str, str | None]:
+        """Why a job ended without a result, if it is worth another; else an exception."""
+        log = f"Log: {self.records.log(job)}"
+        failure = self.records.failure(job)
+        if state.state in _FINAL:
+            raise JobFailedError(f"job {job}: {_FINAL[state.state]}. {log}")
+        if failure is None:
+            return f"ended as {state.state} without a word", None
+        message = str(failure["message"])
+        if failure["code"] == 2:
+            raise InputError(f"job {job}: {message}")
+        # The same fault twice is no accident; a lost neighbour shows as an exception too.
+        if failure["final"] or message == last_message:
+            raise JobFailedError(f"job {job}: {message}. {log}")
+        return message, message
+
+    def _find_or_submit(self, why: str, *, lost: str | None = None) -> JobRecord:
+        """The record of the active job of this training; submits one where there is none.
+
+        Args:
+            lost: a job that is known to have ended.
+
+        Raises:
+            InputError: an active job trains this run with another identity, or SLURM refuses.
+        """
+        with self.records.lock():
+            record = self._patiently(self._find, lost)
+            if record is not None:
+                return record
+            if self.records.finish(self.identity):
+                # Another driver's job ended in between; its record leads to the end at once.
+                kept = self.records.read()
+                assert kept is not None
+                return kept
+            job = submit(
+                TrainingJob(
+                    scale=self.layout.project.name,
+                    run=self.name,
+                    seed=self.seed,
+                    device=self.allocation.device,
+                    world_size=self.allocation.world_size,
+                    directory=self.directory.resolve(),
+                    source=self.source,
+                ),
+                self.allocation,
+                name=self.job_name,
+                root=self.root,
+            )
+            self.submitted_here += 1
+            record = self._own_record(job, why)
+            self.records.write(record)
+        self.say(
+            f"submitted job {job} ({self.allocation.nodes} nodes x {self.allocation.tasks} "
+            f"processes, {self.allocation.gres or 'no GPU'})"
+        )
+        return record
+
+    def _own_record(self, job: str, why: str) -> JobRecord:
+        kept = self.records.read()
+        if kept is None or kept.identity != self.identity:
+            kept = JobRecord(
+                scale=self.layout.project.name,
+                run=self.name,
+                seed=self.seed,
+                identity=self.identity,
+                job=job,
+                name=self.job_name,
+                source=str(self.source),
+            )
+        now = datetime.now(tz=UTC).isoformat(timespec="seconds")
+        return kept.with_submission(Submission(job=job, time=now, why=why))
+
+    def _find(self, lost: str | None) -> JobRecord | None:
+        kept = self.records.read()
+        if kept is not None and kept.job != lost and job_state(kept.job).active:
+            if kept.identity != self.identity:
+                raise InputError(
+                    f"{self.directory}: job {kept.job} trains this run with other parameters, data "
+                    f"or code; let it end, or cancel it: possam jobs cancel {kept.job}"
+                )
+            self.say(f"job {kept.job} is there already; waiting for it")
+            return kept
+        # A driver that was killed right after sbatch has left no record.
+        if jobs := [job for job in active_jobs(self.job_name) if job.job != lost]:
+            record = self._own_record(jobs[-1].job, "found in the queue")
+            self.records.write(record)
+            self.say(f"job {record.job} is there already; waiting for it")
+            return record
+        return None
+
+    def _patiently(self, ask: Any, *arguments: Any) -> Any:
+        """Ask SLURM until it answers: nothing may be submitted on a guess."""
+        told = False
+        while True:
+            try:
+                return ask(*arguments)
+            except SlurmUnreachableError as error:
+                if not told:
+                    self.say(f"{error}; trying again")
+                told = True
+                time.sleep(5.0)
+
+    def _wait(self, job: str) -> JobState | None:
+        """Follow ``job`` to its end: None if the training is complete, else its last state."""
+        follower = Follower(self.records, job, say=self.say)
+        pause, next_look, told = _LOOK_S, 0.0, ""
+        unknown_since: float | None = None
+        while True:
+            follower.show()
+            if self.records.finish(self.identity):
+                follower.show()
+                return None
+            now = time.monotonic()
+            if now >= next_look:
+                next_look, pause = now + pause, min(pause * 1.3, _SLOWEST_S)
+                state = self._patiently(job_state, job)
+                if str(state) != told:
+                    told = str(state)
+                    pause = _LOOK_S
+                    self.say(f"job {job}: {told}")
+                certain = state.queued or not (state.active or state.state == "UNKNOWN")
+                unknown_since = None if certain else unknown_since or now
+                lost = unknown_since is not None and now - unknown_since > _UNKNOWN_S
+                if (certain and not state.active) or lost:
+                    follower.show()
+                    return None if self.records.finish(self.identity) else state
+            time.sleep(_LOOK_S)
+
+    def say_what_stays(self) -> None:
+        """What an interrupted user should know."""
+        kept = self.record or self.records.read()
+        if kept is None or kept.identity != self.identity:
+            self.say(f"no job is recorded; squeue --name={self.job_name} shows any")
+            return
+        self.say(
+            f"job {kept.job} keeps running without this command; the same command waits for it "
+            f"again. To end it: possam jobs cancel {kept.job} (or scancel {kept.job})"
+        )

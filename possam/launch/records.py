@@ -1,0 +1,142 @@
+"""What drivers and jobs of one training tell each other: small files in its folder."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from possam.errors import InputError
+from possam.files import read_json, sha256_file, write_json
+from possam.locks import hold
+
+FOLDER = "slurm"
+"""In a run's folder: submitit's files, the jobs' logs, and the records below."""
+
+_LOCK_S = 300.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One ``sbatch``: the job's number, when (UTC, ISO 8601), and why it was needed."""
+
+    job: str
+    time: str
+    why: str
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """The training's last job, and all that were submitted for the same identity.
+
+    Attributes:
+        identity: hash of what the trained weights depend on.
+        job: number of the job that is waited for.
+        name: the job's name in SLURM; derived from the identity.
+        source: folder of the frozen sources.
+        submissions: oldest first.
+    """
+
+    scale: str
+    run: str
+    seed: int
+    identity: str
+    job: str
+    name: str
+    source: str
+    submissions: tuple[Submission, ...] = field(default=())
+
+    def with_submission(self, submission: Submission) -> "JobRecord":
+        """The record with one more job, which is now the one to wait for."""
+        return replace(self, job=submission.job, submissions=(*self.submissions, submission))
+
+
+class RunRecords:
+    """The records of one training in ``directory`` (a run's folder)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.folder = directory / FOLDER
+
+    @property
+    def _job(self) -> Path:
+        return self.folder / "job.json"
+
+    @property
+    def _finished(self) -> Path:
+        return self.folder / "finished.json"
+
+    def lock(self) -> Any:
+        """Held by the one driver that looks for a job and submits one.
+
+        Raises:
+            TimeoutError: another driver has held it for minutes.
+        """
+        return hold(self.folder / ".lock", timeout=_LOCK_S)
+
+    def read(self) -> JobRecord | None:
+        """The last job's record; None if nothing was ever submitted."""
+        if not self._job.is_file():
+            return None
+        values = read_json(self._job)
+        try:
+            submissions = tuple(Submission(**each) for each in values.pop("submissions"))
+            return JobRecord(**values, submissions=submissions)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{self._job}: not the record of a job ({error}); see with squeue that none of "
+                "this run is left, then remove the file"
+            ) from error
+
+    def write(self, record: JobRecord) -> None:
+        """Replace the record, atomically."""
+        write_json(self._job, asdict(record))
+
+    def log(self, job: str) -> Path:
+        """What the first process of ``job`` writes to standard error (progress, warnings)."""
+        return self.folder / f"{job}_0_log.err"
+
+    def output(self, job: str) -> Path:
+        """What the first process of ``job`` writes to standard output."""
+        return self.folder / f"{job}_0_log.out"
+
+    def _failure(self, job: str, rank: int) -> Path:
+        return self.folder / f"{job}_{rank}_failure.json"
+
+    def write_failure(self, job: str, rank: int, *, message: str, final: bool, code: int) -> None:
+        """Say why process ``rank`` of ``job`` gave up.
+
+        Args:
+            final: whether it makes no sense to try again.
+            code: exit code of the driver that waits.
+        """
+        write_json(
+            self._failure(job, rank),
+            {"message": message, "final": final, "code": code, "time": time.time()},
+        )
+
+    def failure(self, job: str) -> Mapping[str, Any] | None:
+        """What the first process of ``job`` that gave up said; None if none said anything."""
+        found = [read_json(path) for path in self.folder.glob(f"{job}_*_failure.json")]
+        return min(found, key=lambda values: values["time"], default=None)
+
+    def write_finished(self, job: str) -> None:
+        """Keep ``run.json``: Snakemake removes its own when it is not sure of it."""
+        run = read_json(self.directory / "run.json")
+        write_json(self._finished, {"job": job, "identity": run["identity"], "run": run})
+
+    def finish(self, identity: str) -> bool:
+        """Whether the training of ``identity`` is complete; puts ``run.json`` in place if so."""
+        target = self.directory / "run.json"
+        weights = self.directory / "weights.safetensors"
+        if not weights.is_file():
+            return False
+        if target.is_file() and read_json(target).get("identity") == identity:
+            return True
+        if not self._finished.is_file():
+            return False
+        kept = read_json(self._finished)
+        if kept["identity"] != identity or sha256_file(weights) != kept["run"]["weights_sha256"]:
+            return False
+        write_json(target, kept["run"])
+        return True

@@ -1,0 +1,75 @@
+"""Frozen sources: what a job runs does not change when the working tree does.
+
+A snapshot holds the package and ``params/`` (``SUFFIXES`` only) in a folder named by their content,
+so that equal sources share one folder.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from possam.codehash import PACKAGE
+from possam.errors import InputError
+from possam.files import atomic_directory
+from possam.locks import hold
+
+SUFFIXES = frozenset({".py", ".yaml", ".csv", ".json", ".j2"})
+SNAPSHOTS = Path(".possam/source")
+"""Below the project's root, which the cluster's nodes see too."""
+
+_LOCK_S = 120.0
+
+
+def _sources(package: Path, params: Path) -> Iterator[tuple[str, Path]]:
+    for name, folder in ((package.name, package), ("params", params)):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in SUFFIXES and path.is_file():
+                yield f"{name}/{path.relative_to(folder).as_posix()}", path
+
+
+def _digest(sources: Iterator[tuple[str, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sources:
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def freeze(*, root: Path, package: Path = PACKAGE) -> Path:
+    """Put the package and ``root/params`` as they are now into a snapshot; returns its folder.
+
+    The folder has ``possam/`` and ``params/`` in it. A snapshot that is there already is used.
+    """
+    # Read once: hash and copy are of the same bytes, whatever an editor saves meanwhile.
+    held = [(name, path.read_bytes()) for name, path in _sources(package, root / "params")]
+    folder = (root / SNAPSHOTS).resolve() / _digest(iter(held))
+    with hold(folder.parent / ".lock", timeout=_LOCK_S):
+        if folder.is_dir() and not _is_as_named(folder):
+            shutil.rmtree(folder)
+        if not folder.is_dir():
+            with atomic_directory(folder) as temporary:
+                for name, content in held:
+                    path = temporary / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+                    path.chmod(0o444)
+    return folder
+
+
+def _is_as_named(folder: Path) -> bool:
+    sources = _sources(folder / PACKAGE.name, folder / "params")
+    return _digest((name, path.read_bytes()) for name, path in sources) == folder.name
+
+
+def check(folder: Path) -> None:
+    """Refuse a snapshot that was edited.
+
+    Raises:
+        InputError: its content is not the one that it is named by.
+    """
+    if not _is_as_named(folder):
+        raise InputError(
+            f"{folder}: these frozen sources were edited or are incomplete; remove the folder and "
+            "submit again"
+        )
