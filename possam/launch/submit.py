@@ -70,6 +70,8 @@ def _parameters(
             f"--cpus-per-task={allocation.cpus}",
         ],
         "setup": [
+            # `python -m` would look in the working directory first.
+            "export PYTHONSAFEPATH=1",
             f"export PYTHONPATH={shlex.quote(str(job.source))}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"export {SOURCE_VARIABLE}={shlex.quote(str(git))}",
             f"unset {FORKSERVER_VARIABLE}",
