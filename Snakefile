@@ -12,6 +12,7 @@ min_version("9.0")
 from possam import forkserver
 from possam.catalogue import DATASETS
 from possam.dvc_file import own_records
+from possam.launch_params import Allocation, Allocations
 from possam.layout import (
     ASSET, DATASET, EVALUATION, EXTERNAL_EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG,
     REPORT, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_METRICS, TABLE_TEX, TRACKING, WORLD
@@ -27,6 +28,31 @@ own_records()
 
 # Reads params/ once; asked by the rules for inputs and identities.
 plan = Pipeline()
+
+# The profile says where jobs run. It is no parameter of a rule: another launcher reruns nothing.
+launcher = config.get("launcher", "local")
+allocations = Allocations() if launcher == "slurm" else None
+
+
+def allocation(kind, wildcards):
+    """What a job of `kind` (possam.launch_params) asks SLURM for."""
+    scale = wildcards.get("scale") or plan.scale_of(wildcards.prefix)
+    return allocations.of(scale, kind(wildcards) if callable(kind) else kind)
+
+
+def asked(kind):
+    """Resources of a rule whose jobs are of `kind`, or of kind(wildcards); here, the CPU."""
+    if launcher == "local":
+        return {"device": "cpu"}
+    return {
+        name: lambda w, name=name: allocation(kind, w).resources[name]
+        for name in Allocation.RESOURCES
+    }
+
+
+def processors(kind, here):
+    """Threads of a job of `kind`: as many as it asks SLURM for, or `here` on this machine."""
+    return here if launcher == "local" else lambda w: allocation(kind, w).cpus
 
 
 wildcard_constraints:
@@ -50,8 +76,11 @@ onstart:
         forkserver.lend()
 
 
+# On a cluster's login node: downloads, and the commands that wait for trainings.
 localrules:
     table1,
+    download,
+    train,
 
 
 rule table1:

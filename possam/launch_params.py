@@ -1,7 +1,7 @@
 """What jobs ask SLURM for: ``params/slurm.yaml``, checked. No part of any result's identity."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -33,6 +33,12 @@ class Allocation(Params):
         signal_s: seconds before the time limit at which a training is put back into the queue.
     """
 
+    RESOURCES: ClassVar[tuple[str, ...]] = (
+        *("slurm_account", "slurm_partition", "constraint", "gres", "cpus_per_task"),
+        *("mem_mb", "runtime", "slurm_extra", "device"),
+    )
+    """Keys of :attr:`resources`."""
+
     account: _Name | None
     partition: _Name | None
     constraint: _Name | None
@@ -63,6 +69,25 @@ class Allocation(Params):
     def world_size(self) -> int:
         """Processes of the whole job."""
         return self.nodes * self.tasks
+
+    @property
+    def resources(self) -> dict[str, int | str | None]:
+        """What Snakemake's SLURM executor is asked for (None: nothing), and the device.
+
+        GPUs go by ``gres``, without ``gpu`` and ``tasks``: with those the executor asks for tasks
+        a GPU, and a stage would run several times over.
+        """
+        return {
+            "slurm_account": self.account,
+            "slurm_partition": self.partition,
+            "constraint": self.constraint,
+            "gres": self.gres or "",
+            "cpus_per_task": self.cpus,
+            "mem_mb": self.memory_gib * 1024,
+            "runtime": self.minutes,
+            "slurm_extra": "--exclusive" if self.exclusive else "",
+            "device": self.device,
+        }
 
     @property
     def gres(self) -> str | None:

@@ -131,6 +131,7 @@ def copy_project(folder: Path) -> Workspace:
     for name in FILES:
         shutil.copy2(REPOSITORY / name, folder / name)
     (folder / "profiles").symlink_to("workflow/profiles")
+    (folder / "slurm").symlink_to("workflow/profiles/slurm")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     # make finds the environment that runs the tests, and nothing to install into it.
     for name in ("requirements.lock", "pyproject.toml"):

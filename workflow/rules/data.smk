@@ -8,7 +8,9 @@ rule world:
         identity=lambda w: plan.identity("world", w.scale),
     log:
         "data/{scale}/logs/world.log",
-    threads: 2
+    threads: processors("world", 2)
+    resources:
+        **asked("world"),
     shell:
         "possam world --scale {wildcards.scale} --workers {threads} 2> >(tee {log} >&2)"
 
@@ -22,6 +24,8 @@ rule download:
         identity=lambda w: plan.identity("download", w.scale, asset=w.asset),
     log:
         "data/{scale}/logs/download_{asset}.log",
+    resources:
+        downloads=1,
     shell:
         "possam download {wildcards.asset} --scale {wildcards.scale} 2> >(tee {log} >&2)"
 
@@ -35,6 +39,9 @@ rule convert:
         identity=lambda w: plan.identity("convert", w.scale, dataset=w.dataset, split=w.split),
     log:
         "data/{scale}/logs/convert_{dataset}_{split}.log",
+    threads: processors("convert", 1)
+    resources:
+        **asked("convert"),
     shell:
         "possam convert {wildcards.dataset} {wildcards.split} --scale {wildcards.scale} "
         "--workers {threads} 2> >(tee {log} >&2)"
@@ -49,6 +56,8 @@ rule features:
         identity=lambda w: plan.identity("features", w.scale, tower=w.tower),
     log:
         "data/{scale}/logs/features_{tower}_{dataset}_{split}.log",
+    resources:
+        **asked("features"),
     shell:
         "possam features {wildcards.tower} {wildcards.dataset} {wildcards.split} "
         "--scale {wildcards.scale} 2> >(tee {log} >&2)"

@@ -13,5 +13,8 @@ rule figure:
         identity=lambda w: plan.identity("figure", plan.scale_of(w.prefix), figure=w.figure),
     log:
         "results/{prefix}logs/figure_{figure}.log",
+    resources:
+        **asked("figure"),
     shell:
-        "possam figure {wildcards.figure} --scale {params.scale} 2> >(tee {log} >&2)"
+        "possam figure {wildcards.figure} --scale {params.scale} --device {resources.device} "
+        "2> >(tee {log} >&2)"

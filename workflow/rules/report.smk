@@ -15,6 +15,8 @@ rule table:
         identity=lambda w: plan.identity("table", plan.scale_of(w.prefix), table=w.table),
     log:
         "results/{prefix}logs/{table}.log",
+    resources:
+        **asked("table"),
     shell:
         "possam table {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"
 
@@ -29,6 +31,8 @@ rule track:
         identity=lambda w: plan.identity("track", plan.scale_of(w.prefix), table=w.table),
     log:
         "results/{prefix}logs/track_{table}.log",
+    resources:
+        **asked("table"),
     shell:
         "possam track {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"
 
@@ -43,5 +47,7 @@ rule report:
         identity=lambda w: plan.identity("report", plan.scale_of(w.prefix)),
     log:
         "results/{prefix}logs/report.log",
+    resources:
+        **asked("table"),
     shell:
         "possam report --scale {params.scale} 2> >(tee {log} >&2)"

@@ -14,4 +14,5 @@ rule train:
         "results/{prefix}logs/train_{run}_seed{seed}.log",
     shell:
         "possam train {wildcards.run} --seed {wildcards.seed} --scale {params.scale} "
+        f"--launcher {launcher} "
         "2> >(tee {log} >&2)"
