@@ -33,6 +33,7 @@ NEEDED = {
 """Debian's packages, and the commands of each that are used."""
 
 _GPUS = 8
+_SYSTEM = ("/usr/sbin", "/sbin")
 _STARTING_S = 60.0
 
 
@@ -47,7 +48,7 @@ def why_not() -> str | None:
 
 def missing_packages() -> list[str]:
     """Debian's packages that have to be installed first."""
-    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+    path = os.pathsep.join([os.environ["PATH"], *_SYSTEM])
     return [
         package
         for package, commands in NEEDED.items()
@@ -61,7 +62,10 @@ class Cluster:
     def __init__(self, folder: Path, *, cpus: int = 2) -> None:
         self.folder, self.cpus = folder, cpus
         self.node = socket.gethostname().split(".")[0]
-        self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment = {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"], *_SYSTEM]),
+        }
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def command(self, *command: str, check: bool = True) -> str:
@@ -78,11 +82,10 @@ class Cluster:
         return done.stdout.strip()
 
     def _daemon(self, name: str, *arguments: str) -> None:
-        path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
         with open(self.folder / f"{name}.out", "ab") as log:
             process = subprocess.Popen(
                 [name, *arguments],
-                env={**os.environ, **self.environment, "PATH": path},
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -131,8 +134,14 @@ class Cluster:
 
     def _configure(self) -> None:
         folder = self.folder
-        for name in ("state", "spool", "munge", "database"):
+        for name in ("bin", "state", "spool", "munge", "database"):
             (folder / name).mkdir()
+        # Snakemake's executor takes SLURM_CONF from the environment of its own srun.
+        srun = folder / "bin" / "srun"
+        srun.write_text(
+            f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n'
+        )
+        srun.chmod(0o755)
         for number in range(_GPUS):
             subprocess.run(["mknod", folder / f"gpu{number}", "c", "1", "3"], check=True)
         ports = _free_ports(3)
