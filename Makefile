@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test parity paper-step lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test parity paper-step test-slurm lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -52,6 +52,10 @@ parity: $(READY) ## every borrowed part against its reference, full size; writes
 
 paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py
+
+# Debian's packages that it needs: slurm-wlm slurmdbd munge mariadb-server. It installs none of them.
+test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,0 +1,76 @@
+"""The cluster, a project that the local profile has finished, and the list of faults at the end."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Workspace, copy_project
+from tests.slurm.cluster import Cluster, running, why_not
+
+TABLE = "results/smoke/table1.csv"
+_FAULTS = pytest.StashKey[list[tuple[str, str, str]]]()
+
+
+class ClusterWorkspace(Workspace):
+    """A project whose commands talk to ``cluster``."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        super().__init__(folder)
+        self.cluster = cluster
+
+    def environment(self) -> dict[str, str]:
+        own = super().environment()
+        path = f"{self.cluster.environment['PATH']}"
+        return {**own, **self.cluster.environment, "PATH": f"{own['PATH']}:{path}"}
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with running(tmp_path_factory.mktemp("cluster") / "slurm") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The smoke pipeline without SLURM."""
+    workspace = copy_project(tmp_path_factory.mktemp("local"))
+    workspace.snakemake(TABLE)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def copied(
+    local: Workspace, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> ClusterWorkspace:
+    """The finished project again, to be edited; its trainings are removed."""
+    folder = tmp_path_factory.mktemp("faults") / "project"
+    shutil.copytree(local.folder, folder, symlinks=True)
+    shutil.rmtree(folder / "results")
+    return ClusterWorkspace(folder, cluster)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FAULTS] = []
+
+
+@pytest.fixture
+def tell(pytestconfig: pytest.Config) -> Callable[[str, str, str], None]:
+    """Put a fault, what followed and what was lost on the list that the run ends with."""
+    return lambda *row: pytestconfig.stash[_FAULTS].append(row)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if rows := config.stash[_FAULTS]:
+        terminalreporter.section("faults")
+        rows = [("fault", "what followed", "lost"), *rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for row in rows:
+            terminalreporter.write_line(
+                "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            )

@@ -1,0 +1,318 @@
+"""One training through every fault; and what a user sees of it meanwhile.
+
+It ends with the weights and the loss curve of an
+undisturbed training in one process, bit for bit.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from possam.training.metrics import TIME_FIELDS
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import ClusterWorkspace
+
+pytestmark = pytest.mark.slurm
+
+RUN = "possam_b_coco"
+FOLDER = Path("results/smoke/runs") / RUN / "seed0"
+EVERY = 5
+STEPS = 300
+_PATIENCE_S = 180.0
+
+Tell = Callable[[str, str, str], None]
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """Change a YAML file; returns what it was."""
+    before = path.read_text()
+    values = yaml.safe_load(before)
+    change(values)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return before
+
+
+@pytest.fixture(scope="module")
+def project(copied: ClusterWorkspace) -> ClusterWorkspace:
+    """More steps, a checkpoint every few; jobs that are warned early."""
+
+    def longer(scale: dict[str, Any]) -> None:
+        scale["training"] |= {"iterations": STEPS, "checkpoint_every": EVERY, "log_every": 1}
+
+    def warned(file: dict[str, Any]) -> None:
+        # submitit takes any signal of a job of at most ten minutes for a time-out.
+        file["scales"]["smoke"]["train"] |= {"minutes": 10, "signal_s": 30, "max_requeues": 3}
+
+    edit(copied.folder / "params/scales/smoke.yaml", longer)
+    edit(copied.folder / "params/slurm.yaml", warned)
+    return copied
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """The metrics but for times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in TIME_FIELDS}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: ClusterWorkspace) -> tuple[str, list[dict[str, Any]]]:
+    """Weights and curve of the training in one process of this machine."""
+    project.possam("train", RUN)
+    folder = project.folder / FOLDER
+    run = json.loads((folder / "run.json").read_text())
+    expected = (run["weights_sha256"], curve(folder))
+    (project.folder / FOLDER).rename(project.folder / "undisturbed")
+    return expected
+
+
+class Training:
+    """The training under test, as its folder and SLURM tell."""
+
+    def __init__(self, project: ClusterWorkspace) -> None:
+        self.project, self.cluster = project, project.cluster
+        self.folder = project.folder / FOLDER
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "slurm/job.json").read_text()))
+
+    @property
+    def job(self) -> str:
+        return str(self.record["job"])
+
+    def step(self) -> int:
+        """Finished steps, as the metrics say."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def log(self) -> str:
+        path = self.folder / f"slurm/{self.job}_0_log.err"
+        return path.read_text() if path.is_file() else ""
+
+    def attempts(self) -> int:
+        """How often the present job has started."""
+        return self.log().count(f"job {self.job}, attempt ")
+
+    def state(self) -> str:
+        return self.cluster.command("squeue", "--noheader", f"--jobs={self.job}", "--format=%T")
+
+    def resumed_at(self) -> int:
+        """The step that the last start went on after."""
+        output = (self.folder / f"slurm/{self.job}_0_log.out").read_text()
+        return int(output.rpartition("going on after step ")[2].split()[0])
+
+    def goes_on(self, *, attempts: int, after: int) -> int:
+        """Wait until the present job has started so often and is past step ``after``; steps that
+        it had to do again.
+        """
+        until(lambda: self.attempts() >= attempts, "it starts again")
+        until(lambda: self.attempts() >= attempts and self.step() > after, "it goes on")
+        return after - self.resumed_at()
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if true():
+                return
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def start(project: ClusterWorkspace) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command in the project, in a session of its own, its output in a file."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*command: str) -> subprocess.Popen[str]:
+        path = project.folder / f"driver{len(started)}.log"
+        with open(path, "w") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=project.folder,
+                env=project.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        process.log = path  # type: ignore[attr-defined]
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        kill_session(process)
+
+
+def kill_session(process: subprocess.Popen[str]) -> None:
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    process.wait(30)
+
+
+POSSAM = (sys.executable, "-m", "possam.cli")
+DRIVER = (*POSSAM, "train", RUN, "--launcher", "slurm")
+PIPELINE = ("snakemake", str(FOLDER / "run.json"), "--profile", "slurm")
+
+
+def test_every_fault(
+    project: ClusterWorkspace,
+    cluster: Cluster,
+    undisturbed: tuple[str, list[dict[str, Any]]],
+    start: Callable[..., subprocess.Popen[str]],
+    tell: Tell,
+) -> None:
+    training = Training(project)
+
+    # Two drivers at once: one submits.
+    drivers = [start(*PIPELINE), start(*DRIVER)]
+    until(lambda: training.step() >= EVERY, "the training begins")
+    first = training.job
+    name = f"--name={training.record['name']}"
+    assert cluster.command("squeue", "--noheader", name).count("\n") == 0
+    assert len(training.record["submissions"]) == 1
+    until(lambda: "is there already" in "".join(d.log.read_text() for d in drivers), "both wait")
+    tell("two drivers at once", f"one job ({first}), both wait for it", "nothing")
+
+    # The time limit comes: put back by submitit, on SLURM's signal.
+    at = training.step()
+    cluster.command("scontrol", "update", f"JobId={first}", "TimeLimit=1")
+    until(lambda: "this job is timed-out" in training.log(), "the signal comes")
+    until(lambda: training.state() == "PENDING", "it is put back")
+    at = training.step()
+    cluster.command("scontrol", "update", f"JobId={first}", "TimeLimit=10")
+    again = training.goes_on(attempts=2, after=at)
+    assert training.job == first and again < EVERY
+    tell("time limit hit", f"job {first} put back, attempt 2", f"nothing ({again} steps again)")
+
+    # Put back by hand, after an edit of the working tree that no job may see.
+    scale, loop = project.folder / "params/scales/smoke.yaml", project.folder / "possam"
+    loop = loop / "training/loop.py"
+    before, code = edit(scale, lambda v: v["training"].update(learning_rate=1.0)), loop.read_text()
+    loop.write_text("raise RuntimeError('edited')\n")
+    refused = project.run(*DRIVER, check=False)
+    assert refused.returncode == 2
+    assert f"possam jobs cancel {first}" in refused.stderr and "other parameters" in refused.stderr
+    at = training.step()
+    cluster.command("scontrol", "requeue", first)
+    again = training.goes_on(attempts=3, after=at)
+    scale.write_text(before)
+    loop.write_text(code)
+    assert training.job == first and again <= 3 * EVERY
+    tell("working tree edited", f"job {first} runs the frozen sources", "nothing")
+    tell("scontrol requeue", f"job {first} attempt 3", f"nothing ({again} steps again)")
+
+    # Its processes are killed: a driver submits again.
+    at = training.step()
+    kill_step(cluster, first)
+    until(lambda: training.job != first, "it is submitted again")
+    second = training.job
+    again = training.goes_on(attempts=1, after=at)
+    submissions = training.record["submissions"]
+    assert [each["job"] for each in submissions] == [first, second] and again <= 2 * EVERY
+    tell("SIGKILL of the job step", f"job {second} submitted", f"nothing ({again} steps again)")
+
+    # The pipeline is killed, the other driver interrupted; the job stays.
+    kill_session(drivers[0])
+    drivers[1].send_signal(signal.SIGINT)
+    assert drivers[1].wait(60) == 130
+    assert f"possam jobs cancel {second}" in drivers[1].log.read_text()  # type: ignore[attr-defined]
+    at = training.step()
+    until(lambda: training.step() > at, "the job does not need a driver")
+    listed = project.possam("jobs").stdout
+    assert [line.split()[:5] for line in listed.splitlines()[1:]] == [
+        ["smoke", RUN, "0", second, "RUNNING"]
+    ]
+    project.run("snakemake", "--unlock", "--profile", "slurm", str(FOLDER / "run.json"))
+    driver = start(*PIPELINE)
+    until(lambda: f"job {second} is there already" in driver.log.read_text(), "it is found")
+    tell("SIGKILL of the driver", f"job {second} went on and was found again", "nothing")
+    tell("Ctrl-C of a driver", f"exit 130, job {second} went on", "nothing")
+
+    # Its node is drained and its job put back: it waits for the node.
+    at = training.step()
+    node = f"NodeName={cluster.node}"
+    cluster.command("scontrol", "update", node, "State=DRAIN", "Reason=test")
+    cluster.command("scontrol", "requeue", second)
+    until(lambda: training.state() == "PENDING", "it waits")
+    until(lambda: f"job {second}: PENDING" in driver.log.read_text(), "the driver says so")
+    cluster.command("scontrol", "update", node, "State=RESUME")
+    again = training.goes_on(attempts=2, after=at)
+    assert training.job == second and again <= 3 * EVERY
+    tell("node drained, resumed", f"job {second} attempt 2", f"nothing ({again} steps again)")
+
+    assert driver.wait(_PATIENCE_S) == 0, driver.log.read_text()  # type: ignore[attr-defined]
+    weights, metrics = undisturbed
+    run = json.loads((training.folder / "run.json").read_text())
+    assert run["weights_sha256"] == weights
+    assert curve(training.folder) == metrics
+    assert training.record["submissions"] == submissions
+    kept = json.loads((training.folder / "slurm/finished.json").read_text())
+    assert kept["job"] == second and kept["run"] == run
+    tell("all of them, one after the other", "the weights of an undisturbed training", "nothing")
+
+    # Nothing is submitted for what is there, also where Snakemake has removed what it declares.
+    (training.folder / "run.json").unlink()
+    project.run(*DRIVER)
+    assert json.loads((training.folder / "run.json").read_text()) == run
+    assert training.record["submissions"] == submissions
+
+
+def kill_step(cluster: Cluster, job: str) -> None:
+    """SIGKILL to every process of the job's step 0."""
+    rows = [line.split() for line in cluster.command("scontrol", "listpids", job).splitlines()[1:]]
+    processes = [int(row[0]) for row in rows if row[2] == "0"]
+    assert processes
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def test_a_cancelled_job_is_not_submitted_again(
+    project: ClusterWorkspace, start: Callable[..., subprocess.Popen[str]], tell: Tell
+) -> None:
+    driver = start(*POSSAM, "train", "possam_l_coco", "--launcher", "slurm")
+    record = project.folder / "results/smoke/runs/possam_l_coco/seed0/slurm/job.json"
+    until(record.is_file, "it is submitted")
+    until(lambda: "RUNNING" in driver.log.read_text(), "it runs")
+    assert "is cancelled" in project.possam("jobs", "cancel", "possam_l_coco").stderr
+    assert driver.wait(120) == 1
+    assert "it was cancelled" in driver.log.read_text()  # type: ignore[attr-defined]
+    assert len(json.loads(record.read_text())["submissions"]) == 1
+    tell("possam jobs cancel", "exit 1, nothing submitted again", "nothing")
+
+
+def test_another_number_of_processes_is_refused(
+    project: ClusterWorkspace, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """As where a site's job_submit plugin changes what was asked for."""
+    sbatch = project.cluster.folder / "bin/sbatch"
+    sbatch.write_text(
+        '#!/bin/sh\nsed -i s/ntasks-per-node=2/ntasks-per-node=1/ "$1"\n'
+        'exec /usr/bin/sbatch "$@"\n'
+    )
+    sbatch.chmod(0o755)
+    try:
+        done = project.run(*POSSAM, "train", "possam_b_ade20k", "--launcher", "slurm", check=False)
+    finally:
+        sbatch.unlink()
+    assert done.returncode == 2
+    assert "SLURM runs 1 processes, but 2 were asked for" in done.stderr
