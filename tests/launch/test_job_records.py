@@ -1,0 +1,73 @@
+"""Records of a run's folder: what drivers and jobs find again."""
+
+from pathlib import Path
+
+import pytest
+
+from possam.errors import InputError
+from possam.files import read_json, sha256_file, write_json
+from possam.launch.records import JobRecord, RunRecords, Submission
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> RunRecords:
+    return RunRecords(tmp_path / "seed0")
+
+
+RECORD = JobRecord(
+    scale="smoke", run="r", seed=0, identity="i", job="", name="possam-r", source="/s"
+)
+
+
+def test_a_record_comes_back(records: RunRecords) -> None:
+    assert records.read() is None
+    record = RECORD.with_submission(Submission(job="7", time="t", why="first"))
+    record = record.with_submission(Submission(job="9", time="t", why="lost"))
+    records.write(record)
+    assert records.read() == record and record.job == "9"
+    assert [each.job for each in record.submissions] == ["7", "9"]
+
+
+def test_a_foreign_record_is_told(records: RunRecords) -> None:
+    write_json(records.folder / "job.json", {"job": "3", "submissions": []})
+    with pytest.raises(InputError, match=r"job\.json: not the record of a job"):
+        records.read()
+
+
+def test_the_first_failure_counts(records: RunRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert records.failure("5") is None
+    clock = iter((20.0, 10.0, 5.0))
+    monkeypatch.setattr("possam.launch.records.time.time", lambda: next(clock))
+    records.write_failure("5", 0, message="peer closed", final=False, code=1)
+    records.write_failure("5", 1, message="the cause", final=True, code=2)
+    records.write_failure("51", 0, message="another job", final=True, code=2)
+    failure = records.failure("5")
+    assert failure is not None and failure["message"] == "the cause"
+
+
+def trained(records: RunRecords, identity: str) -> None:
+    records.directory.mkdir(exist_ok=True)
+    weights = records.directory / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    run = {"identity": identity, "weights_sha256": sha256_file(weights)}
+    write_json(records.directory / "run.json", run)
+
+
+def test_run_json_is_put_back_for_the_same_training_alone(records: RunRecords) -> None:
+    assert not records.finish("i")
+    trained(records, "i")
+    assert records.finish("i") and not records.finish("other")
+    records.write_finished("5")
+    run = read_json(records.directory / "run.json")
+    (records.directory / "run.json").unlink()
+    assert not records.finish("other")
+    assert records.finish("i") and read_json(records.directory / "run.json") == run
+
+
+def test_other_weights_are_not_taken_for_the_finished_ones(records: RunRecords) -> None:
+    trained(records, "i")
+    records.write_finished("5")
+    (records.directory / "run.json").unlink()
+    (records.directory / "weights.safetensors").write_bytes(b"others")
+    assert not records.finish("i")
+    assert not (records.directory / "run.json").exists()
