@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slurm
 RUN = "possam_b_coco"
 FOLDER = Path("results/smoke/runs") / RUN / "seed0"
 EVERY = 5
-STEPS = 300
+STEPS = 600
 _PATIENCE_S = 180.0
 
 Tell = Callable[[str, str, str], None]
@@ -306,8 +306,7 @@ def test_another_number_of_processes_is_refused(
     """As where a site's job_submit plugin changes what was asked for."""
     sbatch = project.cluster.folder / "bin/sbatch"
     sbatch.write_text(
-        '#!/bin/sh\nsed -i s/ntasks-per-node=2/ntasks-per-node=1/ "$1"\n'
-        'exec /usr/bin/sbatch "$@"\n'
+        '#!/bin/sh\nsed -i s/ntasks-per-node=2/ntasks-per-node=1/ "$1"\nexec /usr/bin/sbatch "$@"\n'
     )
     sbatch.chmod(0o755)
     try:
