@@ -86,6 +86,7 @@ class TrainingJob:
         environment = SlurmJobEnvironment()
         job, rank = environment.job_id, environment.global_rank
         records = RunRecords(self.directory)
+        records.forget_failure(job, rank)
         try:
             hosts = tuple(environment.hostnames)
             os.environ.update(ranks(os.environ, hosts=hosts, world_size=self.world_size))
@@ -95,7 +96,12 @@ class TrainingJob:
             if rank == 0:
                 records.write_finished(job)
         except PossamError as error:
-            records.write_failure(job, rank, message=str(error), final=True, code=2)
+            from possam.training.distributed import LostProcessError
+
+            # What another process did is no fault of the parameters.
+            lost = isinstance(error, LostProcessError)
+            code = 1 if lost else 2
+            records.write_failure(job, rank, message=str(error), final=not lost, code=code)
             raise
         except UncompletedJobError:
             message = "every max_requeues (params/slurm.yaml) is used up; submit it again to go on"

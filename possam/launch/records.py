@@ -115,10 +115,16 @@ class RunRecords:
             {"message": message, "final": final, "code": code, "time": time.time()},
         )
 
+    def forget_failure(self, job: str, rank: int) -> None:
+        """A job that was put back begins anew, under the same number."""
+        self._failure(job, rank).unlink(missing_ok=True)
+
     def failure(self, job: str) -> Mapping[str, Any] | None:
-        """What the first process of ``job`` that gave up said; None if none said anything."""
+        """Why ``job`` gave up: what a process said that knows a final reason, else what the first
+        one said; None if none said anything.
+        """
         found = [read_json(path) for path in self.folder.glob(f"{job}_*_failure.json")]
-        return min(found, key=lambda values: values["time"], default=None)
+        return min(found, key=lambda values: (not values["final"], values["time"]), default=None)
 
     def write_finished(self, job: str) -> None:
         """Keep ``run.json``: Snakemake removes its own when it is not sure of it."""

@@ -34,15 +34,19 @@ def test_a_foreign_record_is_told(records: RunRecords) -> None:
         records.read()
 
 
-def test_the_first_failure_counts(records: RunRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_final_failure_counts_then_the_first(records: RunRecords, monkeypatch: pytest.MonkeyPatch) -> None:
     assert records.failure("5") is None
-    clock = iter((20.0, 10.0, 5.0))
+    clock = iter((20.0, 30.0, 5.0, 1.0))
     monkeypatch.setattr("possam.launch.records.time.time", lambda: next(clock))
     records.write_failure("5", 0, message="peer closed", final=False, code=1)
     records.write_failure("5", 1, message="the cause", final=True, code=2)
     records.write_failure("51", 0, message="another job", final=True, code=2)
     failure = records.failure("5")
     assert failure is not None and failure["message"] == "the cause"
+    records.forget_failure("5", 1)
+    records.write_failure("5", 1, message="the first", final=False, code=1)
+    failure = records.failure("5")
+    assert failure is not None and failure["message"] == "the first"
 
 
 def trained(records: RunRecords, identity: str) -> None:
