@@ -10,10 +10,10 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from possam.errors import InputError, JobFailedError
 from possam.files import hash_json
@@ -33,10 +33,14 @@ from possam.launch_params import Allocation, Allocations
 from possam.layout import Layout
 from possam.params import Project
 
+T = TypeVar("T")
+
 _LOOK_S = 1.0
 _SLOWEST_S = 30.0
 _UNKNOWN_S = 180.0
 """How long a job may be unknown to the queue and to the accounting before it counts as lost."""
+
+_LATE_S = 60.0
 
 _FINAL = {
     "CANCELLED": "it was cancelled",
@@ -168,7 +172,7 @@ class _Driver:
             InputError: an active job trains this run with another identity, or SLURM refuses.
         """
         with self.records.lock():
-            record = self._patiently(self._find, lost)
+            record = self._patiently(lambda: self._find(lost))
             if record is not None:
                 return record
             if self.records.finish(self.identity):
@@ -216,7 +220,7 @@ class _Driver:
 
     def _find(self, lost: str | None) -> JobRecord | None:
         kept = self.records.read()
-        if kept is not None and kept.job != lost and job_state(kept.job).active:
+        if kept is not None and kept.job != lost and job_state(kept.job, name=kept.name).active:
             if kept.identity != self.identity:
                 raise InputError(
                     f"{self.directory}: job {kept.job} trains this run with other parameters, data "
@@ -232,12 +236,12 @@ class _Driver:
             return record
         return None
 
-    def _patiently(self, ask: Any, *arguments: Any) -> Any:
+    def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask SLURM until it answers: nothing may be submitted on a guess."""
         told = False
         while True:
             try:
-                return ask(*arguments)
+                return ask()
             except SlurmUnreachableError as error:
                 if not told:
                     self.say(f"{error}; trying again")
@@ -257,7 +261,7 @@ class _Driver:
             now = time.monotonic()
             if now >= next_look:
                 next_look, pause = now + pause, min(pause * 1.3, _SLOWEST_S)
-                state = self._patiently(job_state, job)
+                state = self._patiently(lambda: job_state(job, name=self.job_name))
                 if str(state) != told:
                     told = str(state)
                     pause = _LOOK_S
@@ -266,9 +270,20 @@ class _Driver:
                 unknown_since = None if certain else unknown_since or now
                 lost = unknown_since is not None and now - unknown_since > _UNKNOWN_S
                 if (certain and not state.active) or lost:
+                    done = self._last_words(job, state)
                     follower.show()
-                    return None if self.records.finish(self.identity) else state
+                    return None if done else state
             time.sleep(_LOOK_S)
+
+    def _last_words(self, job: str, state: JobState) -> bool:
+        """Wait for what an ended job wrote (network storage shows it late): is it complete?"""
+        patience = _LATE_S if state.state == "COMPLETED" else _LATE_S / 10
+        deadline = time.monotonic() + patience
+        while not (done := self.records.finish(self.identity)):
+            if self.records.failure(job) is not None or time.monotonic() > deadline:
+                break
+            time.sleep(_LOOK_S)
+        return done
 
     def say_what_stays(self) -> None:
         """What an interrupted user should know."""

@@ -30,6 +30,9 @@ class _Known:
     def finished(self) -> bool:
         return (self.records.directory / "run.json").is_file()
 
+    def state(self) -> JobState:
+        return job_state(self.record.job, name=self.record.name)
+
     def progress(self) -> str:
         """Steps that the metrics tell of, and what is left."""
         metrics = self.records.directory / "metrics.jsonl"
@@ -65,7 +68,7 @@ def list_jobs() -> None:
     rows = [("scale", "run", "seed", "job", "state", "elapsed", "steps")]
     for known in _known():
         record = known.record
-        state = job_state(record.job)
+        state = known.state()
         told = "finished" if known.finished and not state.active else str(state)
         own = (record.scale, record.run, str(record.seed), record.job)
         rows.append((*own, told, state.elapsed or "-", known.progress()))
@@ -94,7 +97,7 @@ def _one(job: str, *, scale: str | None, seed: int | None) -> _Known:
         and seed in (None, known.record.seed)
     ]
     if len(found) > 1:  # an active one is meant
-        found = [known for known in found if job_state(known.record.job).active] or found
+        found = [known for known in found if known.state().active] or found
     if len(found) == 1:
         return found[0]
     told = [f"{k.record.run} (job {k.record.job}, {k.record.scale})" for k in found or everything]
@@ -114,7 +117,7 @@ def tail_job(job: str, *, scale: str | None, seed: int | None) -> None:
         follower.show()
         if time.monotonic() >= ask_at:
             ask_at = time.monotonic() + _ASK_S
-            state: JobState = job_state(known.record.job)
+            state = known.state()
             if not state.active:
                 follower.show()
                 print(f"job {known.record.job}: {state}", file=sys.stderr)
@@ -125,8 +128,9 @@ def tail_job(job: str, *, scale: str | None, seed: int | None) -> None:
 def cancel_job(job: str, *, scale: str | None, seed: int | None) -> None:
     """Cancel the job of a training; its checkpoints stay, and a later one goes on there."""
     require_slurm()
-    record = _one(job, scale=scale, seed=seed).record
-    if not (state := job_state(record.job)).active:
+    known = _one(job, scale=scale, seed=seed)
+    record = known.record
+    if not (state := known.state()).active:
         raise InputError(f"jobs: job {record.job} has ended already ({state})")
     cancel(record.job)
     print(

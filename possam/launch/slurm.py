@@ -15,7 +15,7 @@ _ACTIVE = frozenset(
         *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED"),
     }
 )
-_FORMAT = "%i|%T|%M|%r"
+_FORMAT = "%i|%j|%T|%M|%r"
 
 
 class SlurmUnreachableError(PossamError):
@@ -35,6 +35,7 @@ class JobState:
     """
 
     job: str
+    name: str
     state: str
     elapsed: str = ""
     reason: str = ""
@@ -82,8 +83,11 @@ def _queue(*arguments: str) -> list[JobState]:
         if "Invalid job id" in errors:
             return []
         raise SlurmUnreachableError(f"squeue: {errors}")
-    rows = (line.split("|", 3) for line in output.splitlines())
-    return [JobState(job, state, elapsed, reason, True) for job, state, elapsed, reason in rows]
+    rows = (line.split("|", 4) for line in output.splitlines())
+    return [
+        JobState(job, name, state, elapsed, reason, queued=True)
+        for job, name, state, elapsed, reason in rows
+    ]
 
 
 def active_jobs(name: str) -> list[JobState]:
@@ -92,25 +96,30 @@ def active_jobs(name: str) -> list[JobState]:
     return sorted((job for job in found if job.active), key=lambda job: int(job.job))
 
 
-def job_state(job: str) -> JobState:
-    """What became of ``job``.
+def job_state(job: str, *, name: str) -> JobState:
+    """What became of ``job`` (``UNKNOWN`` where the number is that of a job of another name).
 
     Raises:
         SlurmUnreachableError: the queue does not answer.
     """
+    found = _ended_or_queued(job)
+    return found if found.name == name else JobState(job, name, "UNKNOWN")
+
+
+def _ended_or_queued(job: str) -> JobState:
     if found := _queue(f"--jobs={job}", "--states=all"):
         return found[0]
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}"]
-    code, output, errors = _ask([*command, "--format=State,Elapsed"])
+    code, output, errors = _ask([*command, "--format=JobName,State,Elapsed"])
     if code and "accounting storage is disabled" in errors:
-        return JobState(job, "UNKNOWN")
+        return JobState(job, "", "UNKNOWN")
     if code:
         raise SlurmUnreachableError(f"sacct: {errors}")
-    rows = [line.split("|", 1) for line in output.splitlines()]
+    rows = [line.split("|", 2) for line in output.splitlines()]
     if not rows:
-        return JobState(job, "UNKNOWN")
-    state, elapsed = rows[-1]
-    return JobState(job, (state.split() or ["UNKNOWN"])[0], elapsed)
+        return JobState(job, "", "UNKNOWN")
+    name, state, elapsed = rows[-1]
+    return JobState(job, name, (state.split() or ["UNKNOWN"])[0], elapsed)
 
 
 def cancel(job: str) -> None:

@@ -34,7 +34,9 @@ def test_a_foreign_record_is_told(records: RunRecords) -> None:
         records.read()
 
 
-def test_a_final_failure_counts_then_the_first(records: RunRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_final_failure_counts_then_the_first(
+    records: RunRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert records.failure("5") is None
     clock = iter((20.0, 30.0, 5.0, 1.0))
     monkeypatch.setattr("possam.launch.records.time.time", lambda: next(clock))

@@ -29,9 +29,9 @@ GONE = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 
 
 def test_the_queue_comes_first(command: Fake) -> None:
-    command("squeue", "echo '7|PENDING|0:00|Resources'")
-    command("sacct", "echo 'FAILED|00:00:01'")
-    state = job_state("7")
+    command("squeue", "echo '7|possam-r|PENDING|0:00|Resources'")
+    command("sacct", "echo 'possam-r|FAILED|00:00:01'")
+    state = job_state("7", name="possam-r")
     assert state.active and state.queued and str(state) == "PENDING (Resources)"
 
 
@@ -47,16 +47,24 @@ def test_the_queue_comes_first(command: Fake) -> None:
 )
 def test_then_the_accounting(command: Fake, printed: str, state: str, active: bool) -> None:
     command("squeue", GONE)
-    command("sacct", f"test -z '{printed}' || echo '{printed}'")
-    found = job_state("7")
+    command("sacct", f"test -z '{printed}' || echo 'possam-r|{printed}'")
+    found = job_state("7", name="possam-r")
     assert (found.state, found.active, found.queued) == (state, active, False)
+
+
+def test_a_number_that_another_job_got_is_not_ours(command: Fake) -> None:
+    command("squeue", "echo '7|another|RUNNING|0:00|None'")
+    assert job_state("7", name="possam-r").state == "UNKNOWN"
+    command("squeue", GONE)
+    command("sacct", "echo 'another|RUNNING|00:00:01'")
+    assert job_state("7", name="possam-r").state == "UNKNOWN"
 
 
 def test_a_controller_that_is_down_says_nothing_about_jobs(command: Fake) -> None:
     command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    command("sacct", "echo 'FAILED|00:00:01'")
+    command("sacct", "echo 'possam-r|FAILED|00:00:01'")
     with pytest.raises(SlurmUnreachableError, match="Unable to contact"):
-        job_state("7")
+        job_state("7", name="possam-r")
     with pytest.raises(SlurmUnreachableError):
         active_jobs("possam-r")
 
@@ -65,15 +73,15 @@ def test_accounting_that_is_down_is_no_end_of_a_job(command: Fake) -> None:
     command("squeue", GONE)
     command("sacct", "echo 'sacct: error: Sending PersistInit msg: Connection refused' >&2; exit 1")
     with pytest.raises(SlurmUnreachableError, match="Connection refused"):
-        job_state("7")
+        job_state("7", name="possam-r")
     command("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert job_state("7").state == "UNKNOWN"
+    assert job_state("7", name="possam-r").state == "UNKNOWN"
 
 
 def test_active_jobs_are_in_the_order_of_their_numbers(command: Fake) -> None:
     command(
         "squeue",
-        "echo '10|RUNNING|1:00|None'; echo '9|PENDING|0:00|None'; echo '8|FAILED|0:01|None'",
+        "echo '10|n|RUNNING|1:00|None'; echo '9|n|PENDING|0:00|None'; echo '8|n|FAILED|0:01|x'",
     )
     assert [job.job for job in active_jobs("possam-r")] == ["9", "10"]
 
