@@ -24,7 +24,7 @@ STAGES = {
         "train",
     ),
     *("evaluate", "score", "table", "figure", "show", "report", "track", "ui", "predict"),
-    *("keep", "bench"),
+    *("keep", "bench", "jobs"),
     *("efficiency", "pretrain"),
 }
 
@@ -105,3 +105,17 @@ def test_a_reader_that_goes_away_is_no_bug() -> None:
     )
     os.close(write)
     assert done.stderr == b"" and done.returncode == 141
+
+
+def test_a_training_that_is_submitted_waits_outside_the_fork_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSSAM_FORKSERVER", "/nowhere/jobs")
+    asked: list[object] = []
+    monkeypatch.setattr(cli.forkserver, "ask", lambda *given: asked.append(given) or 0)
+    submitted = ["train", "possam_b_coco", "--launcher", "slurm", "--device", "cpu"]
+    assert cli.main(submitted) == 2
+    assert "params/slurm.yaml says it" in capsys.readouterr().err
+    assert not asked
+    assert cli.main(["train", "possam_b_coco"]) == 0
+    assert len(asked) == 1
