@@ -12,7 +12,8 @@ rule train:
         identity=lambda w: plan.identity("train", plan.scale_of(w.prefix), run=w.run, seed=w.seed),
     log:
         "results/{prefix}logs/train_{run}_seed{seed}.log",
+    # tee -i: after Ctrl-C, a command that waits for a job says what keeps running.
     shell:
         "possam train {wildcards.run} --seed {wildcards.seed} --scale {params.scale} "
         f"--launcher {launcher} "
-        "2> >(tee {log} >&2)"
+        "2> >(tee -i {log} >&2)"
