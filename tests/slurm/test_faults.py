@@ -112,18 +112,24 @@ class Training:
     def state(self) -> str:
         return self.cluster.command("squeue", "--noheader", f"--jobs={self.job}", "--format=%T")
 
-    def resumed_at(self) -> int:
-        """The step that the last start went on after."""
-        output = (self.folder / f"slurm/{self.job}_0_log.out").read_text()
-        return int(output.rpartition("going on after step ")[2].split()[0])
+    def resumes(self) -> list[int]:
+        """The steps that jobs have gone on after, in their order."""
+        logs = sorted(
+            (self.folder / "slurm").glob("*_0_log.out"),
+            key=lambda path: int(path.name.split("_")[0]),
+        )
+        text = "".join(path.read_text() for path in logs)
+        return [int(rest.split()[0]) for rest in text.split("going on after step ")[1:]]
 
-    def goes_on(self, *, attempts: int, after: int) -> int:
-        """Wait until the present job has started so often and is past step ``after``; steps that
-        it had to do again.
+    def goes_on(self, *, resumes: int, after: int) -> int:
+        """Wait until the training has gone on so often, and is past step ``after``; the number of
+        steps that it had to do again.
         """
-        until(lambda: self.attempts() >= attempts, "it starts again")
-        until(lambda: self.attempts() >= attempts and self.step() > after, "it goes on")
-        return after - self.resumed_at()
+        until(lambda: len(self.resumes()) == resumes, "it goes on")
+        until(lambda: self.step() > after, "it gets further")
+        again = max(0, after - self.resumes()[-1])
+        assert again <= EVERY, "it goes on at its last checkpoint"
+        return again
 
 
 def until(true: Callable[[], object], what: str) -> None:
@@ -199,8 +205,8 @@ def test_every_fault(
     until(lambda: training.state() == "PENDING", "it is put back")
     at = training.step()
     cluster.command("scontrol", "update", f"JobId={first}", "TimeLimit=10")
-    again = training.goes_on(attempts=2, after=at)
-    assert training.job == first and again < EVERY
+    again = training.goes_on(resumes=1, after=at)
+    assert training.job == first and training.attempts() == 2
     tell("time limit hit", f"job {first} put back, attempt 2", f"nothing ({again} steps again)")
 
     # Put back by hand, after an edit of the working tree that no job may see.
@@ -213,10 +219,10 @@ def test_every_fault(
     assert f"possam jobs cancel {first}" in refused.stderr and "other parameters" in refused.stderr
     at = training.step()
     cluster.command("scontrol", "requeue", first)
-    again = training.goes_on(attempts=3, after=at)
+    again = training.goes_on(resumes=2, after=at)
     scale.write_text(before)
     loop.write_text(code)
-    assert training.job == first and again <= 3 * EVERY
+    assert training.job == first and training.attempts() == 3
     tell("working tree edited", f"job {first} runs the frozen sources", "nothing")
     tell("scontrol requeue", f"job {first} attempt 3", f"nothing ({again} steps again)")
 
@@ -225,9 +231,9 @@ def test_every_fault(
     kill_step(cluster, first)
     until(lambda: training.job != first, "it is submitted again")
     second = training.job
-    again = training.goes_on(attempts=1, after=at)
+    again = training.goes_on(resumes=3, after=at)
     submissions = training.record["submissions"]
-    assert [each["job"] for each in submissions] == [first, second] and again <= 2 * EVERY
+    assert [each["job"] for each in submissions] == [first, second]
     tell("SIGKILL of the job step", f"job {second} submitted", f"nothing ({again} steps again)")
 
     # The pipeline is killed, the other driver interrupted; the job stays.
@@ -255,8 +261,9 @@ def test_every_fault(
     until(lambda: training.state() == "PENDING", "it waits")
     until(lambda: f"job {second}: PENDING" in driver.log.read_text(), "the driver says so")
     cluster.command("scontrol", "update", node, "State=RESUME")
-    again = training.goes_on(attempts=2, after=at)
-    assert training.job == second and again <= 3 * EVERY
+    again = training.goes_on(resumes=4, after=at)
+    assert training.job == second and training.attempts() == 2
+    assert len(training.resumes()) == 4
     tell("node drained, resumed", f"job {second} attempt 2", f"nothing ({again} steps again)")
 
     assert driver.wait(_PATIENCE_S) == 0, driver.log.read_text()  # type: ignore[attr-defined]
