@@ -60,11 +60,11 @@ class Cluster:
     """The running cluster. ``environment`` makes SLURM's commands talk to it."""
 
     def __init__(self, folder: Path, *, cpus: int = 2) -> None:
-        self.folder, self.cpus = folder, cpus
+        self.folder, self.cpus, self.commands = folder, cpus, folder / "bin"
         self.node = socket.gethostname().split(".")[0]
         self.environment = {
             "SLURM_CONF": str(folder / "slurm.conf"),
-            "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"], *_SYSTEM]),
+            "PATH": os.pathsep.join([str(self.commands), os.environ["PATH"], *_SYSTEM]),
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
 
@@ -137,7 +137,7 @@ class Cluster:
         for name in ("bin", "state", "spool", "munge", "database"):
             (folder / name).mkdir()
         # Snakemake's executor takes SLURM_CONF from the environment of its own srun.
-        srun = folder / "bin" / "srun"
+        srun = self.commands / "srun"
         srun.write_text(
             f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n'
         )

@@ -1,5 +1,6 @@
 """The cluster, a project that the local profile has finished, and the list of faults at the end."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,8 @@ class ClusterWorkspace(Workspace):
 
     def environment(self) -> dict[str, str]:
         own = super().environment()
-        path = f"{self.cluster.environment['PATH']}"
-        return {**own, **self.cluster.environment, "PATH": f"{own['PATH']}:{path}"}
+        path = os.pathsep.join([str(self.cluster.commands), own["PATH"]])
+        return {**own, **self.cluster.environment, "PATH": path}
 
 
 @pytest.fixture(scope="session")

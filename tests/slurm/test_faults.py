@@ -159,6 +159,8 @@ def start(project: ClusterWorkspace) -> Iterator[Callable[..., subprocess.Popen[
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                # As in a terminal; a shell's background job would ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         process.log = path  # type: ignore[attr-defined]
         started.append(process)
@@ -311,7 +313,7 @@ def test_another_number_of_processes_is_refused(
     project: ClusterWorkspace, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """As where a site's job_submit plugin changes what was asked for."""
-    sbatch = project.cluster.folder / "bin/sbatch"
+    sbatch = project.cluster.commands / "sbatch"
     sbatch.write_text(
         '#!/bin/sh\nsed -i s/ntasks-per-node=2/ntasks-per-node=1/ "$1"\nexec /usr/bin/sbatch "$@"\n'
     )
