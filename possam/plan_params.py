@@ -1,11 +1,12 @@
 """``params/plan.yaml``: what a plan assumes where nothing was measured."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from possam.checked_yaml import Params, read_yaml, validate
 from possam.errors import InputError
+from possam.launch_params import Allocations, Kind
 from possam.params import Count, Positive, Project, Rate
 
 Rates = dict[str, Rate]
@@ -18,7 +19,8 @@ class HardwareParams(Params):
     Attributes:
         unit: what is counted: ``GPU`` or ``core``.
         source: where the rates are from; printed with every plan.
-        per_node, per_job: units of a node, and of one job of each stage.
+        per_node, per_job: units of a node, and of one job of each stage; GPUs of a job that are not
+            said here are those of ``slurm.yaml``.
         training, evaluation, features: see :data:`Rates`; ``convert``: images a second of one job.
         feature_bytes_per_image: of one tower's cache, with the mirrored image.
         trained_parameters: of the largest model; ``memory_gib``: main memory of one training job.
@@ -27,7 +29,7 @@ class HardwareParams(Params):
     unit: str
     source: str
     per_node: Positive
-    per_job: dict[str, Positive]
+    per_job: dict[str, Positive] = Field(default_factory=dict)
     training: Annotated[Rates, Field(min_length=1)]
     evaluation: Rates
     features: Rates
@@ -67,4 +69,18 @@ def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
             f"{path}: hardware: no block has the rates of all towers of scale {project.name}: "
             f"{', '.join(sorted(towers))}"
         )
-    return params, fitting[0]
+    hardware = fitting[0]
+    if not hardware.per_job:
+        hardware = hardware.model_copy(update={"per_job": _gpus(project)})
+    return params, hardware
+
+
+def _gpus(project: Project) -> dict[str, int]:
+    """GPUs of a job of each stage that takes some, as SLURM is asked for them."""
+    asked = Allocations(folder=project.folder)
+    allocations = {kind: asked.of(project.name, kind) for kind in get_args(Kind)}
+    return {
+        kind: allocation.nodes * allocation.gpus
+        for kind, allocation in allocations.items()
+        if allocation.gpus
+    }
