@@ -10,7 +10,9 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +45,17 @@ def why_not() -> str | None:
         return "a SLURM cluster is started by root"
     if missing := missing_packages():
         return f"missing: apt-get install {' '.join(missing)}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            make_gpu(Path(folder) / "gpu")
+        except OSError as error:
+            return f"device files cannot be made here ({error.strerror}), pretended GPUs are such"
     return None
+
+
+def make_gpu(path: Path) -> None:
+    """A pretended GPU: a device file like ``/dev/null``."""
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
 
 
 def missing_packages() -> list[str]:
@@ -143,7 +155,7 @@ class Cluster:
         )
         srun.chmod(0o755)
         for number in range(_GPUS):
-            subprocess.run(["mknod", folder / f"gpu{number}", "c", "1", "3"], check=True)
+            make_gpu(folder / f"gpu{number}")
         ports = _free_ports(3)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
         settings = {
