@@ -1,6 +1,6 @@
 """One variant of several evaluations that differ by the training's seed: mean, spread, interval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from possam.evaluation.statistics import (
     ImageStatistics,
     bootstrap_intervals,
     defined_intervals,
+    frames_per_second,
 )
-from possam.evaluation.summary import RESULT
+from possam.evaluation.summary import RESULT, SECONDS
 from possam.files import read_json
 
 
@@ -43,9 +44,12 @@ def average_seeds(
         InputError: a file is missing, or the evaluations are not of the same images.
     """
     results = [_result(folder, variant) for folder in folders]
-    tables = load_seeds(folders, variant)
+    bootstrap: dict[str, Any] = {"samples": samples, "seed": seed, "confidence": confidence}
     try:
-        intervals = bootstrap_intervals(*tables, samples=samples, seed=seed, confidence=confidence)
+        if SECONDS in results[0]["protocol"]:
+            intervals = _timed_intervals(results, **bootstrap)
+        else:
+            intervals = bootstrap_intervals(*load_seeds(folders, variant), **bootstrap)
     except InputError as error:
         raise InputError(f"{folders[0].parent}: {error}") from error
     mean: dict[str, float | None] = {}
@@ -56,6 +60,16 @@ def average_seeds(
         mean[name] = float(np.mean(values)) if known else None
         std[name] = float(np.std(values, ddof=1)) if known else None
     return SeedAverage(mean=mean, std=std, intervals=defined_intervals(intervals))
+
+
+def _timed_intervals(
+    results: Sequence[Mapping[str, Any]], **bootstrap: Any
+) -> dict[str, tuple[float, float]]:
+    """Of variants that were timed: the rate's by a bootstrap; what is counted has no spread."""
+    seconds = [np.array(result["protocol"][SECONDS]) for result in results]
+    _, interval = frames_per_second(*seconds, **bootstrap)
+    counted = {name: value for name, value in results[0]["metrics"].items() if name != "fps"}
+    return {"fps": interval, **{name: (value, value) for name, value in counted.items()}}
 
 
 def load_seeds(folders: Sequence[Path], variant: str) -> list[ImageStatistics]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.efficiency import ParameterCount
 from possam.evaluation.segment import segment_image
-from possam.evaluation.statistics import centred_interval, resample_weights
-from possam.evaluation.summary import count_parts, write_variants
+from possam.evaluation.statistics import frames_per_second
+from possam.evaluation.summary import SECONDS, count_parts, write_variants
 from possam.model.segmenter import Segmenter
 from possam.model.text import TextEmbeddings
 from possam.params import EvaluationParams, InferenceParams
@@ -57,18 +57,6 @@ def time_images(
     return np.array(seconds[WARM_UP:])
 
 
-def frames_per_second(
-    seconds: NDArray[np.float64], evaluation: EvaluationParams
-) -> tuple[float, list[float]]:
-    """Images a second (number over total time), and its bootstrap interval over images."""
-    weights = resample_weights(
-        len(seconds), samples=evaluation.bootstrap_samples, seed=evaluation.bootstrap_seed
-    )
-    rate = len(seconds) / float(seconds.sum())
-    drawn = len(seconds) / (weights @ seconds)
-    return rate, list(centred_interval(drawn, estimate=rate, confidence=evaluation.confidence))
-
-
 def measure_efficiency(
     *,
     segmenter: Segmenter,
@@ -102,13 +90,25 @@ def measure_efficiency(
             images=images,
             label="time {run} (seed {seed}), ".format(**identity) + name,
         )
-        rate, interval = frames_per_second(seconds, evaluation)
+        (rate,), interval = frames_per_second(
+            seconds,
+            samples=evaluation.bootstrap_samples,
+            seed=evaluation.bootstrap_seed,
+            confidence=evaluation.confidence,
+        )
         results[name] = {
             "metrics": {"fps": rate, **sizes},
-            "intervals": {"fps": interval, **{key: [size] * 2 for key, size in sizes.items()}},
+            "intervals": {
+                "fps": list(interval),
+                **{key: [size] * 2 for key, size in sizes.items()},
+            },
             "per_class": [],
             "check": None,
-            "protocol": {"fps": PROTOCOL, "machine": _machine(segmenter), "seconds": list(seconds)},
+            "protocol": {
+                "fps": PROTOCOL,
+                "machine": _machine(segmenter),
+                SECONDS: list(seconds),
+            },
         }
     result = {**identity, "counts": count_parts(dataset, seen), "variants": results}
     write_variants(out, result, {})

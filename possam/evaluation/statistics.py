@@ -59,6 +59,28 @@ def centred_interval(
     return float(low), float(high)
 
 
+def frames_per_second(
+    *seconds: NDArray[np.float64], samples: int, seed: int, confidence: float
+) -> tuple[list[float], tuple[float, float]]:
+    """Images a second (number over total time) of each training, and the interval of their mean.
+
+    Args:
+        seconds: of each image (I,), one array a training, all of the same images.
+        samples, seed, confidence: of the bootstrap over images, the same for all trainings.
+
+    Raises:
+        InputError: different numbers of images.
+    """
+    counts = [len(each) for each in seconds]
+    if len(set(counts)) != 1:
+        raise InputError(f"seconds of different numbers of images: {counts}; time them again")
+    weights = resample_weights(counts[0], samples=samples, seed=seed)
+    rates = [counts[0] / float(each.sum()) for each in seconds]
+    drawn = np.mean([counts[0] / (weights @ each) for each in seconds], axis=0)
+    estimate = float(np.mean(rates))
+    return rates, centred_interval(drawn, estimate=estimate, confidence=confidence)
+
+
 @dataclass(frozen=True)
 class Resampled:
     """Metrics in percent: of all images, and of S bootstrap resamples of them, (S,) each."""

@@ -25,6 +25,8 @@ from possam.files import hash_json, write_json
 from possam.params import EvaluationParams
 
 RESULT = "evaluation.json"
+SECONDS = "seconds"
+"""In the protocol of a timed variant: of each image."""
 
 PROTOCOL = {
     "pq": "PQ, SQ, RQ as panopticapi: averaged over classes with a segment in ground truth "

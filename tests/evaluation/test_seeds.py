@@ -9,8 +9,12 @@ import pytest
 from possam.errors import InputError
 from possam.evaluation.seeds import average_seeds
 from possam.evaluation.semantic import SemanticCounts
-from possam.evaluation.statistics import ImageStatistics, bootstrap_intervals
-from possam.evaluation.summary import write_variants
+from possam.evaluation.statistics import (
+    ImageStatistics,
+    bootstrap_intervals,
+    frames_per_second,
+)
+from possam.evaluation.summary import SECONDS, write_variants
 
 THINGS, SEEN = (True, False, False), (True, True, False)
 BOOTSTRAP: dict[str, Any] = {"samples": 80, "seed": 5, "confidence": 0.9}
@@ -25,7 +29,7 @@ def write(folder: Path, seed: int, images: int = 20) -> ImageStatistics:
     table = ImageStatistics(tuple(range(images)), THINGS, SEEN, semantic=counts)
     metrics: dict[str, Any] = {name: float(v[0]) for name, v in table.metrics().items()}
     flags = [{"thing": t, "seen": s} for t, s in zip(THINGS, SEEN, strict=True)]
-    part = {"metrics": {**metrics, "pq_unseen": None}, "per_class": flags}
+    part = {"metrics": {**metrics, "pq_unseen": None}, "per_class": flags, "protocol": {}}
     other = {"metrics": {"miou": 0.0}, "per_class": flags}
     variants = {"default": other, "geometric": part}
     write_variants(folder, {"variants": variants}, {"default": table, "geometric": table})
@@ -56,3 +60,27 @@ def test_seeds_on_different_images_are_refused(tmp_path: Path) -> None:
         average_seeds(folders, "geometric", **BOOTSTRAP)
     with pytest.raises(InputError, match="seed2"):
         average_seeds([*folders, tmp_path / "seed2"], "geometric", **BOOTSTRAP)
+
+
+def test_the_rate_of_timed_models_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    seconds = [[0.5, 0.25, 0.25], [1.0, 0.5, 0.5]]  # 3 and 1.5 images a second
+    folders = []
+    for seed, each in enumerate(seconds):
+        metrics = {"fps": 3 / sum(each), "total_m": 2.5}
+        protocol = {"fps": "one at a time", SECONDS: each}
+        part = {"metrics": metrics, "per_class": [], "protocol": protocol}
+        folders.append(tmp_path / f"seed{seed}")
+        write_variants(folders[-1], {"variants": {"default": part}}, {})
+    found = average_seeds(folders, "default", **BOOTSTRAP)
+    assert found.mean == {"fps": 2.25, "total_m": 2.5}
+    assert found.std == {"fps": pytest.approx(1.5 / 2**0.5), "total_m": 0.0}
+    low, high = found.intervals["fps"]
+    assert low < 2.25 < high and found.intervals["total_m"] == [2.5, 2.5]
+    # Each resample takes the same images of both, of which one is half as fast as the other.
+    _, (one_low, one_high) = frames_per_second(np.array(seconds[0]), **BOOTSTRAP)
+    assert (high - low) == pytest.approx(0.75 * (one_high - one_low))
+
+
+def test_seconds_of_other_images_are_refused() -> None:
+    with pytest.raises(InputError, match="different numbers"):
+        frames_per_second(np.ones(3), np.ones(2), **BOOTSTRAP)
