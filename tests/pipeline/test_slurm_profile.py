@@ -14,7 +14,7 @@ pytestmark = pytest.mark.pipeline
 @pytest.fixture
 def without_slurm(finished: Workspace, tmp_path: Path) -> Workspace:
     """The finished pipeline, seen from a machine that has none of SLURM's commands."""
-    for name in ("bash", "sh", "tee", "git"):
+    for name in ("bash", "sh", "tee", "git", "which"):
         found = shutil.which(name)
         assert found is not None
         (tmp_path / name).symlink_to(found)
