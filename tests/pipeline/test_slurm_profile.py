@@ -28,7 +28,9 @@ def without_slurm(finished: Workspace, tmp_path: Path) -> Workspace:
 
 
 def plan(workspace: Workspace, target: str) -> str:
-    done = workspace.run("snakemake", "--dry-run", target, "--profile", "slurm", "--printshellcmds")
+    # The default profile prints no rules, and with them no commands.
+    options = ("--profile", "slurm", "--printshellcmds", "--quiet", "host")
+    done = workspace.run("snakemake", "--dry-run", target, *options)
     return done.stdout + done.stderr
 
 
