@@ -92,7 +92,9 @@ class NaivePosSAM(nn.Module):
 
 @dataclass(frozen=True)
 class Results:
-    """Panoptic ids and semantic labels (H, W), and the number of instances."""
+    """Classes of the panoptic segments (H, W; -1 void), semantic labels (H, W), and the number of
+    instances.
+    """
 
     panoptic: Tensor
     semantic: Tensor
@@ -110,9 +112,9 @@ def naive_results(
 
     kept = scores.objectness[0] > inference.object_threshold
     weights, labels, own = scores.scores[0][kept], scores.labels[0][kept], masks[kept]
-    panoptic = torch.zeros(raw.image_size, dtype=torch.int32)
+    ids = torch.zeros(raw.image_size, dtype=torch.int32)
     stuff: dict[int, int] = {}
-    number = 0
+    classes = [-1]
     if len(own):
         winner = (weights[:, None, None] * own).argmax(0)
         for k in range(len(own)):
@@ -122,12 +124,12 @@ def naive_results(
                 continue
             label = int(labels[k])
             if not is_thing[label] and label in stuff:
-                panoptic[won] = stuff[label]
+                ids[won] = stuff[label]
                 continue
-            number += 1
-            panoptic[won] = number
+            ids[won] = len(classes)
             if not is_thing[label]:
-                stuff[label] = number
+                stuff[label] = len(classes)
+            classes.append(label)
 
     pairs = scores.class_scores[0]
     top = pairs.flatten().topk(inference.instance_top_k).indices
@@ -135,7 +137,7 @@ def naive_results(
     things = is_thing[top % pairs.shape[-1]]
     hard = (shapes[things] >= 0.5).float()
     (shapes[things] * hard).flatten(1).sum(1).div(hard.flatten(1).sum(1) + 1e-6)
-    return Results(panoptic, semantic, int(things.sum()))
+    return Results(torch.tensor(classes)[ids], semantic, int(things.sum()))
 
 
 def classify_with(
