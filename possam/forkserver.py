@@ -3,7 +3,8 @@
 Importing PyTorch, open_clip and the like takes seconds, a job of a small scale hardly more. One
 server process imports them once and forks a child for each job. Of ``possam`` itself it imports
 nothing but this module and one of names, so that every job runs the code that lies in the package
-when the job starts, as it would without the server.
+when the job starts, as it would without the server. (The standard library's fork server belongs to
+one program; here every job is a command of its own.)
 
 The server ends with the process that started it (its standard input closes). A job ends with the
 ``possam`` command that asked for it, as if it ran in that process: signals are passed on, the exit

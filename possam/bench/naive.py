@@ -6,8 +6,6 @@ post-processing: all masks are brought to the image's size first. What only PosS
 and heads) is this package's own code on both sides.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,21 +88,15 @@ class NaivePosSAM(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class Results:
-    """Classes of the panoptic segments (H, W; -1 void), semantic labels (H, W), and the number of
-    instances.
-    """
-
-    panoptic: Tensor
-    semantic: Tensor
-    instances: int
-
-
 def naive_results(
     raw: RawPrediction, scores: MaskScores, *, is_thing: Tensor, inference: InferenceParams
-) -> Results:
-    """FC-CLIP's post-processing of one image, on masks of the image's size."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FC-CLIP's post-processing of one image, on masks of the image's size.
+
+    Returns:
+        Classes of the panoptic segments (H, W; -1 void), semantic labels (H, W), and the scores of
+        the instances, best first.
+    """
     masks = F.interpolate(
         raw.mask_logits, size=raw.image_size, mode="bilinear", align_corners=False
     )[0].sigmoid()
@@ -132,12 +124,13 @@ def naive_results(
             classes.append(label)
 
     pairs = scores.class_scores[0]
-    top = pairs.flatten().topk(inference.instance_top_k).indices
-    shapes = masks[top // pairs.shape[-1]]
+    values, top = pairs.flatten().topk(inference.instance_top_k)
     things = is_thing[top % pairs.shape[-1]]
-    hard = (shapes[things] >= 0.5).float()
-    (shapes[things] * hard).flatten(1).sum(1).div(hard.flatten(1).sum(1) + 1e-6)
-    return Results(torch.tensor(classes)[ids], semantic, int(things.sum()))
+    shapes = masks[(top // pairs.shape[-1])[things]]
+    hard = (shapes > 0.5).float()
+    quality = (shapes * hard).flatten(1).sum(1) / (hard.flatten(1).sum(1) + 1e-6)
+    found = (values[things] * quality).sort(descending=True).values
+    return torch.tensor(classes)[ids], semantic, found
 
 
 def classify_with(
