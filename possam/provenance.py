@@ -113,8 +113,8 @@ def git_state(root: Path) -> dict[str, Any]:
         return {"commit": UNKNOWN, "dirty": None, "note": "git is not installed"}
     git = ["git", "-C", str(root)]
     commit = _run([*git, "rev-parse", "--verify", "HEAD"])
-    # Tables and DVC's hashes are results of the commit, no change of it.
-    sources = [".", *(f":(exclude){path}" for path in ("results", "dvc.lock"))]
+    # Tables, pages and DVC's hashes are results of the commit, no change of it.
+    sources = [".", *(f":(exclude){path}" for path in ("results", "reports", "dvc.lock"))]
     changes = _run([*git, "status", "--porcelain", "--", *sources])
     if changes is None:
         return {"commit": UNKNOWN, "dirty": None, "note": "git reports no checkout here"}
