@@ -33,8 +33,9 @@ def test_git_state_follows_commit_and_edits(tmp_path: Path) -> None:
     git(tmp_path, "commit", "-q", "-m", "first")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert git_state(tmp_path) == {"commit": head, "dirty": False, "note": ""}
-    (tmp_path / "results").mkdir()
-    for name in ("results/table1.csv", "dvc.lock"):
+    for folder in ("results", "reports"):
+        (tmp_path / folder).mkdir()
+    for name in ("results/table1.csv", "reports/bench.md", "dvc.lock"):
         (tmp_path / name).write_text("made by the commit")
     assert git_state(tmp_path)["dirty"] is False
     (tmp_path / "a.txt").write_text("2")
