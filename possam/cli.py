@@ -482,19 +482,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _ask_server(parsed: argparse.Namespace, given: Sequence[str]) -> int | None:
+    """Exit code of a job of the pipeline's fork server; None where this process has to do it."""
+    server = Environment.load().forkserver
+    here = getattr(parsed, "launcher", "local") == "local"
+    if server is None or parsed.stage not in forkserver.STAGES or not here:
+        return None
+    try:
+        return forkserver.ask(server, given)
+    except OSError as error:
+        print(f"possam: no fork server at {server} ({error})", file=sys.stderr)
+        return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parser().parse_args(given)
-    server = Environment.load().forkserver
-    here = getattr(parsed, "launcher", "local") == "local"
-    if server is not None and parsed.stage in forkserver.STAGES and here:
-        try:
-            return forkserver.ask(server, given)
-        except OSError as error:
-            print(f"possam: no fork server at {server} ({error})", file=sys.stderr)
     try:
-        code = parsed.call(parsed) or 0
+        code = _ask_server(parsed, given)
+        if code is None:
+            code = parsed.call(parsed) or 0
         sys.stdout.flush()
         return code
     except PossamError as error:

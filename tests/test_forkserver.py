@@ -14,9 +14,12 @@ from possam import forkserver
 
 # The server itself, with jobs of these tests in place of stages and nothing to import.
 SERVER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from possam import forkserver
+
+# Started with Ctrl-C ignored (in a script's background) a process ignores it, here, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def job(arguments):
     kind, *values = arguments
@@ -33,8 +36,8 @@ def job(arguments):
     if kind == "kill":
         os.kill(os.getpid(), 9)
     if kind == "wait":
-        Path(values[0]).write_text(str(os.getpid()))
         try:
+            Path(values[0]).write_text(str(os.getpid()))
             time.sleep(60)
         except KeyboardInterrupt:
             Path(values[0]).write_text("interrupted")
@@ -89,6 +92,7 @@ def waiting(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
     note = tmp_path / "note"
     command = subprocess.Popen(client(tmp_path, "wait", str(note)))
     until(lambda: note.exists() and note.read_text() != "")
+    time.sleep(0.2)  # the command listens a moment later than its job begins
     return command, int(note.read_text())
 
 

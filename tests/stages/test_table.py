@@ -60,6 +60,7 @@ def write_evaluation(project: Project, seed: int, *, variant: str) -> ImageStati
         "metrics": {name: float(value[0]) for name, value in table.metrics().items()},
         "intervals": {},
         "per_class": [{"thing": flag, "seen": flag} for flag in flags],
+        "protocol": {},
         "check": None,
     }
     where = {"run": "full", "seed": seed, "benchmark": "test", "condition": "trained"}
