@@ -200,7 +200,6 @@ class InferenceParams(Params):
     overlap_threshold: Unit
     instance_top_k: Positive
     resolution: ResolutionParams
-    class_chunk: Positive
 
 
 class TowerParams(Params):

@@ -31,7 +31,6 @@ INFERENCE = InferenceParams(
     overlap_threshold=0.6,
     instance_top_k=10,
     resolution=ResolutionParams(policy="native", size=64, max_size=64),
-    class_chunk=8,
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 

@@ -72,9 +72,7 @@ def cases() -> Iterator[Case]:
         _, _, found = instance_inference(
             raw.mask_logits[0], scores, is_thing=is_thing, top_k=inference.instance_top_k, **shared
         )
-        labels = semantic_inference(
-            raw.mask_logits[0], scores, class_chunk=inference.class_chunk, **shared
-        )
+        labels = semantic_inference(raw.mask_logits[0], scores, **shared)
         classes = torch.tensor([-1, *(segment.category for segment in segments)])
         return classes[ids], labels, found
 

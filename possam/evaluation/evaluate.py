@@ -284,7 +284,5 @@ def _count_image(
             confidence.double().cpu().numpy(),
         )
     if evaluators.semantic is not None:
-        labels = semantic_inference(
-            masks, scores, image=row, geometry=geometry, class_chunk=inference.class_chunk
-        )
+        labels = semantic_inference(masks, scores, image=row, geometry=geometry)
         evaluators.semantic.update(record.id, labels.cpu().numpy(), dataset.semantic(position))

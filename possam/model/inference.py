@@ -15,13 +15,16 @@ from torch.nn import functional as F
 
 from possam.errors import InputError
 from possam.model.ensemble import Confidence, geometric_ensemble, mase
+from possam.model.fast_linear import fast_linear
 from possam.model.possam import PosSAM
 from possam.model.segmenter import RawPrediction
 from possam.model.text import TextEmbeddings
 
 EnsembleName = Literal["mase", "geometric", "ldp", "clip"]
-QUERY_CHUNK = 16
-"""Masks that are at full resolution at a time."""
+STRIP_CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Numbers of masks and of classes that are at full resolution at a time: on a CPU they lie in the
+cache.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,17 @@ class Geometry:
 
     def restore(self, mask_logits: Tensor) -> Tensor:
         """(Q, h, w) logits -> (Q, H, W) logits at the original image's size."""
-        logits = _resize(mask_logits.float(), self.padded)
-        logits = logits[:, : self.content[0], : self.content[1]]
-        return _resize(logits, self.output)
+        return self.restore_rows(mask_logits, slice(0, self.output[0]))
+
+    def restore_rows(self, mask_logits: Tensor, rows: slice) -> Tensor:
+        """The ``rows`` (start and stop) of :meth:`restore`: the same numbers, no others made."""
+        logits = mask_logits.float()
+        if self.content == self.output:
+            return _resize_rows(logits, rows, self.padded)[..., : self.output[1]]
+        taps = _Taps.of(rows, self.content[0], self.output[0])
+        first, last = taps.extent
+        content = _resize_rows(logits, slice(first, last), self.padded)[..., : self.content[1]]
+        return _interpolate(content, taps, self.output[1], first=first)
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,51 @@ class SegmentPrediction:
     is_thing: bool
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+@dataclass(frozen=True)
+class _Taps:
+    """Which two rows each row of a bilinear resizing lies between (``align_corners=False``).
+
+    Attributes:
+        upper, lower: (R,) int64, rows of the source; share: (R,) float32, weight of the lower.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    share: Tensor
+
+    @staticmethod
+    def of(rows: slice, source: int, wanted: int) -> "_Taps":
+        """Those of ``rows`` among the ``wanted`` that ``source`` rows become."""
+        places = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * source / wanted
+        places = (places - 0.5).clamp_(min=0)
+        upper = places.long().clamp_(max=source - 1)
+        return _Taps(upper, (upper + 1).clamp_(max=source - 1), (places - upper).float())
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """First row of the source that is needed, and the one after the last."""
+        return int(self.upper[0]), int(self.lower[-1]) + 1
+
+
+def _resize_rows(maps: Tensor, rows: slice, size: tuple[int, int]) -> Tensor:
+    """(Q, h, w) -> the ``rows`` of the maps resized to ``size``; never ``maps`` itself."""
+    taps = _Taps.of(rows, maps.shape[-2], size[0])
+    first, last = taps.extent
+    return _interpolate(maps[:, first:last], taps, size[1], first=first)
+
+
+def _interpolate(maps: Tensor, taps: _Taps, width: int, *, first: int) -> Tensor:
+    """Bilinear: along the rows' length first, of the few rows that the ``taps`` name.
+
+    ``maps`` (Q, h, w) are the source's rows from ``first`` on.
+    """
+    if maps.shape[-1] != width:
+        maps = F.interpolate(
+            maps[None], size=(maps.shape[-2], width), mode="bilinear", align_corners=False
+        )[0]
+    device = maps.device
+    upper, lower = ((rows - first).to(device) for rows in (taps.upper, taps.lower))
+    return maps[:, upper].lerp_(maps[:, lower], taps.share.to(device)[:, None])
 
 
 @torch.no_grad()
@@ -186,22 +238,17 @@ def panoptic_inference(
     if not len(kept):
         return ids, []
 
-    best = torch.full(geometry.output, -1.0, device=device)
-    winner = torch.zeros(geometry.output, dtype=torch.int64, device=device)
-    inside = torch.zeros(geometry.output, dtype=torch.bool, device=device)
-    areas = []
-    for start, probabilities in _mask_probabilities(mask_logits[kept], geometry):
-        areas.append((probabilities >= 0.5).sum((1, 2)))
-        weighted = probabilities * mask_scores[start : start + len(probabilities), None, None]
-        value, index = weighted.max(0)
-        better = value > best
-        own = probabilities.gather(0, index[None])[0] >= 0.5
-        best = torch.where(better, value, best)
-        winner = torch.where(better, index + start, winner)
-        inside = torch.where(better, own, inside)
-
     count = len(kept)
-    area = torch.cat(areas)
+    winner = torch.empty(geometry.output, dtype=torch.int64, device=device)
+    inside = torch.empty(geometry.output, dtype=torch.bool, device=device)
+    area = torch.zeros(count, dtype=torch.int64, device=device)
+    for rows, probabilities in _mask_probabilities(mask_logits[kept], geometry):
+        hard = probabilities >= 0.5
+        area += hard.sum((1, 2))
+        index = probabilities.mul_(mask_scores[:, None, None]).argmax(0)
+        winner[rows] = index
+        inside[rows] = hard.gather(0, index[None])[0]
+
     won = torch.bincount(winner.flatten(), minlength=count)
     visible = torch.bincount(winner[inside], minlength=count)
     # In double precision: 255 of 425 pixels are 0.6, which float32 misses.
@@ -253,44 +300,50 @@ def instance_inference(
     needed, place = queries.unique(return_inverse=True)
     masks = torch.zeros((len(needed), *geometry.output), dtype=torch.bool, device=values.device)
     quality = torch.zeros(len(needed), device=values.device)
-    for start, probabilities in _mask_probabilities(mask_logits[needed], geometry):
-        part = slice(start, start + len(probabilities))
+    area = torch.zeros(len(needed), dtype=torch.int64, device=values.device)
+    for rows, probabilities in _mask_probabilities(mask_logits[needed], geometry):
         binary = probabilities > 0.5
-        masks[part] = binary
-        area = binary.sum((1, 2))
-        quality[part] = (probabilities * binary).sum((1, 2)) / area.clamp(min=1)
-    final = values * quality[place]
+        masks[:, rows] = binary
+        area += binary.sum((1, 2))
+        quality += probabilities.mul_(binary).sum((1, 2))
+    final = values * (quality / area.clamp(min=1))[place]
     order = final.argsort(descending=True, stable=True)
     return masks[place[order]], labels[order], final[order]
 
 
 @torch.no_grad()
 def semantic_inference(
-    mask_logits: Tensor, scores: MaskScores, *, image: int, geometry: Geometry, class_chunk: int
+    mask_logits: Tensor, scores: MaskScores, *, image: int, geometry: Geometry
 ) -> Tensor:
     """The class of every pixel: the highest sum over masks of class score times mask probability.
 
     Args:
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
-        class_chunk: classes that are at full resolution at a time; it decides on memory, and on
-            the result only where sums are equal but for rounding.
 
     Returns:
         (H, W) int64 class indices.
     """
-    weights = scores.class_scores[image].T
-    probabilities = geometry.restore(mask_logits).sigmoid().flatten(1)
-    best = torch.full(probabilities.shape[1:], -1.0, device=weights.device)
-    label = torch.zeros(best.shape, dtype=torch.int64, device=weights.device)
-    for start in range(0, len(weights), class_chunk):
-        value, index = (weights[start : start + class_chunk] @ probabilities).max(0)
-        better = value > best
-        best = torch.where(better, value, best)
-        label = torch.where(better, index + start, label)
-    return label.view(geometry.output)
+    weights = scores.class_scores[image].T.contiguous()
+    label = torch.empty(geometry.output, dtype=torch.int64, device=weights.device)
+    strips = _mask_probabilities(mask_logits, geometry, beside=len(weights))
+    for rows, probabilities in strips:
+        votes = fast_linear(probabilities.flatten(1).T, weights)
+        label[rows] = votes.max(-1).indices.view(-1, geometry.output[1])
+    return label
 
 
-def _mask_probabilities(mask_logits: Tensor, geometry: Geometry) -> Iterator[tuple[int, Tensor]]:
-    """Mask probabilities (n, H, W) at full size, a few masks at a time, with the first's index."""
-    for start in range(0, len(mask_logits), QUERY_CHUNK):
-        yield start, geometry.restore(mask_logits[start : start + QUERY_CHUNK]).sigmoid()
+def _mask_probabilities(
+    mask_logits: Tensor, geometry: Geometry, *, beside: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Mask probabilities (Q, rows, W) at full size, a strip of rows at a time, with the rows.
+
+    ``beside``: numbers a pixel that the caller keeps beside them.
+    """
+    if not len(mask_logits):
+        return
+    height, width = geometry.output
+    cells = (len(mask_logits) + beside) * width
+    count = max(1, STRIP_CELLS[mask_logits.device.type] // cells)
+    for start in range(0, height, count):
+        rows = slice(start, min(height, start + count))
+        yield rows, geometry.restore_rows(mask_logits, rows).sigmoid_()

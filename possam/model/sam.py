@@ -23,16 +23,23 @@ from segment_anything.modeling.image_encoder import (
     Attention,
     Block,
     get_rel_pos,
-    window_partition,
     window_unpartition,
 )
 from torch import Tensor, nn
 
 from possam.errors import InputError, WrongVariantError
+from possam.model.fast_linear import fast_linear, fast_linear_gelu
 from possam.model.state_dicts import read_state_dict
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+_MANY_TOKENS = 1024
+"""From here on attention on a CPU is faster in rows than fused."""
+_ROWS = 512
+"""Queries of a head whose scores are there at a time: 8 MiB for the 64 x 64 tokens of an image."""
+
+_MASK_CELLS = 1 << 21
+"""Biases of windows that are there at a time: 8 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,44 +231,127 @@ def load_sam(path: str | Path, *, architecture: str) -> Sam:
     return sam
 
 
-def _attend(attention: Attention, x: Tensor) -> Tensor:
-    """``Attention.forward`` (B, h, w, C) -> (B, h, w, C) on fused kernels.
+def _attend(attention: Attention, qkv: Tensor) -> Tensor:
+    """``Attention.forward`` between its two projections: (B, h, w, 3 C) -> (B, h, w, C).
 
     The decomposed relative position bias is ``q . rel_h[y] + q . rel_w[x]`` for a key at (y, x).
-    Appending those products to the queries and a one-hot code of y and x to the keys makes the bias
-    part of the dot product: exact, and no (h w)^2 bias is ever stored.
     """
-    batch, height, width, channels = x.shape
-    heads = attention.num_heads
-    qkv = attention.qkv(x).view(batch, height * width, 3, heads, channels // heads)
+    batch, height, width, channels = qkv.shape
+    heads, channels = attention.num_heads, channels // 3
+    qkv = qkv.view(batch, height * width, 3, heads, channels // heads)
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     grid = query.unflatten(2, (height, width))
     table_h = get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype)
     table_w = get_rel_pos(width, width, attention.rel_pos_w).to(query.dtype)
     bias_h = torch.einsum("bnyxc,ykc->bnyxk", grid, table_h).flatten(2, 3)
     bias_w = torch.einsum("bnyxc,xkc->bnyxk", grid, table_w).flatten(2, 3)
-    rows = torch.eye(height, dtype=query.dtype, device=x.device).repeat_interleave(width, dim=0)
-    columns = torch.eye(width, dtype=query.dtype, device=x.device).repeat(height, 1)
-    code = torch.cat((rows, columns), dim=1).expand(batch, heads, -1, -1)
-    query = torch.cat((query * attention.scale, bias_h, bias_w), dim=-1)
-    key = torch.cat((key, code), dim=-1)
+    query = query * attention.scale
+    attend = _attend_fused
+    if qkv.device.type == "cpu" and not torch.is_grad_enabled():
+        if height * width >= _MANY_TOKENS:
+            attend = _attend_in_rows
+        elif query.dtype is torch.float32:
+            attend = _attend_in_windows
+    out = attend(query, key, value, bias_h, bias_w)
+    return out.transpose(1, 2).reshape(batch, height, width, channels)
+
+
+def _attend_fused(
+    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
+) -> Tensor:
+    """Attention (B, n, h w, D) with biases (B, n, h w, h) and (B, n, h w, w), on fused kernels.
+
+    The biases appended to the queries and a one-hot code of y and x appended to the keys make the
+    bias part of the dot product: exact, and no (h w)^2 bias is ever stored.
+    """
+    height, width, size = bias_h.shape[-1], bias_w.shape[-1], value.shape[-1]
+    rows = torch.eye(height, dtype=query.dtype, device=query.device)
+    columns = torch.eye(width, dtype=query.dtype, device=query.device)
+    code = torch.cat((rows.repeat_interleave(width, dim=0), columns.repeat(height, 1)), dim=1)
+    query = torch.cat((query, bias_h, bias_w), dim=-1)
+    key = torch.cat((key, code.expand(*key.shape[:2], -1, -1)), dim=-1)
     # Fused kernels want one head size for queries, keys and values.
     value = F.pad(value, (0, height + width))
-    out = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., : channels // heads]
-    return attention.proj(out.transpose(1, 2).reshape(batch, height, width, channels))
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
+
+
+def _attend_in_rows(
+    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
+) -> Tensor:
+    """The same on a CPU, a head and some rows of queries at a time, in float32.
+
+    The fused kernel works on appended biases and padded values three times as long as it did
+    without, and multiplies through MKL; here the bias is added to scores that lie in the cache.
+    """
+    batch, heads, tokens, _ = query.shape
+    height, width = bias_h.shape[-1], bias_w.shape[-1]
+    out = torch.empty_like(query)
+    scores = torch.empty(_ROWS, tokens)
+    for image in range(batch):
+        for head in range(heads):
+            keys = key[image, head].float().contiguous()
+            values = value[image, head].float().t().contiguous()
+            for start in range(0, tokens, _ROWS):
+                part = (image, head, slice(start, start + _ROWS))
+                rows = fast_linear(query[part].float(), keys)
+                grid = rows.view(-1, height, width)
+                grid += bias_h[part].float()[:, :, None]
+                grid += bias_w[part].float()[:, None, :]
+                probs = torch.softmax(rows, dim=-1, out=scores[: len(rows)])
+                out[part] = fast_linear(probs, values)
+    return out
+
+
+def _attend_in_windows(
+    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
+) -> Tensor:
+    """The same for many short sequences in float32 on a CPU: the biases of a few windows at a time
+    are a mask of the fused kernel.
+    """
+    windows, heads, tokens, _ = query.shape
+    count = max(1, _MASK_CELLS // (heads * tokens**2))
+    out = torch.empty_like(query)
+    for start in range(0, windows, count):
+        part = slice(start, start + count)
+        bias = bias_h[part].unsqueeze(-1) + bias_w[part].unsqueeze(-2)
+        out[part] = F.scaled_dot_product_attention(
+            query[part], key[part], value[part], attn_mask=bias.flatten(-2), scale=1.0
+        )
+    return out
+
+
+def _to_windows(x: Tensor, size: int, fill: Tensor) -> Tensor:
+    """(B, h, w, C) -> (windows, size, size, C), cells outside the map holding ``fill`` (C)."""
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // size), -(-width // size)
+    if (rows * size, columns * size) != (height, width):
+        padded = x.new_empty(batch, rows * size, columns * size, channels)
+        padded[:, :height, :width] = x
+        padded[:, :height, width:] = fill
+        padded[:, height:] = fill
+        x = padded
+    x = x.view(batch, rows, size, columns, size, channels).transpose(2, 3)
+    return x.reshape(-1, size, size, channels)
 
 
 def _run_block(block: Block, x: Tensor) -> Tensor:
-    shortcut = x
-    x = block.norm1(x)
-    if block.window_size > 0:
-        size = (x.shape[1], x.shape[2])
-        x, padded = window_partition(x, block.window_size)
-        x = window_unpartition(_attend(block.attn, x), block.window_size, padded, size)
+    """``Block.forward``, (B, h, w, C) -> the same.
+
+    Cells that only fill up windows are zeros before the projection to queries, keys and values,
+    which makes its bias of them; so they are added after it. What they attend to is dropped.
+    """
+    attention, mlp, size = block.attn, block.mlp, (x.shape[1], x.shape[2])
+    qkv = fast_linear(block.norm1(x), attention.qkv.weight, attention.qkv.bias)
+    window = block.window_size
+    if window > 0:
+        mixed = _attend(attention, _to_windows(qkv, window, attention.qkv.bias))
+        padded = tuple(-(-side // window) * window for side in size)
+        mixed = window_unpartition(mixed, window, padded, size)
     else:
-        x = _attend(block.attn, x)
-    x = shortcut + x
-    return x + block.mlp(block.norm2(x))
+        mixed = _attend(attention, qkv)
+    x = x + fast_linear(mixed, attention.proj.weight, attention.proj.bias)
+    hidden = fast_linear_gelu(block.norm2(x), mlp.lin1.weight, mlp.lin1.bias)
+    return x + fast_linear(hidden, mlp.lin2.weight, mlp.lin2.bias)
 
 
 def run_encoder(encoder: ImageEncoderViT, images: Tensor) -> Tensor:

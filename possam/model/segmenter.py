@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.errors import InputError
+from possam.model.fast_linear import FastLinears
 from possam.model.possam import PosSAM
 from possam.model.pyramid import SCALES
 from possam.model.resolution import pad_image
@@ -99,7 +100,8 @@ class TowerFeatures(nn.Module):
             raise InputError(f"images: (B, 3, H, W) is expected, not {tuple(images.shape)}")
         padded = pad_image(images, self.padded_size((images.shape[-2], images.shape[-1])))
         reduced = self.dtype != torch.float32
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
+        precision = torch.autocast(images.device.type, torch.bfloat16, enabled=reduced)
+        with precision, FastLinears():
             if self.sam is None:
                 backbone = self.clip.encode_stages(padded)
                 dense = backbone[-1]
@@ -137,7 +139,8 @@ class Segmenter(nn.Module):
         image_size: tuple[int, int],
     ) -> RawPrediction:
         """Predict from what ``features`` returned for images of ``image_size``."""
-        output = self.possam(backbone, clip_features)
+        with FastLinears():
+            output = self.possam(backbone, clip_features)
         last = output.layers[-1]
         with torch.autocast(clip_features.device.type, enabled=False):
             clip_embeddings = F.normalize(self.clip.project(output.clip_pooled).float(), dim=-1)

@@ -81,6 +81,5 @@ def inference(**changes: Any) -> InferenceParams:
         "overlap_threshold": 0.6,
         "instance_top_k": 100,
         "resolution": ResolutionParams(policy="native", size=32, max_size=32),
-        "class_chunk": 2,
     }
     return InferenceParams(**(settings | changes))

@@ -1,4 +1,4 @@
-"""Evaluations do not depend on the batch size, the order of the images, or chunks of classes."""
+"""Evaluations do not depend on the batch size, the order of the images, or strips of pixels."""
 
 import dataclasses
 from pathlib import Path
@@ -13,6 +13,7 @@ from possam.datasets.format import ConvertedDataset
 from possam.evaluation.evaluate import evaluate_run
 from possam.evaluation.predictions import PredictionReader
 from possam.evaluation.statistics import ImageStatistics
+from possam.model.inference import STRIP_CELLS
 from possam.model.segmenter import Segmenter
 from possam.params import EvaluationParams
 from tests.model.model_fakes import FakeClip, FakeSam, random_text, small_possam
@@ -21,16 +22,16 @@ from tests.parity_report import Parity
 IDENTITY = {"run": "batches", "seed": 0, "benchmark": "toy", "condition": "trained"}
 ORDERS = {"as it is": [0, 1, 2, 3, 4, 5], "shuffled": [3, 0, 5, 2, 1, 4]}
 
-# Batches of one, of some and of all images; chunks of one class, of more than all, and of all.
+# Batches of one, of some and of all images; strips of one row, of some, and of all.
 WAYS = [
-    (1, "shuffled", 5),
-    (1, "as it is", 7),
-    (3, "as it is", 5),
+    (1, "shuffled", 1 << 22),
+    (1, "as it is", 500),
+    (3, "as it is", 1 << 22),
     (3, "shuffled", 1),
     (6, "as it is", 1),
-    (6, "shuffled", 7),
+    (6, "shuffled", 500),
 ]
-over_all = pytest.mark.parametrize(("batch_size", "order", "class_chunk"), WAYS)
+over_all = pytest.mark.parametrize(("batch_size", "order", "cells"), WAYS)
 
 
 def small_segmenter() -> Segmenter:
@@ -47,14 +48,13 @@ def evaluate(
     *,
     order: str = "as it is",
     batch_size: int = 1,
-    class_chunk: int = 5,
     **changes: Any,
 ) -> tuple[dict[str, Any], ImageStatistics]:
     """Metrics, and statistics with the images in the data set's own order; maps in ``out``."""
     images = tuple(dataset.images[place] for place in ORDERS[order])
     options: dict[str, Any] = {
         "text": text([0, 1, 2, 3, 4]),
-        "variants": {"default": inference(class_chunk=class_chunk, object_threshold=0.1)},
+        "variants": {"default": inference(object_threshold=0.1)},
     }
     result = evaluate_run(
         segmenter=segmenter,
@@ -91,11 +91,13 @@ def test_metrics_and_counts_are_those_of_one_image_at_a_time(
     tmp_path: Path,
     batch_size: int,
     order: str,
-    class_chunk: int,
+    cells: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     oracle = Oracle(dataset, noise=0.7)
     single = evaluate(oracle, dataset, settings_small, tmp_path / "single")
     assert 5 < single[0]["pq"] < 95 and 5 < single[0]["map"] < 95 and 5 < single[0]["miou"] < 95
+    monkeypatch.setitem(STRIP_CELLS, "cpu", cells)
     other = evaluate(
         oracle,
         dataset,
@@ -103,7 +105,6 @@ def test_metrics_and_counts_are_those_of_one_image_at_a_time(
         tmp_path / "other",
         order=order,
         batch_size=batch_size,
-        class_chunk=class_chunk,
     )
     parity.equal(other[0], single[0])
     parity.equal(counts(other[1], dataset), counts(single[1], dataset))
@@ -116,14 +117,16 @@ def test_maps_of_a_network_are_those_of_one_image_at_a_time(
     tmp_path: Path,
     batch_size: int,
     order: str,
-    class_chunk: int,
+    cells: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Convolutions of a batch round in their own way: one pixel in a thousand may change."""
     maps = []
-    for folder, options in (
-        ("single", {}),
-        ("other", {"order": order, "batch_size": batch_size, "class_chunk": class_chunk}),
+    for folder, options, strip in (
+        ("single", {}, 1 << 22),
+        ("other", {"order": order, "batch_size": batch_size}, cells),
     ):
+        monkeypatch.setitem(STRIP_CELLS, "cpu", strip)
         evaluate(
             small_segmenter(),
             dataset,

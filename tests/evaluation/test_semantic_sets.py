@@ -173,7 +173,7 @@ def test_a_model_is_evaluated_on_459_classes(
         dataset=context,
         text=TextEmbeddings(torch.eye(459), torch.arange(459), 459),
         seen=seen,
-        variants={"default": inference(class_chunk=100)},
+        variants={"default": inference()},
         evaluation=settings_small,
         metrics=("semantic",),
         out=tmp_path / "out",

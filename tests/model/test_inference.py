@@ -1,5 +1,6 @@
 """Panoptic merging, instances and semantics against slow references and hand-computed cases."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ EXAMPLES = [15, pytest.param(400, marks=pytest.mark.full_size)]
 
 geometries = st.sampled_from([PLAIN, CROPPED])
 seeds = st.integers(0, 2**31)
-counts = st.sampled_from([1, 6, 20])  # 20 is more than are upsampled at a time
+counts = st.sampled_from([1, 6, 20])
 
 
 def scores(*, seed: int, queries: int = 12, classes: int = 5) -> tuple[Tensor, MaskScores]:
@@ -203,7 +204,7 @@ def test_masks_stay_as_they_are_for_the_next_variant() -> None:
     maps, scored = scores(seed=4)
     own = Geometry(padded=(4, 6), content=(4, 6), output=(4, 6))
     before, is_thing = maps.clone(), torch.tensor([True, False, True, False, True])
-    semantic_inference(maps, scored, image=0, geometry=own, class_chunk=2)
+    semantic_inference(maps, scored, image=0, geometry=own)
     instance_inference(maps, scored, image=0, geometry=own, is_thing=is_thing, top_k=9)
     panoptic_inference(
         maps,
@@ -224,20 +225,19 @@ def test_masks_stay_as_they_are_for_the_next_variant() -> None:
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_semantic_equals_the_slow_reference(parity: Parity, examples: int) -> None:
     @settings(max_examples=examples)
-    @given(seeds, counts, geometries, st.sampled_from([1, 2, 5, 100]))
-    def check(seed: int, queries: int, geometry: Geometry, chunk: int) -> None:
+    @given(seeds, counts, geometries)
+    def check(seed: int, queries: int, geometry: Geometry) -> None:
         maps, scored = scores(seed=seed, queries=queries)
-        labels = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=chunk)
+        labels = semantic_inference(maps, scored, image=0, geometry=geometry)
         assert labels.dtype == torch.int64
         parity.equal(labels, slow.semantic(geometry.restore(maps).sigmoid(), scored))
 
     check()
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 4])
-def test_semantic_ties_go_to_the_first_class_in_every_chunk(chunk: int) -> None:
+def test_semantic_ties_go_to_the_first_class() -> None:
     equal = MaskScores(torch.full((1, 1, 4), 0.25), torch.zeros(1, 1), torch.ones(1, 1))
-    labels = semantic_inference(boxes((0, 8)), equal, image=0, geometry=PLAIN, class_chunk=chunk)
+    labels = semantic_inference(boxes((0, 8)), equal, image=0, geometry=PLAIN)
     assert not labels.any()
 
 
@@ -286,7 +286,6 @@ def everything(
     scored: MaskScores,
     is_thing: Tensor,
     *,
-    class_chunk: int,
     geometry: Geometry = CROPPED,
 ) -> tuple[list[Any], Tensor]:
     """Panoptic, instance and semantic results; apart from them, the instances' scores."""
@@ -302,7 +301,7 @@ def everything(
     masks, labels, values = instance_inference(
         maps, scored, image=0, geometry=geometry, is_thing=is_thing, top_k=30
     )
-    semantic = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=class_chunk)
+    semantic = semantic_inference(maps, scored, image=0, geometry=geometry)
     found = [(s.id, s.category, s.score, s.is_thing) for s in segments]
     return [ids, found, masks, labels, semantic], values
 
@@ -319,9 +318,9 @@ def test_mask_logits_are_left_as_they_are() -> None:
     maps, scored = torch.randn(12, 14, 9, generator=generator), scores(seed=1)[1]
     before = maps.clone()
     geometry = Geometry(padded=(14, 9), content=(14, 9), output=(14, 9))
-    results = everything(maps, scored, IS_THING, class_chunk=2, geometry=geometry)
+    results = everything(maps, scored, IS_THING, geometry=geometry)
     assert torch.equal(maps, before)
-    again = everything(maps, scored, IS_THING, class_chunk=2, geometry=geometry)
+    again = everything(maps, scored, IS_THING, geometry=geometry)
     assert torch.equal(results[0][0], again[0][0])
 
 
@@ -334,31 +333,41 @@ def test_order_of_queries_does_not_matter(parity: Parity, seed: int, random: Any
     random.shuffle(order)
     moved = MaskScores(scored.class_probs[:, order], scored.void[:, order], scored.iou[:, order])
     first, second = (
-        everything(maps, scored, IS_THING, class_chunk=2),
-        everything(maps[order], moved, IS_THING, class_chunk=2),
+        everything(maps, scored, IS_THING),
+        everything(maps[order], moved, IS_THING),
     )
     same_results(parity, second, first)
 
 
 @pytest.mark.parity("batching")
-@pytest.mark.parametrize("class_chunk", [1, 7, 23])
-@pytest.mark.parametrize("query_chunk", [1, 7, 40])
-def test_chunks_of_queries_and_classes_do_not_matter(
-    parity: Parity, monkeypatch: pytest.MonkeyPatch, query_chunk: int, class_chunk: int
-) -> None:
+@pytest.mark.parametrize("cells", [1, 200, 3000])
+def test_strips_do_not_matter(parity: Parity, monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
     is_thing = torch.arange(23) % 2 == 0
-    for seed in range(4):
+    for seed, geometry in itertools.product(range(4), (PLAIN, CROPPED)):
         maps, scored = scores(seed=seed, queries=40, classes=23)
-        monkeypatch.setattr(inference, "QUERY_CHUNK", 40)
-        whole = everything(maps, scored, is_thing, class_chunk=23)
-        monkeypatch.setattr(inference, "QUERY_CHUNK", query_chunk)
-        same_results(parity, everything(maps, scored, is_thing, class_chunk=class_chunk), whole)
+        monkeypatch.setitem(inference.STRIP_CELLS, "cpu", 1 << 22)
+        whole = everything(maps, scored, is_thing, geometry=geometry)
+        monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
+        same_results(parity, everything(maps, scored, is_thing, geometry=geometry), whole)
+
+
+@settings(max_examples=30)
+@given(seed=seeds, sides=st.tuples(*[st.integers(1, 20)] * 4), data=st.data())
+def test_rows_are_those_of_the_whole(seed: int, sides: tuple[int, ...], data: Any) -> None:
+    maps = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(seed))
+    geometry = Geometry(padded=(20, 24), content=(sides[0], sides[1]), output=(sides[2], sides[3]))
+    start = data.draw(st.integers(0, sides[2] - 1))
+    rows = slice(start, data.draw(st.integers(start + 1, sides[2])))
+    assert torch.equal(geometry.restore_rows(maps, rows), geometry.restore(maps)[:, rows])
 
 
 @pytest.mark.parity("batching")
-@pytest.mark.parametrize("class_chunk", [1, 7, 37, 150])
-def test_chunks_decide_between_equal_classes_alone(parity: Parity, class_chunk: int) -> None:
+@pytest.mark.parametrize("cells", [1, 100_000])
+def test_strips_decide_between_equal_classes_alone(
+    parity: Parity, monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
     """Each class has a twin of equal probability; products of other sizes round differently."""
+    monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
     generator = torch.Generator().manual_seed(0)
     half = (torch.randn(1, 100, 75, generator=generator) * 4).softmax(-1) / 2
     scored = MaskScores(
@@ -366,6 +375,6 @@ def test_chunks_decide_between_equal_classes_alone(parity: Parity, class_chunk: 
     )
     maps = torch.randn(100, 64, 64, generator=generator) * 4
     geometry = Geometry(padded=(64, 64), content=(64, 64), output=(64, 64))
-    labels = semantic_inference(maps, scored, image=0, geometry=geometry, class_chunk=class_chunk)
+    labels = semantic_inference(maps, scored, image=0, geometry=geometry)
     sums = torch.einsum("qk,qhw->khw", scored.class_scores[0].double(), maps.sigmoid().double())
     parity.close(sums.gather(0, labels[None])[0], sums.amax(0), bound=1e-6)

@@ -1,6 +1,7 @@
 """SAM: the encoder against segment_anything's own, and checkpoints that are refused."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from possam.errors import InputError, WrongVariantError
+from possam.model import sam as sam_module
 from possam.model.sam import (
     ARCHITECTURES,
     PIXEL_MEAN,
@@ -20,6 +22,7 @@ from possam.model.sam import (
     build_sam,
     describe_state_dict,
     load_sam,
+    run_encoder,
 )
 from tests.parity_report import Parity
 
@@ -97,6 +100,45 @@ def test_encoder_takes_any_size(size: tuple[int, int], parity: Parity) -> None:
     found = SamEncoder(sam.image_encoder)(images)
     assert found.shape == (2, 16, math.ceil(size[0] / 8), math.ceil(size[1] / 8))
     parity.close(found, _reference(sam, images), bound=BOUND)
+
+
+@pytest.mark.parity("sam_encoder")
+@pytest.mark.parametrize("rows", [5, 64])
+@pytest.mark.parametrize("size", [(64, 64), (61, 90)])
+def test_attention_in_rows_and_in_few_windows_equals_segment_anything(
+    size: tuple[int, int], rows: int, parity: Parity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for large images: some rows of scores of global blocks, some windows, at a time."""
+    monkeypatch.setattr(sam_module, "_MANY_TOKENS", 10)
+    monkeypatch.setattr(sam_module, "_ROWS", rows)
+    monkeypatch.setattr(sam_module, "_MASK_CELLS", 700)
+    sam = _sam(TINY)
+    images = _images(2, 3, *size)
+    parity.close(SamEncoder(sam.image_encoder)(images), _reference(sam, images), bound=BOUND)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_bfloat16_is_close_to_float32(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sam_module, "_MANY_TOKENS", 10 if rows else 1 << 20)
+    sam = _sam(TINY)
+    images = _images(1, 3, 64, 64) / 255
+    with torch.no_grad():
+        exact = run_encoder(sam.image_encoder, images)
+        half = run_encoder(sam.image_encoder.bfloat16(), images.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() / exact.abs().max() < 0.03
+
+
+def test_encoder_has_gradients_where_its_weights_have() -> None:
+    """The mini world trains a SAM; attention that is not fused has none."""
+    sam = _sam(TINY)
+    images = _images(1, 3, 64, 64)
+    gradients = []
+    for encode in (sam.image_encoder, partial(run_encoder, sam.image_encoder)):
+        sam.zero_grad()
+        encode(images).square().sum().backward()
+        gradients.append(sam.image_encoder.blocks[1].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.full_size
