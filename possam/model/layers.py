@@ -87,7 +87,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(tokens)))
+        return self.fc2(F.relu(self.fc1(tokens), inplace=True))
 
 
 def sine_positions(height: int, width: int, channels: int, *, device: torch.device) -> Tensor:
