@@ -18,7 +18,7 @@ Interaction = Literal["mask", "image"]
 def hard_masks(mask_logits: Tensor) -> Tensor:
     """1 where a logit is positive, else 0, in the logits' type; carries no gradient."""
     logits = mask_logits.detach()
-    return (logits > 0).to(logits.dtype)
+    return torch.gt(logits, 0, out=torch.empty_like(logits))
 
 
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
