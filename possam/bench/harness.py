@@ -1,14 +1,14 @@
-"""Two ways to the same result, side by side: time, memory, and how far their results lie apart.
+"""Ways to the same result, side by side: time, memory, and how far their results lie apart.
 
-The two sides take turns (A B A B ...), so that a busy moment of the machine meets both; a ratio is
-that of neighbours. Nothing here is a test: speed depends on the machine, and is reported with it.
+The sides take turns (A B A B ...), so that a busy moment of the machine meets all; a ratio is that
+of calls in one turn. Nothing here is a test: speed depends on the machine, and is reported with it.
 """
 
 import ctypes
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,10 +31,13 @@ class Case:
         ours, theirs: do the work once, from the same input, and return the result; ``theirs`` is
             what a user would run instead (None: there is nothing like it).
         reference: what ``theirs`` is, with its version.
+        others: further libraries that do the same, by name with version; each takes its turn and
+            gets its own ratio, share of memory and distance.
         error: distance of the two results (0: equal), and in words what it is; None: not compared.
         items, unit: how much work one call is (``items`` images, ...).
         target, target_seconds: the ratio, or the time of a call, that the project asks of itself;
             None: none.
+        target_others: the ratio asked against each of ``others``; None: none.
         target_memory: the share of the reference's memory asked for; None: none.
         note: what a reader must know to judge the ratio.
     """
@@ -43,21 +46,32 @@ class Case:
     ours: Callable[[], Any]
     theirs: Callable[[], Any] | None = None
     reference: str = ""
+    others: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     error: tuple[Callable[[Any, Any], float], str] | None = None
     items: int = 1
     unit: str = "call"
     target: float | None = None
     target_seconds: float | None = None
+    target_others: float | None = None
     target_memory: float | None = None
     note: str = ""
 
 
 @dataclass
 class Side:
-    """Measurements of one side: seconds of each call, and MiB above what was there before."""
+    """One side: seconds of each call, MiB above what was there before, distance of its result."""
 
+    call: Callable[[], Any]
     seconds: list[float] = field(default_factory=list)
     memory_mib: float | None = None
+    error: float | None = None
+
+    def time(self) -> None:
+        """Call it once more."""
+        gc.collect()
+        began = time.perf_counter()
+        self.call()
+        self.seconds.append(time.perf_counter() - began)
 
     def summary(self, items: int) -> dict[str, Any]:
         """JSON-able: median, extremes and every second, and the rate."""
@@ -73,7 +87,7 @@ class Side:
 
 
 def measure(case: Case, *, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run both sides in turns and describe the outcome, for JSON.
+    """Run all sides in turns and describe the outcome, for JSON.
 
     One call of each side comes first: it warms up, its memory is measured, and its result compared.
 
@@ -82,47 +96,65 @@ def measure(case: Case, *, repeats: int, say: Callable[[str], None]) -> dict[str
     """
     if repeats < 1:
         raise ValueError(f"repeats {repeats}: at least 1")
-    ours, theirs = Side(), Side()
-    reference_result = None
-    # The reference first: what it leaves in allocators then counts against this project.
-    if case.theirs is not None:
-        reference_result, theirs.memory_mib = with_memory(case.theirs)
-    own_result, ours.memory_mib = with_memory(case.ours)
-    error = None
-    if case.error is not None and case.theirs is not None:
-        error = case.error[0](own_result, reference_result)
-    del own_result, reference_result
+    ours = Side(case.ours)
+    theirs = None if case.theirs is None else Side(case.theirs)
+    others = {name: Side(call) for name, call in case.others.items()}
+    references = [*([] if theirs is None else [theirs]), *others.values()]
+    _warm_up(ours, references, None if case.error is None else case.error[0])
     for turn in range(repeats):
-        for side, call in ((theirs, case.theirs), (ours, case.ours)):
-            if call is not None:
-                gc.collect()
-                began = time.perf_counter()
-                call()
-                side.seconds.append(time.perf_counter() - began)
-        beside = f" against {theirs.seconds[-1]:.3g} s" if theirs.seconds else ""
-        say(f"{case.name}: {turn + 1}/{repeats}: {ours.seconds[-1]:.3g} s{beside}")
+        for side in (*references, ours):
+            side.time()
+        beside = ", ".join(f"{side.seconds[-1]:.3g} s" for side in references)
+        against = f" against {beside}" if beside else ""
+        say(f"{case.name}: {turn + 1}/{repeats}: {ours.seconds[-1]:.3g} s{against}")
     return {
         "name": case.name,
         "reference": case.reference,
         "unit": case.unit,
         "items": case.items,
-        "ratio": _ratio(ours, theirs),
         "target": case.target,
         "target_seconds": case.target_seconds,
-        "memory_share": _share(ours, theirs),
         "target_memory": case.target_memory,
-        "error": error,
         "error_is": None if case.error is None else case.error[1],
         "ours": ours.summary(case.items),
-        "theirs": theirs.summary(case.items) if theirs.seconds else None,
+        **_beside(ours, theirs, case.items),
+        "others": [
+            {"reference": name, "target": case.target_others, **_beside(ours, side, case.items)}
+            for name, side in others.items()
+        ],
         "note": case.note,
     }
 
 
-def _ratio(ours: Side, theirs: Side) -> dict[str, float] | None:
-    """Of neighbouring calls: how many times faster, median and extremes."""
-    if not theirs.seconds:
-        return None
+def _warm_up(
+    ours: Side, references: Sequence[Side], distance: Callable[[Any, Any], float] | None
+) -> None:
+    """Call every side once: its memory, and the distance of each reference's result from ours."""
+    results = []
+    # The references first: what they leave in allocators then counts against this project.
+    for side in references:
+        result, side.memory_mib = with_memory(side.call)
+        results.append(result)
+    own, ours.memory_mib = with_memory(ours.call)
+    if distance is not None:
+        for side, result in zip(references, results, strict=True):
+            side.error = distance(own, result)
+
+
+def _beside(ours: Side, theirs: Side | None, items: int) -> dict[str, Any]:
+    """What compares two sides, for JSON."""
+    if theirs is None:
+        return {"ratio": None, "memory_share": None, "error": None, "theirs": None}
+    return {
+        "ratio": _ratio(ours, theirs),
+        "memory_share": _share(ours, theirs),
+        "error": theirs.error,
+        "theirs": theirs.summary(items),
+    }
+
+
+def _ratio(ours: Side, theirs: Side) -> dict[str, float]:
+    """Of calls in one turn: how many times faster, median and extremes."""
     ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     return {"median": median(ratios), "low": min(ratios), "high": max(ratios)}
 

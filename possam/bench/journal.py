@@ -37,7 +37,7 @@ def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE
         "",
         "What a user would run instead, beside it in the same process, in turns: medians, with the "
         "smallest and the largest value seen. A ratio above 1 is faster than the reference; it is "
-        "the median of the ratios of neighbouring calls. Memory is what a call holds at most above "
+        "the median of the ratios of calls in one turn. Memory is what a call holds at most above "
         "what was there before. The newest measurement of every case (`possam bench`); all of them "
         "are in `reports/bench/`.",
         "",
@@ -61,17 +61,25 @@ def _table(newest: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) ->
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, (case, _) in newest.items():
-        cells = [
-            name.partition("/")[2],
-            case["reference"],
-            _ratio(case["ratio"]),
-            _asked(case),
-            *(_seconds(case[side]) for side in ("ours", "theirs")),
-            _memory(case),
-            "" if case["error"] is None else f"{case['error']:.1e}",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
+        label = name.partition("/")[2]
+        rows.append(_row(label, case, _asked(case)))
+        # A measurement made before there could be further references does not have the field.
+        for other in case.get("others", ()):
+            rows.append(_row(label, {**other, "ours": case["ours"]}, _target(other)))
     return rows
+
+
+def _row(label: str, compared: Mapping[str, Any], asked: str) -> str:
+    cells = [
+        label,
+        compared["reference"],
+        _ratio(compared["ratio"]),
+        asked,
+        *(_seconds(compared[side]) for side in ("ours", "theirs")),
+        _memory(compared),
+        "" if compared["error"] is None else f"{compared['error']:.1e}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _ratio(ratio: Mapping[str, float] | None) -> str:
@@ -81,9 +89,12 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
 
 
 def _asked(case: Mapping[str, Any]) -> str:
-    if case["target"] is not None:
-        return f"{case['target']:g}"
-    return "" if case["target_seconds"] is None else f"{case['target_seconds']:g} s"
+    seconds = case["target_seconds"]
+    return _target(case) or ("" if seconds is None else f"{seconds:g} s")
+
+
+def _target(compared: Mapping[str, Any]) -> str:
+    return "" if compared["target"] is None else f"{compared['target']:g}"
 
 
 def _seconds(side: Mapping[str, Any] | None) -> str:
@@ -98,7 +109,8 @@ def _memory(case: Mapping[str, Any]) -> str:
     if share is None:
         return ""
     own, other = (case[side]["peak_memory_mib"] for side in ("ours", "theirs"))
-    asked = "" if case["target_memory"] is None else f" (asked {100 * case['target_memory']:g} %)"
+    target = case.get("target_memory")
+    asked = "" if target is None else f" (asked {100 * target:g} %)"
     return f"{own:.0f} of {other:.0f} MiB, {100 * share:.0f} %{asked}"
 
 

@@ -43,6 +43,8 @@ def bench(names: Sequence[str], *, repeats: int | None, threads: int) -> None:
         write_page(list(BENCHMARKS))
         for case in cases:
             result = f"{case['ours']['median_s']:.3g} s"
-            if case["ratio"] is not None:
-                result += f", {case['ratio']['median']:.2f} times as fast as {case['reference']}"
+            for beside in (case, *case["others"]):
+                if beside["ratio"] is not None:
+                    ratio = beside["ratio"]["median"]
+                    result += f", {ratio:.2f} times as fast as {beside['reference']}"
             say(f"{case['name']}: {result} ({path})")
