@@ -1,9 +1,14 @@
-"""Measurements on disk: ``reports/bench/<benchmark>.json`` grows, ``reports/bench.md`` shows."""
+"""Measurements on disk: ``reports/bench/<benchmark>.json`` grows, ``reports/bench.md`` shows.
 
+Curves are drawn beside the JSON, in ``reports/bench/<benchmark>.png``.
+"""
+
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from possam.bench.page import Newest, case_lines, curve_lines, place_lines
 from possam.errors import InputError
 from possam.files import atomic_write, read_json, write_json
 
@@ -30,8 +35,34 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return content
 
 
+def newest(name: str, kind: str, *, folder: Path = FOLDER) -> Newest:
+    """The newest of the ``cases`` or ``curves`` (``kind``) of ``name``; empty: never measured."""
+    path = folder / f"{name}.json"
+    found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for measurement in _read(path) if path.exists() else []:
+        # A measurement made before there were curves does not have the field.
+        for record in measurement.get(kind, ()):
+            found[record["name"]] = (record, measurement)
+    return found
+
+
+def plot_path(name: str, *, folder: Path = FOLDER) -> Path:
+    """Where the curves of benchmark ``name`` are drawn."""
+    return folder / f"{name}.png"
+
+
+def write_plot(name: str, *, folder: Path = FOLDER) -> None:
+    """Draw the newest measurement of every curve of ``name``; without curves write nothing."""
+    found = newest(name, "curves", folder=folder)
+    if found:
+        from possam.bench.plot import draw_scaling, save_plot
+
+        figure = draw_scaling([curve for curve, _ in found.values()])
+        save_plot(figure, plot_path(name, folder=folder))
+
+
 def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE) -> None:
-    """One Markdown table of the newest measurement of every case of ``names``."""
+    """One Markdown page of the newest measurement of every case and curve of ``names``."""
     lines = [
         "# Benchmarks",
         "",
@@ -43,97 +74,15 @@ def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE
         "",
     ]
     for name in names:
-        path = folder / f"{name}.json"
-        if not path.exists():
+        cases, curves = (newest(name, kind, folder=folder) for kind in ("cases", "curves"))
+        if not cases and not curves:
             continue
-        newest: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
-        for measurement in _read(path):
-            for case in measurement["cases"]:
-                newest[case["name"]] = (case, measurement)
-        lines += [f"## {name}", "", *_table(newest), "", *_notes(newest), ""]
+        lines += [f"## {name}", ""]
+        if cases:
+            lines += case_lines(cases)
+        if curves:
+            plot = Path(os.path.relpath(plot_path(name, folder=folder), page.parent))
+            lines += curve_lines(curves, plot=plot.as_posix())
+        lines += [*place_lines({**cases, **curves}), ""]
     with atomic_write(page) as stream:
         stream.write("\n".join(lines).rstrip() + "\n")
-
-
-def _table(newest: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
-    rows = [
-        "| case | reference | ratio | asked | here | reference's | memory, share | difference |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, (case, _) in newest.items():
-        label = name.partition("/")[2]
-        rows.append(_row(label, case, _asked(case)))
-        # A measurement made before there could be further references does not have the field.
-        for other in case.get("others", ()):
-            rows.append(_row(label, {**other, "ours": case["ours"]}, _target(other)))
-    return rows
-
-
-def _row(label: str, compared: Mapping[str, Any], asked: str) -> str:
-    cells = [
-        label,
-        compared["reference"],
-        _ratio(compared["ratio"]),
-        asked,
-        *(_seconds(compared[side]) for side in ("ours", "theirs")),
-        _memory(compared),
-        "" if compared["error"] is None else f"{compared['error']:.1e}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _ratio(ratio: Mapping[str, float] | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-
-
-def _asked(case: Mapping[str, Any]) -> str:
-    seconds = case["target_seconds"]
-    return _target(case) or ("" if seconds is None else f"{seconds:g} s")
-
-
-def _target(compared: Mapping[str, Any]) -> str:
-    return "" if compared["target"] is None else f"{compared['target']:g}"
-
-
-def _seconds(side: Mapping[str, Any] | None) -> str:
-    if side is None:
-        return ""
-    value = side["median_s"]
-    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
-
-
-def _memory(case: Mapping[str, Any]) -> str:
-    share = case["memory_share"]
-    if share is None:
-        return ""
-    own, other = (case[side]["peak_memory_mib"] for side in ("ours", "theirs"))
-    target = case.get("target_memory")
-    asked = "" if target is None else f" (asked {100 * target:g} %)"
-    return f"{own:.0f} of {other:.0f} MiB, {100 * share:.0f} %{asked}"
-
-
-def _notes(newest: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
-    lines = []
-    for name, (case, _) in newest.items():
-        parts = [f"{case['items']} {case['unit']}s a call" if case["items"] > 1 else ""]
-        parts.append(f"difference: {case['error_is']}" if case["error_is"] else "")
-        parts.append(case["note"])
-        text = "; ".join(part for part in parts if part)
-        if text:
-            lines.append(f"- {name.partition('/')[2]}: {text}.")
-    places: dict[str, list[str]] = {}
-    for case, measurement in newest.values():
-        hardware, git = measurement["hardware"], measurement["git"]
-        dirty = ", changed" if git["dirty"] else ""
-        gpus = ", ".join(hardware["gpus"]) or "no GPU"
-        where = (
-            f"{measurement['when'][:10]}, commit {git['commit'][:10]}{dirty}, "
-            f"{hardware['cpu']}, {measurement['threads']} threads, {gpus}, "
-            f"torch {measurement['packages']['torch']}, Python {measurement['python']}"
-        )
-        places.setdefault(where, []).append(case["name"].partition("/")[2])
-    for where, names in places.items():
-        lines.append(f"- measured {where}" + (f": {', '.join(names)}." if len(places) > 1 else "."))
-    return lines
