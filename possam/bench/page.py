@@ -77,7 +77,7 @@ def _row(label: str, compared: Mapping[str, Any], asked: str) -> str:
         asked,
         *(_seconds(compared[side]) for side in ("ours", "theirs")),
         _memory(compared),
-        "" if compared["error"] is None else f"{compared['error']:.1e}",
+        _error(compared),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -86,6 +86,10 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
     if ratio is None:
         return ""
     return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def _error(compared: Mapping[str, Any]) -> str:
+    return "" if compared["error"] is None else f"{compared['error']:.1e}"
 
 
 def _asked(case: Mapping[str, Any]) -> str:
@@ -170,15 +174,16 @@ def _law(law: Mapping[str, Any] | None) -> str:
 
 def _points(curves: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
-        "| cost of | size | here | memory | reference's | its memory | ratio |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| cost of | size | here | memory | reference's | its memory | ratio | difference |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for curve in curves:
         for point in curve["points"]:
             cells = [curve["name"].partition("/")[2], f"{point['size']:,}"]
             for side in ("ours", "theirs"):
                 cells += [_spread(point[side]), _mib(point[side])]
-            rows.append(f"| {' | '.join([*cells, _ratio(point['ratio'])])} |")
+            cells += [_ratio(point["ratio"]), _error(point)]
+            rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -198,7 +203,11 @@ def _mib(side: Mapping[str, Any] | None) -> str:
 
 def _curve_notes(curve: Mapping[str, Any]) -> list[str]:
     label = curve["name"].partition("/")[2]
-    lines = [f"- {label}: {curve['note']}."] if curve["note"] else []
+    kinds = {p["error_is"] for p in curve["points"] if p["error"] is not None}
+    text = "; ".join(
+        [*([curve["note"]] if curve["note"] else []), *map("difference: {}".format, kinds)]
+    )
+    lines = [f"- {label}: {text}."] if text else []
     for side, row in _sides(curve):
         for cost, word in _COSTS.items():
             law = curve["fits"][side][cost]

@@ -10,10 +10,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from possam.bench.harness import relative_error
 from possam.bench.naive import classify_with, naive_results, whole
 from possam.model.inference import (
     MaskScores,
-    SegmentPrediction,
     instance_inference,
     panoptic_inference,
     semantic_inference,
@@ -26,7 +26,10 @@ from possam.params import InferenceParams
 KEPT = 20
 """Masks above the threshold of objectness, about as many as there are segments in an image."""
 
-Results = tuple[tuple[Tensor, list[SegmentPrediction]], tuple[Tensor, Tensor, Tensor], Tensor]
+DIFFERENCE = "share of pixels with another class, or relative error of the instances' scores"
+
+Results = tuple[Tensor, Tensor, Tensor]
+"""Classes of the panoptic segments (H, W; -1 void), semantic labels (H, W), instances' scores."""
 
 
 class PostProcessing:
@@ -72,7 +75,7 @@ class PostProcessing:
         """Results of :attr:`raw`."""
         return self.results(self.raw)
 
-    def naive(self) -> tuple[Tensor, Tensor, Tensor]:
+    def naive(self) -> Results:
         """The same by FC-CLIP's post-processing (see :func:`possam.bench.naive.naive_results`)."""
         return naive_results(
             self.raw,
@@ -86,7 +89,7 @@ class PostProcessing:
         scores, inference = self._classify(raw), self._inference
         masks = raw.mask_logits[0]
         shared: dict[str, Any] = {"image": 0, "geometry": whole(raw.image_size)}
-        panoptic = panoptic_inference(
+        ids, segments = panoptic_inference(
             masks,
             scores,
             is_thing=self._is_thing,
@@ -94,14 +97,21 @@ class PostProcessing:
             overlap_threshold=inference.overlap_threshold,
             **shared,
         )
-        instances = instance_inference(
+        _, _, found = instance_inference(
             masks, scores, is_thing=self._is_thing, top_k=inference.instance_top_k, **shared
         )
-        semantic = semantic_inference(masks, scores, class_chunk=inference.class_chunk, **shared)
-        return panoptic, instances, semantic
+        labels = semantic_inference(masks, scores, class_chunk=inference.class_chunk, **shared)
+        classes = torch.tensor([-1, *(segment.category for segment in segments)])
+        return classes[ids], labels, found
 
     def _classify(self, raw: RawPrediction) -> MaskScores:
         return classify_with(self._segmenter, raw, self._text, self._seen, self._inference)
+
+
+def difference(ours: Results, theirs: Results) -> float:
+    """See :data:`DIFFERENCE`."""
+    shares = [float((ours[k] != theirs[k]).float().mean()) for k in range(2)]
+    return max(*shares, relative_error(ours[2], theirs[2]))
 
 
 def random_prediction(

@@ -101,7 +101,12 @@ def vocabularies(
     """The same against the number of classes, beside FC-CLIP's post-processing where it fits."""
     import torch
 
-    from possam.bench.post_processing import PostProcessing, random_prediction
+    from possam.bench.post_processing import (
+        DIFFERENCE,
+        PostProcessing,
+        difference,
+        random_prediction,
+    )
 
     masks = project.scale.model.queries
     generator = torch.Generator().manual_seed(2)
@@ -128,6 +133,7 @@ def vocabularies(
             reference="FC-CLIP's post-processing: all masks at the image's size",
             ours=task.ours,
             theirs=task.naive if fits else None,
+            error=(difference, DIFFERENCE),
             unit="image",
             note="" if fits else left_out,
         )
@@ -217,6 +223,6 @@ def scoring(folder: Path, project: "Project", images: Sequence[int]) -> Curve:
         points=points,
         target_memory_exponent=0.1,
         note=f"scoring of panoptic PNGs of {SIZE[1]} x {SIZE[0]} with {ADE20K_CLASSES} classes: "
-        "reading, PQ, mIoU and their bootstrap intervals; pixels are let go image by image, what is "
-        "kept of each are its counts of every class and its weights in the bootstrap",
+        "reading, PQ, mIoU and their bootstrap intervals; pixels are let go image by image, kept "
+        "are the counts of every class and the weights in the bootstrap",
     )

@@ -7,26 +7,11 @@ from typing import Any
 
 import pytest
 
-from possam.bench import harness, journal, registry
+from possam.bench import journal, registry
 from possam.bench.harness import Benchmark, Case, measure, with_memory
 from possam.errors import InputError
 from possam.stages.bench import bench
-
-
-class Clock:
-    """Time that passes only when a call says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(harness.time, "perf_counter", found)
-    return found
+from tests.bench.measured import Clock, run_of
 
 
 def test_sides_take_turns_and_ratios_are_those_of_neighbours(clock: Clock) -> None:
@@ -113,36 +98,6 @@ def test_memory_is_what_a_call_holds_at_most() -> None:
     result, mib = with_memory(work)
     assert result == 7
     assert mib is None or 90 < mib < 130
-
-
-def run_of(name: str, median: float, when: str) -> dict[str, Any]:
-    side = {"median_s": median, "peak_memory_mib": 10.0}
-    return {
-        "when": when,
-        "git": {"commit": "c" * 40, "dirty": False},
-        "threads": 2,
-        "hardware": {"cpu": "A CPU", "gpus": []},
-        "packages": {"torch": "2.0"},
-        "python": "3.11.0",
-        "cases": [
-            {
-                "name": name,
-                "reference": "other 1.0",
-                "unit": "image",
-                "items": 1,
-                "ratio": {"median": 2.5, "low": 2.0, "high": 3.0},
-                "target": 2.0,
-                "target_seconds": None,
-                "memory_share": 0.5,
-                "target_memory": 0.6,
-                "error": 1e-6,
-                "error_is": "relative",
-                "ours": side,
-                "theirs": {**side, "median_s": 2.5 * median},
-                "note": "",
-            }
-        ],
-    }
 
 
 def test_the_page_shows_the_newest_measurement_and_the_file_keeps_all(tmp_path: Path) -> None:
