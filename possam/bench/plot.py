@@ -18,7 +18,7 @@ _COLUMN, _ROW = 3.4, 2.9
 """Size of a panel with its labels, inches."""
 
 _DPI = 130
-_CLOSEST = 0.075
+_CLOSEST = 0.15
 """Ticks nearer than this share of the axis would write over each other."""
 
 
@@ -65,12 +65,15 @@ def _draw_panel(axes: Axes, curves: Sequence[Mapping[str, Any]], cost: str) -> N
     # Two decades at least: what does not grow must look flat.
     middle, half = math.sqrt(low * high), max(10.0, math.sqrt(high / low))
     # Room above for the legend.
-    axes.set_ylim(middle / half, middle * half * (high / low) ** 0.35 * 2)
+    axes.set_ylim(middle / half, middle * half * (high / low) ** 0.35 * 3)
     axes.yaxis.set_major_locator(LogLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper left", fontsize=7.5, borderaxespad=0.1, handlelength=2.4)
+        axes.legend(
+            loc="upper left", borderaxespad=0.1, handlelength=1.4, alignment="left",
+            title="exponent ± standard error", fontsize=7.5, title_fontsize=7.5,
+        )  # fmt: skip
 
 
 def _draw_side(
@@ -109,6 +112,6 @@ def _apart(sizes: Sequence[int]) -> list[int]:
     span = math.log(sizes[-1] / sizes[0])
     kept = [sizes[-1]]
     for size in reversed(sizes[:-1]):
-        if math.log(kept[-1] / size) > _CLOSEST * span * 2:
+        if math.log(kept[-1] / size) > _CLOSEST * span:
             kept.append(size)
     return kept[::-1]
