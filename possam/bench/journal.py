@@ -80,6 +80,8 @@ def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE
         lines += [f"## {name}", ""]
         if cases:
             lines += case_lines(cases)
+        if cases and curves:
+            lines.append("")
         if curves:
             plot = Path(os.path.relpath(plot_path(name, folder=folder), page.parent))
             lines += curve_lines(curves, plot=plot.as_posix())
