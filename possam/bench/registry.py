@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from possam.bench import encoders, inference, pipeline
+from possam.bench import encoders, inference, pipeline, scaling
 from possam.bench.harness import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
@@ -23,6 +23,12 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
         "inference": Benchmark(
             what="one 1024 x 1024 image through PosSAM B, fp32",
             cases=inference.cases,
+            packages=("segment-anything", "open_clip_torch", "transformers"),
+            repeats=3,
+        ),
+        "scaling": Benchmark(
+            what="cost against image size, classes, queries and images, with fitted exponents",
+            cases=scaling.cases,
             packages=("segment-anything", "open_clip_torch", "transformers"),
             repeats=3,
         ),
