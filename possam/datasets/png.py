@@ -44,7 +44,7 @@ def encode_map(pixels: Array) -> bytes:
     stream = np.zeros((height, rows.shape[1] + 1), np.uint8)
     stream[:, 1:] = rows
     header = _HEADER.pack(width, height, depth, colour, 0, 0, 0)
-    data = zlib.compress(stream.data, 6)
+    data = isal_zlib.compress(stream.data, 2)
     chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
     return _SIGNATURE + b"".join(_chunk(name, body) for name, body in chunks)
 
@@ -69,6 +69,8 @@ def decode_map(content: bytes) -> Array | None:
     channels, size = (3 if colour == _RGB else 1), depth // 8
     line = 1 + width * channels * size
     try:
+        if isal_zlib.decompressobj().decompress(data, 1) != b"\0":
+            return None  # the first row has a filter: no need to inflate the rest
         # One byte more than there should be would show a stream that is too long.
         stream = isal_zlib.decompressobj()
         raw = stream.decompress(data, height * line + 1)
