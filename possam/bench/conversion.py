@@ -4,6 +4,7 @@ The data are drawn: flat regions with ragged borders, things on them, and photog
 noise, as large as ADE20K's and in the layouts of the real releases.
 """
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def cases(
     ade20k_size: tuple[int, int] = ADE20K_SIZE,
     coco_size: tuple[int, int] = COCO_SIZE,
 ) -> Iterator[Case]:
-    """Both data sets, in a temporary folder; one process on both sides."""
+    """Both data sets; one process on both sides, and a new folder for every call."""
     with tempfile.TemporaryDirectory() as folder:
         yield from _ade20k(Path(folder), images=images, size=ade20k_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,24 +47,27 @@ def _ade20k(folder: Path, *, images: int, size: tuple[int, int]) -> Iterator[Cas
     from possam.datasets.validate import validate_dataset
 
     arguments = write_ade20k(folder / "upstream", images=images, size=size)
-    mine, other = folder / "ours", folder / "theirs"
+    fresh = (folder / f"out_{number}" for number in itertools.count())
 
     def ours() -> Path:
-        convert_ade20k(**arguments, out=mine, workers=1)
-        return mine
+        out = next(fresh)
+        convert_ade20k(**arguments, out=out, workers=1)
+        return out
 
     def checked() -> Path:
-        validate_dataset(ours())
-        return mine
+        out = ours()
+        validate_dataset(out)
+        return out
 
     def theirs() -> Path:
+        out = next(fresh)
         prepare_ade20k(
             labels=arguments["root"] / "annotations/validation",
             instances=arguments["instances_root"] / "validation",
             instance_classes={kind: CLASSES - THINGS + kind - 1 for kind in range(1, THINGS + 1)},
-            out=other,
+            out=out,
         )
-        return other
+        return out
 
     note = "panoptic and semantic maps, and instances; here, too, every photograph is decoded"
     for name, run, more in (
@@ -88,20 +92,22 @@ def _coco(folder: Path, *, images: int, size: tuple[int, int]) -> Case:
     from possam.datasets.coco import convert_coco
 
     arguments = write_coco(folder / "upstream", images=images, size=size)
-    mine, other = folder / "ours", folder / "theirs"
+    fresh = (folder / f"out_{number}" for number in itertools.count())
 
     def ours() -> Path:
-        convert_coco(**arguments, out=mine, workers=1)
-        return mine
+        out = next(fresh)
+        convert_coco(**arguments, out=out, workers=1)
+        return out
 
     def theirs() -> Path:
+        out = next(fresh)
         prepare_coco_semantic(
             panoptic_json=arguments["panoptic_json"],
             panoptic_png=arguments["panoptic_png"],
             classes={key: key - 1 for key in range(1, CLASSES + 1)},
-            out=other,
+            out=out,
         )
-        return other
+        return out
 
     return Case(
         name="conversion/coco",
