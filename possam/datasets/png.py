@@ -69,8 +69,6 @@ def decode_map(content: bytes) -> Array | None:
     channels, size = (3 if colour == _RGB else 1), depth // 8
     line = 1 + width * channels * size
     try:
-        if isal_zlib.decompressobj().decompress(data, 1) != b"\0":
-            return None  # the first row has a filter: no need to inflate the rest
         # One byte more than there should be would show a stream that is too long.
         stream = isal_zlib.decompressobj()
         raw = stream.decompress(data, height * line + 1)
