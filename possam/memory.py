@@ -1,4 +1,4 @@
-"""How the C library hands memory out: a training step asks for the same tensors again and again."""
+"""How the C library hands memory out: each step and image asks for the same blocks again."""
 
 import ctypes
 
@@ -10,10 +10,11 @@ _LARGEST_INT = (1 << 31) - 1
 
 
 def keep_freed_memory() -> None:
-    """Keep freed blocks of up to 32 MiB for the next tensor, instead of giving them back.
+    """Keep freed blocks of up to 32 MiB for the next time, instead of giving them back.
 
     Every block given back costs a page fault per 4 KiB when it is wanted again: a step of the mini
-    scale's training is 15 % faster without. A process then holds what it once needed, up to 2 GiB.
+    scale's training takes a seventh less time without, a conversion a fifth. A process then holds
+    what it once needed, up to 2 GiB.
     Only glibc has these settings; elsewhere nothing changes.
     """
     try:

@@ -100,7 +100,7 @@ class PostProcessing:
         _, _, found = instance_inference(
             masks, scores, is_thing=self._is_thing, top_k=inference.instance_top_k, **shared
         )
-        labels = semantic_inference(masks, scores, class_chunk=inference.class_chunk, **shared)
+        labels = semantic_inference(masks, scores, **shared)
         classes = torch.tensor([-1, *(segment.category for segment in segments)])
         return classes[ids], labels, found
 
