@@ -72,7 +72,7 @@ class SegmentationDataset(Dataset[Sample]):
         segments = [segment for segment in record.segments if not segment.is_crowd]
         numbers = self._numbers(index, [segment.id for segment in segments])
         if self.augmentation is not None:
-            generator = torch.Generator().manual_seed(self._stream(step, index))
+            generator = torch.Generator().manual_seed(self.stream(step, index))
             placement = draw_placement(
                 record.height, record.width, settings=self.augmentation, generator=generator
             )
@@ -95,7 +95,7 @@ class SegmentationDataset(Dataset[Sample]):
         record = self.dataset.images[index]
         return torch.from_numpy(table[compact].reshape(record.height, record.width))
 
-    def _stream(self, step: int, index: int) -> int:
+    def stream(self, step: int, index: int) -> int:
         """Seed of one sample's random numbers: well mixed, and different for each of the three."""
         words = np.random.SeedSequence([self.seed, step, index]).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))
