@@ -31,34 +31,7 @@ class NaivePosSAM(nn.Module):
             raise TypeError("a Mask2Former decoder is needed")
         self.segmenter = segmenter
         self.pyramid = decoder.pyramid
-        width = params.hidden_dim
-        config = Mask2FormerConfig(
-            feature_size=width,
-            mask_feature_size=width,
-            hidden_dim=width,
-            encoder_feedforward_dim=params.pixel_encoder_ffn,
-            dim_feedforward=params.decoder_ffn,
-            encoder_layers=params.pixel_encoder_layers,
-            decoder_layers=params.decoder_layers + 1,  # the prediction before the first counts
-            num_attention_heads=params.heads,
-            num_queries=params.queries,
-            dropout=0.0,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            theirs = nn.Module()
-            theirs.pixel_level_module = nn.Module()
-            theirs.pixel_level_module.decoder = mask2former.Mask2FormerPixelDecoder(
-                config, feature_channels=[width] * 4
-            )
-            theirs.transformer_module = mask2former.Mask2FormerTransformerModule(width, config)
-        own = nn.ModuleDict(
-            {"pixel_decoder": decoder.pixel_decoder, "mask_decoder": decoder.mask_decoder}
-        )
-        own.load_state_dict(
-            convert_mask2former(theirs.state_dict(), target=own.state_dict()).tensors
-        )
-        self.theirs = theirs.eval()
+        self.theirs = reference_decoders(decoder, params, seed=seed).eval()
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> RawPrediction:
@@ -86,6 +59,37 @@ class NaivePosSAM(nn.Module):
             padded_size=size,
             image_size=size,
         )
+
+
+def reference_decoders(decoder: Mask2FormerDecoder, params: ModelParams, *, seed: int) -> nn.Module:
+    """``transformers``' pixel decoder (``pixel_level_module.decoder``) and mask decoder
+    (``transformer_module``) of the sizes of ``decoder``, which gets their random weights."""
+    width = params.hidden_dim
+    config = Mask2FormerConfig(
+        feature_size=width,
+        mask_feature_size=width,
+        hidden_dim=width,
+        encoder_feedforward_dim=params.pixel_encoder_ffn,
+        dim_feedforward=params.decoder_ffn,
+        encoder_layers=params.pixel_encoder_layers,
+        decoder_layers=params.decoder_layers + 1,  # the prediction before the first counts
+        num_attention_heads=params.heads,
+        num_queries=params.queries,
+        dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        theirs = nn.Module()
+        theirs.pixel_level_module = nn.Module()
+        theirs.pixel_level_module.decoder = mask2former.Mask2FormerPixelDecoder(
+            config, feature_channels=[width] * 4
+        )
+        theirs.transformer_module = mask2former.Mask2FormerTransformerModule(width, config)
+    own = nn.ModuleDict(
+        {"pixel_decoder": decoder.pixel_decoder, "mask_decoder": decoder.mask_decoder}
+    )
+    own.load_state_dict(convert_mask2former(theirs.state_dict(), target=own.state_dict()).tensors)
+    return theirs
 
 
 def naive_results(

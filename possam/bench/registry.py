@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from possam.bench import conversion, encoders, inference, pipeline, scaling
+from possam.bench import conversion, encoders, inference, pipeline, scaling, training
 from possam.bench.harness import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
@@ -36,6 +36,12 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             what="ADE20K and COCO to the one format, on one core",
             cases=conversion.cases,
             packages=("pillow", "pycocotools"),
+            repeats=5,
+        ),
+        "training": Benchmark(
+            what="the criterion, the step of PosSAM B's trainable part, and the loader",
+            cases=training.cases,
+            packages=("transformers", "torchvision"),
             repeats=5,
         ),
         "pipeline": Benchmark(

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from possam.datasets.augmentation import AugmentationSettings, apply_placement, draw_placement
 from possam.datasets.format import ConvertedDataset
+from possam.datasets.pixels import runs
 from possam.errors import InputError
 
 
@@ -72,30 +73,34 @@ class SegmentationDataset(Dataset[Sample]):
         segments = [segment for segment in record.segments if not segment.is_crowd]
         numbers = self._numbers(index, [segment.id for segment in segments])
         if self.augmentation is not None:
-            generator = torch.Generator().manual_seed(self._stream(step, index))
+            generator = torch.Generator().manual_seed(self.stream(step, index))
             placement = draw_placement(
                 record.height, record.width, settings=self.augmentation, generator=generator
             )
             image, numbers = apply_placement(image, numbers, placement)
-        masks = numbers == torch.arange(1, len(segments) + 1, dtype=numbers.dtype)[:, None, None]
+        kept = torch.bincount(numbers.flatten(), minlength=1)[1:].nonzero()[:, 0]
+        masks = numbers == (kept + 1).to(numbers.dtype)[:, None, None]
         labels = torch.tensor([segment.category for segment in segments], dtype=torch.int64)
-        kept = masks.flatten(1).any(dim=1)
-        return Sample(image=image, masks=masks[kept], labels=labels[kept], index=index)
+        return Sample(image=image, masks=masks, labels=labels[kept], index=index)
 
     def _numbers(self, index: int, ids: Sequence[int]) -> torch.Tensor:
-        """int32 (H, W): 1 + position in ``ids`` of each pixel's segment, 0 for void and others."""
-        values, compact = np.unique(self.dataset.panoptic(index), return_inverse=True)
+        """Integers (H, W): 1 + position in ``ids`` of each pixel's segment, 0 for void and others;
+        bytes where they suffice, for they are scaled and compared several times as fast.
+        """
+        pixels = self.dataset.panoptic(index)
+        starts, lengths = runs(pixels)
+        values, compact = np.unique(pixels.ravel()[starts], return_inverse=True)
         position = {key: number for number, key in enumerate(ids, start=1)}
         if missing := position.keys() - set(values.tolist()):
             raise InputError(
                 f"{self.dataset.images[index].panoptic}: segment {min(missing)} has no pixel; "
                 "convert the data set again"
             )
-        table = np.array([position.get(int(value), 0) for value in values], dtype=np.int32)
-        record = self.dataset.images[index]
-        return torch.from_numpy(table[compact].reshape(record.height, record.width))
+        kind = np.uint8 if len(ids) < 256 else np.int32
+        table = np.array([position.get(int(value), 0) for value in values], dtype=kind)
+        return torch.from_numpy(np.repeat(table[compact], lengths).reshape(pixels.shape))
 
-    def _stream(self, step: int, index: int) -> int:
+    def stream(self, step: int, index: int) -> int:
         """Seed of one sample's random numbers: well mixed, and different for each of the three."""
         words = np.random.SeedSequence([self.seed, step, index]).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))

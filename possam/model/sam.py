@@ -287,18 +287,19 @@ def _attend_in_rows(
     height, width = bias_h.shape[-1], bias_w.shape[-1]
     out = torch.empty_like(query)
     scores = torch.empty(_ROWS, tokens)
-    for image in range(batch):
-        for head in range(heads):
-            keys = key[image, head].float().contiguous()
-            values = value[image, head].float().t().contiguous()
-            for start in range(0, tokens, _ROWS):
-                part = (image, head, slice(start, start + _ROWS))
-                rows = fast_linear(query[part].float(), keys)
-                grid = rows.view(-1, height, width)
-                grid += bias_h[part].float()[:, :, None]
-                grid += bias_w[part].float()[:, None, :]
-                probs = torch.softmax(rows, dim=-1, out=scores[: len(rows)])
-                out[part] = fast_linear(probs, values)
+    with torch.autocast("cpu", enabled=False):
+        for image in range(batch):
+            for head in range(heads):
+                keys = key[image, head].float().contiguous()
+                values = value[image, head].float().t().contiguous()
+                for start in range(0, tokens, _ROWS):
+                    part = (image, head, slice(start, start + _ROWS))
+                    rows = fast_linear(query[part].float(), keys)
+                    grid = rows.view(-1, height, width)
+                    grid += bias_h[part].float()[:, :, None]
+                    grid += bias_w[part].float()[:, None, :]
+                    probs = torch.softmax(rows, dim=-1, out=scores[: len(rows)])
+                    out[part] = fast_linear(probs, values)
     return out
 
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from layouts import ADE_NAMES, ADE_TABLE, save_photo, write
 from PIL import Image
 
 from possam.bench.conversion import (
@@ -24,6 +23,7 @@ from possam.bench.naive_conversion import prepare_ade20k
 from possam.datasets.ade20k import convert_ade20k
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.validate import validate_dataset
+from tests.datasets.layouts import ADE_NAMES, ADE_TABLE, save_photo, write
 
 SIZE = (48, 64)
 

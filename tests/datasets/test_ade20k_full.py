@@ -11,14 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from layouts import (
-    FULL_INDICES,
-    full_indices,
-    make_ade20k,
-    make_ade20k_full,
-    save_ade_seg,
-    save_photo,
-)
 from PIL import Image, ImageDraw
 
 from possam.datasets.ade20k import convert_ade20k
@@ -34,6 +26,14 @@ from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
 from possam.datasets.validate import validate_dataset
 from possam.errors import InputError
+from tests.datasets.layouts import (
+    FULL_INDICES,
+    full_indices,
+    make_ade20k,
+    make_ade20k_full,
+    save_ade_seg,
+    save_photo,
+)
 from tests.parity_report import Parity
 
 FACTS = Path(__file__).parents[2] / "params" / "facts" / "ade20k_full_classes.csv"

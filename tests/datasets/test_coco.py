@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import coco_ids, make_coco, save_photo, save_rgb_ids
 from pycocotools import mask as run_length
 
 from possam.datasets.coco import convert_coco
@@ -16,6 +15,7 @@ from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
 from possam.datasets.validate import validate_dataset
 from possam.errors import InputError
+from tests.datasets.layouts import coco_ids, make_coco, save_photo, save_rgb_ids
 from tests.parity_report import Parity
 
 

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import (
+from PIL import Image
+
+from possam import cli
+from possam.datasets.format import ConvertedDataset
+from tests.datasets.layouts import (
     ade_labels,
     coco_ids,
     context_labels,
@@ -20,10 +24,6 @@ from layouts import (
     save_photo,
     save_rgb_ids,
 )
-from PIL import Image
-
-from possam import cli
-from possam.datasets.format import ConvertedDataset
 
 SPLITS = {
     "coco": "val2017",

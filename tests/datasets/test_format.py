@@ -10,15 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from layouts import (
-    make_ade20k,
-    make_ade20k_full,
-    make_coco,
-    make_pascal_context,
-    save_ade_seg,
-    save_photo,
-    save_rgb_ids,
-)
 from PIL import Image
 
 from possam.datasets.ade20k import convert_ade20k, merge_maps
@@ -37,6 +28,15 @@ from possam.datasets.pixels import (
 from possam.datasets.validate import validate_dataset
 from possam.errors import InputError
 from possam.files import sha256_file
+from tests.datasets.layouts import (
+    make_ade20k,
+    make_ade20k_full,
+    make_coco,
+    make_pascal_context,
+    save_ade_seg,
+    save_photo,
+    save_rgb_ids,
+)
 
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 NOWHERE = Path("map.png")

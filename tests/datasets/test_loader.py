@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import coco_ids, make_coco, save_rgb_ids
 from torch.utils.data import DataLoader
 
 from possam.datasets.augmentation import (
@@ -20,6 +19,7 @@ from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.loader import SegmentationDataset, collate
 from possam.errors import InputError
+from tests.datasets.layouts import coco_ids, make_coco, save_rgb_ids
 
 LSJ = AugmentationSettings(policy="lsj", size=16, min_scale=0.1, max_scale=2.0)
 FLIP = AugmentationSettings(policy="flip", size=16, min_scale=1.0, max_scale=1.0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import context_labels, make_pascal_context, save_mat, save_photo
 from PIL import Image
 from scipy.io import loadmat, savemat
 
@@ -14,6 +13,7 @@ from possam.datasets.format import ConvertedDataset
 from possam.datasets.pascal_context import convert_pascal_context
 from possam.datasets.validate import validate_dataset
 from possam.errors import InputError
+from tests.datasets.layouts import context_labels, make_pascal_context, save_mat, save_photo
 from tests.parity_report import Parity
 
 MAT, JPEG = "trainval/2008_000001.mat", "VOC2010/JPEGImages/2008_000001.jpg"

@@ -124,9 +124,12 @@ def test_bfloat16_is_close_to_float32(rows: bool, monkeypatch: pytest.MonkeyPatc
     images = _images(1, 3, 64, 64) / 255
     with torch.no_grad():
         exact = run_encoder(sam.image_encoder, images)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = run_encoder(sam.image_encoder, images)
         half = run_encoder(sam.image_encoder.bfloat16(), images.bfloat16())
     assert half.dtype == torch.bfloat16
-    assert (half.float() - exact).abs().max() / exact.abs().max() < 0.03
+    for found in (mixed, half):
+        assert (found.float() - exact).abs().max() / exact.abs().max() < 0.03
 
 
 def test_encoder_has_gradients_where_its_weights_have() -> None:
