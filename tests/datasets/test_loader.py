@@ -1,6 +1,9 @@
 """Training samples: alignment of image and masks, determinism, crowd and void."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -190,3 +193,23 @@ def test_positions_outside_and_labels_that_changed_are_refused(
     save_rgb_ids(dataset.images[0].panoptic, np.zeros((4, 6), dtype=int))
     with pytest.raises(InputError, match="no pixel"):
         samples[0]
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 300])
+def test_any_number_of_segments_has_its_masks(count: int) -> None:
+    ids = np.arange(320, dtype=np.int32).reshape(16, 20) * 7  # 0 is void, the last ones are others
+    record = SimpleNamespace(
+        height=16,
+        width=20,
+        segments=[
+            SimpleNamespace(id=7 * n, category=n, is_crowd=False) for n in range(1, count + 1)
+        ],
+    )
+    dataset: Any = MagicMock(images=[record])
+    dataset.__len__.return_value = 1
+    dataset.image.return_value = np.zeros((16, 20, 3), np.uint8)
+    dataset.panoptic.return_value = ids
+    sample = SegmentationDataset(dataset, augmentation=None, seed=0).sample(0)
+    assert sample.labels.tolist() == list(range(1, count + 1))
+    assert torch.equal(sample.masks.flatten(1).int().argmax(dim=1), sample.labels)
+    assert (sample.masks.flatten(1).sum(dim=1) == 1).all()
