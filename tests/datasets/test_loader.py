@@ -198,13 +198,9 @@ def test_positions_outside_and_labels_that_changed_are_refused(
 @pytest.mark.parametrize("count", [1, 255, 256, 300])
 def test_any_number_of_segments_has_its_masks(count: int) -> None:
     ids = np.arange(320, dtype=np.int32).reshape(16, 20) * 7  # 0 is void, the last ones are others
-    record = SimpleNamespace(
-        height=16,
-        width=20,
-        segments=[
-            SimpleNamespace(id=7 * n, category=n, is_crowd=False) for n in range(1, count + 1)
-        ],
-    )
+    numbers = range(1, count + 1)
+    segments = [SimpleNamespace(id=7 * n, category=n, is_crowd=False) for n in numbers]
+    record = SimpleNamespace(height=16, width=20, segments=segments)
     dataset: Any = MagicMock(images=[record])
     dataset.__len__.return_value = 1
     dataset.image.return_value = np.zeros((16, 20, 3), np.uint8)
