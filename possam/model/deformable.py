@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from possam.model.row_sampling import sum_rows
+
+_KEPT_BYTES = 32 * 2**20
+"""Samples of one level up to this size are kept for the backward pass."""
 
 
 class DeformableAttention(nn.Module):
@@ -79,7 +82,8 @@ class DeformableAttention(nn.Module):
         weights = weights.transpose(1, 2).reshape(batch, self.heads, -1, count).softmax(2)
         sampled = sample_levels(
             values,
-            offsets.permute(3, 0, 2, 4, 1, 5),
+            # As complex numbers, for pairs are moved faster than single numbers.
+            torch.view_as_real(torch.view_as_complex(offsets).permute(3, 0, 2, 4, 1).contiguous()),
             weights.view(batch, self.heads, self.levels, self.points, count).movedim(2, 0),
             references=references,
             shapes=shapes,
@@ -127,33 +131,42 @@ def sample_levels(
 class SampleSum(torch.autograd.Function):
     """Samples of maps (G, D, H, W) at grids (G, P, Q, 2), weighted (G, P, Q), summed over P.
 
-    The samples, P times as large as the result, are not kept for the backward pass but drawn again.
-    On CPU they are drawn for a few maps at a time, so that they stay in the cache.
+    The samples are P times as large as the result. Small ones are kept for the backward pass, large
+    ones drawn again; on CPU, for a few maps at a time, so that they stay in the cache.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, maps: Tensor, grids: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(maps, grids, weights)
+    def forward(ctx: Any, maps: Tensor, grids: Tensor, weights: Tensor) -> Tensor:
         out = maps.new_empty((len(maps), maps.shape[1], grids.shape[2]))
+        size = out.numel() * grids.shape[1] * out.element_size()
+        kept = []
         for part in _parts(maps, grids):
             samples = _sample(maps[part], grids[part])
-            out[part] = samples.mul_(weights[part, None]).sum(2)
+            if size <= _KEPT_BYTES:
+                kept.append(samples)
+                samples = samples * weights[part, None]
+            else:
+                samples.mul_(weights[part, None])
+            out[part] = samples.sum(2)
+        ctx.save_for_backward(maps, grids, weights, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps, grids, weights = ctx.saved_tensors
+        maps, grids, weights, *kept = ctx.saved_tensors
         d_maps, d_grids = torch.empty_like(maps), torch.empty_like(grids)
         d_weights = torch.empty_like(weights)
-        for part in _parts(maps, grids):
-            samples = _sample(maps[part], grids[part])
+        for number, part in enumerate(_parts(maps, grids)):
             outer = gradient[part, :, None]
-            d_weights[part] = samples.mul_(outer).sum(1)
-            torch.mul(outer, weights[part, None], out=samples)
+            again = not kept
+            samples = _sample(maps[part], grids[part]) if again else kept[number]
+            product = samples.mul_(outer) if again else samples * outer
+            d_weights[part] = product.sum(1)
+            torch.mul(outer, weights[part, None], out=product)
             # 0, 0, False: bilinear, zeros outside, cell centres at half-integers.
             d_maps[part], d_grids[part] = torch.ops.aten.grid_sampler_2d_backward(
-                samples, maps[part], grids[part], 0, 0, False, [True, True]
+                product, maps[part], grids[part], 0, 0, False, [True, True]
             )
         return d_maps, d_grids, d_weights
 

@@ -8,9 +8,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from possam.model.layers import MLP, FeedForward, MultiHeadAttention, sine_positions
+from possam.model.layers import (
+    MLP,
+    FeedForward,
+    MultiHeadAttention,
+    resize_bilinear,
+    sine_positions,
+)
 from possam.model.pixel_decoder import LEVELS
 
 
@@ -99,10 +104,7 @@ class MaskDecoder(nn.Module):
         # Bilinear resizing is linear: resizing the mask features once a level gives the same
         # attention masks as resizing every layer's mask logits.
         detached = mask_features.detach().contiguous()  # once, not for each resizing
-        resized = [
-            F.interpolate(detached, size=shape, mode="bilinear", align_corners=False).flatten(2)
-            for shape in shapes
-        ]
+        resized = [resize_bilinear(detached, shape).flatten(2) for shape in shapes]
         queries = self.query_features.expand(len(mask_features), -1, -1)
         features = [self.norm(queries)]
         embeddings = [self.mask_head(features[-1])]

@@ -1,0 +1,36 @@
+"""Layers that several parts share."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from possam.model.layers import resize_bilinear
+
+SIDES = st.integers(1, 9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 8), st.integers(1, 8), st.booleans(), st.integers(0, 999))
+def test_bilinear_resizing_is_interpolation(
+    height: int, width: int, down: int, right: int, half: bool, seed: int
+) -> None:
+    """Whole factors, even and odd: shrunk; and, the sizes swapped, enlarged."""
+    draw = torch.Generator().manual_seed(seed)
+    kind = torch.bfloat16 if half else torch.float32
+    large, small = (height * down, width * right), (height, width)
+    for source, size in ((large, small), (small, large), (large, (height, 2 * width + 1))):
+        maps = torch.randn(2, 3, *source, generator=draw).to(kind)
+        found = resize_bilinear(maps, size)
+        expected = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
+        assert found.dtype == kind
+        tolerance = 2**-8 if half else 1e-6
+        torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_middle_cells_by_hand() -> None:
+    maps = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resize_bilinear(maps, (1, 1)).item() == (5 + 6 + 9 + 10) / 4
+    assert resize_bilinear(maps, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert resize_bilinear(maps, (2, 1)).flatten().tolist() == pytest.approx([3.5, 11.5])
