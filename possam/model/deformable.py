@@ -1,12 +1,14 @@
-"""Multi-scale deformable attention (Deformable DETR), in plain PyTorch: with ``grid_sample``, and
-on a CPU without gradients as weighted sums of rows (``row_sampling``).
+"""Multi-scale deformable attention (Deformable DETR): with ``grid_sample``; on a CPU without
+gradients as weighted sums of rows (``row_sampling``); on CUDA by Triton (``triton_sampling``).
 
 Shapes: B images, Q queries, N tokens of all levels together, C channels, H W; M heads, L levels,
 P points.
 """
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,11 +75,13 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).float()
         offsets = offsets.view(batch, count, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).float()
-        if values.device.type == "cpu" and not (values.requires_grad or offsets.requires_grad):
+        trained = values.requires_grad or offsets.requires_grad
+        if (sample := _row_sampler(values.device, trained=trained)) is not None:
             weights = weights.view(batch, count, self.heads, -1).softmax(-1)
             weights = weights.view(offsets.shape[:-1])
-            sampled = sum_rows(values, offsets, weights, references=references, shapes=shapes)
-            return self.output_proj(sampled)
+            return self.output_proj(
+                sample(values, offsets, weights, references=references, shapes=shapes)
+            )
         # With the queries innermost, the softmax and the weighted sums run over whole rows.
         weights = weights.transpose(1, 2).reshape(batch, self.heads, -1, count).softmax(2)
         sampled = sample_levels(
@@ -89,6 +93,32 @@ class DeformableAttention(nn.Module):
             shapes=shapes,
         )
         return self.output_proj(sampled)
+
+
+def _row_sampler(device: torch.device, *, trained: bool) -> Callable[..., Tensor] | None:
+    """What samples fastest from rows of channels (see :func:`~possam.model.row_sampling.sum_rows`),
+    or None where ``grid_sample`` serves best: in training on a CPU, and without Triton.
+    """
+    if device.type == "cpu":
+        return None if trained else sum_rows
+    return _triton_sampler(device)
+
+
+@cache
+def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
+    try:
+        # Triton is there on Linux alone, and only needed here.
+        from possam.model import triton_sampling
+
+        triton_sampling.try_out(device)
+    except Exception as error:  # its compiler, its driver, CUDA: each has errors of its own
+        warnings.warn(
+            f"Triton does not run on {device} ({type(error).__name__}: {error}); deformable "
+            "attention takes PyTorch's grid_sample, which is slower",
+            stacklevel=2,
+        )
+        return None
+    return triton_sampling.sample_sum
 
 
 def sample_levels(

@@ -1,0 +1,209 @@
+"""Bilinear samples of deformable attention on CUDA: one Triton kernel forward, one backward.
+
+A program takes a block of queries of one head of one image through all levels and points, so that
+nothing as large as the samples is ever written. Where several samples touch a cell, its gradient is
+summed atomically, as by PyTorch's own ``grid_sample``: in no fixed order.
+
+Import this only where Triton is wanted: importing it imports Triton.
+
+Shapes: B images, Q queries, N cells of all levels, M heads, L levels, P points, D channels a head.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BLOCK = 32
+"""Queries of a program."""
+
+
+@triton.jit
+def _read_cells(values, row, column, height, width, step, lanes, kept):
+    """Cells (BLOCK, LANES) of a map, zero outside it, and where they lie."""
+    inside = kept & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    places = ((row * width + column) * step)[:, None] + lanes[0][None, :]
+    mask = inside[:, None] & lanes[1][None, :]
+    return tl.load(values + places, mask=mask, other=0.0), places, mask
+
+
+@triton.jit
+def _forward(
+    values, offsets, weights, references, sizes, out,
+    queries, cells, heads, channels,
+    LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1) % heads
+    image = (tl.program_id(1) // heads).to(tl.int64)
+    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    kept = query < queries
+    lane = tl.arange(0, LANES)
+    lanes = (lane, lane < channels)
+    step = heads * channels
+    own = (image * queries + query) * heads + head  # (BLOCK,), of (B, Q, M)
+    centre_x = tl.load(references + 2 * query, mask=kept, other=0.0)
+    centre_y = tl.load(references + 2 * query + 1, mask=kept, other=0.0)
+    total = tl.zeros((BLOCK, LANES), dtype=tl.float32)
+    for level in range(LEVELS):
+        height = tl.load(sizes + 3 * level)
+        width = tl.load(sizes + 3 * level + 1)
+        first = image * cells + tl.load(sizes + 3 * level + 2)
+        maps = values + first * step + head * channels
+        for point in range(POINTS):
+            sample = own * (LEVELS * POINTS) + level * POINTS + point
+            weight = tl.load(weights + sample, mask=kept, other=0.0)
+            x = tl.load(offsets + 2 * sample, mask=kept, other=0.0) + centre_x * width - 0.5
+            y = tl.load(offsets + 2 * sample + 1, mask=kept, other=0.0) + centre_y * height - 0.5
+            # Beyond the cells around the map all is zero, however far.
+            x = tl.minimum(tl.maximum(x, -2.0), width + 1.0)
+            y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
+            left, top = tl.floor(x), tl.floor(y)
+            right, below = (x - left)[:, None], (y - top)[:, None]
+            column, row = left.to(tl.int32), top.to(tl.int32)
+            a, _, _ = _read_cells(maps, row, column, height, width, step, lanes, kept)
+            b, _, _ = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
+            c, _, _ = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
+            d, _, _ = _read_cells(maps, row + 1, column + 1, height, width, step, lanes, kept)
+            upper = a + right * (b - a)
+            lower = c + right * (d - c)
+            total += weight[:, None] * (upper + below * (lower - upper))
+    places = own[:, None] * channels + lane[None, :]
+    tl.store(out + places, total, mask=kept[:, None] & lanes[1][None, :])
+
+
+@triton.jit
+def _backward(
+    values, offsets, weights, references, sizes, gradient,
+    d_values, d_offsets, d_weights,
+    queries, cells, heads, channels,
+    LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1) % heads
+    image = (tl.program_id(1) // heads).to(tl.int64)
+    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    kept = query < queries
+    lane = tl.arange(0, LANES)
+    lanes = (lane, lane < channels)
+    step = heads * channels
+    own = (image * queries + query) * heads + head
+    centre_x = tl.load(references + 2 * query, mask=kept, other=0.0)
+    centre_y = tl.load(references + 2 * query + 1, mask=kept, other=0.0)
+    places = own[:, None] * channels + lane[None, :]
+    wanted = tl.load(gradient + places, mask=kept[:, None] & lanes[1][None, :], other=0.0)
+    for level in range(LEVELS):
+        height = tl.load(sizes + 3 * level)
+        width = tl.load(sizes + 3 * level + 1)
+        first = image * cells + tl.load(sizes + 3 * level + 2)
+        start = first * step + head * channels
+        maps = values + start
+        d_maps = d_values + start
+        for point in range(POINTS):
+            sample = own * (LEVELS * POINTS) + level * POINTS + point
+            weight = tl.load(weights + sample, mask=kept, other=0.0)
+            x = tl.load(offsets + 2 * sample, mask=kept, other=0.0) + centre_x * width - 0.5
+            y = tl.load(offsets + 2 * sample + 1, mask=kept, other=0.0) + centre_y * height - 0.5
+            x = tl.minimum(tl.maximum(x, -2.0), width + 1.0)
+            y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
+            left, top = tl.floor(x), tl.floor(y)
+            right, below = (x - left)[:, None], (y - top)[:, None]
+            column, row = left.to(tl.int32), top.to(tl.int32)
+            a, at_a, in_a = _read_cells(maps, row, column, height, width, step, lanes, kept)
+            b, at_b, in_b = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
+            c, at_c, in_c = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
+            d, at_d, in_d = _read_cells(maps, row + 1, column + 1, height, width, step, lanes, kept)
+            upper = a + right * (b - a)
+            lower = c + right * (d - c)
+            slope_x = (1 - below) * (b - a) + below * (d - c)
+            to_weight = tl.sum(wanted * (upper + below * (lower - upper)), axis=1)
+            to_x = weight * tl.sum(wanted * slope_x, axis=1)
+            to_y = weight * tl.sum(wanted * (lower - upper), axis=1)
+            tl.store(d_weights + sample, to_weight, mask=kept)
+            tl.store(d_offsets + 2 * sample, to_x, mask=kept)
+            tl.store(d_offsets + 2 * sample + 1, to_y, mask=kept)
+            share = weight[:, None] * wanted
+            tl.atomic_add(d_maps + at_a, share * (1 - right) * (1 - below), mask=in_a)
+            tl.atomic_add(d_maps + at_b, share * right * (1 - below), mask=in_b)
+            tl.atomic_add(d_maps + at_c, share * (1 - right) * below, mask=in_c)
+            tl.atomic_add(d_maps + at_d, share * right * below, mask=in_d)
+
+
+class _SampleSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        offsets: Tensor,
+        weights: Tensor,
+        references: Tensor,
+        sizes: Tensor,
+    ) -> Tensor:
+        out = values.new_empty((*weights.shape[:3], values.shape[-1]))
+        inputs = (values, offsets, weights, references, sizes)
+        _launch(_forward, inputs, (out,))
+        ctx.save_for_backward(*inputs)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        values, offsets, weights, _, _ = inputs = ctx.saved_tensors
+        d_values = torch.zeros_like(values)
+        d_offsets, d_weights = torch.empty_like(offsets), torch.empty_like(weights)
+        _launch(_backward, inputs, (gradient.contiguous(), d_values, d_offsets, d_weights))
+        return d_values, d_offsets, d_weights, None, None
+
+
+def _launch(kernel: Any, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> None:
+    values, _, weights = inputs[:3]
+    batch, cells, heads, channels = values.shape
+    queries, levels, points = weights.shape[1], *weights.shape[3:]
+    kernel[(triton.cdiv(queries, _BLOCK), batch * heads)](
+        *inputs, *others, queries, cells, heads, channels,
+        LEVELS=levels, POINTS=points, BLOCK=_BLOCK, LANES=triton.next_power_of_2(channels),
+    )  # fmt: skip
+
+
+def sample_sum(
+    values: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    *,
+    references: Tensor,
+    shapes: Sequence[tuple[int, int]],
+) -> Tensor:
+    """Weighted sum of bilinear samples, zero outside the maps; with derivatives.
+
+    Args:
+        values: (B, N, M, D) float32.
+        offsets: (B, Q, M, L, P, 2) float32, x, y in cells of the level.
+        weights: (B, Q, M, L, P) float32.
+        references: (Q, 2) float32, x, y in 0..1; gets no gradient.
+        shapes: (H, W) of each level.
+
+    Returns:
+        (B, Q, M * D) float32.
+    """
+    first, sizes = 0, []
+    for height, width in shapes:
+        sizes.append((height, width, first))
+        first += height * width
+    table = torch.tensor(sizes, dtype=torch.int32, device=values.device)
+    parts = [part.contiguous() for part in (values, offsets, weights, references)]
+    out: Tensor = _SampleSum.apply(*parts, table)
+    return out.flatten(2)
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and run both kernels on a map of one cell; raises what Triton or CUDA raises."""
+    one = torch.ones(1, 1, 1, 1, device=device, requires_grad=True)
+    centre = torch.full((1, 2), 0.5, device=device)
+    offsets = torch.zeros(1, 1, 1, 1, 1, 2, device=device, requires_grad=True)
+    weights = torch.ones(1, 1, 1, 1, 1, device=device, requires_grad=True)
+    out = sample_sum(one, offsets, weights, references=centre, shapes=[(1, 1)])
+    out.sum().backward()
+    if not (out.item() == 1 and one.grad is not None and one.grad.item() == 1):
+        raise RuntimeError("a sample in the middle of a cell is not the cell")
