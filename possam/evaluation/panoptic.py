@@ -253,6 +253,20 @@ class PanopticEvaluator:
             if ids.size and (ids.min() < 0 or ids.max() >= ID_LIMIT):
                 raise InputError(f"{where}: {name} segment ids must be in 0..{ID_LIMIT - 1}")
         pairs = count_pairs(target_ids, predicted_ids)
+        self.update_pairs(image_id, pairs, predicted_segments, target_segments)
+
+    def update_pairs(
+        self,
+        image_id: int,
+        pairs: Pairs,
+        predicted_segments: Mapping[int, int],
+        target_segments: Mapping[int, tuple[int, bool]],
+    ) -> None:
+        """Count one image from its ``pairs``: what :func:`count_pairs` finds in the two maps.
+
+        Other arguments and errors as :meth:`update`.
+        """
+        where = f"image {image_id}"
         self._check(where, "prediction", {p for _, p, _ in pairs}, predicted_segments.keys())
         self._check(where, "ground truth", {t for t, _, _ in pairs}, target_segments.keys())
         unknown = set(predicted_segments.values()) | {c for c, _ in target_segments.values()}
@@ -266,6 +280,12 @@ class PanopticEvaluator:
         merged = _merge_classes(pairs, predicted_segments, target_segments)
         self._agnostic.images.append(_match(*merged))
         self.image_ids.append(image_id)
+
+    def extend(self, other: "PanopticEvaluator") -> None:
+        """Add the images that ``other`` counted, after this one's own."""
+        self._classes.images += other._classes.images
+        self._agnostic.images += other._agnostic.images
+        self.image_ids += other.image_ids
 
     @staticmethod
     def _check(where: str, side: str, drawn: set[int], listed: Collection[int]) -> None:

@@ -63,30 +63,42 @@ class SemanticEvaluator:
                     f"{where}: {name}: labels are {labels.min()}..{labels.max()}; "
                     f"valid are 0..{self.num_classes - 1}, and -1 for void"
                 )
-        self._rows.append(self._count(prediction, target))
-        self.image_ids.append(image_id)
-
-    def _count(
-        self, prediction: NDArray[np.integer], target: NDArray[np.integer]
-    ) -> NDArray[np.int64]:
-        """Pixels (3,K) outside void: of both with one class, of the prediction, of the target."""
         if not target.size:
-            return np.zeros((3, self.num_classes), np.int64)
+            nothing = np.zeros(0, np.int64)
+            self.update_pairs(image_id, nothing, nothing, nothing)
+            return
         starts, lengths = runs(prediction, target)
-        truth = target.ravel()[starts]
-        counted = truth >= 0
-        truth, lengths = truth[counted], lengths[counted]
-        predicted = prediction.ravel()[starts][counted]
+        self.update_pairs(image_id, prediction.ravel()[starts], target.ravel()[starts], lengths)
+
+    def update_pairs(
+        self,
+        image_id: int,
+        prediction: NDArray[np.integer],
+        target: NDArray[np.integer],
+        pixels: NDArray[np.integer],
+    ) -> None:
+        """Count one image of which ``pixels`` (N,) lie in both ``prediction`` and ``target`` (N,).
+
+        Class indices as in :meth:`update`, but not checked; a pair may occur several times.
+        """
+        counted = target >= 0
+        truth, predicted, pixels = target[counted], prediction[counted], pixels[counted]
 
         def histogram(labels: NDArray[np.integer], where: NDArray[np.bool_]) -> NDArray[np.int64]:
-            sums = np.bincount(labels[where], weights=lengths[where], minlength=self.num_classes)
+            sums = np.bincount(labels[where], weights=pixels[where], minlength=self.num_classes)
             return sums.astype(np.int64)  # whole numbers below 2^53: exact
 
         named = predicted >= 0
         both, every = predicted == truth, np.ones_like(named)
-        return np.stack(
-            [histogram(truth, both), histogram(predicted, named), histogram(truth, every)]
+        self._rows.append(
+            np.stack([histogram(truth, both), histogram(predicted, named), histogram(truth, every)])
         )
+        self.image_ids.append(image_id)
+
+    def extend(self, other: "SemanticEvaluator") -> None:
+        """Add the images that ``other`` counted, after this one's own."""
+        self._rows += other._rows
+        self.image_ids += other.image_ids
 
     def arrange(self, image_ids: Sequence[int]) -> None:
         """Put the images into the order of ``image_ids``, which must be the images counted."""
