@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from possam.datasets.class_names import seen_classes
-from possam.datasets.pixels import encode_ids, segment_table
+from possam.datasets.label_runs import segment_table
+from possam.datasets.pixels import encode_ids
 from possam.errors import InputError
 from possam.evaluation.segment import segment_image
 from possam.files import atomic_path, write_json

@@ -1,25 +1,27 @@
-"""Two ways to the same result, side by side: time, memory, and how far their results lie apart.
+"""Ways to the same result, side by side: time, memory, and how far their results lie apart.
 
-The two sides take turns (A B A B ...), so that a busy moment of the machine meets both; a ratio is
-that of neighbours. Nothing here is a test: speed depends on the machine, and is reported with it.
+The sides take turns (A B A B ...), so that a busy moment of the machine meets all; a ratio is that
+of calls in one turn. Nothing here is a test: speed depends on the machine, and is reported with it.
 """
 
 import ctypes
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from possam.bench.power_law import FEWEST, fit
 from possam.provenance import git_state, hardware, package_versions
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,13 @@ class Case:
         ours, theirs: do the work once, from the same input, and return the result; ``theirs`` is
             what a user would run instead (None: there is nothing like it).
         reference: what ``theirs`` is, with its version.
+        others: further libraries that do the same, by name with version; each takes its turn and
+            gets its own ratio, share of memory and distance.
         error: distance of the two results (0: equal), and in words what it is; None: not compared.
         items, unit: how much work one call is (``items`` images, ...).
         target, target_seconds: the ratio, or the time of a call, that the project asks of itself;
             None: none.
+        target_others: the ratio asked against each of ``others``; None: none.
         target_memory: the share of the reference's memory asked for; None: none.
         note: what a reader must know to judge the ratio.
     """
@@ -43,21 +48,57 @@ class Case:
     ours: Callable[[], Any]
     theirs: Callable[[], Any] | None = None
     reference: str = ""
+    others: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     error: tuple[Callable[[Any, Any], float], str] | None = None
     items: int = 1
     unit: str = "call"
     target: float | None = None
     target_seconds: float | None = None
+    target_others: float | None = None
     target_memory: float | None = None
     note: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a call costs as one quantity grows.
+
+    Attributes:
+        name: ``<benchmark>/<what>``.
+        quantity: what grows, with its unit: ``classes``, ``side of the image (pixels)``.
+        points: the case of each size, sizes ascending, three at least. A case without a reference
+            is a point that the reference's curve lacks.
+        target_memory_exponent: the largest exponent of the memory asked for; None: none.
+        note: what a reader must know to judge the exponents.
+    """
+
+    name: str
+    quantity: str
+    points: Mapping[int, Case]
+    target_memory_exponent: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        sizes = list(self.points)
+        if len(sizes) < FEWEST or sizes != sorted(sizes) or sizes[0] < 1:
+            raise ValueError(f"{self.name}: sizes {sizes}: {FEWEST} or more are needed, ascending")
+
+
 @dataclass
 class Side:
-    """Measurements of one side: seconds of each call, and MiB above what was there before."""
+    """One side: seconds of each call, MiB above what was there before, distance of its result."""
 
+    call: Callable[[], Any]
     seconds: list[float] = field(default_factory=list)
     memory_mib: float | None = None
+    error: float | None = None
+
+    def time(self) -> None:
+        """Call it once more."""
+        gc.collect()
+        began = time.perf_counter()
+        self.call()
+        self.seconds.append(time.perf_counter() - began)
 
     def summary(self, items: int) -> dict[str, Any]:
         """JSON-able: median, extremes and every second, and the rate."""
@@ -72,57 +113,139 @@ class Side:
         }
 
 
+class Comparison:
+    """A case under measurement: every side called once to warm up, then once a turn."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self._ours = Side(case.ours)
+        self._theirs = None if case.theirs is None else Side(case.theirs)
+        self._others = {name: Side(call) for name, call in case.others.items()}
+        first = [] if self._theirs is None else [self._theirs]
+        self._references = [*first, *self._others.values()]
+
+    def warm_up(self) -> None:
+        """Call every side: its memory, and the distance of each reference's result from ours."""
+        results = []
+        # The references first: what they leave in allocators then counts against this project.
+        for side in self._references:
+            result, side.memory_mib = with_memory(side.call)
+            results.append(result)
+        own, self._ours.memory_mib = with_memory(self._ours.call)
+        if self.case.error is not None:
+            for side, result in zip(self._references, results, strict=True):
+                side.error = self.case.error[0](own, result)
+
+    def turn(self) -> str:
+        """Time every side once more; says how long each took."""
+        for side in (*self._references, self._ours):
+            side.time()
+        beside = ", ".join(f"{side.seconds[-1]:.3g} s" for side in self._references)
+        return f"{self._ours.seconds[-1]:.3g} s" + (f" against {beside}" if beside else "")
+
+    def outcome(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        case, ours = self.case, self._ours
+        return {
+            "name": case.name,
+            "reference": case.reference,
+            "unit": case.unit,
+            "items": case.items,
+            "target": case.target,
+            "target_seconds": case.target_seconds,
+            "target_memory": case.target_memory,
+            "error_is": None if case.error is None else case.error[1],
+            "ours": ours.summary(case.items),
+            **_beside(ours, self._theirs, case.items),
+            "others": [
+                {"reference": name, "target": case.target_others, **_beside(ours, side, case.items)}
+                for name, side in self._others.items()
+            ],
+            "note": case.note,
+        }
+
+
+def _check_repeats(repeats: int) -> None:
+    if repeats < 1:
+        raise ValueError(f"repeats {repeats}: at least 1")
+
+
 def measure(case: Case, *, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run both sides in turns and describe the outcome, for JSON.
+    """Run all sides in turns and describe the outcome, for JSON.
 
     One call of each side comes first: it warms up, its memory is measured, and its result compared.
 
     Raises:
         ValueError: fewer than one repeat.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats {repeats}: at least 1")
-    ours, theirs = Side(), Side()
-    reference_result = None
-    # The reference first: what it leaves in allocators then counts against this project.
-    if case.theirs is not None:
-        reference_result, theirs.memory_mib = with_memory(case.theirs)
-    own_result, ours.memory_mib = with_memory(case.ours)
-    error = None
-    if case.error is not None and case.theirs is not None:
-        error = case.error[0](own_result, reference_result)
-    del own_result, reference_result
+    _check_repeats(repeats)
+    comparison = Comparison(case)
+    comparison.warm_up()
     for turn in range(repeats):
-        for side, call in ((theirs, case.theirs), (ours, case.ours)):
-            if call is not None:
-                gc.collect()
-                began = time.perf_counter()
-                call()
-                side.seconds.append(time.perf_counter() - began)
-        beside = f" against {theirs.seconds[-1]:.3g} s" if theirs.seconds else ""
-        say(f"{case.name}: {turn + 1}/{repeats}: {ours.seconds[-1]:.3g} s{beside}")
+        say(f"{case.name}: {turn + 1}/{repeats}: {comparison.turn()}")
+    return comparison.outcome()
+
+
+def measure_curve(curve: Curve, *, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run all sizes in turns and describe the outcome and its fits, for JSON.
+
+    A turn goes through all sizes, so that a busy moment of the machine does not bend the curve.
+
+    Returns:
+        ``points``: what :func:`measure` returns, with the ``size``; ``fits``: the
+        :class:`~possam.bench.power_law.PowerLaw` of the median seconds and of the peak memory, ours
+        and the reference's, or None where too few points have the value.
+
+    Raises:
+        ValueError: fewer than one repeat.
+    """
+    _check_repeats(repeats)
+    comparisons = {size: Comparison(case) for size, case in curve.points.items()}
+    # What is set up once (caches, pools of threads) is no part of the smallest size's memory.
+    next(iter(curve.points.values())).ours()
+    for comparison in comparisons.values():
+        comparison.warm_up()
+    for turn in range(repeats):
+        for size, comparison in comparisons.items():
+            say(f"{curve.name}, {size}: {turn + 1}/{repeats}: {comparison.turn()}")
+    points = [{"size": size, **each.outcome()} for size, each in comparisons.items()]
     return {
-        "name": case.name,
-        "reference": case.reference,
-        "unit": case.unit,
-        "items": case.items,
-        "ratio": _ratio(ours, theirs),
-        "target": case.target,
-        "target_seconds": case.target_seconds,
-        "memory_share": _share(ours, theirs),
-        "target_memory": case.target_memory,
-        "error": error,
-        "error_is": None if case.error is None else case.error[1],
-        "ours": ours.summary(case.items),
-        "theirs": theirs.summary(case.items) if theirs.seconds else None,
-        "note": case.note,
+        "name": curve.name,
+        "quantity": curve.quantity,
+        "points": points,
+        "fits": {
+            side: {cost: _fit(points, side, cost) for cost in ("median_s", "peak_memory_mib")}
+            for side in ("ours", "theirs")
+        },
+        "target_memory_exponent": curve.target_memory_exponent,
+        "note": curve.note,
     }
 
 
-def _ratio(ours: Side, theirs: Side) -> dict[str, float] | None:
-    """Of neighbouring calls: how many times faster, median and extremes."""
-    if not theirs.seconds:
+def _fit(points: Sequence[Mapping[str, Any]], side: str, cost: str) -> dict[str, Any] | None:
+    """The power law of one side's cost over the points that have it."""
+    known = [point for point in points if point[side] is not None]
+    found = {p["size"]: p[side][cost] for p in known if (p[side][cost] or 0) > 0}
+    if len(found) < FEWEST:
         return None
+    law = fit(list(found), list(found.values()))
+    return {**asdict(law), "local": list(law.local), "holds": law.holds}
+
+
+def _beside(ours: Side, theirs: Side | None, items: int) -> dict[str, Any]:
+    """What compares two sides, for JSON."""
+    if theirs is None:
+        return {"ratio": None, "memory_share": None, "error": None, "theirs": None}
+    return {
+        "ratio": _ratio(ours, theirs),
+        "memory_share": _share(ours, theirs),
+        "error": theirs.error,
+        "theirs": theirs.summary(items),
+    }
+
+
+def _ratio(ours: Side, theirs: Side) -> dict[str, float]:
+    """Of calls in one turn: how many times faster, median and extremes."""
     ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     return {"median": median(ratios), "low": min(ratios), "high": max(ratios)}
 
@@ -176,6 +299,19 @@ def _status(key: str) -> int:
     raise OSError(f"{_STATUS}: no {key}")
 
 
+def free_memory_gib() -> float:
+    """Memory that a call may take, GiB; the machine's whole where the system does not tell."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) / 2**20
+    return float(hardware()["memory_gib"])
+
+
 def _return_freed_memory() -> None:
     """The C library keeps freed blocks; memory that it kept would not count as new."""
     try:
@@ -189,17 +325,18 @@ def relative_error(ours: Any, theirs: Any) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-Suite = Callable[[], Iterator[Case]]
+Suite = Callable[[], Iterator[Case | Curve]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Cases that are measured together.
+    """Cases and curves that are measured together.
 
     Attributes:
+        what: one line for ``possam bench --list``.
         cases: makes them one by one, so that one is let go before the next is made.
         packages: distributions that the references come from.
-        repeats: turns if the user does not say.
+        repeats: turns of each case or curve if the user does not say.
     """
 
     what: str

@@ -1,9 +1,14 @@
-"""Measurements on disk: ``reports/bench/<benchmark>.json`` grows, ``reports/bench.md`` shows."""
+"""Measurements on disk: ``reports/bench/<benchmark>.json`` grows, ``reports/bench.md`` shows.
 
+Curves are drawn beside the JSON, in ``reports/bench/<benchmark>.png``.
+"""
+
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from possam.bench.page import Newest, case_lines, curve_lines, place_lines
 from possam.errors import InputError
 from possam.files import atomic_write, read_json, write_json
 
@@ -30,98 +35,56 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return content
 
 
+def newest(name: str, kind: str, *, folder: Path = FOLDER) -> Newest:
+    """The newest of the ``cases`` or ``curves`` (``kind``) of ``name``; empty: never measured."""
+    path = folder / f"{name}.json"
+    found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for measurement in _read(path) if path.exists() else []:
+        # A measurement made before there were curves does not have the field.
+        for record in measurement.get(kind, ()):
+            found[record["name"]] = (record, measurement)
+    return found
+
+
+def plot_path(name: str, *, folder: Path = FOLDER) -> Path:
+    """Where the curves of benchmark ``name`` are drawn."""
+    return folder / f"{name}.png"
+
+
+def write_plot(name: str, *, folder: Path = FOLDER) -> None:
+    """Draw the newest measurement of every curve of ``name``; without curves write nothing."""
+    found = newest(name, "curves", folder=folder)
+    if found:
+        from possam.bench.plot import draw_scaling, save_plot
+
+        figure = draw_scaling([curve for curve, _ in found.values()])
+        save_plot(figure, plot_path(name, folder=folder))
+
+
 def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE) -> None:
-    """One Markdown table of the newest measurement of every case of ``names``."""
+    """One Markdown page of the newest measurement of every case and curve of ``names``."""
     lines = [
         "# Benchmarks",
         "",
         "What a user would run instead, beside it in the same process, in turns: medians, with the "
         "smallest and the largest value seen. A ratio above 1 is faster than the reference; it is "
-        "the median of the ratios of neighbouring calls. Memory is what a call holds at most above "
+        "the median of the ratios of calls in one turn. Memory is what a call holds at most above "
         "what was there before. The newest measurement of every case (`possam bench`); all of them "
         "are in `reports/bench/`.",
         "",
     ]
     for name in names:
-        path = folder / f"{name}.json"
-        if not path.exists():
+        cases, curves = (newest(name, kind, folder=folder) for kind in ("cases", "curves"))
+        if not cases and not curves:
             continue
-        newest: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
-        for measurement in _read(path):
-            for case in measurement["cases"]:
-                newest[case["name"]] = (case, measurement)
-        lines += [f"## {name}", "", *_table(newest), "", *_notes(newest), ""]
+        lines += [f"## {name}", ""]
+        if cases:
+            lines += case_lines(cases)
+        if cases and curves:
+            lines.append("")
+        if curves:
+            plot = Path(os.path.relpath(plot_path(name, folder=folder), page.parent))
+            lines += curve_lines(curves, plot=plot.as_posix())
+        lines += [*place_lines({**cases, **curves}), ""]
     with atomic_write(page) as stream:
         stream.write("\n".join(lines).rstrip() + "\n")
-
-
-def _table(newest: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
-    rows = [
-        "| case | reference | ratio | asked | here | reference's | memory, share | difference |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, (case, _) in newest.items():
-        cells = [
-            name.partition("/")[2],
-            case["reference"],
-            _ratio(case["ratio"]),
-            _asked(case),
-            *(_seconds(case[side]) for side in ("ours", "theirs")),
-            _memory(case),
-            "" if case["error"] is None else f"{case['error']:.1e}",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def _ratio(ratio: Mapping[str, float] | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-
-
-def _asked(case: Mapping[str, Any]) -> str:
-    if case["target"] is not None:
-        return f"{case['target']:g}"
-    return "" if case["target_seconds"] is None else f"{case['target_seconds']:g} s"
-
-
-def _seconds(side: Mapping[str, Any] | None) -> str:
-    if side is None:
-        return ""
-    value = side["median_s"]
-    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
-
-
-def _memory(case: Mapping[str, Any]) -> str:
-    share = case["memory_share"]
-    if share is None:
-        return ""
-    own, other = (case[side]["peak_memory_mib"] for side in ("ours", "theirs"))
-    asked = "" if case["target_memory"] is None else f" (asked {100 * case['target_memory']:g} %)"
-    return f"{own:.0f} of {other:.0f} MiB, {100 * share:.0f} %{asked}"
-
-
-def _notes(newest: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
-    lines = []
-    for name, (case, _) in newest.items():
-        parts = [f"{case['items']} {case['unit']}s a call" if case["items"] > 1 else ""]
-        parts.append(f"difference: {case['error_is']}" if case["error_is"] else "")
-        parts.append(case["note"])
-        text = "; ".join(part for part in parts if part)
-        if text:
-            lines.append(f"- {name.partition('/')[2]}: {text}.")
-    places: dict[str, list[str]] = {}
-    for case, measurement in newest.values():
-        hardware, git = measurement["hardware"], measurement["git"]
-        dirty = ", changed" if git["dirty"] else ""
-        gpus = ", ".join(hardware["gpus"]) or "no GPU"
-        where = (
-            f"{measurement['when'][:10]}, commit {git['commit'][:10]}{dirty}, "
-            f"{hardware['cpu']}, {measurement['threads']} threads, {gpus}, "
-            f"torch {measurement['packages']['torch']}, Python {measurement['python']}"
-        )
-        places.setdefault(where, []).append(case["name"].partition("/")[2])
-    for where, names in places.items():
-        lines.append(f"- measured {where}" + (f": {', '.join(names)}." if len(places) > 1 else "."))
-    return lines

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from possam.bench import encoders, inference, pipeline
+from possam.bench import conversion, encoders, inference, pipeline, scaling
 from possam.bench.harness import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
@@ -25,6 +25,18 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             cases=inference.cases,
             packages=("segment-anything", "open_clip_torch", "transformers"),
             repeats=3,
+        ),
+        "scaling": Benchmark(
+            what="cost against image size, classes, queries and images, with fitted exponents",
+            cases=scaling.cases,
+            packages=("segment-anything", "open_clip_torch", "transformers"),
+            repeats=3,
+        ),
+        "conversion": Benchmark(
+            what="ADE20K and COCO to the one format, on one core",
+            cases=conversion.cases,
+            packages=("pillow", "pycocotools"),
+            repeats=5,
         ),
         "pipeline": Benchmark(
             what="commands that do nothing, and plans",

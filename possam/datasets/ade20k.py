@@ -17,7 +17,9 @@ import numpy as np
 from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.conversion import Converted, Task, convert, things_as_instances
 from possam.datasets.format import Category, Segment
-from possam.datasets.pixels import Array, check_size, decode_file, segment_table
+from possam.datasets.label_runs import compact, segment_table
+from possam.datasets.photos import check_photo, check_size
+from possam.datasets.pixels import Array, decode_file, runs
 from possam.errors import InputError
 from possam.files import sha256_file
 
@@ -174,7 +176,7 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
 
 
 def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int, int]) -> Converted:
-    photo, image_sha256 = decode_file(task.image, mode="RGB")
+    size, image_sha256 = check_photo(task.image)
     labels = _read_labels(task.sources[0], len(categories))
     instance_path = task.sources[1] if len(task.sources) > 1 else None
     keys = None if instance_path is None else _read_instances(instance_path, things)
@@ -182,15 +184,15 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
     if instance_path is not None and keys is not None:
         maps.append((instance_path, keys))
     for path, array in maps:
-        check_size(array, path, photo, task.image)
+        check_size(array, path, size, task.image)
     ids, classes = merge_maps(labels, keys, categories)
     segments = tuple(
         Segment(id=key, category=classes[key], area=area, bbox=box, is_crowd=False)
         for key, area, box in segment_table(ids)
     )
     return Converted(
-        width=photo.shape[1],
-        height=photo.shape[0],
+        width=size[1],
+        height=size[0],
         image=image_sha256,
         ids=ids,
         semantic=labels,
@@ -200,14 +202,14 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
 
 
 def _read_labels(path: Path, num_classes: int) -> Array:
-    """Scene parsing map as class indices, int32 (H, W), -1 void."""
+    """Scene parsing map as class indices, int16 (H, W), -1 void."""
     pixels, _ = decode_file(path)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise InputError(
             f"{path}: a label map has one 8-bit channel; this one has shape {pixels.shape}. Labels "
             "of the full ADE20K release cannot be used here"
         )
-    labels = pixels.astype(np.int32) - 1
+    labels = np.subtract(pixels, 1, dtype=np.int16)
     if labels.max() >= num_classes:
         raise InputError(
             f"{path}: label {labels.max() + 1} is no class (0 is void, 1..{num_classes}); use the "
@@ -217,11 +219,15 @@ def _read_labels(path: Path, num_classes: int) -> Array:
 
 
 def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
-    """Instance map as ``class index * 256 + instance id``, int32 (H, W), 0 where there is none."""
+    """Instance map as ``class index * 256 + instance id``, unsigned (H, W), 0 where is none."""
     pixels, _ = decode_file(path)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(f"{path}: an instance map is 8-bit RGB; this one has {pixels.shape}")
-    kinds, numbers = pixels[..., 0].astype(np.int32), pixels[..., 1].astype(np.int32)
+    both = pixels[..., 0].astype(np.uint16)
+    both <<= 8
+    both |= pixels[..., 1]
+    starts, lengths = runs(both)
+    kinds, numbers = np.divmod(both.ravel()[starts].astype(np.int32), 256)
     table = np.full(256, -1, dtype=np.int32)
     for kind, index in things.items():
         table[kind] = index
@@ -232,7 +238,8 @@ def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
             f"{path}: instance class {kinds[wrong].max()} (red) is not in the table of instance "
             f"classes (1..{len(things)}); use the annotations of the same release"
         )
-    return np.where(numbers > 0, classes * 256 + numbers, 0)
+    keys = np.where(numbers > 0, classes * 256 + numbers, 0)
+    return np.repeat(compact(keys), lengths).reshape(both.shape)
 
 
 def merge_maps(
@@ -241,26 +248,31 @@ def merge_maps(
     """Panoptic map of one image.
 
     Args:
-        labels: class indices, int32 (H, W), -1 void.
-        instances: ``class index * 256 + instance id``, int32 (H, W), 0 none; None: no annotation,
+        labels: class indices, integer (H, W), -1 void.
+        instances: ``class index * 256 + instance id``, integer (H, W), 0 none; None: no annotation,
             thing classes are segments as they are.
         categories: the classes.
 
     Returns:
-        Segment ids int32 (H, W), 1..S (stuff first, by class; then things, by class and instance),
-        0 void; and the class of each id.
+        Segment ids, unsigned (H, W), 1..S (stuff first, by class; then things, by class and
+        instance), 0 void; and the class of each id.
     """
     is_thing = np.array([category.is_thing for category in categories])
     offset = 256 * len(categories)  # stuff keys lie below all thing keys
+    maps = (labels,) if instances is None else (labels, instances)
+    shape = labels.shape
+    starts, lengths = runs(*maps)
+    labels = labels.ravel()[starts].astype(np.int32)
     stuff_keys = np.where(labels >= 0, labels + 1, 0)
     if instances is None:
         keys = np.where((labels >= 0) & is_thing[labels], offset + 256 * labels + 1, stuff_keys)
     else:
+        instances = instances.ravel()[starts].astype(np.int32)
         keys = np.where((labels >= 0) & ~is_thing[labels], stuff_keys, 0)
         keys = np.where(instances > 0, offset + instances, keys)
-    values, compact = np.unique(keys, return_inverse=True)
+    values, numbers = np.unique(keys, return_inverse=True)
     first = 1 if values[0] != 0 else 0
-    ids = (compact.reshape(labels.shape) + first).astype(np.int32)
+    ids = np.repeat(compact(numbers + first), lengths).reshape(shape)
     classes = {}
     for position, value in enumerate(values.tolist()):
         if value:

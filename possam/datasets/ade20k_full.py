@@ -21,7 +21,8 @@ from possam.datasets.ade20k import image_number, split_folder
 from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.conversion import Converted, Task, convert
 from possam.datasets.format import Category
-from possam.datasets.pixels import Array, check_size, decode_file
+from possam.datasets.photos import check_size
+from possam.datasets.pixels import Array, decode_file
 from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
 from possam.errors import InputError
 from possam.files import sha256_file
@@ -132,7 +133,7 @@ def _tasks(folder: Path, split: str, table: str) -> list[Task]:
 def _convert(task: Task, *, class_of: Array) -> Converted:
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])
-    check_size(indices, task.sources[0], photo, task.image)
+    check_size(indices, task.sources[0], photo.shape[:2], task.image)
     size = protocol_size(*indices.shape)
     if size == indices.shape:
         return convert_regions(class_of[indices], image=task.image.read_bytes())

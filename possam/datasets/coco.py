@@ -15,7 +15,9 @@ from pycocotools import mask as run_length
 from possam.datasets.class_names import read_class_index
 from possam.datasets.conversion import Converted, Task, convert, things_as_instances
 from possam.datasets.format import Category, Segment
-from possam.datasets.pixels import Array, class_map, decode_file, decode_ids, segment_table
+from possam.datasets.label_runs import segment_table
+from possam.datasets.photos import check_photo
+from possam.datasets.pixels import Array, class_map, decode_file, decode_ids
 from possam.errors import InputError
 from possam.files import read_json
 
@@ -227,12 +229,12 @@ def _convert(
     instances_name: str,
 ) -> Converted:
     payload = task.payload
-    photo, image_sha256 = decode_file(task.image, mode="RGB")
+    photo_size, image_sha256 = check_photo(task.image)
     png = task.sources[0]
     pixels, _ = decode_file(png)
     ids = decode_ids(pixels, png)
     size = (payload["height"], payload["width"])
-    for path, shape in ((task.image, photo.shape[:2]), (png, ids.shape)):
+    for path, shape in ((task.image, photo_size), (png, ids.shape)):
         if shape != size:
             raise InputError(
                 f"{path}: {shape[1]}x{shape[0]} pixels, but {json_name} says {size[1]}x{size[0]} "

@@ -20,9 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as run_length
-
 from possam.datasets.format import (
     ANNOTATIONS,
     FORMAT,
@@ -34,9 +31,18 @@ from possam.datasets.format import (
     Category,
     Segment,
 )
-from possam.datasets.pixels import Array, encode_ids, encode_semantic, write_bytes, write_png
+from possam.datasets.label_runs import encode_masks
+from possam.datasets.pixels import (
+    Array,
+    areas,
+    encode_ids,
+    encode_semantic,
+    write_bytes,
+    write_png,
+)
 from possam.errors import InputError, PossamError
 from possam.files import atomic_write, hash_json, read_json, sha256_file, write_json
+from possam.memory import keep_freed_memory
 from possam.progress import Progress
 
 _PARTS = "parts"
@@ -175,11 +181,14 @@ def parallel(
     """
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     if workers <= 1:
+        keep_freed_memory()
         for chunk in chunks:
             yield len(chunk), job(chunk)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
+    pool = ProcessPoolExecutor(
+        max_workers=workers, mp_context=context, initializer=keep_freed_memory
+    )
     try:
         waiting: deque[tuple[int, Future[Any]]] = deque()
         for chunk in chunks:
@@ -259,7 +268,6 @@ def _convert_one(
         image = write_bytes(staging / IMAGES / task.image.name, image)
     pixels = encode_semantic(result.semantic, classes)
     semantic = write_png(staging / SEMANTIC / task.png_name, pixels)
-    values, counts = np.unique(result.semantic, return_counts=True)
     part = {
         "signature": signature,
         "width": result.width,
@@ -267,7 +275,7 @@ def _convert_one(
         IMAGES: image,
         PANOPTIC: panoptic,
         SEMANTIC: semantic,
-        "pixels": dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)),
+        "pixels": {str(label): count for label, count in areas(result.semantic).items()},
         "segments": [segment.to_json() for segment in result.segments],
         "instances": result.instances,
     }
@@ -278,23 +286,18 @@ def things_as_instances(
     ids: Array, segments: Iterable[Segment], categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
     """Instance annotations (COCO, RLE) of the thing segments of one panoptic map."""
+    things = [segment for segment in segments if categories[segment.category].is_thing]
+    masks = encode_masks(ids, {segment.id for segment in things})
     return [
         {
             "category_id": segment.category,
             "area": segment.area,
             "bbox": list(segment.bbox),
             "iscrowd": int(segment.is_crowd),
-            "segmentation": encode_mask(ids == segment.id),
+            "segmentation": masks[segment.id],
         }
-        for segment in segments
-        if categories[segment.category].is_thing
+        for segment in things
     ]
-
-
-def encode_mask(mask: Array) -> dict[str, Any]:
-    """Compressed RLE of a boolean mask (H, W), with ``counts`` as text, as COCO's JSON has it."""
-    encoded = run_length.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
 
 def _write_json_stream(path: Path, head: dict[str, Any], key: str, items: Iterable[Any]) -> str:

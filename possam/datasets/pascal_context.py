@@ -13,7 +13,8 @@ import numpy as np
 
 from possam.datasets.class_names import read_label_names
 from possam.datasets.conversion import Converted, Task, convert
-from possam.datasets.pixels import Array, check_size, decode_file
+from possam.datasets.photos import check_photo, check_size
+from possam.datasets.pixels import Array
 from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
 from possam.errors import InputError
 
@@ -79,9 +80,9 @@ def _read_listing(path: Path) -> dict[int, str]:
 
 
 def _convert(task: Task, *, num_classes: int) -> Converted:
-    photo, image_sha256 = decode_file(task.image, mode="RGB")
+    size, image_sha256 = check_photo(task.image)
     labels = read_label_map(task.sources[0], num_classes)
-    check_size(labels, task.sources[0], photo, task.image)
+    check_size(labels, task.sources[0], size, task.image)
     return convert_regions(labels, image=image_sha256)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from possam.datasets.png import decode_map, encode_map
 from possam.errors import InputError
@@ -73,7 +72,13 @@ def decode_ids(pixels: Array, path: Path) -> npt.NDArray[np.int32]:
 
 def encode_ids(ids: Array) -> npt.NDArray[np.uint8]:
     """Pixels of a panoptic PNG: the inverse of :func:`decode_ids`, ids in 0..2^24-1."""
-    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
+    pixels = np.zeros((*ids.shape, 3), np.uint8)
+    largest = int(ids.max(initial=0))
+    for channel in range(3):
+        if largest >> 8 * channel:  # ids are counted up: the other channels are mostly empty
+            rest = ids >> 8 * channel if channel else ids
+            np.copyto(pixels[..., channel], rest, casting="unsafe")  # the lowest byte
+    return pixels
 
 
 def write_png(path: Path, pixels: Array) -> str:
@@ -98,9 +103,8 @@ def void_value(num_classes: int) -> int:
 
 def encode_semantic(labels: Array, num_classes: int) -> Array:
     """Labels with -1 for void, as the pixels of a semantic PNG (uint8, or uint16)."""
-    void = void_value(num_classes)
-    dtype = np.uint8 if void == 255 else np.uint16
-    return np.where(labels < 0, void, labels).astype(dtype)
+    # void is the largest value of both types, which -1 wraps around to
+    return labels.astype(np.uint8 if void_value(num_classes) == 255 else np.uint16)
 
 
 def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[np.int32]:
@@ -118,15 +122,6 @@ def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[
             f"{path}: value {labels.max()} is no class (0..{num_classes - 1}); convert again"
         )
     return labels
-
-
-def check_size(labels: Array, labels_path: Path, photo: Array, photo_path: Path) -> None:
-    """Refuse a label map (H, W, ...) of another size than its photograph's."""
-    if labels.shape[:2] != photo.shape[:2]:
-        raise InputError(
-            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
-            f"{photo.shape[1]}x{photo.shape[0]}; unpack both again"
-        )
 
 
 def runs(*maps: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -161,16 +156,3 @@ def class_map(ids: Array, classes: Mapping[int, int]) -> npt.NDArray[np.int32]:
     values, compact = np.unique(ids.ravel()[starts], return_inverse=True)
     table = np.array([classes.get(value, -1) for value in values.tolist()], dtype=np.int32)
     return np.repeat(table[compact], lengths).reshape(ids.shape)
-
-
-def segment_table(ids: Array) -> list[tuple[int, int, tuple[int, int, int, int]]]:
-    """(id, area in pixels, bounding box x y w h) of every non-zero id, ascending, in one pass."""
-    values, compact, areas = np.unique(ids, return_inverse=True, return_counts=True)
-    boxes = ndimage.find_objects(compact.reshape(ids.shape).astype(np.int32) + 1)
-    table = []
-    for value, area, box in zip(values.tolist(), areas.tolist(), boxes, strict=True):
-        if value:
-            rows, columns = box
-            extent = (columns.stop - columns.start, rows.stop - rows.start)
-            table.append((value, area, (columns.start, rows.start, *extent)))
-    return table

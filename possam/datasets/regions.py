@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from possam.datasets.conversion import Converted
 from possam.datasets.format import Category, Segment
-from possam.datasets.pixels import Array, segment_table
+from possam.datasets.label_runs import segment_table
+from possam.datasets.pixels import Array
 
 NO_INSTANCES = "none (semantic only: a class's pixels are one stuff segment)"
 """What the manifest of such a data set says about instances."""

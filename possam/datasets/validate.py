@@ -18,13 +18,14 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
+from possam.datasets.label_runs import segment_table
+from possam.datasets.photos import check_photo
 from possam.datasets.pixels import (
     Array,
     class_map,
     decode_file,
     decode_ids,
     decode_semantic,
-    segment_table,
 )
 from possam.errors import InputError
 from possam.progress import Progress
@@ -163,7 +164,7 @@ def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
     faults: list[str] = result["faults"]
     size = (record.height, record.width)
     try:
-        photo, result["hashes"][IMAGES] = decode_file(record.file, mode="RGB")
+        photo_size, result["hashes"][IMAGES] = check_photo(record.file)
         pixels, result["hashes"][PANOPTIC] = decode_file(record.panoptic)
         ids = decode_ids(pixels, record.panoptic)
         pixels, result["hashes"][SEMANTIC] = decode_file(record.semantic)
@@ -172,7 +173,7 @@ def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
         faults.append(str(error))
         return result
     for path, shape in (
-        (record.file, photo.shape[:2]),
+        (record.file, photo_size),
         (record.panoptic, ids.shape),
         (record.semantic, labels.shape),
     ):

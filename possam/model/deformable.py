@@ -121,7 +121,7 @@ def sample_levels(
                 weight.flatten(0, 1),
             )
         )
-    return torch.stack(parts).sum(0).view(batch, heads * width, -1).transpose(1, 2)
+    return sum(parts[1:], start=parts[0]).view(batch, heads * width, -1).transpose(1, 2)
 
 
 class SampleSum(torch.autograd.Function):

@@ -87,7 +87,9 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(tokens)))
+        # In place it would cost the backward pass two copies.
+        hidden = F.relu(self.fc1(tokens), inplace=not torch.is_grad_enabled())
+        return self.fc2(hidden)
 
 
 def sine_positions(height: int, width: int, channels: int, *, device: torch.device) -> Tensor:

@@ -98,7 +98,7 @@ class MaskDecoder(nn.Module):
         ]
         # Bilinear resizing is linear: resizing the mask features once a level gives the same
         # attention masks as resizing every layer's mask logits.
-        detached = mask_features.detach()
+        detached = mask_features.detach().contiguous()  # once, not for each resizing
         resized = [
             F.interpolate(detached, size=shape, mode="bilinear", align_corners=False).flatten(2)
             for shape in shapes

@@ -57,10 +57,12 @@ class PosSAMOutput:
 
     Attributes:
         layers: one entry, or decoder_layers + 1 (the first from the initial queries).
+        mask_logits: (L, B, Q, H, W), those of all ``layers``.
         clip_pooled: (B, Q, Cc) float32: CLIP's dense features inside the last layer's masks.
     """
 
     layers: tuple[LayerOutput, ...]
+    mask_logits: Tensor
     clip_pooled: Tensor
 
 
@@ -119,13 +121,13 @@ class PosSAM(nn.Module):
             self._by_layer(region_tokens, queries), self._by_layer(clip_tokens, queries)
         )
         # unbind, not indexing: its backward pass fills the stacked gradient once.
-        masks = mask_logits.unflatten(1, (count, queries)).unbind(1)
+        stacked = mask_logits.unflatten(1, (count, queries)).transpose(0, 1)
         classes = pooled.unflatten(0, (-1, count)).unbind(1)
         ious: Sequence[Tensor | None] = [None] * count
         if self.iou_head is not None:
             ious = self.iou_head(regions).squeeze(-1).unbind(1)
-        layers = map(LayerOutput, masks, classes, ious)
-        return PosSAMOutput(tuple(layers), clip_tokens[:, -queries:])
+        layers = map(LayerOutput, stacked.unbind(0), classes, ious)
+        return PosSAMOutput(tuple(layers), stacked, clip_tokens[:, -queries:])
 
     @staticmethod
     def _by_layer(tokens: Tensor, queries: int) -> Tensor:

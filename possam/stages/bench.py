@@ -1,17 +1,30 @@
-"""Stage ``bench``: measure, append to ``reports/bench/``, rewrite ``reports/bench.md``."""
+"""Stage ``bench``: measure, append to ``reports/bench/``, rewrite ``reports/bench.md``.
+
+Curves are drawn, too: ``reports/bench/<benchmark>.png``.
+"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from possam.checked_yaml import choose
 from possam.errors import InputError
+
+
+def list_benchmarks() -> None:
+    """Print the name of every benchmark, and what it measures."""
+    from possam.bench.registry import BENCHMARKS
+
+    width = max(map(len, BENCHMARKS))
+    for name, benchmark in BENCHMARKS.items():
+        print(f"{name:{width}}  {benchmark.what}")
 
 
 def bench(names: Sequence[str], *, repeats: int | None, threads: int) -> None:
     """Run the benchmarks ``names`` (none given: all).
 
     Args:
-        repeats: turns of each case; None: the benchmark's own number.
+        repeats: turns of each case or curve; None: the benchmark's own number.
         threads: of torch, on both sides.
 
     Raises:
@@ -19,8 +32,8 @@ def bench(names: Sequence[str], *, repeats: int | None, threads: int) -> None:
     """
     import torch
 
-    from possam.bench.harness import measure, surroundings
-    from possam.bench.journal import append, write_page
+    from possam.bench.harness import Case, measure, measure_curve, surroundings
+    from possam.bench.journal import append, write_page, write_plot
     from possam.bench.registry import BENCHMARKS
 
     for name in names:
@@ -38,11 +51,36 @@ def bench(names: Sequence[str], *, repeats: int | None, threads: int) -> None:
         say(f"{name}: {benchmark.what}")
         turns = benchmark.repeats if repeats is None else repeats
         where = surroundings(threads, benchmark.packages)
-        cases = [measure(case, repeats=turns, say=say) for case in benchmark.cases()]
-        path = append(name, {**where, "repeats": turns, "cases": cases})
+        cases, curves = [], []
+        for one in benchmark.cases():
+            if isinstance(one, Case):
+                cases.append(measure(one, repeats=turns, say=say))
+            else:
+                curves.append(measure_curve(one, repeats=turns, say=say))
+        path = append(name, {**where, "repeats": turns, "cases": cases, "curves": curves})
+        write_plot(name)
         write_page(list(BENCHMARKS))
         for case in cases:
-            result = f"{case['ours']['median_s']:.3g} s"
-            if case["ratio"] is not None:
-                result += f", {case['ratio']['median']:.2f} times as fast as {case['reference']}"
-            say(f"{case['name']}: {result} ({path})")
+            say(f"{case['name']}: {_summary(case)} ({path})")
+        for curve in curves:
+            say(f"{curve['name']}: {_growth(curve)} ({path})")
+
+
+def _summary(case: Mapping[str, Any]) -> str:
+    text = f"{case['ours']['median_s']:.3g} s"
+    for beside in (case, *case["others"]):
+        if beside["ratio"] is not None:
+            ratio = beside["ratio"]["median"]
+            text += f", {ratio:.2f} times as fast as {beside['reference']}"
+    return text
+
+
+def _growth(curve: Mapping[str, Any]) -> str:
+    """Its median seconds are above zero wherever the clock is finer than the call."""
+    law = curve["fits"]["ours"]["median_s"]
+    if law is None:
+        return "too quick for the clock"
+    fitted = f"exponent {law['exponent']:.2f} ± {law['error']:.2f}"
+    return f"time against {curve['quantity']}: {fitted}" + (
+        "" if law["holds"] else ", no power law"
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from possam.errors import InputError
 from possam.files import read_json
 from possam.layout import Layout
+from possam.memory import keep_freed_memory
 from possam.params import CLIP, CLIP_STAGES, ModelParams, Project
 from possam.provenance import write_provenance
 
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from possam.model.sam import SamEncoder
 
 
-def use_threads(project: Project) -> None:
-    """Let torch use the scale's number of threads (two one-thread jobs beat one two-thread job)."""
+def set_up_process(project: Project) -> None:
+    """Let torch use the scale's number of threads (two one-thread jobs beat one two-thread job),
+    and keep the memory that it frees.
+    """
     import torch
 
     torch.set_num_threads(project.scale.threads)
+    keep_freed_memory()
 
 
 def check_device(device: str) -> str:

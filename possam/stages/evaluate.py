@@ -18,7 +18,7 @@ from possam.stages.common import (
     frozen_hashes,
     load_towers,
     model_arguments,
-    use_threads,
+    set_up_process,
 )
 from possam.table_params import CONDITIONS
 
@@ -78,7 +78,7 @@ def evaluate(
     from possam.training.checkpoint import load_trained
 
     check_device(device)
-    use_threads(project)
+    set_up_process(project)
     if condition not in CONDITIONS:
         raise InputError(
             f"--condition: unknown {condition!r}; valid choices: {', '.join(CONDITIONS)}"

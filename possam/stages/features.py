@@ -8,8 +8,8 @@ from possam.params import CLIP, CLIP_STAGES, Project
 from possam.stages.common import (
     load_clip_tower,
     load_sam_tower,
+    set_up_process,
     tower_hash,
-    use_threads,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def cache_tower_features(project: Project, tower: str, dataset: str, split: str)
     from possam.datasets.format import ConvertedDataset
     from possam.training.feature_cache import cache_features
 
-    use_threads(project)
+    set_up_process(project)
     layout = Layout(project)
     encode = _encoder(layout, tower)
     half = project.scale.towers.precision == "bf16"

@@ -13,7 +13,7 @@ from possam.figure_params import (
 from possam.files import hash_json, sha256_file, write_json
 from possam.layout import Layout
 from possam.params import Project
-from possam.stages.common import check_device, code_identity, finished_run, use_threads
+from possam.stages.common import check_device, code_identity, finished_run, set_up_process
 from possam.stages.table import measure
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def make_figure(project: Project, name: str, *, device: str) -> None:
     from possam.reporting.figures.style import house_style, save_figure
 
     check_device(device)
-    use_threads(project)
+    set_up_process(project)
     params = find_figure(project, name)
     png, pdf, card = Layout(project).figure(name)
     with house_style():

@@ -13,7 +13,7 @@ from possam.stages.common import (
     frozen_hashes,
     load_towers,
     model_arguments,
-    use_threads,
+    set_up_process,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def predict(
     from possam.predict import parse_words, predict_image, read_photograph
 
     check_device(device)
-    use_threads(project)
+    set_up_process(project)
     # Bad words or a bad photograph are told before any weights are loaded.
     parse_words(words)
     read_photograph(image)

@@ -21,8 +21,8 @@ from possam.stages.common import (
     frozen_hashes,
     load_towers,
     model_arguments,
+    set_up_process,
     tower_hash,
-    use_threads,
 )
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> 
     from possam.model.text import embed_vocabulary
     from possam.training.loop import train_run
 
-    use_threads(project)
+    set_up_process(project)
     layout, run = Layout(project), project.run(name, seed=seed)
     directory = layout.run(name, run.seed)
     started = time.time()

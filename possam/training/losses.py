@@ -63,7 +63,7 @@ class Criterion:
     def __call__(
         self,
         *,
-        mask_logits: Sequence[Tensor],
+        mask_logits: Tensor | Sequence[Tensor],
         class_logits: Tensor,
         iou_logits: Tensor | None,
         targets: Sequence[Target],
@@ -73,25 +73,21 @@ class Criterion:
         """Match every layer and sum its losses; computed in float32.
 
         Args:
-            mask_logits: for each of L layers (B, Q, h, w).
+            mask_logits: (L, B, Q, h, w), or its L layers.
             class_logits: (L, B, Q, K+1), void last.
             iou_logits: (L, B, Q), or None for a model without IoU head (its term is 0).
             targets: B targets on the same device.
             generator: source of the points, on the same device.
             counts: targets of each image of the whole batch, if the B images are a slice of it.
         """
+        if not isinstance(mask_logits, Tensor):
+            mask_logits = torch.stack(tuple(mask_logits))
         padded = PaddedTargets.stack(targets)
         counts = padded.counts if counts is None else counts
         masks_in_all = max(1, sum(counts))
         class_logits = class_logits.float()
         matches = self.match(mask_logits, class_logits, padded, generator=generator)
-        masks = torch.cat(
-            [
-                logits[matches.image[own], matches.query[own]].float()
-                for layer, logits in enumerate(mask_logits)
-                for own in [matches.layer == layer]
-            ]
-        )
+        masks = mask_logits[matches.layer, matches.image, matches.query].float()
         points = uncertain_points(
             masks.detach(),
             count=self.params.points,
@@ -117,7 +113,7 @@ class Criterion:
     @torch.no_grad()
     def match(
         self,
-        mask_logits: Sequence[Tensor],
+        mask_logits: Tensor,
         class_logits: Tensor,
         padded: PaddedTargets,
         *,

@@ -104,7 +104,7 @@ class Trainer:
         generator = torch.Generator(device)
         generator.manual_seed(derive_seed("points", self.seed, number))
         return self.criterion(
-            mask_logits=[layer.mask_logits for layer in output.layers],
+            mask_logits=output.mask_logits,
             class_logits=self.model.class_logits(embeddings, self.text),
             iou_logits=torch.stack(quality) if quality else None,
             targets=batch.targets,

@@ -7,26 +7,11 @@ from typing import Any
 
 import pytest
 
-from possam.bench import harness, journal, registry
+from possam.bench import journal, registry
 from possam.bench.harness import Benchmark, Case, measure, with_memory
 from possam.errors import InputError
 from possam.stages.bench import bench
-
-
-class Clock:
-    """Time that passes only when a call says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(harness.time, "perf_counter", found)
-    return found
+from tests.bench.measured import Clock, run_of
 
 
 def test_sides_take_turns_and_ratios_are_those_of_neighbours(clock: Clock) -> None:
@@ -56,6 +41,47 @@ def test_sides_take_turns_and_ratios_are_those_of_neighbours(clock: Clock) -> No
     json.dumps(found)
 
 
+def test_every_further_reference_takes_its_turn_and_has_its_own_ratio(
+    clock: Clock, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def side(name: str, seconds: float, result: float) -> Any:
+        def call() -> float:
+            calls.append(name)
+            clock.now += seconds
+            return result
+
+        return call
+
+    case = Case(
+        name="x/y",
+        reference="other 1.0",
+        ours=side("ours", 2.0, 1.0),
+        theirs=side("theirs", 8.0, 1.0),
+        others={"quick 2.0": side("quick", 1.0, 1.5), "slow 3.0": side("slow", 6.0, 3.0)},
+        error=(lambda a, b: abs(a - b), "absolute"),
+        target=3.0,
+        target_others=1.0,
+        target_memory=0.5,
+    )
+    found = measure(case, repeats=2, say=lambda line: None)
+    assert calls == ["theirs", "quick", "slow", "ours"] * 3
+    assert found["ratio"]["median"] == 4.0 and found["error"] == 0.0
+    quick, slow = found["others"]
+    assert (quick["reference"], quick["ratio"]["median"], quick["error"]) == ("quick 2.0", 0.5, 0.5)
+    assert (slow["reference"], slow["ratio"]["median"], slow["error"]) == ("slow 3.0", 3.0, 2.0)
+
+    run = {**run_of("x/y", 1.0, "2026-01-01T00:00:00"), "cases": [found]}
+    journal.append("x", run, folder=tmp_path)
+    journal.write_page(["x"], folder=tmp_path, page=tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| y | other 1.0 | 4.00 [4.00, 4.00] | 3 | 2 s | 8 s |" in page
+    assert "| y | quick 2.0 | 0.50 [0.50, 0.50] | 1 | 2 s | 1 s |" in page
+    assert "| y | slow 3.0 | 3.00 [3.00, 3.00] | 1 | 2 s | 6 s |" in page
+    assert page.count("5.0e-01") == 1 and page.count("2.0e+00") == 1
+
+
 def test_nothing_to_compare_with(clock: Clock) -> None:
     case = Case(name="x/alone", ours=lambda: None, target_seconds=2.0)
     found = measure(case, repeats=1, say=lambda line: None)
@@ -72,36 +98,6 @@ def test_memory_is_what_a_call_holds_at_most() -> None:
     result, mib = with_memory(work)
     assert result == 7
     assert mib is None or 90 < mib < 130
-
-
-def run_of(name: str, median: float, when: str) -> dict[str, Any]:
-    side = {"median_s": median, "peak_memory_mib": 10.0}
-    return {
-        "when": when,
-        "git": {"commit": "c" * 40, "dirty": False},
-        "threads": 2,
-        "hardware": {"cpu": "A CPU", "gpus": []},
-        "packages": {"torch": "2.0"},
-        "python": "3.11.0",
-        "cases": [
-            {
-                "name": name,
-                "reference": "other 1.0",
-                "unit": "image",
-                "items": 1,
-                "ratio": {"median": 2.5, "low": 2.0, "high": 3.0},
-                "target": 2.0,
-                "target_seconds": None,
-                "memory_share": 0.5,
-                "target_memory": 0.6,
-                "error": 1e-6,
-                "error_is": "relative",
-                "ours": side,
-                "theirs": {**side, "median_s": 2.5 * median},
-                "note": "",
-            }
-        ],
-    }
 
 
 def test_the_page_shows_the_newest_measurement_and_the_file_keeps_all(tmp_path: Path) -> None:
@@ -130,7 +126,13 @@ def test_the_stage_measures_writes_and_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def cases() -> Iterator[Case]:
-        yield Case(name="tiny/a", reference="other", ours=lambda: 1, theirs=lambda: 1)
+        yield Case(
+            name="tiny/a",
+            reference="other",
+            ours=lambda: 1,
+            theirs=lambda: 1,
+            others={"third": lambda: 1},
+        )
         yield Case(name="tiny/b", ours=lambda: 1, target_seconds=5.0)
 
     tiny = Benchmark(what="nothing much", cases=cases, packages=("numpy", "no such"), repeats=2)
@@ -142,7 +144,8 @@ def test_the_stage_measures_writes_and_says(
     assert run["packages"]["no such"] == "not installed"
     page = Path("reports/bench.md").read_text()
     assert "| a | other |" in page and "| b |  |  | 5 s |" in page
-    assert "times as fast as other" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "times as fast as other" in said and "times as fast as third" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""What annotations say about the segments of a label map, counted over runs and not over pixels.
+
+H W: height and width. A run is a stretch of pixels of one value; see
+:func:`possam.datasets.pixels.runs`.
+"""
+
+import itertools
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from possam.datasets.pixels import Array
+
+Box = tuple[int, int, int, int]
+
+
+def segment_table(ids: Array) -> list[tuple[int, int, Box]]:
+    """(id, area in pixels, bounding box x y w h) of every non-zero id, ascending.
+
+    Args:
+        ids: integer (H, W), not negative.
+    """
+    if not ids.size:
+        return []
+    width = ids.shape[1]
+    starts = _starts(ids, every=width)
+    lengths = np.diff(starts, append=ids.size)
+    values, order, first = _groups(ids.ravel()[starts])
+    starts, lengths = starts[order], lengths[order]
+    rows, left = np.divmod(starts, width)
+    last = np.append(first[1:], len(order)) - 1
+    top, bottom = rows[first], rows[last] + 1  # within a group, runs keep their order
+    x = np.minimum.reduceat(left, first)
+    end = np.maximum.reduceat(left + lengths, first)
+    boxes = np.stack([x, top, end - x, bottom - top], axis=1).tolist()
+    areas = np.add.reduceat(lengths, first).tolist()
+    table = zip(values.tolist(), areas, boxes, strict=True)
+    return [(value, area, (b[0], b[1], b[2], b[3])) for value, area, b in table if value]
+
+
+def encode_masks(ids: Array, wanted: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Compressed RLE of ``ids == value`` for all ``wanted`` values that occur, in one pass.
+
+    Args:
+        ids: integer (H, W), not negative.
+
+    Returns:
+        By value: ``size`` (H, W) and ``counts`` as text, as COCO's JSON has it.
+    """
+    if not ids.size or not wanted:
+        return {}
+    turned = np.ascontiguousarray(compact(ids).T).ravel()  # COCO counts down the columns
+    starts = _starts(turned)
+    ends = np.append(starts[1:], turned.size)
+    values, order, first = _groups(turned[starts])
+    starts, ends = starts[order], ends[order]
+    bounds = np.append(first, len(order)).tolist()
+    kept, counts = [], []
+    for position, value in enumerate(values.tolist()):
+        if value in wanted:
+            own = slice(bounds[position], bounds[position + 1])
+            edges = np.stack([starts[own], ends[own]], axis=1).ravel()
+            if edges[-1] != turned.size:
+                edges = np.append(edges, turned.size)
+            kept.append(value)
+            counts.append(np.diff(edges, prepend=0))
+    size = list(ids.shape)
+    texts = _counts_as_text(counts)
+    return {v: {"size": size, "counts": text} for v, text in zip(kept, texts, strict=True)}
+
+
+def _starts(ids: Array, *, every: int | None = None) -> npt.NDArray[np.int64]:
+    """Where runs begin in the flat map; with ``every``, new ones begin at its multiples, too."""
+    flat = ids.ravel()
+    begins = np.empty(flat.size, dtype=bool)
+    begins[0] = True
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    if every is not None:
+        begins[::every] = True
+    return np.flatnonzero(begins)
+
+
+def compact(values: Array) -> Array:
+    """The same numbers, 0 or above, in as few bytes as they need, for the memory's sake."""
+    return values.astype(np.min_scalar_type(int(values.max())), copy=False)
+
+
+def _groups(values: Array) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct values, ascending; the order that brings equal ones together and keeps their
+    sequence; and where each group begins in it."""
+    order = np.argsort(compact(values), kind="stable")  # of few bytes: by counting
+    ordered = values[order]
+    first = _starts(ordered)
+    return ordered[first], order, first
+
+
+def _counts_as_text(counts: list[npt.NDArray[np.int64]]) -> list[str]:
+    """COCO's text of run lengths (``rleToString`` of its API): from the fourth on, differences to
+    the one before last; five bits a character, the lowest first, the sixth says that more follow.
+    """
+    if not counts:
+        return []
+    numbers = []
+    for own in counts:
+        changed = own.copy()
+        changed[3:] -= own[1:-2]
+        numbers.append(changed)
+    rest = np.concatenate(numbers)
+    characters, used = [], []
+    more = np.ones(len(rest), dtype=bool)
+    while more.any():
+        used.append(more)
+        bits, rest = rest & 31, rest >> 5
+        more = more & (rest != np.where(bits & 16, -1, 0))
+        characters.append(bits + 32 * more + 48)
+    text = np.stack(characters, axis=1).astype(np.uint8)
+    written = np.stack(used, axis=1)
+    ends = np.cumsum([len(own) for own in counts])
+    bounds = [0, *np.cumsum(written.sum(1))[ends - 1].tolist()]
+    whole = text[written].tobytes().decode("ascii")
+    return [whole[a:b] for a, b in itertools.pairwise(bounds)]

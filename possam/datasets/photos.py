@@ -1,0 +1,50 @@
+"""Photographs that are looked at but not used: are they whole, and how large."""
+
+import hashlib
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from possam.datasets.pixels import UNREADABLE, Array
+from possam.errors import InputError
+
+
+def check_photo(path: Path) -> tuple[tuple[int, int], str]:
+    """Height and width in pixels of a whole image file, and its SHA-256.
+
+    All of the file is decoded, as truncated and damaged ones must be found; but a JPEG's pixels are
+    made at an eighth of their number a side only, which takes half the time.
+
+    Raises:
+        InputError: missing, truncated or damaged file.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
+        ) from error
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            image.draft("L", (1, 1))
+            image.load()
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path}: damaged or truncated image ({error}); unpack its archive again"
+        ) from error
+    return (height, width), hashlib.sha256(content).hexdigest()
+
+
+def check_size(labels: Array, labels_path: Path, size: tuple[int, int], photo_path: Path) -> None:
+    """Refuse a label map (H, W, ...) that has not the height and width of its photograph.
+
+    Raises:
+        InputError: names both files.
+    """
+    if labels.shape[:2] != size:
+        raise InputError(
+            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
+            f"{size[1]}x{size[0]}; unpack both again"
+        )
