@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from possam.errors import PossamError
+from possam.memory import keep_freed_memory
 
 CHUNK = 16
 """Images that a worker gets at once."""
@@ -40,6 +41,7 @@ def in_chunks(
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     workers = min(workers, len(chunks))
     if workers <= 1:
+        keep_freed_memory()
         for chunk in chunks:
             yield len(chunk), job(chunk)
         return
@@ -72,6 +74,7 @@ def _begin(job: Callable[[Any], Any]) -> None:
     """In a worker: keep the job, leave Ctrl-C to the parent, and end with it."""
     global _job
     _job = job
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

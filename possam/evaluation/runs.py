@@ -5,6 +5,8 @@ pixels can be counted over runs. A PNG's stream, once inflated, is mostly zeros,
 undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
+import functools
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
-from possam.evaluation import kernels
+from possam.errors import PossamError
 
 _TABLE = 1024
 _SHIFT = np.uint64(32)
@@ -50,6 +52,24 @@ class Pairs(NamedTuple):
     pixels: NDArray[np.int64]
 
 
+@functools.cache
+def _kernels() -> Any:
+    """The compiled loops, when they are first needed: importing numba takes half a second.
+
+    Raises:
+        PossamError: nowhere to keep them.
+    """
+    try:
+        return importlib.import_module("possam.evaluation.kernels")
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        raise PossamError(
+            f"{Path(__file__).parent}: numba can keep its compiled loops neither here nor in your "
+            "cache folder; set NUMBA_CACHE_DIR to a folder that can be written"
+        ) from error
+
+
 def _empty(height: int, width: int) -> tuple[Any, Any, Any]:
     # As many runs as pixels: untouched memory costs nothing.
     return (
@@ -64,7 +84,7 @@ def array_runs(pixels: NDArray[np.integer]) -> Runs:
     height, width = pixels.shape
     rows, starts, values = _empty(height, width)
     same = np.ascontiguousarray(pixels.astype(np.uint32))
-    count = kernels.array_rows(same, rows, starts, values)
+    count = _kernels().array_rows(same, rows, starts, values)
     return Runs(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
 
 
@@ -89,7 +109,7 @@ def _decode(found: InflatedMap) -> Runs | None:
     data = np.frombuffer(found.rows, np.uint8)
     words = data[: len(data) // 8 * 8].view(np.uint64)
     rows, starts, values = _empty(found.height, found.width)
-    count = kernels.decode_rows(
+    count = _kernels().decode_rows(
         data, words, found.height, found.width, found.pixel_bytes, rows, starts, values
     )
     if count < 0:
@@ -110,11 +130,11 @@ def count_pairs(first: Runs, second: Runs) -> Pairs:
         raise ValueError(f"maps of different sizes: {first.shape} and {second.shape}")
     places = len(first.starts) + len(second.starts)
     keys, pixels = np.empty(places, np.uint64), np.empty(places, np.int64)
-    count = kernels.join_rows(*first[:3], *second[:3], first.width, keys, pixels)
+    count = _kernels().join_rows(*first[:3], *second[:3], first.width, keys, pixels)
     size = _TABLE
     while True:
         table, sums = np.zeros(size, np.uint64), np.zeros(size, np.int64)
-        if kernels.tally(keys[:count], pixels[:count], table, sums):
+        if _kernels().tally(keys[:count], pixels[:count], table, sums):
             break
         size *= 4
     found = np.flatnonzero(sums)
@@ -127,7 +147,11 @@ def count_pairs(first: Runs, second: Runs) -> Pairs:
 
 
 def warm_up() -> None:
-    """Load the compiled loops (or compile them) by reading and counting a map of one pixel."""
+    """Load the compiled loops (or compile them) by reading and counting a map of one pixel.
+
+    Raises:
+        PossamError: nowhere to keep them.
+    """
     found = inflate_map(encode_map(np.zeros((1, 1), np.uint8)))
     runs = None if found is None else _decode(found)
     if runs is None:
