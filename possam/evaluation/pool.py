@@ -1,5 +1,6 @@
 """Work on many images in several processes, its results in the order of the images."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -49,11 +51,15 @@ def in_chunks(
     # compiled loops.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
+    resource_tracker.ensure_running()  # the server would start it, and that unblocks Ctrl-C
+    with _uninterrupted():
+        forkserver.ensure_running()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))
     try:
         waiting: deque[tuple[int, Future[Any]]] = deque()
         for chunk in chunks:
-            waiting.append((len(chunk), pool.submit(_work, chunk)))
+            with _uninterrupted():  # this starts workers
+                waiting.append((len(chunk), pool.submit(_work, chunk)))
             if len(waiting) >= _WINDOW * workers:
                 length, future = waiting.popleft()
                 yield length, future.result()
@@ -67,15 +73,28 @@ def in_chunks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait, at most for the seconds in which the fork server imports.
+
+    Processes that are started here do not get it at all: only this process answers to it. Otherwise
+    they would print how they were interrupted, or that what they were to begin with is gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _job: Callable[[Any], Any]
 
 
 def _begin(job: Callable[[Any], Any]) -> None:
-    """In a worker: keep the job, leave Ctrl-C to the parent, and end with it."""
+    """In a worker: keep the job, and end with the parent."""
     global _job
     _job = job
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
