@@ -15,6 +15,20 @@ Array = NDArray[Any]
 _EVEN = np.uint32(0x00FF00FF)
 _ODD = np.uint32(0xFF00FF00)
 _BYTE = np.uint32(255)
+_EVERY = np.uint64(0xFFFFFFFFFFFFFFFF)
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+"""Shifted left by 0 to 63 bits, it begins with six different bits every time."""
+
+
+def _lowest_bytes() -> Array:
+    """By the six bits that ``_DE_BRUIJN`` times a power of two begins with: the byte it lies in."""
+    table = np.zeros(64, np.uint64)
+    for bit in range(64):
+        table[(int(_DE_BRUIJN) << bit) % (1 << 64) >> 58] = bit // 8
+    return table
+
+
+_LOWEST_BYTE = _lowest_bytes()
 
 
 @njit(cache=True)
@@ -66,25 +80,32 @@ def _paeth(a: np.uint32, b: np.uint32, c: np.uint32) -> np.uint32:
 @njit(cache=True)
 def _next_nonzero(data: Array, words: Array, place: int, end: int) -> int:
     """The first byte from ``place`` on that is not zero, or ``end``."""
-    while place < end and place & 7:
-        if data[place]:
-            return place
-        place += 1
-    word, last = np.uint64(place >> 3), np.uint64(end >> 3)
-    while word + np.uint64(4) <= last and not (
-        words[word]
-        | words[word + np.uint64(1)]
-        | words[word + np.uint64(2)]
-        | words[word + np.uint64(3)]
-    ):
-        word += np.uint64(4)
-    while word < last and words[word] == 0:
-        word += np.uint64(1)
-    reached: Any = np.int64(word) << 3
-    place = max(place, reached)
-    while place < end and data[place] == 0:
-        place += 1
-    return place
+    here = np.uint64(place)
+    word, last = here >> np.uint64(3), np.uint64(end) >> np.uint64(3)
+    if word < last:
+        found = words[word] & (_EVERY << ((here & np.uint64(7)) << np.uint64(3)))
+        if not found:
+            word += np.uint64(1)
+            while word + np.uint64(4) <= last and not (
+                words[word]
+                | words[word + np.uint64(1)]
+                | words[word + np.uint64(2)]
+                | words[word + np.uint64(3)]
+            ):
+                word += np.uint64(4)
+            while word < last and not words[word]:
+                word += np.uint64(1)
+            if word < last:
+                found = words[word]
+        if found:
+            lowest = found & (~found + np.uint64(1))
+            byte = _LOWEST_BYTE[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+            return np.int64((word << np.uint64(3)) + byte)
+        here = word << np.uint64(3)
+    left: Any = np.int64(here)
+    while left < end and data[left] == 0:
+        left += 1
+    return left
 
 
 @njit(cache=True)
@@ -174,7 +195,6 @@ def decode_rows(
         while x < width:
             corner = above
             while bound <= x:
-                corner = above if bound == x else values[run + 1]
                 run += 1
                 above = values[run]
                 bound = starts[run + 1] if run + 1 < last else width
@@ -207,7 +227,20 @@ def decode_rows(
                 continue
             if nonzero < x:
                 nonzero = _pixel(_next_nonzero(data, words, first + size * x, end) - first, size)
-            x = nonzero if kind == 1 else min(nonzero, bound)
+            if kind == 1:
+                x = nonzero
+                continue
+            # Where the row above changes, this one does, too, unless it changed before. (The Paeth
+            # filter goes that way if the two were the same.)
+            while bound < nonzero and (kind == 2 or (kind == 4 and left == above)):
+                run += 1
+                above = values[run]
+                if above != left:
+                    starts[count], values[count] = bound, above
+                    count += 1
+                    left = above
+                bound = starts[run + 1] if run + 1 < last else width
+            x = min(nonzero, bound)
         place = end
     rows[height] = count
     return count
