@@ -100,12 +100,13 @@ def _next_nonzero(data: Array, words: Array, place: int, end: int) -> int:
         if found:
             lowest = found & (~found + np.uint64(1))
             byte = _LOWEST_BYTE[(lowest * _DE_BRUIJN) >> np.uint64(58)]
-            return np.int64((word << np.uint64(3)) + byte)
+            reached: Any = np.int64((word << np.uint64(3)) + byte)
+            return reached
         here = word << np.uint64(3)
-    left: Any = np.int64(here)
-    while left < end and data[left] == 0:
-        left += 1
-    return left
+    reached = np.int64(here)
+    while reached < end and data[reached] == 0:
+        reached += 1
+    return reached
 
 
 @njit(cache=True)
