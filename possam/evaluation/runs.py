@@ -6,7 +6,6 @@ undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
 import functools
-import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +59,7 @@ def _kernels() -> Any:
         PossamError: nowhere to keep them.
     """
     try:
-        return importlib.import_module("possam.evaluation.kernels")
+        from possam.evaluation import kernels
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
@@ -68,6 +67,7 @@ def _kernels() -> Any:
             f"{Path(__file__).parent}: numba can keep its compiled loops neither here nor in your "
             "cache folder; set NUMBA_CACHE_DIR to a folder that can be written"
         ) from error
+    return kernels
 
 
 def _empty(height: int, width: int) -> tuple[Any, Any, Any]:

@@ -1,13 +1,17 @@
 """Label maps as runs, from PNGs with any row filter: Pillow and NumPy as oracles."""
 
-import importlib
 import io
 import struct
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,11 +20,14 @@ from hypothesis.extra import numpy as hnp
 from pictures import draw
 from PIL import Image
 
+from possam import evaluation
+from possam.codehash import module_closure
 from possam.datasets.png import encode_map
 from possam.errors import PossamError
 from possam.evaluation import runs
 from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
 
+ROOT = Path(__file__).resolve().parents[2]
 FILTERS = ("none", "sub", "up", "average", "paeth")
 
 
@@ -258,27 +265,48 @@ def test_maps_of_different_sizes_are_refused() -> None:
 
 
 @pytest.fixture
-def unloaded() -> None:
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception], None]]:
+    """``compiling(error)``: the loops are not loaded yet, and numba answers with ``error``."""
+
+    def call(error: Exception) -> None:
+        def fail(**options: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(numba, "njit", fail)
+        monkeypatch.delitem(sys.modules, "possam.evaluation.kernels", raising=False)
+        monkeypatch.delattr(evaluation, "kernels", raising=False)
+        runs._kernels.cache_clear()
+
+    yield call
     runs._kernels.cache_clear()
 
 
-def test_nowhere_to_keep_the_compiled_loops(
-    monkeypatch: pytest.MonkeyPatch, unloaded: None
-) -> None:
-    def refuse(name: str) -> None:
-        raise RuntimeError("cannot cache function '_load': no locator available for file 'x'")
-
-    monkeypatch.setattr(importlib, "import_module", refuse)
+def test_nowhere_to_keep_the_compiled_loops(compiling: Callable[[Exception], None]) -> None:
+    compiling(RuntimeError("cannot cache function '_load': no locator available for file 'x'"))
     with pytest.raises(PossamError, match="set NUMBA_CACHE_DIR to a folder that can be written"):
         array_runs(np.zeros((1, 1), np.uint8))
 
 
 def test_other_errors_of_numba_are_not_explained_away(
-    monkeypatch: pytest.MonkeyPatch, unloaded: None
+    compiling: Callable[[Exception], None],
 ) -> None:
-    def fail(name: str) -> None:
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(importlib, "import_module", fail)
+    compiling(RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         array_runs(np.zeros((1, 1), np.uint8))
+
+
+def test_numba_is_imported_by_the_first_map_alone() -> None:
+    code = (
+        "import sys, possam.cli, possam.evaluation.score as score\n"
+        "assert 'numba' not in sys.modules\n"
+        "score.array_runs(score.np.zeros((1, 1), 'u1'))\n"
+        "assert 'numba' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_compiled_loops_are_code_of_scoring_and_of_no_network() -> None:
+    kernels = "possam.evaluation.kernels"
+    assert kernels in module_closure("possam.evaluation.score")
+    networks = ("possam.training.trainer", "possam.evaluation.evaluate", "possam.stages.train")
+    assert kernels not in module_closure(*networks)
