@@ -18,6 +18,7 @@ from possam.datasets.png import decode_map
 from possam.errors import InputError
 from possam.evaluation.runs import Runs, array_runs, file_runs
 from possam.files import read_json
+from possam.memory import no_collection
 
 CATEGORY_IDS = ("contiguous", "upstream")
 VOID_LABELS = {8: 255, 16: 65535}
@@ -104,7 +105,8 @@ class PredictionReader:
     ) -> None:
         self.json, self._dataset = json, dataset
         _check_category_ids(category_ids)
-        content = read_json(json)
+        with no_collection():
+            content = read_json(json)
         self.folder = folder if folder is not None else json.with_suffix("")
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder; name the folder of predicted PNGs")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,20 @@ class SemanticResult:
     per_class: dict[int, float]
 
 
+class _Row(NamedTuple):
+    """Of one image the classes (N,) that occur, and pixels (3,N): of both, predicted, target."""
+
+    classes: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+
+
 class SemanticEvaluator:
     """Collects class confusion image by image; predictions of -1 (no class) are misses."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.image_ids: list[int] = []
-        self._rows: list[NDArray[np.int64]] = []
+        self._rows: list[_Row] = []
 
     def update(
         self, image_id: int, prediction: NDArray[np.integer], target: NDArray[np.integer]
@@ -90,9 +98,11 @@ class SemanticEvaluator:
 
         named = predicted >= 0
         both, every = predicted == truth, np.ones_like(named)
-        self._rows.append(
-            np.stack([histogram(truth, both), histogram(predicted, named), histogram(truth, every)])
+        table = np.stack(
+            [histogram(truth, both), histogram(predicted, named), histogram(truth, every)]
         )
+        classes = np.flatnonzero(table[1] | table[2])
+        self._rows.append(_Row(classes, table[:, classes]))
         self.image_ids.append(image_id)
 
     def extend(self, other: "SemanticEvaluator") -> None:
@@ -108,15 +118,17 @@ class SemanticEvaluator:
     def counts(self) -> SemanticCounts:
         """Counts (I,K), rows in the order of :attr:`image_ids`."""
         table = np.zeros((len(self._rows), 3, self.num_classes), np.int64)
-        if self._rows:
-            table = np.stack(self._rows)
+        for image, (classes, pixels) in zip(table, self._rows, strict=True):
+            image[:, classes] = pixels
         return SemanticCounts(table[:, 0], table[:, 1], table[:, 2])
 
     def result(self) -> SemanticResult:
         """Both averages over all images."""
-        counts = self.counts()
-        intersection, target = counts.intersection.sum(0), counts.target.sum(0)
-        union = counts.predicted.sum(0) + target - intersection
+        total = np.zeros((3, self.num_classes), np.int64)
+        for classes, pixels in self._rows:
+            total[:, classes] += pixels
+        intersection, predicted, target = total
+        union = predicted + target - intersection
         either, present = union > 0, target > 0
         iou = intersection / np.maximum(union, 1)
         return SemanticResult(
