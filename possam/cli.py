@@ -128,8 +128,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
                 f"--seed, --condition: {arguments.run} is external: its predictions have neither; "
                 "leave them out"
             )
-        evaluate_external(project, arguments.run, arguments.benchmark)
+        workers = 1 if arguments.workers is None else arguments.workers
+        evaluate_external(project, arguments.run, arguments.benchmark, workers=workers)
         return
+    if arguments.workers is not None:
+        raise InputError(
+            f"--workers: {arguments.run} is a run: its images go through the model one batch after "
+            "another; only an external system's predictions are scored by workers"
+        )
     evaluate(
         project,
         arguments.run,
@@ -210,6 +216,7 @@ def _score(arguments: argparse.Namespace) -> None:
         segmentations=arguments.segmentations,
         out=arguments.out,
         category_ids=arguments.category_ids,
+        workers=arguments.workers,
     )
 
 
@@ -402,6 +409,12 @@ def _parser() -> argparse.ArgumentParser:
         help="trained (default), or a control: untrained, shuffled_names",
     )
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    sub.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="processes that score an external system's predictions (default: 1)",
+    )
 
     sub = stage("score", _score, "score predictions of any system against a converted data set")
     sub.add_argument("dataset", type=Path, help="folder of a converted data set")
@@ -421,6 +434,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["contiguous", "upstream"],
         default="contiguous",
         help="numbering of the predictions' categories: the converted data set's, or upstream's",
+    )
+    sub.add_argument(
+        "--workers", type=int, default=None, help="processes (default: one for each core)"
     )
 
     sub = stage("table", _table, "write one table of params/tables.yaml: CSV, Markdown, TeX, card")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from possam.errors import InputError
-from possam.evaluation.predictions import CATEGORY_IDS
+from possam.evaluation.reader import CATEGORY_IDS
 from possam.external_params import ExternalParams
 from possam.params import Project
 from possam.table_params import Evaluation, Place

@@ -1,10 +1,13 @@
-"""Freed memory is kept: the next tensors cost no page faults."""
+"""Freed memory is kept: the next tensors cost no page faults. Collections can be put off."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from possam.memory import no_collection
 
 ROUNDS = """
 import resource
@@ -34,3 +37,19 @@ def page_faults(keep: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_freed_memory_serves_again() -> None:
     assert page_faults(KEEP) < 100 < page_faults("")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_collections_come_back_as_they_were(before: bool) -> None:
+    was = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        with pytest.raises(KeyError), no_collection():
+            assert not gc.isenabled()
+            with no_collection():
+                pass
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() is before
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from possam.bench import conversion, encoders, inference, pipeline, scaling, training
+from possam.bench import (
+    conversion,
+    encoders,
+    evaluation,
+    inference,
+    pipeline,
+    scaling,
+    training,
+)
 from possam.bench.harness import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
@@ -43,6 +51,12 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             cases=training.cases,
             packages=("transformers", "torchvision"),
             repeats=5,
+        ),
+        "evaluation": Benchmark(
+            what="PQ of 2,000 images, AP of 500, and mIoU of 2,000 with 847 classes, from files",
+            cases=evaluation.cases,
+            packages=("panopticapi-lite", "pycocotools", "faster-coco-eval", "hotcoco"),
+            repeats=3,
         ),
         "pipeline": Benchmark(
             what="commands that do nothing, and plans",

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
 from possam.errors import InputError
 from possam.files import read_json, sha256_file
+from possam.memory import no_collection
 
 FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
@@ -96,6 +97,7 @@ class ConvertedDataset:
     images: Sequence[ImageRecord] = field(repr=False)
 
     @classmethod
+    @no_collection()
     def open(cls, directory: Path) -> "ConvertedDataset":
         """Read manifest and annotations of ``directory``.
 

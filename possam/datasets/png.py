@@ -8,6 +8,7 @@ PNGs of others, filtered or otherwise different, are Pillow's to read.
 
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
 _CHUNK = struct.Struct(">I4s")
 _CHECK = struct.Struct(">I")
-_GREY, _RGB = 0, 2
+GREY, RGB = 0, 2
+"""Kinds of colour, as PNG numbers them."""
 _LARGEST = 1 << 28
 """Pixels of the largest map that is read here; Pillow refuses larger ones as it sees fit."""
 
@@ -31,8 +33,8 @@ def encode_map(pixels: Array) -> bytes:
     Raises:
         ValueError: another type or shape, or no pixel.
     """
-    kinds = {(2, np.dtype(np.uint8)): (8, _GREY), (2, np.dtype(np.uint16)): (16, _GREY)}
-    kinds[3, np.dtype(np.uint8)] = (8, _RGB)
+    kinds = {(2, np.dtype(np.uint8)): (8, GREY), (2, np.dtype(np.uint16)): (16, GREY)}
+    kinds[3, np.dtype(np.uint8)] = (8, RGB)
     kind = kinds.get((pixels.ndim, pixels.dtype))
     if kind is None or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
         raise ValueError(f"no PNG of {pixels.dtype} {pixels.shape}")
@@ -53,21 +55,42 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return _CHUNK.pack(len(body), name) + body + _CHECK.pack(zlib.crc32(body, zlib.crc32(name)))
 
 
-def decode_map(content: bytes) -> Array | None:
-    """The pixels of a whole, sound PNG as :func:`encode_map` writes it; None for anything else.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InflatedMap:
+    """A PNG of one plain kind, inflated, its row filters not undone.
 
-    All checksums are verified; a damaged file is "anything else", for Pillow to complain about.
+    Attributes:
+        height, width: in pixels; depth: bits of a channel, 8 or 16; colour: ``GREY`` or ``RGB``.
+        rows: of each row the number of its filter, and ``width * pixel_bytes`` filtered bytes.
+    """
+
+    height: int
+    width: int
+    depth: int
+    colour: int
+    rows: bytes
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one pixel."""
+        return (3 if self.colour == RGB else 1) * self.depth // 8
+
+
+def inflate_map(content: bytes) -> InflatedMap | None:
+    """A whole, sound PNG of 8 or 16 bits of grey or 8-bit RGB, inflated; None for anything else.
+
+    All checksums are verified; a damaged file is "anything else", for Pillow to complain about, and
+    so is one that is interlaced or has chunks beside the image.
     """
     found = _parse(content)
     if found is None:
         return None
     (width, height, depth, colour, *methods), data = found
-    if methods != [0, 0, 0] or (depth, colour) not in ((8, _GREY), (16, _GREY), (8, _RGB)):
+    if methods != [0, 0, 0] or (depth, colour) not in ((8, GREY), (16, GREY), (8, RGB)):
         return None
     if not 0 < width * height <= _LARGEST:
         return None
-    channels, size = (3 if colour == _RGB else 1), depth // 8
-    line = 1 + width * channels * size
+    line = 1 + width * (3 if colour == RGB else 1) * depth // 8
     try:
         # One byte more than there should be would show a stream that is too long.
         stream = isal_zlib.decompressobj()
@@ -76,13 +99,22 @@ def decode_map(content: bytes) -> Array | None:
         return None
     if len(raw) != height * line or not stream.eof or stream.unused_data:
         return None
-    rows = np.frombuffer(raw, np.uint8).reshape(height, line)
+    return InflatedMap(height=height, width=width, depth=depth, colour=colour, rows=raw)
+
+
+def decode_map(content: bytes) -> Array | None:
+    """The pixels of a whole, sound PNG as :func:`encode_map` writes it; None for anything else."""
+    found = inflate_map(content)
+    if found is None:
+        return None
+    height, width = found.height, found.width
+    rows = np.frombuffer(found.rows, np.uint8).reshape(height, -1)
     if rows[:, 0].any():
         return None
     pixels = np.ascontiguousarray(rows[:, 1:])
-    if size == 2:
+    if found.depth == 16:
         return pixels.view(">u2").astype(np.uint16)
-    return pixels.reshape(height, width, 3) if channels == 3 else pixels
+    return pixels.reshape(height, width, 3) if found.colour == RGB else pixels
 
 
 def _parse(content: bytes) -> tuple[tuple[int, ...], bytes] | None:

@@ -1,26 +1,24 @@
 """Mask average precision (COCO: IoU 0.50 to 0.95, at most 100 detections an image and class).
 
-pycocotools matches detections with the ground truth; the matches are kept, and precision is
-accumulated from them here, with a weight for each image. With weights of one that equals
-``COCOeval.accumulate`` exactly; with multinomial weights it is the AP of a bootstrap resample.
+Masks overlap as pycocotools finds; detections are matched with the ground truth by the rule of its
+``COCOeval.evaluate``. The matches are kept, and precision is accumulated from them with a weight
+for each image. With weights of one that equals ``COCOeval.accumulate`` exactly; with multinomial
+weights it is the AP of a bootstrap resample.
 """
 
-import contextlib
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from possam.errors import InputError
 
 MAX_DETECTIONS = 100
-ALL_AREAS = [0.0, 1e10]
+_BLOCK = 1 << 20
+"""Overlaps that are matched together, padded ones included."""
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 IOU_LEVELS = np.linspace(0.5, 0.95, 10)
 
@@ -114,14 +112,7 @@ class InstanceEvaluator:
         if missing:
             raise InputError(f"instances.json: images: lacks ids {missing[:5]}; convert again")
         self._images = [images[i] for i in self._image_ids]
-        # pycocotools writes 0 for "not matched": annotation ids must start at 1.
-        wanted = set(self._image_ids)
-        self._targets = [
-            {**annotation, "id": number}
-            for number, annotation in enumerate(
-                (a for a in instances["annotations"] if a["image_id"] in wanted), start=1
-            )
-        ]
+        self._targets = instances["annotations"]
         self._detections: list[dict[str, Any]] = []
 
     def update(
@@ -132,68 +123,161 @@ class InstanceEvaluator:
         scores: NDArray[np.floating],
     ) -> None:
         """Add the detections of one image: masks (M,H,W) bool, class indices (M,), scores (M,)."""
-        if not len(masks):
-            return
-        encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
-        for code, label, score in zip(encoded, labels.tolist(), scores.tolist(), strict=True):
+        if len(masks):
+            encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+            self.update_encoded(image_id, encoded, labels.tolist(), scores.tolist())
+
+    def update_encoded(
+        self,
+        image_id: int,
+        masks: Sequence[Mapping[str, Any]],
+        labels: Sequence[int],
+        scores: Sequence[float],
+    ) -> None:
+        """Add the detections of one image: compressed run lengths, class indices, scores."""
+        for code, label, score in zip(masks, labels, scores, strict=True):
             self._detections.append(
-                {
-                    "id": len(self._detections) + 1,
-                    "image_id": image_id,
-                    "category_id": label,
-                    "score": score,
-                    "segmentation": code,
-                    "area": float(rle.area(code)),
-                    "iscrowd": 0,
-                }
+                {"image_id": image_id, "category_id": label, "score": score, "segmentation": code}
             )
 
     def finish(self) -> InstanceMatches:
         """Match all detections with all objects."""
-        categories = [{"id": index} for index in self._things]
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(
-                self._index(self._targets, categories),
-                self._index(self._detections, categories),
-                "segm",
-            )
-            parameters = evaluation.params
-            parameters.areaRng, parameters.areaRngLbl = [ALL_AREAS], ["all"]
-            parameters.maxDets = [MAX_DETECTIONS]
-            parameters.iouThrs = IOU_LEVELS
-            evaluation.evaluate()
-        return self._collect([match for match in evaluation.evalImgs if match is not None])
-
-    def _index(self, annotations: list[dict[str, Any]], categories: list[dict[str, int]]) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": self._images,
-            "annotations": annotations,
-            "categories": categories,
-        }
-        coco.createIndex()
-        return coco
-
-    def _collect(self, matches: list[dict[str, Any]]) -> InstanceMatches:
+        groups = self._groups()
         row = {image_id: index for index, image_id in enumerate(self._image_ids)}
         targets = np.zeros((len(self._image_ids), self._num_classes), np.int64)
-        image, category, score = [], [], []
-        matched = [np.zeros((len(IOU_LEVELS), 0), bool)]
-        ignored = [np.zeros((len(IOU_LEVELS), 0), bool)]
-        for match in matches:
-            index, label = row[int(match["image_id"])], int(match["category_id"])
-            targets[index, label] += int(np.count_nonzero(np.asarray(match["gtIgnore"]) == 0))
-            count = len(match["dtScores"])
-            image += [index] * count
-            category += [label] * count
-            score += match["dtScores"]
-            matched.append(np.asarray(match["dtMatches"], dtype=bool))
-            ignored.append(np.asarray(match["dtIgnore"], dtype=bool))
+        for group in groups:
+            targets[row[group.image_id], group.category] = np.count_nonzero(~group.crowd)
+        counts = [len(group.scores) for group in groups]
+        matched = np.zeros((sum(counts), len(IOU_LEVELS)), bool)
+        ignored = np.zeros_like(matched)
+        first = np.cumsum([0, *counts])
+        for members, size in _blocks(groups):
+            _match([groups[index] for index in members], first[members], size, matched, ignored)
         return InstanceMatches(
-            image=np.array(image, np.int64),
-            category=np.array(category, np.int64),
-            score=np.array(score, np.float64),
-            matched=np.concatenate(matched, axis=1).T,
-            ignored=np.concatenate(ignored, axis=1).T,
+            image=np.repeat([row[group.image_id] for group in groups], counts).astype(np.int64),
+            category=np.repeat([group.category for group in groups], counts).astype(np.int64),
+            score=np.concatenate([np.zeros(0), *(group.scores for group in groups)]),
+            matched=matched,
+            ignored=ignored,
             targets=targets,
         )
+
+    def _groups(self) -> list["_Group"]:
+        """Detections and objects of one class in one image; by class, then by image id."""
+        things, images = set(self._things), {image["id"]: image for image in self._images}
+        sides: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+        for side, annotations in enumerate((self._detections, self._targets)):
+            for annotation in annotations:
+                label, image_id = annotation["category_id"], annotation["image_id"]
+                if label in things and image_id in images:
+                    sides.setdefault((label, image_id), ([], []))[side].append(annotation)
+        return [
+            _Group.of(label, images[image_id], *sides[label, image_id])
+            for label, image_id in sorted(sides)
+        ]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """D detections, best first, and G objects, crowd regions last, of one class in one image.
+
+    Attributes:
+        scores (D,) float64; crowd (G,) bool; overlaps (D,G) float64: IoU, with a crowd region the
+            share of the detection.
+    """
+
+    image_id: int
+    category: int
+    scores: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    overlaps: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        category: int,
+        image: dict[str, Any],
+        detections: list[dict[str, Any]],
+        objects: list[dict[str, Any]],
+    ) -> "_Group":
+        order = np.argsort([-found["score"] for found in detections], kind="stable")
+        best = [detections[index] for index in order[:MAX_DETECTIONS]]
+        objects = sorted(objects, key=lambda target: bool(target.get("iscrowd", 0)))
+        crowd = np.array([bool(target.get("iscrowd", 0)) for target in objects], bool)
+        overlaps = np.zeros((len(best), len(objects)))
+        if overlaps.size:
+            overlaps = rle.iou(
+                [found["segmentation"] for found in best],
+                [_encoded(target["segmentation"], image) for target in objects],
+                crowd.astype(np.uint8).tolist(),
+            )
+        scores = np.array([found["score"] for found in best], np.float64)
+        return cls(image["id"], category, scores, crowd, overlaps)
+
+
+def _encoded(segmentation: Any, image: dict[str, Any]) -> Any:
+    """Compressed run lengths of a mask that is given as polygons or runs."""
+    size = image["height"], image["width"]
+    if isinstance(segmentation, list):
+        return rle.merge(rle.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, *size)
+    return segmentation
+
+
+def _blocks(groups: Sequence[_Group]) -> Iterator[tuple[list[int], int]]:
+    """Groups to match together, most detections first, and the objects to pad each of them to.
+
+    Groups without a detection or an object have nothing to match and are left out.
+    """
+    by_size: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        if group.overlaps.size:
+            size = 1 << (len(group.crowd) - 1).bit_length()
+            by_size.setdefault(size, []).append(index)
+    for size, members in by_size.items():
+        members.sort(key=lambda index: -len(groups[index].scores))
+        while members:
+            count = max(1, _BLOCK // (size * len(groups[members[0]].scores)))
+            yield members[:count], size
+            members = members[count:]
+
+
+def _match(
+    groups: Sequence[_Group],
+    first: NDArray[np.int64],
+    size: int,
+    matched: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+) -> None:
+    """Match as COCOeval does, all groups and IoU levels at once, one rank of detections at a time.
+
+    A detection takes the object of largest IoU, among equals the last, that no better detection
+    has taken; only where there is none, a crowd region, which takes any number.
+
+    Args:
+        groups: with at least one object, at most ``size``, and one detection; most detections
+            first, so that those that still have one at a rank are a leading slice.
+        first: row of ``matched`` and ``ignored`` (D,T) where each group begins; written.
+    """
+    ranks = np.array([len(group.scores) for group in groups])
+    overlaps = np.full((len(groups), ranks[0], size), -1.0)
+    crowd = np.zeros((len(groups), size), bool)
+    for place, group in enumerate(groups):
+        overlaps[place, : len(group.scores), : len(group.crowd)] = group.overlaps
+        crowd[place, : len(group.crowd)] = group.crowd
+    least = np.minimum(IOU_LEVELS, 1 - 1e-10)
+    free = np.repeat(~crowd[:, None], len(least), axis=1)
+    for rank in range(ranks[0]):
+        count = int(np.searchsorted(-ranks, -rank, side="left"))
+        overlap = overlaps[:count, rank, None]  # (N,1,G), against (N,T,G)
+        enough = overlap >= least[:, None]
+        rows = first[:count] + rank
+        own = np.where(enough & free[:count], overlap, -1.0)
+        chosen = size - 1 - own[..., ::-1].argmax(axis=-1)
+        hit = np.take_along_axis(own, chosen[..., None], -1)[..., 0] >= 0
+        excused = (enough & crowd[:count, None]).any(axis=-1) & ~hit
+        where = np.nonzero(hit)
+        free[where[0], where[1], chosen[where]] = False
+        matched[rows] = hit | excused
+        ignored[rows] = excused

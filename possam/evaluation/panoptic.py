@@ -7,7 +7,7 @@ class, so that a bootstrap needs no second pass.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,24 +136,34 @@ def count_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> 
     ]
 
 
-def _areas(pairs: Pairs, position: int) -> dict[int, int]:
-    areas: dict[int, int] = {}
-    for pair in pairs:
-        areas[pair[position]] = areas.get(pair[position], 0) + pair[2]
-    areas.pop(VOID, None)
-    return areas
+class _Overlaps(NamedTuple):
+    """Pixels that segments share: (target id, predicted id) -> pixels; areas without void."""
+
+    pixels: dict[tuple[int, int], int]
+    target_area: dict[int, int]
+    predicted_area: dict[int, int]
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> "_Overlaps":
+        target_area: dict[int, int] = {}
+        predicted_area: dict[int, int] = {}
+        for t, p, count in pairs:
+            target_area[t] = target_area.get(t, 0) + count
+            predicted_area[p] = predicted_area.get(p, 0) + count
+        for area in (target_area, predicted_area):
+            area.pop(VOID, None)
+        return cls({(t, p): count for t, p, count in pairs}, target_area, predicted_area)
 
 
 def _match(
-    pairs: Pairs, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
+    overlaps: _Overlaps, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
 ) -> _Matches:
     """Match segments of equal class with IoU above one half; such matches are unique.
 
     Void pixels of the ground truth count for no union. A predicted segment without a match is
     ignored if more than half of it lies on void or on the crowd region of its class.
     """
-    overlap = {(t, p): count for t, p, count in pairs}
-    predicted_area, target_area = _areas(pairs, 1), _areas(pairs, 0)
+    overlap, target_area, predicted_area = overlaps
     result = _Matches()
     matched: tuple[set[int], set[int]] = (set(), set())
     for (t, p), intersection in overlap.items():
@@ -181,17 +191,19 @@ def _match(
 
 
 def _merge_classes(
-    pairs: Pairs, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
-) -> tuple[Pairs, dict[int, int], dict[int, tuple[int, bool]]]:
+    overlaps: _Overlaps, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
+) -> tuple[_Overlaps, dict[int, int], dict[int, tuple[int, bool]]]:
     """The same image with one class for all segments, and one crowd region out of all of them."""
     crowd = [t for t, (_, is_crowd) in target.items() if is_crowd]
     rename = dict.fromkeys(crowd, crowd[0]) if crowd else {}
-    merged: dict[tuple[int, int], int] = {}
-    for t, p, count in pairs:
-        key = (rename.get(t, t), p)
-        merged[key] = merged.get(key, 0) + count
+    if len(crowd) > 1:
+        merged: dict[tuple[int, int], int] = {}
+        for (t, p), count in overlaps.pixels.items():
+            key = (rename.get(t, t), p)
+            merged[key] = merged.get(key, 0) + count
+        overlaps = _Overlaps.of([(t, p, count) for (t, p), count in merged.items()])
     segments = {rename.get(t, t): (0, is_crowd) for t, (_, is_crowd) in target.items()}
-    return [(t, p, n) for (t, p), n in merged.items()], dict.fromkeys(predicted, 0), segments
+    return overlaps, dict.fromkeys(predicted, 0), segments
 
 
 def image_order(counted: Sequence[int], wanted: Sequence[int]) -> list[int]:
@@ -253,6 +265,20 @@ class PanopticEvaluator:
             if ids.size and (ids.min() < 0 or ids.max() >= ID_LIMIT):
                 raise InputError(f"{where}: {name} segment ids must be in 0..{ID_LIMIT - 1}")
         pairs = count_pairs(target_ids, predicted_ids)
+        self.update_pairs(image_id, pairs, predicted_segments, target_segments)
+
+    def update_pairs(
+        self,
+        image_id: int,
+        pairs: Pairs,
+        predicted_segments: Mapping[int, int],
+        target_segments: Mapping[int, tuple[int, bool]],
+    ) -> None:
+        """Count one image from its ``pairs``: what :func:`count_pairs` finds in the two maps.
+
+        Other arguments and errors as :meth:`update`.
+        """
+        where = f"image {image_id}"
         self._check(where, "prediction", {p for _, p, _ in pairs}, predicted_segments.keys())
         self._check(where, "ground truth", {t for t, _, _ in pairs}, target_segments.keys())
         unknown = set(predicted_segments.values()) | {c for c, _ in target_segments.values()}
@@ -262,10 +288,17 @@ class PanopticEvaluator:
                 f"{where}: unknown class indices {sorted(unknown)}; "
                 f"the data set has 0..{self.num_classes - 1}"
             )
-        self._classes.images.append(_match(pairs, predicted_segments, target_segments))
-        merged = _merge_classes(pairs, predicted_segments, target_segments)
+        overlaps = _Overlaps.of(pairs)
+        self._classes.images.append(_match(overlaps, predicted_segments, target_segments))
+        merged = _merge_classes(overlaps, predicted_segments, target_segments)
         self._agnostic.images.append(_match(*merged))
         self.image_ids.append(image_id)
+
+    def extend(self, other: "PanopticEvaluator") -> None:
+        """Add the images that ``other`` counted, after this one's own."""
+        self._classes.images += other._classes.images
+        self._agnostic.images += other._agnostic.images
+        self.image_ids += other.image_ids
 
     @staticmethod
     def _check(where: str, side: str, drawn: set[int], listed: Collection[int]) -> None:

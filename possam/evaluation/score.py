@@ -1,29 +1,25 @@
 """Score predictions of any system, without a model: COCO panoptic format, or label PNGs."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from possam.datasets.format import ConvertedDataset
-from possam.datasets.pixels import class_map
+from possam.datasets.format import ConvertedDataset, ImageRecord
+from possam.datasets.pixels import void_value
 from possam.errors import InputError
 from possam.evaluation.panoptic import PanopticEvaluator
-from possam.evaluation.predictions import (
-    PredictionReader,
-    check_panopticapi,
-    check_size,
-    read_png,
-)
+from possam.evaluation.pool import in_chunks
+from possam.evaluation.predictions import check_panopticapi
+from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
+from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.params import EvaluationParams
-from possam.progress import track
-
-VOID_LABELS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+from possam.progress import Progress
 
 
 def score(
@@ -36,6 +32,7 @@ def score(
     segmentations: Path | None = None,
     category_ids: str = "contiguous",
     seen: Sequence[bool] | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Score predictions against a converted data set, and write the result where ``out`` is given.
 
@@ -55,6 +52,7 @@ def score(
         segmentations=segmentations,
         category_ids=category_ids,
         seen=seen,
+        workers=workers,
     )
     counts = count_parts(dataset, statistics.seen)
     result = {**(identity or {}), "counts": counts, **found}
@@ -72,6 +70,7 @@ def measure_predictions(
     category_ids: str = "contiguous",
     seen: Sequence[bool] | None = None,
     metrics: Collection[str] = ("panoptic", "semantic"),
+    workers: int = 1,
 ) -> tuple[ImageStatistics, dict[str, Any]]:
     """Per-image statistics of predictions, and their result; nothing is written.
 
@@ -84,12 +83,14 @@ def measure_predictions(
             they are those of the data set's publisher (then the label 0 = none, too).
         seen: flags of seen classes; default: all seen.
         metrics: of ``panoptic`` and ``semantic``, those that the ground truth allows.
+        workers: processes; the result is the same for any number.
 
     Returns:
         The statistics, and what :func:`~possam.evaluation.summary.make_result` makes of them.
 
     Raises:
         InputError: predictions that are missing, malformed, incomplete or of the wrong size.
+        PossamError: a worker died, or panopticapi gets another PQ from the same predictions.
     """
     flags = [True] * len(dataset.categories) if seen is None else list(seen)
     if len(flags) != len(dataset.categories):
@@ -97,30 +98,34 @@ def measure_predictions(
             f"{dataset.directory}: {len(dataset.categories)} classes, but {len(flags)} flags of "
             "seen classes; give one a class"
         )
-    semantic = SemanticEvaluator(len(dataset.categories)) if "semantic" in metrics else None
     check = None
+    predicted: PredictionReader | LabelFormat
     if predictions.is_dir():
         if segmentations is not None:
             raise InputError(
                 f"{predictions}: a folder of label PNGs needs no folder of segmentations; "
                 "for panoptic predictions name the JSON file"
             )
-        if semantic is None:
+        if "semantic" not in metrics:
             raise InputError(f"{predictions}: label PNGs give mIoU alone, which is not measured")
-        evaluators = Evaluators(panoptic=None, semantic=semantic, instances=None)
-        _score_labels(dataset, predictions, semantic, category_ids=category_ids)
-        source = "label PNGs"
+        metrics, source = {"semantic"}, "label PNGs"
+        predicted = LabelFormat.of(predictions, dataset, category_ids=category_ids)
     else:
-        panoptic = PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None
-        evaluators = Evaluators(panoptic=panoptic, semantic=semantic, instances=None)
-        reader = PredictionReader(
+        source = "panoptic map"
+        predicted = PredictionReader(
             predictions, dataset, folder=segmentations, category_ids=category_ids
         )
-        _score_panoptic(dataset, reader, panoptic, semantic)
-        source = "panoptic map"
+    evaluators = count_predictions(dataset, predicted, metrics=metrics, workers=workers)
     statistics, values = evaluators.finish(dataset, flags)
-    if evaluators.panoptic is not None and evaluation.check_panopticapi:
-        check = _check(dataset, predictions, reader, category_ids, evaluators.panoptic)
+    # panopticapi reads category ids as they stand, so it can only check contiguous ones.
+    readable = evaluation.check_panopticapi and category_ids == "contiguous"
+    if readable and evaluators.panoptic is not None and isinstance(predicted, PredictionReader):
+        check = check_panopticapi(
+            dataset,
+            json=predictions,
+            folder=predicted.folder,
+            result=evaluators.panoptic.result(),
+        )
     found = make_result(
         dataset=dataset,
         statistics=statistics,
@@ -137,82 +142,109 @@ def measure_predictions(
     return statistics, found
 
 
-def _check(
-    dataset: ConvertedDataset,
-    predictions: Path,
-    reader: PredictionReader,
-    category_ids: str,
-    panoptic: PanopticEvaluator,
-) -> dict[str, float] | None:
-    """panopticapi reads category ids as they stand, so it can only check contiguous ones."""
-    if category_ids != "contiguous":
-        return None
-    return check_panopticapi(
-        dataset, json=predictions, folder=reader.folder, result=panoptic.result()
+class _Image(NamedTuple):
+    """What a worker gets of an image: no more than it needs, for it goes through a pipe."""
+
+    record: ImageRecord
+    truth: dict[int, tuple[int, bool]]
+    annotation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Scores some images of ``dataset``, which holds none itself."""
+
+    dataset: ConvertedDataset
+    predicted: PanopticFormat | LabelFormat
+    metrics: frozenset[str]
+
+    def __call__(self, images: Sequence[_Image]) -> Evaluators:
+        evaluators = _evaluators(self.dataset, self.metrics)
+        for image in images:
+            self._count(image, evaluators)
+        return evaluators
+
+    def _count(self, image: _Image, evaluators: Evaluators) -> None:
+        record = image.record
+        if isinstance(self.predicted, PanopticFormat):
+            found, classes = self.predicted.read(record, image.annotation)
+        else:
+            found, classes = self.predicted.read(record)
+        if evaluators.panoptic is not None:
+            shared = count_pairs(self._segment_ids(record), found)
+            pairs = list(zip(*(part.tolist() for part in shared), strict=True))
+            evaluators.panoptic.update_pairs(record.id, pairs, classes, image.truth)
+        if evaluators.semantic is not None:
+            shared = count_pairs(self._labels(record), found)
+            named = [classes.get(value, -1) for value in shared.second.tolist()]
+            truth = np.where(shared.first < len(self.dataset.categories), shared.first, -1)
+            evaluators.semantic.update_pairs(
+                record.id, np.array(named, np.int64), truth, shared.pixels
+            )
+
+    def _segment_ids(self, record: ImageRecord) -> Runs:
+        ids = file_runs(record.panoptic, colour=True)
+        if ids is None or ids.shape != (record.height, record.width):
+            ids = array_runs(replace(self.dataset, images=(record,)).panoptic(0))
+        return ids
+
+    def _labels(self, record: ImageRecord) -> Runs:
+        """Class indices, or something above them for void."""
+        labels, classes = file_runs(record.semantic, colour=False), len(self.dataset.categories)
+        sound = labels is not None and labels.shape == (record.height, record.width)
+        if labels is not None and sound:
+            strange = (labels.values >= classes) & (labels.values != void_value(classes))
+            sound = not strange.any()
+        if labels is None or not sound:
+            labels = array_runs(replace(self.dataset, images=(record,)).semantic(0))
+        return labels
+
+
+def _evaluators(dataset: ConvertedDataset, metrics: Collection[str]) -> Evaluators:
+    return Evaluators(
+        panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
+        semantic=SemanticEvaluator(len(dataset.categories)) if "semantic" in metrics else None,
+        instances=None,
     )
 
 
-def _score_panoptic(
+def count_predictions(
     dataset: ConvertedDataset,
-    reader: PredictionReader,
-    panoptic: PanopticEvaluator | None,
-    semantic: SemanticEvaluator | None,
-) -> None:
-    positions = range(len(dataset))
-    for position in track(positions, total=len(dataset), label="score", unit="images"):
-        record = dataset.images[position]
-        ids, segments = reader.read(record)
-        if panoptic is not None:
-            truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
-            panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
-        if semantic is not None:
-            semantic.update(record.id, class_map(ids, segments), dataset.semantic(position))
+    predictions: PredictionReader | LabelFormat,
+    *,
+    metrics: Collection[str],
+    workers: int,
+) -> Evaluators:
+    """Count all images, in ``workers`` processes; the numbers are the same for any number.
 
+    Args:
+        metrics: of ``panoptic`` and ``semantic``; label PNGs have no ``panoptic``.
 
-def _score_labels(
-    dataset: ConvertedDataset, folder: Path, semantic: SemanticEvaluator, *, category_ids: str
-) -> None:
-    if not any(folder.glob("*.png")):
-        raise InputError(
-            f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
-        )
-    positions = range(len(dataset))
-    for position in track(positions, total=len(dataset), label="score", unit="images"):
-        record = dataset.images[position]
-        path = folder / f"{Path(record.file).stem}.png"
-        stored = read_png(path)
-        if stored.ndim != 2 or stored.dtype not in VOID_LABELS:
-            raise InputError(
-                f"{path}: a single-channel PNG of 8 or 16 bits with class indices is expected, "
-                f"not {stored.dtype} with {stored.ndim} dimensions"
-            )
-        check_size(path, stored, record)
-        labels = _label_indices(path, stored, dataset, category_ids)
-        semantic.update(record.id, labels, dataset.semantic(position))
-
-
-def _label_indices(
-    path: Path, stored: NDArray[np.integer], dataset: ConvertedDataset, category_ids: str
-) -> NDArray[np.int64]:
-    """Class indices (H,W) of a label PNG, -1 where it names no class."""
-    none = {int(VOID_LABELS[stored.dtype])}
-    if category_ids == "upstream":
-        index_of = {category.upstream_id: category.index for category in dataset.categories}
-        none.add(0)
+    Raises:
+        InputError: the first image, in the order of the data set, that is malformed.
+        PossamError: a worker died.
+    """
+    if isinstance(predictions, PredictionReader):
+        predicted: PanopticFormat | LabelFormat = predictions.format
+        annotation = predictions.annotation
     else:
-        index_of = {category.index: category.index for category in dataset.categories}
-    if stored.dtype == np.uint8 and max(index_of) >= VOID_LABELS[stored.dtype]:
-        raise InputError(
-            f"{path}: 8 bits per pixel, but {category_ids} ids of {dataset.name} go up to "
-            f"{max(index_of)}; write label PNGs of 16 bits (65535 = none)"
+        predicted, annotation = predictions, lambda image_id: {}
+    images = [
+        _Image(
+            replace(record, segments=()),
+            {s.id: (s.category, s.is_crowd) for s in record.segments},
+            annotation(record.id),
         )
-    values, inverse = np.unique(stored, return_inverse=True)
-    unknown = [v for v in values.tolist() if v not in index_of and v not in none]
-    if unknown:
-        raise InputError(
-            f"{path}: labels {unknown[:5]}: valid are the {category_ids} ids "
-            f"{min(index_of)}..{max(index_of)} of the data set's {len(index_of)} classes, and "
-            f"{' or '.join(map(str, sorted(none)))} for none"
-        )
-    found = np.array([index_of.get(v, -1) for v in values.tolist()], np.int64)
-    return found[inverse.reshape(stored.shape)]
+        for record in dataset.images
+    ]
+    job = _Job(
+        dataset=replace(dataset, images=(), manifest={}),
+        predicted=predicted,
+        metrics=frozenset(metrics),
+    )
+    total = _evaluators(dataset, metrics)
+    with Progress(len(images), label="score", unit="images") as progress:
+        for count, part in in_chunks(job, images, workers=workers):
+            total.extend(part)
+            progress.update(count)
+    return total

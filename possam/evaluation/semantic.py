@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,20 @@ class SemanticResult:
     per_class: dict[int, float]
 
 
+class _Row(NamedTuple):
+    """Of one image the classes (N,) that occur, and pixels (3,N): of both, predicted, target."""
+
+    classes: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+
+
 class SemanticEvaluator:
     """Collects class confusion image by image; predictions of -1 (no class) are misses."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.image_ids: list[int] = []
-        self._rows: list[NDArray[np.int64]] = []
+        self._rows: list[_Row] = []
 
     def update(
         self, image_id: int, prediction: NDArray[np.integer], target: NDArray[np.integer]
@@ -63,30 +71,44 @@ class SemanticEvaluator:
                     f"{where}: {name}: labels are {labels.min()}..{labels.max()}; "
                     f"valid are 0..{self.num_classes - 1}, and -1 for void"
                 )
-        self._rows.append(self._count(prediction, target))
-        self.image_ids.append(image_id)
-
-    def _count(
-        self, prediction: NDArray[np.integer], target: NDArray[np.integer]
-    ) -> NDArray[np.int64]:
-        """Pixels (3,K) outside void: of both with one class, of the prediction, of the target."""
         if not target.size:
-            return np.zeros((3, self.num_classes), np.int64)
+            nothing = np.zeros(0, np.int64)
+            self.update_pairs(image_id, nothing, nothing, nothing)
+            return
         starts, lengths = runs(prediction, target)
-        truth = target.ravel()[starts]
-        counted = truth >= 0
-        truth, lengths = truth[counted], lengths[counted]
-        predicted = prediction.ravel()[starts][counted]
+        self.update_pairs(image_id, prediction.ravel()[starts], target.ravel()[starts], lengths)
+
+    def update_pairs(
+        self,
+        image_id: int,
+        prediction: NDArray[np.integer],
+        target: NDArray[np.integer],
+        pixels: NDArray[np.integer],
+    ) -> None:
+        """Count one image of which ``pixels`` (N,) lie in both ``prediction`` and ``target`` (N,).
+
+        Class indices as in :meth:`update`, but not checked; a pair may occur several times.
+        """
+        counted = target >= 0
+        truth, predicted, pixels = target[counted], prediction[counted], pixels[counted]
 
         def histogram(labels: NDArray[np.integer], where: NDArray[np.bool_]) -> NDArray[np.int64]:
-            sums = np.bincount(labels[where], weights=lengths[where], minlength=self.num_classes)
+            sums = np.bincount(labels[where], weights=pixels[where], minlength=self.num_classes)
             return sums.astype(np.int64)  # whole numbers below 2^53: exact
 
         named = predicted >= 0
         both, every = predicted == truth, np.ones_like(named)
-        return np.stack(
+        table = np.stack(
             [histogram(truth, both), histogram(predicted, named), histogram(truth, every)]
         )
+        classes = np.flatnonzero(table[1] | table[2])
+        self._rows.append(_Row(classes, table[:, classes]))
+        self.image_ids.append(image_id)
+
+    def extend(self, other: "SemanticEvaluator") -> None:
+        """Add the images that ``other`` counted, after this one's own."""
+        self._rows += other._rows
+        self.image_ids += other.image_ids
 
     def arrange(self, image_ids: Sequence[int]) -> None:
         """Put the images into the order of ``image_ids``, which must be the images counted."""
@@ -96,15 +118,17 @@ class SemanticEvaluator:
     def counts(self) -> SemanticCounts:
         """Counts (I,K), rows in the order of :attr:`image_ids`."""
         table = np.zeros((len(self._rows), 3, self.num_classes), np.int64)
-        if self._rows:
-            table = np.stack(self._rows)
+        for image, (classes, pixels) in zip(table, self._rows, strict=True):
+            image[:, classes] = pixels
         return SemanticCounts(table[:, 0], table[:, 1], table[:, 2])
 
     def result(self) -> SemanticResult:
         """Both averages over all images."""
-        counts = self.counts()
-        intersection, target = counts.intersection.sum(0), counts.target.sum(0)
-        union = counts.predicted.sum(0) + target - intersection
+        total = np.zeros((3, self.num_classes), np.int64)
+        for classes, pixels in self._rows:
+            total[:, classes] += pixels
+        intersection, predicted, target = total
+        union = predicted + target - intersection
         either, present = union > 0, target > 0
         iou = intersection / np.maximum(union, 1)
         return SemanticResult(

@@ -47,6 +47,12 @@ class Evaluators:
     semantic: SemanticEvaluator | None
     instances: InstanceEvaluator | None
 
+    def extend(self, other: "Evaluators") -> None:
+        """Add the images that ``other`` counted; instances are not added."""
+        for mine, theirs in ((self.panoptic, other.panoptic), (self.semantic, other.semantic)):
+            if mine is not None and theirs is not None:
+                mine.extend(theirs)  # type: ignore[arg-type]
+
     def finish(
         self, dataset: ConvertedDataset, seen: Sequence[bool]
     ) -> tuple[ImageStatistics, dict[str, float]]:

@@ -87,10 +87,13 @@ def _source(project: Project) -> str:
     return str(project.folder / "external.yaml")
 
 
-def evaluate_external(project: Project, name: str, benchmark: str) -> None:
+def evaluate_external(project: Project, name: str, benchmark: str, *, workers: int) -> None:
     """Score a system's predictions on ``benchmark`` and write ``evaluation.json``.
 
     The result is that of a run with one variant; predictions have no seeds.
+
+    Args:
+        workers: processes; the result does not depend on it.
 
     Raises:
         InputError: as :func:`prediction_files`, or the predictions are malformed or incomplete;
@@ -101,6 +104,8 @@ def evaluate_external(project: Project, name: str, benchmark: str) -> None:
     from possam.evaluation.score import measure_predictions
     from possam.evaluation.summary import count_parts, write_variants
 
+    if workers < 1:
+        raise InputError(f"--workers: {workers}: at least 1 is needed")
     started = time.time()
     entry = find_external(project, name, benchmark)
     paths = prediction_files(project, name, benchmark)
@@ -125,6 +130,7 @@ def evaluate_external(project: Project, name: str, benchmark: str) -> None:
         evaluation=settings,
         seen=seen,
         metrics=test.metrics,
+        workers=workers,
     )
     identity = {
         "run": name,

@@ -1,7 +1,9 @@
 """Stage ``score``: predictions of any system against a converted data set, without a model."""
 
+import os
 from pathlib import Path
 
+from possam.errors import InputError
 from possam.params import Project
 from possam.table_params import METRICS
 
@@ -14,14 +16,23 @@ def score_predictions(
     segmentations: Path | None,
     out: Path | None,
     category_ids: str,
+    workers: int | None,
 ) -> None:
     """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON; of label PNGs mIoU alone).
 
     The bootstrap's settings are those of ``project``'s scale.
+
+    Args:
+        workers: processes; None: one for each core. The result does not depend on it.
+
+    Raises:
+        InputError: predictions that cannot be scored, or fewer than one worker.
     """
     from possam.datasets.format import ConvertedDataset
     from possam.evaluation.score import score
 
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers: {workers}: at least 1 is needed")
     result = score(
         dataset=ConvertedDataset.open(dataset),
         predictions=predictions,
@@ -29,6 +40,7 @@ def score_predictions(
         category_ids=category_ids,
         evaluation=project.scale.evaluation,
         out=out,
+        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
     )
     intervals = result.get("intervals", {})
     for name, value in result["metrics"].items():

@@ -16,6 +16,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from possam.evaluation.panoptic import PanopticEvaluator
+from possam.evaluation.runs import Runs
 from tests.parity_report import Parity
 
 
@@ -43,6 +44,14 @@ def kinds(count: int) -> list[Kind]:
 
 def ids(rows: list[list[int]]) -> np.ndarray:
     return np.array(rows, dtype=np.int32)
+
+
+def draw(runs: Runs) -> np.ndarray:
+    """The pixels of a map (H,W)."""
+    height, width = runs.shape
+    first = np.repeat(np.arange(height), np.diff(runs.rows)) * width + runs.starts
+    lengths = np.diff(np.append(first, height * width))
+    return np.repeat(runs.values, lengths).reshape(height, width)
 
 
 def evaluate(pictures: Sequence[Picture], count: int) -> PanopticEvaluator:

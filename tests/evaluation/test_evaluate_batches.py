@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from answers import SEEN, Oracle, inference, text
+from pictures import draw
 
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.evaluate import evaluate_run
-from possam.evaluation.predictions import PredictionReader
+from possam.evaluation.reader import PredictionReader
 from possam.evaluation.statistics import ImageStatistics
 from possam.model.inference import STRIP_CELLS
 from possam.model.segmenter import Segmenter
@@ -139,8 +140,10 @@ def test_maps_of_a_network_are_those_of_one_image_at_a_time(
         reader = PredictionReader(json, dataset, folder=None, category_ids="contiguous")
         names = []
         for record in dataset.images:
-            ids, segments = reader.read(record)
-            names.append(np.vectorize(lambda key, of=segments: of.get(key, -1))(ids).ravel())
+            found, segments = reader.read(record)
+            names.append(
+                np.vectorize(lambda key, of=segments: of.get(key, -1))(draw(found)).ravel()
+            )
         maps.append(np.concatenate(names))
     assert len(np.unique(maps[0])) > 1, "some pixels are a class's, some are nobody's"
     assert (maps[0] != maps[1]).mean() <= 1e-3

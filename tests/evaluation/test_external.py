@@ -156,7 +156,7 @@ def averaged(monkeypatch: pytest.MonkeyPatch) -> None:
 def evaluate(project: Project) -> dict[str, dict[str, Any]]:
     found = {}
     for name in project.external:
-        evaluate_external(project, name, "test")
+        evaluate_external(project, name, "test", workers=1)
         folder = Path(f"results/smoke/evaluations/{name}/seed0/test/external")
         assert (folder / "default/per_image.parquet").is_file()
         found[name] = read_json(folder / "evaluation.json")

@@ -11,10 +11,8 @@ from PIL import Image
 from possam.datasets.format import ConvertedDataset
 from possam.errors import InputError, PossamError
 from possam.evaluation.panoptic import PanopticResult
-from possam.evaluation.predictions import (
-    PredictionReader,
-    check_panopticapi,
-)
+from possam.evaluation.predictions import check_panopticapi
+from possam.evaluation.reader import PredictionReader
 from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
 from possam.files import read_json

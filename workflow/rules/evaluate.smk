@@ -50,8 +50,9 @@ rule external:
         ),
     log:
         "results/{prefix}logs/external_{external}_{benchmark}.log",
+    threads: processors("convert", 1)
     resources:
         **asked("convert"),
     shell:
         "possam evaluate {wildcards.external} {wildcards.benchmark} --scale {params.scale} "
-        "2> >(tee {log} >&2)"
+        "--workers {threads} 2> >(tee {log} >&2)"

@@ -1,0 +1,13 @@
+"""For the fork server of :mod:`possam.evaluation.pool` alone: importing this makes workers ready.
+
+Loading the compiled loops takes most of a second. What the server has loaded, its children have.
+"""
+
+import contextlib
+
+from possam.errors import PossamError
+from possam.evaluation import score  # noqa: F401
+from possam.evaluation.runs import warm_up
+
+with contextlib.suppress(PossamError):  # the first image will raise it, where it can be caught
+    warm_up()

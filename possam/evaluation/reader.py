@@ -1,0 +1,285 @@
+"""Predictions of any origin, read and checked: COCO's panoptic format, and label PNGs.
+
+A panoptic prediction is one JSON and one PNG an image, with ids R + 256 G + 65536 B.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from possam.datasets.format import Category, ConvertedDataset, ImageRecord
+from possam.datasets.pixels import UNREADABLE, decode_ids
+from possam.datasets.png import decode_map
+from possam.errors import InputError
+from possam.evaluation.runs import Runs, array_runs, file_runs
+from possam.files import read_json
+from possam.memory import no_collection
+
+CATEGORY_IDS = ("contiguous", "upstream")
+VOID_LABELS = {8: 255, 16: 65535}
+"""In label PNGs, by their bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanopticFormat:
+    """How to read one image's prediction, apart from the JSON's entries: small, and picklable.
+
+    Attributes:
+        json, folder: the predictions' JSON (for messages) and the folder of its PNGs.
+        classes: valid ``category_id`` -> class index.
+    """
+
+    json: Path
+    folder: Path
+    classes: Mapping[int, int]
+
+    def read(
+        self, record: ImageRecord, annotation: Mapping[str, Any]
+    ) -> tuple[Runs, dict[int, int]]:
+        """The map of one image, as runs of ids, and id -> class index.
+
+        Args:
+            record: the image; its ``segments`` are not looked at.
+            annotation: the JSON's entry of it.
+
+        Raises:
+            InputError: anything malformed or inconsistent, with file, field and remedy.
+        """
+        segments: dict[int, int] = {}
+        where = f"{self.json}: image_id {record.id}: segments_info"
+        for number, segment in enumerate(annotation["segments_info"]):
+            for key in ("id", "category_id"):
+                if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
+                    raise InputError(
+                        f"{where}[{number}]: {key}: missing or not a whole number; "
+                        "see COCO's panoptic format"
+                    )
+            if segment["id"] in segments:
+                raise InputError(
+                    f"{where}[{number}]: id: {segment['id']} occurs twice; ids must be unique"
+                )
+            if segment["category_id"] not in self.classes:
+                raise InputError(
+                    f"{where}[{number}]: category_id: {segment['category_id']} is unknown; "
+                    f"add it to 'categories' or correct it"
+                )
+            segments[segment["id"]] = self.classes[segment["category_id"]]
+        path = self.folder / annotation["file_name"]
+        ids = file_runs(path, colour=True)
+        if ids is None or ids.shape != (record.height, record.width):
+            colours = read_png(path)
+            if colours.ndim != 3 or colours.shape[2] < 3 or colours.dtype != np.uint8:
+                raise InputError(f"{path}: an 8-bit RGB PNG is expected (id = R + 256 G + 65536 B)")
+            check_size(path, colours, record)
+            ids = array_runs(decode_ids(colours[..., :3], path))
+        drawn = set(np.unique(ids.values).tolist()) - {0}
+        if drawn != set(segments):
+            raise InputError(
+                f"{path}: ids in the PNG and in {self.json.name} differ: only in the PNG "
+                f"{sorted(drawn - set(segments))[:5]}, only in segments_info "
+                f"{sorted(set(segments) - drawn)[:5]}; list each drawn segment once, 0 is void"
+            )
+        return ids, segments
+
+
+class PredictionReader:
+    """Reads panoptic predictions of any origin and checks them against a data set.
+
+    Args:
+        json: the predictions' JSON file.
+        folder: of its PNGs; default: beside the JSON, with its name without ``.json``.
+        category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
+            id of the data set's upstream release (``upstream``).
+
+    Raises:
+        InputError: anything missing, malformed or inconsistent, with file, field and remedy.
+    """
+
+    def __init__(
+        self, json: Path, dataset: ConvertedDataset, *, folder: Path | None, category_ids: str
+    ) -> None:
+        self.json, self._dataset = json, dataset
+        _check_category_ids(category_ids)
+        with no_collection():
+            content = read_json(json)
+        self.folder = folder if folder is not None else json.with_suffix("")
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such folder; name the folder of predicted PNGs")
+        if not isinstance(content, dict):
+            raise InputError(f"{json}: top level: an object is expected (COCO panoptic format)")
+        for key in ("annotations", "categories"):
+            if not isinstance(content.get(key), list):
+                raise InputError(
+                    f"{json}: {key}: missing or not a list; COCO panoptic format is expected"
+                )
+        classes = self._category_map(content["categories"], category_ids)
+        self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
+        self._annotations: dict[int, dict[str, Any]] = {}
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"{json}: annotations[{number}]"
+            for key, kind in (("image_id", int), ("file_name", str), ("segments_info", list)):
+                if not isinstance(annotation, dict) or not isinstance(annotation.get(key), kind):
+                    raise InputError(
+                        f"{where}: {key}: missing or of a wrong type; see COCO's panoptic format"
+                    )
+            image_id = annotation["image_id"]
+            if image_id in self._annotations:
+                raise InputError(
+                    f"{where}: image_id: {image_id} occurs twice; keep one prediction an image"
+                )
+            self._annotations[image_id] = annotation
+        missing = [record.id for record in dataset.images if record.id not in self._annotations]
+        if missing:
+            raise InputError(
+                f"{json}: annotations: {len(missing)} of {len(dataset)} images have no prediction "
+                f"(image_id {missing[0]} is the first); predict all images of the data set"
+            )
+        extra = sorted(set(self._annotations) - {record.id for record in dataset.images})
+        if extra:
+            raise InputError(
+                f"{json}: annotations: image_id {extra[0]} and {len(extra) - 1} others are not in "
+                f"{dataset.name} {dataset.split}; choose predictions of this split"
+            )
+
+    def _category_map(self, categories: list[Any], category_ids: str) -> dict[int, int]:
+        """Valid ``category_id`` -> class index."""
+        known: dict[int, Category] = {
+            (c.index if category_ids == "contiguous" else c.upstream_id): c
+            for c in self._dataset.categories
+        }
+        result = {}
+        for number, category in enumerate(categories):
+            where = f"{self.json}: categories[{number}]"
+            if not isinstance(category, dict) or not isinstance(category.get("id"), int):
+                raise InputError(
+                    f"{where}: id: missing or not a whole number; see COCO's panoptic format"
+                )
+            if category["id"] not in known:
+                raise InputError(
+                    f"{where}: id: {category['id']!r} is no {category_ids} category id of "
+                    f"{self._dataset.name}; {_other(category_ids)}"
+                )
+            ours = known[category["id"]]
+            name = str(category.get("name", ours.names[0])).strip().lower()
+            names = [synonym.strip().lower() for synonym in ours.names]
+            if category_ids == "contiguous" and name not in names:
+                raise InputError(
+                    f"{where}: name: {name!r}, but class {ours.index} of {self._dataset.name} is "
+                    f"{ours.names[0]!r}; {_other(category_ids)}"
+                )
+            result[category["id"]] = ours.index
+        return result
+
+    def annotation(self, image_id: int) -> dict[str, Any]:
+        """The JSON's entry of one image of the data set, its segments not checked yet."""
+        return self._annotations[image_id]
+
+    def read(self, record: ImageRecord) -> tuple[Runs, dict[int, int]]:
+        """The map of one image, as runs of ids, and id -> class index."""
+        return self.format.read(record, self._annotations[record.id])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFormat:
+    """How to read label PNGs ``<image name>.png``: small, and picklable.
+
+    Attributes:
+        folder: where they lie.
+        dataset: name of the data set, for messages.
+        classes: valid label -> class index.
+        category_ids: whose labels they are, of ``CATEGORY_IDS``.
+    """
+
+    folder: Path
+    dataset: str
+    classes: Mapping[int, int]
+    category_ids: str
+
+    @classmethod
+    def of(cls, folder: Path, dataset: ConvertedDataset, *, category_ids: str) -> "LabelFormat":
+        """The format of ``folder``; errors as of :class:`PredictionReader`."""
+        _check_category_ids(category_ids)
+        if not any(folder.glob("*.png")):
+            raise InputError(
+                f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
+            )
+        upstream = category_ids == "upstream"
+        classes = {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
+        return cls(folder=folder, dataset=dataset.name, classes=classes, category_ids=category_ids)
+
+    def read(self, record: ImageRecord) -> tuple[Runs, dict[int, int]]:
+        """The map of one image, as runs of labels, and label -> class index, -1 for none.
+
+        Raises:
+            InputError: anything missing or malformed, with file and remedy.
+        """
+        path = self.folder / f"{Path(record.file).stem}.png"
+        found = file_runs(path, colour=False)
+        if found is None or found.shape != (record.height, record.width):
+            stored = read_png(path)
+            if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16):
+                raise InputError(
+                    f"{path}: a single-channel PNG of 8 or 16 bits with class indices is expected, "
+                    f"not {stored.dtype} with {stored.ndim} dimensions"
+                )
+            check_size(path, stored, record)
+            found = array_runs(stored)
+        void = VOID_LABELS[found.bits]
+        none = {void, 0} if self.category_ids == "upstream" else {void}
+        if found.bits == 8 and max(self.classes) >= void:
+            raise InputError(
+                f"{path}: 8 bits per pixel, but {self.category_ids} ids of {self.dataset} go up to "
+                f"{max(self.classes)}; write label PNGs of 16 bits (65535 = none)"
+            )
+        values = np.unique(found.values).tolist()
+        unknown = [v for v in values if v not in self.classes and v not in none]
+        if unknown:
+            raise InputError(
+                f"{path}: labels {unknown[:5]}: valid are the {self.category_ids} ids "
+                f"{min(self.classes)}..{max(self.classes)} of the data set's {len(self.classes)} "
+                f"classes, and {' or '.join(map(str, sorted(none)))} for none"
+            )
+        return found, {value: self.classes.get(value, -1) for value in values}
+
+
+def _check_category_ids(category_ids: str) -> None:
+    if category_ids not in CATEGORY_IDS:
+        raise InputError(
+            f"category_ids: unknown {category_ids!r}; valid choices: {', '.join(CATEGORY_IDS)}"
+        )
+
+
+def _other(category_ids: str) -> str:
+    other = "upstream" if category_ids == "contiguous" else "contiguous"
+    return f"if the ids are {other} ids, choose category_ids={other!r}"
+
+
+def read_png(path: Path) -> NDArray[Any]:
+    """Pixels of an image file, as stored.
+
+    Raises:
+        InputError: no such file, or not an image.
+    """
+    try:
+        if (quick := decode_map(path.read_bytes())) is not None:
+            return quick
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; predict every image of the data set") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not a readable image ({error}); write it again") from error
+
+
+def check_size(path: Path, pixels: NDArray[Any], record: ImageRecord) -> None:
+    """Refuse pixels (H,W,...) of another size than the image's."""
+    if pixels.shape[:2] != (record.height, record.width):
+        raise InputError(
+            f"{path}: size: {pixels.shape[1]} x {pixels.shape[0]}, but image {record.id} is "
+            f"{record.width} x {record.height} (width x height); resize it (nearest)"
+        )

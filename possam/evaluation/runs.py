@@ -1,0 +1,159 @@
+"""Label maps as runs of equal pixels, read from PNGs without ever drawing them.
+
+A map of an image has some thousand runs and some hundred thousand pixels; whatever is counted over
+pixels can be counted over runs. A PNG's stream, once inflated, is mostly zeros, too, so that even
+undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
+from possam.errors import PossamError
+
+_TABLE = 1024
+_SHIFT = np.uint64(32)
+_LOW = np.uint64((1 << 32) - 1)
+
+
+class Runs(NamedTuple):
+    """R runs of a map (H,W); every row begins with a new one.
+
+    Attributes:
+        rows (H+1,) int64: the first run of each row, and R.
+        starts (R,) int32: column where a run begins.
+        values (R,) uint32: what its pixels hold.
+        width: W.
+        bits: how wide the values are stored (24 in a panoptic PNG).
+    """
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int32]
+    values: NDArray[np.uint32]
+    width: int
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H,W)."""
+        return len(self.rows) - 1, self.width
+
+
+class Pairs(NamedTuple):
+    """P pairs of values that share a pixel, ascending: first, second (P,), pixels (P,); int64."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The compiled loops, when they are first needed: importing numba takes half a second.
+
+    Raises:
+        PossamError: nowhere to keep them.
+    """
+    try:
+        from possam.evaluation import kernels
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        raise PossamError(
+            f"{Path(__file__).parent}: numba can keep its compiled loops neither here nor in your "
+            "cache folder; set NUMBA_CACHE_DIR to a folder that can be written"
+        ) from error
+    return kernels
+
+
+def _empty(height: int, width: int) -> tuple[Any, Any, Any]:
+    # As many runs as pixels: untouched memory costs nothing.
+    return (
+        np.empty(height + 1, np.int64),
+        np.empty(height * width, np.int32),
+        np.empty(height * width, np.uint32),
+    )
+
+
+def array_runs(pixels: NDArray[np.integer]) -> Runs:
+    """The runs of an array (H,W) of whole numbers, modulo 2^32."""
+    height, width = pixels.shape
+    rows, starts, values = _empty(height, width)
+    same = np.ascontiguousarray(pixels.astype(np.uint32))
+    count = _kernels().array_rows(same, rows, starts, values)
+    return Runs(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
+
+
+def file_runs(path: Path, *, colour: bool) -> Runs | None:
+    """The runs of a sound, plain PNG; None for everything else, which other readers judge.
+
+    Args:
+        colour: 8-bit RGB, with values R + 256 G + 65536 B; else 8 or 16 bits of grey.
+    """
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    found = inflate_map(content)
+    if found is None or found.colour != (RGB if colour else GREY):
+        return None
+    return _decode(found)
+
+
+def _decode(found: InflatedMap) -> Runs | None:
+    """None: a row has a filter that PNG does not know."""
+    data = np.frombuffer(found.rows, np.uint8)
+    words = data[: len(data) // 8 * 8].view(np.uint64)
+    rows, starts, values = _empty(found.height, found.width)
+    count = _kernels().decode_rows(
+        data, words, found.height, found.width, found.pixel_bytes, rows, starts, values
+    )
+    if count < 0:
+        return None
+    values = values[:count]
+    if found.depth == 16:  # the high byte comes first
+        values = (values >> np.uint32(8)) | ((values & np.uint32(255)) << np.uint32(8))
+    return Runs(rows, starts[:count], values, found.width, 8 * found.pixel_bytes)
+
+
+def count_pairs(first: Runs, second: Runs) -> Pairs:
+    """Pixels of every pair of values of two maps of one size.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"maps of different sizes: {first.shape} and {second.shape}")
+    places = len(first.starts) + len(second.starts)
+    keys, pixels = np.empty(places, np.uint64), np.empty(places, np.int64)
+    count = _kernels().join_rows(*first[:3], *second[:3], first.width, keys, pixels)
+    size = _TABLE
+    while True:
+        table, sums = np.zeros(size, np.uint64), np.zeros(size, np.int64)
+        if _kernels().tally(keys[:count], pixels[:count], table, sums):
+            break
+        size *= 4
+    found = np.flatnonzero(sums)
+    found = found[np.argsort(table[found])]
+    return Pairs(
+        (table[found] >> _SHIFT).astype(np.int64),
+        (table[found] & _LOW).astype(np.int64),
+        sums[found],
+    )
+
+
+def warm_up() -> None:
+    """Load the compiled loops (or compile them) by reading and counting a map of one pixel.
+
+    Raises:
+        PossamError: nowhere to keep them.
+    """
+    found = inflate_map(encode_map(np.zeros((1, 1), np.uint8)))
+    runs = None if found is None else _decode(found)
+    if runs is None:
+        raise RuntimeError("a map just written cannot be read")
+    count_pairs(runs, runs)
