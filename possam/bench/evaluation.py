@@ -151,6 +151,19 @@ def _instances(detections: Detections) -> Iterator[Case]:
         scores: list[float] = _quietly(run)
         return scores
 
+    def one_number() -> list[float]:
+        def run() -> list[float]:
+            evaluation = COCOeval(truth, found, "segm")
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+            evaluation.params.maxDets = [TOP_K]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            precision = evaluation.eval["precision"]
+            return [float(precision[precision > -1].mean())]
+
+        scores: list[float] = _quietly(run)
+        return scores
+
     truth = _quietly(index, COCO)
     found = _quietly(truth.loadRes, copy.deepcopy(results))
     fast_truth = _quietly(index, faster_coco_eval.COCO)
@@ -163,6 +176,7 @@ def _instances(detections: Detections) -> Iterator[Case]:
         theirs=lambda: evaluate(COCOeval, truth, found),
         reference=_named("pycocotools", "COCOeval"),
         others={
+            _named("pycocotools", "COCOeval, for this AP alone"): one_number,
             _named("faster-coco-eval", "COCOeval_faster"): lambda: evaluate(
                 faster_coco_eval.COCOeval_faster, fast_truth, fast_found
             ),
