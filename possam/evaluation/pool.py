@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from possam.errors import PossamError
-from possam.memory import keep_freed_memory
+from possam.memory import keep_freed_memory, no_collection
 
 CHUNK = 16
 """Images that a worker gets at once."""
@@ -45,7 +45,9 @@ def in_chunks(
     if workers <= 1:
         keep_freed_memory()
         for chunk in chunks:
-            yield len(chunk), job(chunk)
+            with no_collection():
+                result = job(chunk)
+            yield len(chunk), result
         return
     # Not forked from this process, which may have threads; its fork server has none, and holds the
     # compiled loops.
@@ -106,4 +108,5 @@ def _end_with_parent() -> None:
 
 
 def _work(chunk: Sequence[Any]) -> Any:
-    return _job(chunk)
+    with no_collection():
+        return _job(chunk)

@@ -18,6 +18,7 @@ from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
+from possam.memory import no_collection
 from possam.params import EvaluationParams
 from possam.progress import Progress
 
@@ -229,14 +230,15 @@ def count_predictions(
         annotation = predictions.annotation
     else:
         predicted, annotation = predictions, lambda image_id: {}
-    images = [
-        _Image(
-            replace(record, segments=()),
-            {s.id: (s.category, s.is_crowd) for s in record.segments},
-            annotation(record.id),
-        )
-        for record in dataset.images
-    ]
+    with no_collection():
+        images = [
+            _Image(
+                replace(record, segments=()),
+                {s.id: (s.category, s.is_crowd) for s in record.segments},
+                annotation(record.id),
+            )
+            for record in dataset.images
+        ]
     job = _Job(
         dataset=replace(dataset, images=(), manifest={}),
         predicted=predicted,

@@ -68,15 +68,17 @@ def test_one_changed_or_missing_byte_is_never_read(pixels: np.ndarray, data: st.
     assert decode_map(encode_map(pixels) + b"\0") is None
 
 
-def rebuilt(width: int, height: int, raw: bytes, *, interlace: int = 0) -> bytes:
-    """A sound PNG, 8-bit grey, of any row data."""
+def rebuilt(
+    width: int, height: int, raw: bytes, *, interlace: int = 0, data: bytes | None = None
+) -> bytes:
+    """A PNG, 8-bit grey, of any row data, or any compressed ``data``; the chunks are sound."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + body))
         return struct.pack(">I", len(body)) + name + body + check
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlace)
-    data = zlib.compress(raw)
+    data = zlib.compress(raw) if data is None else data
     body = chunk(b"IHDR", header) + chunk(b"IDAT", data[:5]) + chunk(b"IDAT", data[5:])
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
@@ -91,6 +93,24 @@ def test_header_and_data_must_agree() -> None:
     assert decode_map(rebuilt(2, 2, b"\0\1\2\2\3\4")) is None, "a filtered row"
     assert decode_map(rebuilt(1 << 16, 1 << 16, rows)) is None, "a size that would not fit"
     assert decode_map(b"") is None
+
+
+def test_compressed_data_in_another_wrapping_are_not_read() -> None:
+    rows = b"\0\1\2\0\3\4"
+    data = zlib.compress(rows)
+
+    def read(changed: bytes) -> object:
+        return decode_map(rebuilt(2, 2, rows, data=changed))
+
+    assert read(data) is not None
+    assert read(b"\x79" + data[1:]) is None, "another method"
+    assert read(data[:1] + b"\x9d" + data[2:]) is None, "a header that is no multiple of 31"
+    assert read(b"\x78\xbb" + data[2:]) is None, "a dictionary"
+    for length in (*range(6), len(data) - 1):
+        assert read(data[:length]) is None, "cut off"
+    assert read(data + b"\0") is None, "something behind"
+    raw = zlib.compressobj(wbits=-15)
+    assert read(raw.compress(rows) + raw.flush()) is None, "no header at all"
 
 
 @pytest.mark.parametrize(
