@@ -135,15 +135,21 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, where the system tells them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def hardware() -> dict[str, Any]:
     """CPU model, cores (all, and those this process may use), memory in GiB, GPU names, system."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "cores_usable": usable,
+        "cores_usable": usable_cores(),
         "memory_gib": round(memory / 2**30, 1),
         "gpus": _gpu_names(),
     }

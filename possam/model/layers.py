@@ -5,9 +5,11 @@ Shapes: B images, Q queries, N tokens, C channels, H W.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -36,6 +38,35 @@ def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
     wide = maps.float()
     rows = wide[..., y::down, :] + wide[..., y + 1 :: down, :]
     return (0.25 * (rows[..., x::right] + rows[..., x + 1 :: right])).to(maps.dtype)
+
+
+def double_bilinear(maps: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2 H, 2 W), bilinear, ``align_corners=False``: ``F.interpolate`` with a
+    faster backward pass on a CPU.
+    """
+    if maps.device.type == "cpu":
+        doubled: Tensor = _Double.apply(maps)
+        return doubled
+    return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class _Double(torch.autograd.Function):
+    """A cell gives a quarter, three quarters, three quarters and a quarter along each side, and at
+    the border the whole. So its gradient is a convolution of the result's, repeated at the border.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        channels = gradient.shape[1]
+        line = gradient.new_tensor((0.25, 0.75, 0.75, 0.25))
+        kernel = (line[:, None] * line).expand(channels, 1, 4, 4)
+        padded = F.pad(gradient, (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(padded, kernel, stride=2, groups=channels)
 
 
 class MLP(nn.Sequential):

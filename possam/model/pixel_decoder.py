@@ -7,10 +7,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from possam.model.deformable import DeformableAttention, reference_points
-from possam.model.layers import FeedForward, GroupNorm, sine_positions
+from possam.model.layers import (
+    FeedForward,
+    GroupNorm,
+    double_bilinear,
+    resize_bilinear,
+    sine_positions,
+)
 
 LEVELS = 3
 """Scales that attend to each other: 1/32, 1/16 and 1/8."""
@@ -114,12 +119,12 @@ class PixelDecoder(nn.Module):
                 tokens = layer(tokens, positions, references=references, shapes=shapes)
         levels = list(tokens.split([h * w for h, w in shapes], dim=1))
         lateral = self.lateral(finest)
-        upsampled = F.interpolate(
-            levels[-1].transpose(1, 2).unflatten(2, shapes[-1]).to(lateral.dtype),
-            size=lateral.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
-        )
+        finest_level = levels[-1].transpose(1, 2).unflatten(2, shapes[-1]).to(lateral.dtype)
+        size = (lateral.shape[-2], lateral.shape[-1])
+        if size == (2 * shapes[-1][0], 2 * shapes[-1][1]):
+            upsampled = double_bilinear(finest_level)
+        else:
+            upsampled = resize_bilinear(finest_level, size)
         return self.mask_projection(self.output(lateral + upsampled)), levels, shapes
 
 

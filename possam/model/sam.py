@@ -248,10 +248,7 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     query = query * attention.scale
     attend = _attend_fused
     if qkv.device.type == "cpu" and not torch.is_grad_enabled():
-        if height * width >= _MANY_TOKENS:
-            attend = _attend_in_rows
-        elif query.dtype is torch.float32:
-            attend = _attend_in_windows
+        attend = _attend_in_rows if height * width >= _MANY_TOKENS else _attend_in_windows
     out = attend(query, key, value, bias_h, bias_w)
     return out.transpose(1, 2).reshape(batch, height, width, channels)
 
@@ -306,18 +303,20 @@ def _attend_in_rows(
 def _attend_in_windows(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:
-    """The same for many short sequences in float32 on a CPU: the biases of a few windows at a time
-    are a mask of the fused kernel.
+    """The same for many short sequences on a CPU, in float32: the biases of a few windows at a time
+    are a mask of the fused kernel, which is several times slower in bfloat16, and would round them.
     """
     windows, heads, tokens, _ = query.shape
     count = max(1, _MASK_CELLS // (heads * tokens**2))
     out = torch.empty_like(query)
-    for start in range(0, windows, count):
-        part = slice(start, start + count)
-        bias = bias_h[part].unsqueeze(-1) + bias_w[part].unsqueeze(-2)
-        out[part] = F.scaled_dot_product_attention(
-            query[part], key[part], value[part], attn_mask=bias.flatten(-2), scale=1.0
-        )
+    with torch.autocast("cpu", enabled=False):
+        for start in range(0, windows, count):
+            part = slice(start, start + count)
+            bias = bias_h[part].float().unsqueeze(-1) + bias_w[part].float().unsqueeze(-2)
+            q, k, v = (tensor[part].float() for tensor in (query, key, value))
+            out[part] = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias.flatten(-2), scale=1.0
+            )
     return out
 
 

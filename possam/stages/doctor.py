@@ -23,6 +23,7 @@ from possam.params import Project
 from possam.pipeline import Pipeline
 from possam.plan_params import load_plan
 from possam.planning import Plan, make_plan, resolve_targets
+from possam.provenance import usable_cores
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 LOCK = Path("requirements.lock")
@@ -216,10 +217,10 @@ def _memory(project: Project) -> Finding:
 
 
 def _cores(project: Project) -> Finding:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = usable_cores()
     threads = project.scale.threads
     text = f"{count} cores, {threads} threads a job"
-    if (count or 1) >= threads:
+    if count >= threads:
         return Finding("cores", OK, text)
     remedy = "fine on a login node; else set threads in the scale's file"
     return Finding("cores", WARNING, text, remedy)

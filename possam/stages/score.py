@@ -1,10 +1,10 @@
 """Stage ``score``: predictions of any system against a converted data set, without a model."""
 
-import os
 from pathlib import Path
 
 from possam.errors import InputError
 from possam.params import Project
+from possam.provenance import usable_cores
 from possam.table_params import METRICS
 
 
@@ -40,7 +40,7 @@ def score_predictions(
         category_ids=category_ids,
         evaluation=project.scale.evaluation,
         out=out,
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        workers=usable_cores() if workers is None else workers,
     )
     intervals = result.get("intervals", {})
     for name, value in result["metrics"].items():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from possam.model.layers import resize_bilinear
+from possam.model.layers import double_bilinear, resize_bilinear
 
 SIDES = st.integers(1, 9)
 
@@ -34,3 +34,25 @@ def test_middle_cells_by_hand() -> None:
     assert resize_bilinear(maps, (1, 1)).item() == (5 + 6 + 9 + 10) / 4
     assert resize_bilinear(maps, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert resize_bilinear(maps, (2, 1)).flatten().tolist() == pytest.approx([3.5, 11.5])
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 3), st.integers(0, 999))
+def test_doubling_and_its_gradient_are_those_of_interpolation(
+    height: int, width: int, channels: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    maps = torch.randn(2, channels, height, width, generator=draw)
+    gradient = torch.randn(2, channels, 2 * height, 2 * width, generator=draw)
+    found = []
+    for double in (
+        double_bilinear,
+        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+    ):
+        leaf = maps.clone().requires_grad_()
+        out = double(leaf)
+        out.backward(gradient)
+        found.append((out.detach(), leaf.grad))
+    (out, d_maps), (expected, d_expected) = found
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(d_maps, d_expected, rtol=1e-5, atol=1e-5)
