@@ -168,7 +168,8 @@ def _exponents(curves: Sequence[Mapping[str, Any]]) -> list[str]:
 def _law(law: Mapping[str, Any] | None) -> str:
     if law is None:
         return ""
-    text = f"{law['exponent']:.2f} ± {law['error']:.2f} [{100 * law['residual']:.1f} %]"
+    exponent = round(law["exponent"], 2) + 0.0  # no minus zero
+    text = f"{exponent:.2f} ± {law['error']:.2f} [{100 * law['residual']:.1f} %]"
     return text if law["holds"] else f"{text}, no power law"
 
 

@@ -72,7 +72,7 @@ def _draw_panel(axes: Axes, curves: Sequence[Mapping[str, Any]], cost: str) -> N
     if axes.get_legend_handles_labels()[1]:
         axes.legend(
             loc="upper left", borderaxespad=0.1, handlelength=1.4, alignment="left",
-            title="exponent ± standard error", fontsize=7.5, title_fontsize=7.5,
+            title="exponent ± standard error (* no power law)", fontsize=7.5, title_fontsize=7.5,
         )  # fmt: skip
 
 
@@ -97,8 +97,8 @@ def _draw_side(
     if law is not None:
         fitted = [law["factor"] * size ** law["exponent"] for size in sizes]
         axes.plot(sizes, fitted, color=colour, linestyle=line, linewidth=1)
-        label += f": {law['exponent']:.2f} ± {law['error']:.2f}"
-        label += "" if law["holds"] else " (no power law)"
+        label += f": {round(law['exponent'], 2) + 0.0:.2f} ± {law['error']:.2f}"  # no minus zero
+        label += "" if law["holds"] else " *"
     axes.plot(
         sizes, costs, color=colour, linestyle="none", marker=marker, markersize=4.5, label=label
     )
