@@ -32,6 +32,16 @@ def _read_cells(values, row, column, height, width, step, lanes, kept):
 
 
 @triton.jit
+def _find(offsets, centre, side, kept):
+    """The cell before each sample along one side of the map, and how far behind it: (BLOCK, 1)."""
+    place = tl.load(offsets, mask=kept, other=0.0) + centre * side - 0.5
+    # Beyond the cells around the map all is zero, however far.
+    place = tl.minimum(tl.maximum(place, -2.0), side + 1.0)
+    cell = tl.floor(place)
+    return cell.to(tl.int32), (place - cell)[:, None]
+
+
+@triton.jit
 def _forward(
     values, offsets, weights, references, sizes, out,
     queries, cells, heads, channels,
@@ -56,14 +66,8 @@ def _forward(
         for point in range(POINTS):
             sample = own * (LEVELS * POINTS) + level * POINTS + point
             weight = tl.load(weights + sample, mask=kept, other=0.0)
-            x = tl.load(offsets + 2 * sample, mask=kept, other=0.0) + centre_x * width - 0.5
-            y = tl.load(offsets + 2 * sample + 1, mask=kept, other=0.0) + centre_y * height - 0.5
-            # Beyond the cells around the map all is zero, however far.
-            x = tl.minimum(tl.maximum(x, -2.0), width + 1.0)
-            y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
-            left, top = tl.floor(x), tl.floor(y)
-            right, below = (x - left)[:, None], (y - top)[:, None]
-            column, row = left.to(tl.int32), top.to(tl.int32)
+            column, right = _find(offsets + 2 * sample, centre_x, width, kept)
+            row, below = _find(offsets + 2 * sample + 1, centre_y, height, kept)
             a, _, _ = _read_cells(maps, row, column, height, width, step, lanes, kept)
             b, _, _ = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
             c, _, _ = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
@@ -104,13 +108,8 @@ def _backward(
         for point in range(POINTS):
             sample = own * (LEVELS * POINTS) + level * POINTS + point
             weight = tl.load(weights + sample, mask=kept, other=0.0)
-            x = tl.load(offsets + 2 * sample, mask=kept, other=0.0) + centre_x * width - 0.5
-            y = tl.load(offsets + 2 * sample + 1, mask=kept, other=0.0) + centre_y * height - 0.5
-            x = tl.minimum(tl.maximum(x, -2.0), width + 1.0)
-            y = tl.minimum(tl.maximum(y, -2.0), height + 1.0)
-            left, top = tl.floor(x), tl.floor(y)
-            right, below = (x - left)[:, None], (y - top)[:, None]
-            column, row = left.to(tl.int32), top.to(tl.int32)
+            column, right = _find(offsets + 2 * sample, centre_x, width, kept)
+            row, below = _find(offsets + 2 * sample + 1, centre_y, height, kept)
             a, at_a, in_a = _read_cells(maps, row, column, height, width, step, lanes, kept)
             b, at_b, in_b = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
             c, at_c, in_c = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
