@@ -17,6 +17,8 @@ ASSET = "data/{scale}/assets/{asset}.record.json"
 RAW = "data/{scale}/raw/{asset}"
 DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
 FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
+TEXT = "data/{scale}/text"
+"""Text embeddings of vocabularies, by content: see :mod:`possam.model.text_cache`."""
 RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
 EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
 EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed{NO_SEED}").replace(
@@ -74,6 +76,11 @@ class Layout:
     def features(self, tower: str, dataset: str, split: str) -> Path:
         """Folder of one tower's cached features of one data set."""
         return self._path(FEATURES, tower=tower, dataset=dataset, split=split).parent
+
+    @property
+    def text(self) -> Path:
+        """Folder of the vocabularies' text embeddings."""
+        return self._path(TEXT)
 
     def run(self, run: str, seed: int) -> Path:
         """Folder of one training: a run with one seed."""

@@ -5,7 +5,7 @@ Words are written as one text: classes separated by ``;``, synonyms of a class b
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from possam.params import InferenceParams
 if TYPE_CHECKING:
     from possam.model.inference import SegmentPrediction
     from possam.model.segmenter import Segmenter
+    from possam.model.text import TextEmbeddings
 
 Names = tuple[str, ...]
 
@@ -117,7 +118,7 @@ def predict_image(
     words: str,
     stuff: str,
     segmenter: "Segmenter",
-    templates: Sequence[str],
+    embed: Callable[[Sequence[Names]], "TextEmbeddings"],
     training_vocabulary: Sequence[Sequence[str]],
     inference: InferenceParams,
     out: Path,
@@ -128,7 +129,7 @@ def predict_image(
         image: the photograph, any size and mode.
         words, stuff: see :func:`parse_words`, :func:`parse_stuff`.
         segmenter: the model, on any device.
-        templates: prompt templates with ``{}``.
+        embed: turns names into the text embeddings of the model's CLIP.
         training_vocabulary: the classes that the decoder was trained on (for the ensemble's
             weights); empty: no word counts as seen.
         inference: ensemble, merging and resolution.
@@ -142,8 +143,6 @@ def predict_image(
     Raises:
         InputError: unreadable photograph, empty or double words, ``out`` is a file.
     """
-    from possam.model.text import embed_vocabulary
-
     vocabulary = parse_words(words)
     things = parse_stuff(stuff, vocabulary)
     if out.exists() and not out.is_dir():
@@ -152,7 +151,7 @@ def predict_image(
     ids, segments = segment_image(
         pixels,
         segmenter=segmenter,
-        text=embed_vocabulary(segmenter.clip, vocabulary, templates=templates),
+        text=embed(vocabulary),
         things=things,
         seen=seen_classes(vocabulary, training_vocabulary),
         inference=inference,

@@ -1,6 +1,7 @@
 """Any photograph and any words: readable results, or one message that says what to change."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from possam.errors import InputError
 from possam.model.segmenter import RawPrediction, Segmenter
-from possam.model.text import TextEmbeddings
+from possam.model.text import TextEmbeddings, embed_vocabulary
 from possam.overlay import PALETTE, draw_overlay
 from possam.params import InferenceParams, ResolutionParams
 from possam.predict import parse_stuff, parse_words, predict_image, read_photograph
@@ -97,12 +98,13 @@ def scene(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
 
 
 def predict(image: Path, out: Path, *, words: str, stuff: str = "") -> dict[str, Any]:
+    segmenter = ColourSegmenter()
     return predict_image(
         image=image,
         words=words,
         stuff=stuff,
-        segmenter=cast(Segmenter, ColourSegmenter()),
-        templates=("a photo of a {}", "{}"),
+        segmenter=cast(Segmenter, segmenter),
+        embed=partial(embed_vocabulary, segmenter.clip, templates=("a photo of a {}", "{}")),
         training_vocabulary=[("red",)],
         inference=INFERENCE,
         out=out,

@@ -3,6 +3,7 @@
 Shapes: K classes, N names (K classes with one or more synonyms each), E CLIP embedding.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from possam.errors import InputError
+from possam.progress import Progress
 
 
 class TextEncoder(Protocol):
@@ -78,6 +80,7 @@ def embed_vocabulary(
     *,
     templates: Sequence[str],
     batch_size: int = 1024,
+    label: str | None = None,
 ) -> TextEmbeddings:
     """Embed every synonym of every class in every template, and average over the templates.
 
@@ -85,6 +88,7 @@ def embed_vocabulary(
         vocabulary: synonyms of each class, in the order of the classes.
         templates: sentences with one ``{}`` for the name (decisions: ViLD's 14).
         batch_size: sentences in one call of the encoder.
+        label: what the progress is called; ``None``: it is not shown.
 
     Raises:
         InputError: an empty vocabulary, a class without a name, a template without ``{}``.
@@ -100,17 +104,22 @@ def embed_vocabulary(
         if not synonyms or not all(name.strip() for name in synonyms):
             raise InputError(f"vocabulary: class {index} has no name or a blank one: {synonyms!r}")
     names = [name for synonyms in vocabulary for name in synonyms]
-    class_index = [index for index, synonyms in enumerate(vocabulary) for _ in synonyms]
     sentences = [template.replace("{}", name) for name in names for template in templates]
-    encoded = torch.cat(
-        [
-            clip.encode_text(sentences[start : start + batch_size]).float()
-            for start in range(0, len(sentences), batch_size)
-        ]
-    )
-    averaged = encoded.unflatten(0, (len(names), len(templates))).mean(1)
-    return TextEmbeddings(
-        F.normalize(averaged, dim=-1),
-        torch.tensor(class_index, device=averaged.device),
-        len(vocabulary),
-    )
+    encoded = []
+    with contextlib.ExitStack() as stack:
+        progress = None
+        if label is not None:
+            progress = stack.enter_context(Progress(len(sentences), label=label, unit="sentences"))
+        for start in range(0, len(sentences), batch_size):
+            part = sentences[start : start + batch_size]
+            encoded.append(clip.encode_text(part).float())
+            if progress is not None:
+                progress.update(len(part))
+    averaged = torch.cat(encoded).unflatten(0, (len(names), len(templates))).mean(1)
+    return of_names(F.normalize(averaged, dim=-1), vocabulary)
+
+
+def of_names(names: Tensor, vocabulary: Sequence[Sequence[str]]) -> TextEmbeddings:
+    """The embedded vocabulary whose names, class by class, have the embeddings ``names``."""
+    class_index = [index for index, synonyms in enumerate(vocabulary) for _ in synonyms]
+    return TextEmbeddings(names, torch.tensor(class_index, device=names.device), len(vocabulary))

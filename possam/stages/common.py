@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from possam.model.clip import FrozenClip
     from possam.model.sam import SamEncoder
+    from possam.model.text import TextEmbeddings
+
+_TEXT_CODE = ("possam.model.clip", "possam.model.text")
+"""Where the code that turns names into embeddings begins."""
 
 
 def set_up_process(project: Project) -> None:
@@ -170,6 +174,41 @@ def load_clip_tower(layout: Layout) -> "FrozenClip":
 def load_towers(layout: Layout, sam: str | None) -> "tuple[SamEncoder | None, FrozenClip]":
     """The frozen towers: SAM of size ``sam`` (none where it is None), and CLIP."""
     return None if sam is None else load_sam_tower(layout, sam), load_clip_tower(layout)
+
+
+def embed_names(
+    layout: Layout,
+    clip: "FrozenClip",
+    vocabulary: Sequence[Sequence[str]],
+    *,
+    templates: Sequence[str],
+) -> "TextEmbeddings":
+    """The vocabulary as embedded by the scale's CLIP, read from disk where it was done before.
+
+    Args:
+        clip: the CLIP of :func:`load_clip_tower`, on any device.
+        vocabulary: synonyms of each class; ``templates``: sentences with one ``{}`` for the name.
+
+    Returns:
+        On the CPU.
+
+    Raises:
+        InputError: an empty or blank vocabulary, a bad template, a damaged file of embeddings.
+    """
+    from possam.model.text_cache import embed_cached
+    from possam.provenance import package_versions
+
+    own, versions = layout.project.scale.towers.clip, package_versions()
+    encoder = {
+        "weights": tower_hash(layout, CLIP),
+        "config": own.config,
+        "files": {asset: str(asset_record(layout, asset)["sha256"]) for asset in own.files},
+        "code": code_identity(_TEXT_CODE),
+        # Rounding differs between kinds of devices and versions of these.
+        "device": clip.image_mean.device.type,
+        "packages": {name: versions[name] for name in ("torch", "open_clip_torch")},
+    }
+    return embed_cached(clip, vocabulary, templates=templates, encoder=encoder, folder=layout.text)
 
 
 def model_arguments(

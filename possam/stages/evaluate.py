@@ -14,6 +14,7 @@ from possam.stages.common import (
     check_device,
     clip_config,
     code_identity,
+    embed_names,
     finished_run,
     frozen_hashes,
     load_towers,
@@ -74,7 +75,6 @@ def evaluate(
     from possam.evaluation.speed import measure_efficiency
     from possam.model.possam import build_possam
     from possam.model.segmenter import Segmenter
-    from possam.model.text import embed_vocabulary
     from possam.training.checkpoint import load_trained
 
     check_device(device)
@@ -130,7 +130,9 @@ def evaluate(
     shared: dict[str, Any] = {
         "segmenter": segmenter.to(device),
         "dataset": dataset,
-        "text": embed_vocabulary(clip, names, templates=scale.templates).to(torch.device(device)),
+        "text": embed_names(layout, clip, names, templates=scale.templates).to(
+            torch.device(device)
+        ),
         "seen": seen_classes(dataset.vocabulary, training_set.vocabulary),
     }
     identity["identity"] = hash_json(identity)

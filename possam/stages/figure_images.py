@@ -32,10 +32,11 @@ from possam.model.inference import Geometry
 from possam.model.resolution import pad_image, resize_for_test
 from possam.model.sam import SamEncoder
 from possam.model.segmenter import Segmenter
-from possam.model.text import TextEmbeddings, embed_vocabulary
+from possam.model.text import TextEmbeddings
 from possam.params import Project
 from possam.reporting.figures.panels import Panel, Row
 from possam.stages.common import (
+    embed_names,
     finished_run,
     frozen_hashes,
     load_clip_tower,
@@ -216,8 +217,11 @@ class _Trained:
     def panel(self, dataset: ConvertedDataset, position: int) -> Panel:
         scale = self.project.scale
         if dataset.name not in self._texts:
-            self._texts[dataset.name] = embed_vocabulary(
-                self.segmenter.clip, dataset.vocabulary, templates=scale.templates
+            self._texts[dataset.name] = embed_names(
+                Layout(self.project),
+                self.segmenter.clip,
+                dataset.vocabulary,
+                templates=scale.templates,
             )
         ids, segments = segment_image(
             dataset.image(position),

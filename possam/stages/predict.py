@@ -1,6 +1,8 @@
 """Stage ``predict``: any photograph, any words, any checkpoint."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from possam.params import Project
 from possam.stages.common import (
     check_device,
     clip_config,
+    embed_names,
     frozen_hashes,
     load_towers,
     model_arguments,
@@ -18,6 +21,7 @@ from possam.stages.common import (
 
 if TYPE_CHECKING:
     from possam.model.segmenter import Precision, Segmenter
+    from possam.model.text import TextEmbeddings
 
 
 def random_segmenter(
@@ -90,6 +94,7 @@ def predict(
     device: str,
 ) -> None:
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
+    from possam.model.text import embed_vocabulary
     from possam.predict import parse_words, predict_image, read_photograph
 
     check_device(device)
@@ -98,14 +103,17 @@ def predict(
     parse_words(words)
     read_photograph(image)
     vocabulary: list[tuple[str, ...]] = []
+    embed: Callable[..., TextEmbeddings]
     if checkpoint is not None:
         segmenter, vocabulary = _trained_segmenter(project, checkpoint)
+        embed = partial(embed_names, Layout(project))
     elif random_init and sam is not None:
         print(
             "possam predict: WARNING: random weights, towers included; the segments mean nothing",
             file=sys.stderr,
         )
         segmenter = random_segmenter(project, sam)
+        embed = embed_vocabulary
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
     result = predict_image(
@@ -113,7 +121,7 @@ def predict(
         words=words,
         stuff=stuff,
         segmenter=segmenter.to(device),
-        templates=project.scale.templates,
+        embed=partial(embed, segmenter.clip, templates=project.scale.templates),
         training_vocabulary=vocabulary,
         inference=project.scale.inference,
         out=out,

@@ -18,6 +18,7 @@ from possam.stages.common import (
     asset_record,
     check_device,
     code_identity,
+    embed_names,
     frozen_hashes,
     load_towers,
     model_arguments,
@@ -170,7 +171,6 @@ def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> 
     from possam.datasets.format import ConvertedDataset
     from possam.model.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
-    from possam.model.text import embed_vocabulary
     from possam.training.loop import train_run
 
     set_up_process(project)
@@ -187,7 +187,7 @@ def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> 
     record = StageRecord("train", parameters, inputs, seed=run.seed, started=started)
 
     sam, clip = load_towers(layout, run.sam)
-    text = embed_vocabulary(clip, dataset.vocabulary, templates=run.templates)
+    text = embed_names(layout, clip, dataset.vocabulary, templates=run.templates)
     arguments = model_arguments(run.model, sam=sam, clip=clip)
     model = build_possam(**arguments, seed=run.seed)
     source = _source(layout, run, dataset, sam=sam, clip=clip, place=place)
