@@ -232,13 +232,17 @@ class WorldParams(Params):
 
 
 class EvaluationParams(Params):
-    """Bootstrap settings and the optional cross-check against panopticapi."""
+    """Bootstrap settings and the optional cross-check against panopticapi.
+
+    ``compile``: how the network runs (:func:`possam.model.compilation.compiled`).
+    """
 
     bootstrap_samples: Positive
     bootstrap_seed: Count
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
     check_panopticapi: bool
     batch_size: Positive
+    compile: Literal["none", "inductor", "cuda_graphs"]
 
 
 class AutomaticMasksParams(Params):

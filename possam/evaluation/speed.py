@@ -21,12 +21,12 @@ from possam.progress import track
 from possam.provenance import hardware
 
 WARM_UP = 3
-"""Images before the clock starts: caches, memory pools and lazy initialisation."""
+"""Images before the clock starts, at least: caches, memory pools and lazy initialisation."""
 
 PROTOCOL = (
     "one image at a time, from pixels in memory to its panoptic map (resizing, both towers, "
-    "decoder, classification, merging); names embedded before; after a warm-up; reading and "
-    "decoding files not counted"
+    "decoder, classification, merging); names embedded before; after a warm-up with images of "
+    "every size; reading and decoding files not counted"
 )
 
 
@@ -39,14 +39,18 @@ def time_images(
     inference: InferenceParams,
     images: int,
     label: str,
-) -> NDArray[np.float64]:
-    """Seconds that each of the first ``images`` images takes (all, if there are fewer)."""
+) -> tuple[NDArray[np.float64], float]:
+    """Seconds that each of the first ``images`` images takes (all, if there are fewer), and those
+    of the warm-up, in which a compiled network is compiled.
+    """
     things = [category.is_thing for category in dataset.categories]
     segmenter.eval()
     positions = range(min(images, len(dataset)))
-    warm_up = [positions[k % len(positions)] for k in range(WARM_UP)]
+    sizes = [(record.height, record.width) for record in dataset.images[: len(positions)]]
+    warm_up = [sizes.index(size) for size in dict.fromkeys(sizes)]
+    warm_up += [positions[k % len(positions)] for k in range(WARM_UP - len(warm_up))]
     seconds = []
-    for place in track([*warm_up, *positions], total=WARM_UP + len(positions), label=label):
+    for place in track([*warm_up, *positions], total=len(warm_up) + len(positions), label=label):
         pixels = dataset.image(place)
         start = time.perf_counter()
         # The ids come back to the host, so that a GPU has finished when the clock is read.
@@ -54,7 +58,7 @@ def time_images(
             pixels, segmenter=segmenter, text=text, things=things, seen=seen, inference=inference
         )
         seconds.append(time.perf_counter() - start)
-    return np.array(seconds[WARM_UP:])
+    return np.array(seconds[len(warm_up) :]), sum(seconds[: len(warm_up)])
 
 
 def measure_efficiency(
@@ -81,7 +85,7 @@ def measure_efficiency(
     }
     results: dict[str, Any] = {}
     for name, inference in variants.items():
-        seconds = time_images(
+        seconds, warm_up = time_images(
             segmenter=segmenter,
             dataset=dataset,
             text=text,
@@ -107,6 +111,8 @@ def measure_efficiency(
             "protocol": {
                 "fps": PROTOCOL,
                 "machine": _machine(segmenter),
+                "compile": evaluation.compile,
+                "warm_up_s": warm_up,
                 SECONDS: list(seconds),
             },
         }

@@ -104,6 +104,7 @@ def _row_sampler(device: torch.device, *, trained: bool) -> Callable[..., Tensor
     return _triton_sampler(device)
 
 
+@torch.compiler.disable
 @cache
 def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     try:

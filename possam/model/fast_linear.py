@@ -23,7 +23,8 @@ def serves(*operands: Tensor | None) -> bool:
     autocast.
     """
     return (
-        torch.backends.mkldnn.is_available()
+        not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and all(

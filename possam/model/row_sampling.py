@@ -28,6 +28,7 @@ class _Places(NamedTuple):
     y: Tensor
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def sum_rows(
     values: Tensor,

@@ -272,6 +272,7 @@ def _attend_fused(
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
 
 
+@torch.compiler.disable
 def _attend_in_rows(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:
@@ -300,6 +301,7 @@ def _attend_in_rows(
     return out
 
 
+@torch.compiler.disable
 def _attend_in_windows(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:

@@ -166,6 +166,7 @@ def _launch(kernel: Any, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...])
     )  # fmt: skip
 
 
+@torch.compiler.disable
 def sample_sum(
     values: Tensor,
     offsets: Tensor,

@@ -73,6 +73,7 @@ def evaluate(
     from possam.evaluation.efficiency import count_parameters
     from possam.evaluation.evaluate import evaluate_run
     from possam.evaluation.speed import measure_efficiency
+    from possam.model.compilation import compiled
     from possam.model.possam import build_possam
     from possam.model.segmenter import Segmenter
     from possam.training.checkpoint import load_trained
@@ -128,7 +129,7 @@ def evaluate(
     }
     out = layout.evaluation(name, run.seed, benchmark, condition)
     shared: dict[str, Any] = {
-        "segmenter": segmenter.to(device),
+        "segmenter": compiled(segmenter.to(device), scale.evaluation.compile),
         "dataset": dataset,
         "text": embed_names(layout, clip, names, templates=scale.templates).to(
             torch.device(device)

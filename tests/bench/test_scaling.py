@@ -67,7 +67,7 @@ def test_without_three_values_there_is_no_fit(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = iter([None, 5.0, 1.0, 5.0, -0.1])
-    monkeypatch.setattr(harness, "with_memory", lambda call: (call(), next(memory)))
+    monkeypatch.setattr(harness, "with_memory", lambda call, device: (call(), next(memory)))
     curve = curve_of(clock, {1: 1.0, 2: 1.0, 4: 1.0})
     found = measure_curve(curve, repeats=1, say=lambda line: None)
     assert found["fits"]["theirs"]["median_s"] is None, "two points"
@@ -273,6 +273,7 @@ def test_the_stream_is_scored_as_what_it_is(tmp_path: Path) -> None:
         confidence=0.95,
         check_panopticapi=False,
         batch_size=1,
+        compile="none",
     )
     path = score_stream.write_predictions(tmp_path / "one.json", dataset)
     statistics, found = measure_predictions(

@@ -124,6 +124,7 @@ def settings_small() -> EvaluationParams:
         confidence=0.95,
         check_panopticapi=True,
         batch_size=4,
+        compile="none",
     )
 
 

@@ -1,0 +1,83 @@
+"""The network compiled by ``torch.compile``, and its kernels launched as CUDA graphs."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from possam.errors import InputError, PossamError
+from possam.model.segmenter import RawPrediction, Segmenter
+
+Compilation = Literal["none", "inductor", "cuda_graphs"]
+_SIZES = 1024
+"""Graphs of so many sizes of images may be kept; PyTorch's own limit is 8."""
+
+
+def compiled(segmenter: Segmenter, compilation: Compilation) -> Segmenter:
+    """``segmenter`` as ``compilation`` says, over the same weights.
+
+    ``inductor``: towers and decoders run as fused kernels. ``cuda_graphs``: the same, and each
+    graph's kernels are launched at once; on CUDA alone. Results differ by rounding. Every size of
+    images is compiled at its first use, which takes minutes: it pays where many images share few
+    sizes. Warm up before you measure.
+
+    Raises:
+        InputError: ``cuda_graphs`` for a model that is not on CUDA.
+    """
+    if compilation == "none":
+        return segmenter
+    return CompiledSegmenter(segmenter, compilation)
+
+
+class CompiledSegmenter(Segmenter):
+    """What :func:`compiled` returns; without gradients alone."""
+
+    def __init__(self, segmenter: Segmenter, compilation: Literal["inductor", "cuda_graphs"]):
+        """See :func:`compiled`."""
+        nn.Module.__init__(self)
+        self.features, self.possam = segmenter.features, segmenter.possam
+        self.train(segmenter.training)
+        self.compilation: Compilation = compilation
+        device = next(segmenter.parameters()).device
+        if compilation == "cuda_graphs" and device.type != "cuda":
+            raise InputError(
+                f"compile: cuda_graphs needs a model on CUDA, and this one is on {device}; "
+                "choose inductor or none, or a CUDA device"
+            )
+        options: dict[str, Any] = {}
+        if device.type == "cpu":
+            # Weights that are constants are packed for oneDNN, once.
+            options["freezing"] = True
+        if compilation == "cuda_graphs":
+            options["triton.cudagraphs"] = True
+        self._run: Callable[[Tensor], RawPrediction] = torch.compile(
+            segmenter.forward, dynamic=False, options=options
+        )
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> RawPrediction:
+        """As :meth:`Segmenter.forward`; what it returned before is lost with CUDA graphs.
+
+        Raises:
+            PossamError: what compiles (a C++ compiler, Triton) failed, or there are too many sizes.
+        """
+        torch.compiler.cudagraph_mark_step_begin()
+        limits: dict[str, Any] = {
+            "recompile_limit": _SIZES,
+            "accumulated_recompile_limit": _SIZES,
+            # Otherwise it would go on uncompiled, with a line in the log.
+            "fail_on_recompile_limit_hit": True,
+        }
+        try:
+            with torch._dynamo.config.patch(limits):
+                return self._run(images)
+        except (
+            torch._dynamo.exc.TorchDynamoException,
+            torch._dynamo.exc.FailOnRecompileLimitHit,
+        ) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise PossamError(
+                f"compile: {self.compilation}: torch.compile failed on images of "
+                f"{tuple(images.shape[-2:])}: {reason}; choose none"
+            ) from error
