@@ -73,7 +73,6 @@ def _deformable_on(device: "torch.device") -> Iterator[Case]:
 
     from possam.model.deformable import DeformableAttention, reference_points
 
-    on_cuda = device.type == "cuda"
     torch.manual_seed(0)
     channels, heads, points = 256, 8, 4
     own = DeformableAttention(channels=channels, heads=heads, levels=len(LEVELS), points=points)
@@ -98,25 +97,24 @@ def _deformable_on(device: "torch.device") -> Iterator[Case]:
             spatial_shapes_list=list(LEVELS),
         )[0]
 
-    def finished(result: Any) -> Any:
-        if on_cuda:
-            torch.cuda.synchronize()
-        return result
-
     def used(run: Any) -> Any:
         with torch.no_grad():
-            return finished(run(value))
+            return run(value)
 
     def trained(module: Any, run: Any) -> Any:
         module.zero_grad(set_to_none=True)
         x = value.clone().requires_grad_()
         run(x).square().sum().backward()
-        return finished(x.grad)
+        return x.grad
 
     name = "transformers"
     reference = f"{name} {metadata.version(name)}: Mask2Former's deformable attention"
+    on_cuda = device.type == "cuda"
     kind = "_cuda" if on_cuda else ""
-    note = "Triton's kernels; memory is the host's" if on_cuda else ""
+    shared: dict[str, Any] = {
+        "device": device.type,
+        "note": "Triton's kernels" if on_cuda else "",
+    }
     yield Case(
         name=f"deformable/forward{kind}",
         reference=reference,
@@ -124,7 +122,7 @@ def _deformable_on(device: "torch.device") -> Iterator[Case]:
         theirs=lambda: used(run_theirs),
         error=(relative_error, "relative to the largest value"),
         target=3.0 if on_cuda else 1.5,
-        note=note,
+        **shared,
     )
     yield Case(
         name=f"deformable/forward_backward{kind}",
@@ -133,5 +131,5 @@ def _deformable_on(device: "torch.device") -> Iterator[Case]:
         theirs=lambda: trained(other, run_theirs),
         error=(relative_error, "gradient of the input, relative to the largest value"),
         target=3.0 if on_cuda else 1.3,
-        note=note,
+        **shared,
     )

@@ -41,6 +41,11 @@ class Case:
             None: none.
         target_others: the ratio asked against each of ``others``; None: none.
         target_memory: the share of the reference's memory asked for; None: none.
+        device: where the work is done, ``cpu`` or ``cuda``. On CUDA a call ends when the device
+            has done its work, and memory is the device's.
+        flops: floating-point operations of one call, as the reference does it; with ``ceiling``,
+            the most that the device does in a second, what part of that each side reaches.
+        published: what others published of this work, in ``unit`` a second, and where.
         note: what a reader must know to judge the ratio.
     """
 
@@ -56,6 +61,10 @@ class Case:
     target_seconds: float | None = None
     target_others: float | None = None
     target_memory: float | None = None
+    device: str = "cpu"
+    flops: float | None = None
+    ceiling: float | None = None
+    published: tuple[float, str] | None = None
     note: str = ""
 
 
@@ -86,29 +95,48 @@ class Curve:
 
 @dataclass
 class Side:
-    """One side: seconds of each call, MiB above what was there before, distance of its result."""
+    """One side: seconds of each call, MiB above what was there before, distance of its result.
+
+    ``first_s``: of the call that warms up, which may compile.
+    """
 
     call: Callable[[], Any]
+    device: str
     seconds: list[float] = field(default_factory=list)
+    first_s: float | None = None
     memory_mib: float | None = None
     error: float | None = None
+
+    def warm_up(self) -> Any:
+        """Call it for the first time, and measure its memory; returns the result."""
+        began = time.perf_counter()
+        result, self.memory_mib = with_memory(self.call, device=self.device)
+        self.first_s = time.perf_counter() - began
+        return result
 
     def time(self) -> None:
         """Call it once more."""
         gc.collect()
+        finish(self.device)
         began = time.perf_counter()
         self.call()
+        finish(self.device)
         self.seconds.append(time.perf_counter() - began)
 
-    def summary(self, items: int) -> dict[str, Any]:
-        """JSON-able: median, extremes and every second, and the rate."""
+    def summary(self, case: Case) -> dict[str, Any]:
+        """JSON-able: median, extremes and every second, the rate, and the share of the ceiling."""
         middle = median(self.seconds)
+        reached = None
+        if case.flops is not None and case.ceiling is not None and middle:
+            reached = case.flops / middle / case.ceiling
         return {
+            "first_s": self.first_s,
+            "share_of_ceiling": reached,
             "median_s": middle,
             "low_s": min(self.seconds),
             "high_s": max(self.seconds),
             "seconds": self.seconds,
-            "per_second": items / middle if middle else None,
+            "per_second": case.items / middle if middle else None,
             "peak_memory_mib": self.memory_mib,
         }
 
@@ -118,20 +146,17 @@ class Comparison:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self._ours = Side(case.ours)
-        self._theirs = None if case.theirs is None else Side(case.theirs)
-        self._others = {name: Side(call) for name, call in case.others.items()}
+        self._ours = Side(case.ours, case.device)
+        self._theirs = None if case.theirs is None else Side(case.theirs, case.device)
+        self._others = {name: Side(call, case.device) for name, call in case.others.items()}
         first = [] if self._theirs is None else [self._theirs]
         self._references = [*first, *self._others.values()]
 
     def warm_up(self) -> None:
         """Call every side: its memory, and the distance of each reference's result from ours."""
-        results = []
         # The references first: what they leave in allocators then counts against this project.
-        for side in self._references:
-            result, side.memory_mib = with_memory(side.call)
-            results.append(result)
-        own, self._ours.memory_mib = with_memory(self._ours.call)
+        results = [side.warm_up() for side in self._references]
+        own = self._ours.warm_up()
         if self.case.error is not None:
             for side, result in zip(self._references, results, strict=True):
                 side.error = self.case.error[0](own, result)
@@ -155,10 +180,14 @@ class Comparison:
             "target_seconds": case.target_seconds,
             "target_memory": case.target_memory,
             "error_is": None if case.error is None else case.error[1],
-            "ours": ours.summary(case.items),
-            **_beside(ours, self._theirs, case.items),
+            "device": case.device,
+            "flops": case.flops,
+            "ceiling_flops_per_s": case.ceiling,
+            "published": None if case.published is None else list(case.published),
+            "ours": ours.summary(case),
+            **_beside(ours, self._theirs, case),
             "others": [
-                {"reference": name, "target": case.target_others, **_beside(ours, side, case.items)}
+                {"reference": name, "target": case.target_others, **_beside(ours, side, case)}
                 for name, side in self._others.items()
             ],
             "note": case.note,
@@ -232,7 +261,7 @@ def _fit(points: Sequence[Mapping[str, Any]], side: str, cost: str) -> dict[str,
     return {**asdict(law), "local": list(law.local), "holds": law.holds}
 
 
-def _beside(ours: Side, theirs: Side | None, items: int) -> dict[str, Any]:
+def _beside(ours: Side, theirs: Side | None, case: Case) -> dict[str, Any]:
     """What compares two sides, for JSON."""
     if theirs is None:
         return {"ratio": None, "memory_share": None, "error": None, "theirs": None}
@@ -240,7 +269,7 @@ def _beside(ours: Side, theirs: Side | None, items: int) -> dict[str, Any]:
         "ratio": _ratio(ours, theirs),
         "memory_share": _share(ours, theirs),
         "error": theirs.error,
-        "theirs": theirs.summary(items),
+        "theirs": theirs.summary(case),
     }
 
 
@@ -274,12 +303,23 @@ def surroundings(threads: int, packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def with_memory(call: Callable[[], Any]) -> tuple[Any, float | None]:
+def finish(device: str) -> None:
+    """Wait until ``device`` (``cpu``, ``cuda``) has done what it was given."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def with_memory(call: Callable[[], Any], *, device: str = "cpu") -> tuple[Any, float | None]:
     """The result of ``call`` and the most memory it held at once, MiB above the start.
 
-    None where the system does not tell (not Linux, or a kernel without ``clear_refs``).
+    On CUDA the device's, of PyTorch's tensors. None where the system does not tell (not Linux, or a
+    kernel without ``clear_refs``).
     """
     gc.collect()
+    if device != "cpu":
+        return _with_device_memory(call, device)
     _return_freed_memory()
     try:
         _CLEAR_REFS.write_text("5", encoding="ascii")  # forget the peak
@@ -288,6 +328,17 @@ def with_memory(call: Callable[[], Any]) -> tuple[Any, float | None]:
         return call(), None
     result = call()
     return result, round((_status("VmHWM") - before) / 1024, 1)
+
+
+def _with_device_memory(call: Callable[[], Any], device: str) -> tuple[Any, float]:
+    import torch
+
+    finish(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    finish(device)
+    return result, round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
 
 
 def _status(key: str) -> int:

@@ -1,116 +1,206 @@
 """Whole inference: one image to panoptic, instance and semantic results, the paper's sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from possam.bench.harness import Case, relative_error
+from possam.bench.harness import Case
+
+if TYPE_CHECKING:
+    from possam.model.compilation import Compilation
+    from possam.model.segmenter import Precision, Segmenter
+    from possam.params import Project
 
 SIDE = 1024
-DIFFERENCE = "share of pixels with another class, or relative error of the instances' scores"
-KEPT = 20
-"""Masks above the threshold of objectness, about as many as there are segments in an image."""
+CLASSES = (150, 847)
+"""ADE20K and ADE20K-Full."""
+PUBLISHED = "table8_efficiency.csv"
+_MATRIX = {"cpu": 4096, "cuda": 8192}
+"""Sides of the matrices whose products show what a device can do."""
 
 
 def cases() -> Iterator[Case]:
-    """PosSAM B, random weights, fp32; the towers included, then post-processing by itself."""
+    """PosSAM with random weights: B, L and H on the CPU in fp32, B compiled, post-processing by
+    itself; and where there is a GPU, all three on that in bf16, as they are and compiled.
+    """
     import torch
 
-    from possam.bench.naive import NaivePosSAM, classify_with, naive_results, whole
-    from possam.model.inference import instance_inference, panoptic_inference, semantic_inference
-    from possam.model.text import TextEmbeddings
-    from possam.params import InferenceParams, Project
-    from possam.stages.predict import random_segmenter
+    from possam.params import Project
 
     project = Project("paper")
-    segmenter = random_segmenter(project, "b", precision="fp32").eval().requires_grad_(False)
-    model = project.run("possam_b_coco").model
-    naive = NaivePosSAM(segmenter, model, seed=1).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(2)
-    image = torch.randint(0, 256, (1, 3, SIDE, SIDE), generator=generator).float()
+    yield from on_device(project, "b", device="cpu", precision="fp32", target=(1.8, 0.6))
+    for size in ("l", "h"):
+        yield from on_device(project, size, device="cpu", precision="fp32")
+    yield from compiled_cases(project, device="cpu", precision="fp32", kinds=("inductor",))
+    yield from post_processing_cases(project)
+    if torch.cuda.is_available():
+        published = published_rates(project)
+        for size in project.scale.towers.sam:
+            yield from on_device(
+                project, size, device="cuda", precision="bf16", published=published[size]
+            )
+        yield from compiled_cases(
+            project, device="cuda", precision="bf16", kinds=("inductor", "cuda_graphs")
+        )
+
+
+def published_rates(project: "Project") -> dict[str, tuple[float, str]]:
+    """Images a second of each size of SAM in the paper, and where it says so."""
+    from possam.reporting.published import read_columns
+
+    found = read_columns(project.folder / "published" / PUBLISHED, ("fps",))
+    where = "the paper's Table 0.B.1, which names no device"
+    return {size: (found[f"PosSAM ({size.upper()})"]["fps"], where) for size in ("b", "l", "h")}
+
+
+def on_device(
+    project: "Project",
+    size: str,
+    *,
+    device: str,
+    precision: "Precision",
+    side: int = SIDE,
+    target: tuple[float, float] | tuple[None, None] = (None, None),
+    published: tuple[float, str] | None = None,
+) -> Iterator[Case]:
+    """The whole of one image, towers included, beside the naive assembly on the same device.
+
+    Args:
+        size: of the SAM.
+        device: ``cpu`` or ``cuda``; ``precision``: of the towers on both sides.
+        side: of the image, in pixels.
+        target: the ratio and the share of the memory that are asked for.
+        published: images a second elsewhere, and where.
+    """
+    import torch
+
+    from possam.bench.ceiling import count_flops, matmul_ceiling
+    from possam.bench.naive import NaivePosSAM
+    from possam.bench.post_processing import DIFFERENCE, difference
+
+    segmenter, image = _network(project, size, device=device, precision=precision, side=side)
+    naive: Any = NaivePosSAM(segmenter, project.scale.model, seed=1)
+    naive = naive.eval().requires_grad_(False).to(device)
     parts = (
         f"segment-anything {metadata.version('segment-anything')}, open_clip "
         f"{metadata.version('open_clip_torch')}, transformers {metadata.version('transformers')}, "
         "FC-CLIP's post-processing"
     )
-
-    def vocabulary(classes: int) -> tuple[Any, Any]:
-        names = torch.randn(classes, segmenter.clip.embed_dim, generator=generator)
-        names = torch.nn.functional.normalize(names, dim=-1)
-        text = TextEmbeddings(names, torch.arange(classes), classes)
-        return text, torch.arange(classes) % 2 == 0
-
-    def settings(raw: Any, text: Any, seen: Any) -> tuple[Any, InferenceParams]:
-        """Which classes are things, and the scale's settings, but for a threshold that keeps a
-        usual number of these random masks.
-
-        Every other class is a thing, the one that scores best among them. The threshold lies
-        halfway between two masks: rounding must not decide which are kept.
-        """
-        inference = project.scale.inference
-        scores = classify_with(segmenter, raw, text, seen, inference)
-        order = scores.class_scores[0].sum(0).argsort(descending=True)
-        is_thing = torch.zeros(len(order), dtype=torch.bool)
-        is_thing[order[::2]] = True
-        objectness = scores.objectness[0]
-        last, next_one = objectness.sort(descending=True).values[KEPT - 1 : KEPT + 1].tolist()
-        threshold = (last + next_one) / 2
-        return is_thing, inference.model_copy(update={"object_threshold": threshold})
-
-    def ours(raw: Any, text: Any, seen: Any, is_thing: Any, inference: Any) -> Any:
-        scores = classify_with(segmenter, raw, text, seen, inference)
-        shared: dict[str, Any] = {"image": 0, "geometry": whole(raw.image_size)}
-        ids, segments = panoptic_inference(
-            raw.mask_logits[0],
-            scores,
-            is_thing=is_thing,
-            object_threshold=inference.object_threshold,
-            overlap_threshold=inference.overlap_threshold,
-            **shared,
-        )
-        _, _, found = instance_inference(
-            raw.mask_logits[0], scores, is_thing=is_thing, top_k=inference.instance_top_k, **shared
-        )
-        labels = semantic_inference(raw.mask_logits[0], scores, **shared)
-        classes = torch.tensor([-1, *(segment.category for segment in segments)])
-        return classes[ids], labels, found
-
-    def theirs(raw: Any, text: Any, seen: Any, is_thing: Any, inference: Any) -> Any:
-        scores = classify_with(segmenter, raw, text, seen, inference)
-        return naive_results(raw, scores, is_thing=is_thing, inference=inference)
-
-    def differing(mine: Any, yours: Any) -> float:
-        labels = zip(mine[:2], yours[:2], strict=True)
-        shares = [float((a != b).float().mean()) for a, b in labels]
-        return max(*shares, relative_error(mine[2], yours[2]))
-
+    # The arithmetic of the reference: what some operators of ours do is not counted.
+    with torch.no_grad():  # in inference mode autocast misses products that are counted
+        flops = count_flops(partial(naive, image))
     with torch.inference_mode():
-        text, seen = vocabulary(150)
-        raw = segmenter(image)
-        is_thing, chosen = settings(raw, text, seen)
+        task = _results(project, segmenter, segmenter(image), classes=CLASSES[0])
         yield Case(
-            name="inference/possam_b_150_classes",
+            name=f"inference/possam_{size}_{CLASSES[0]}_classes{_suffix(device, precision)}",
             reference=parts,
-            ours=lambda: ours(segmenter(image), text, seen, is_thing, chosen),
-            theirs=lambda: theirs(naive(image), text, seen, is_thing, chosen),
-            error=(differing, DIFFERENCE),
+            ours=partial(_one_image, segmenter, image, task.results),
+            theirs=partial(_one_image, naive, image, task.naive_results),
+            error=(difference, DIFFERENCE),
             unit="image",
-            target=1.8,
-            target_memory=0.6,
+            target=target[0],
+            target_memory=target[1],
+            device=device,
+            flops=flops,
+            ceiling=matmul_ceiling(
+                device,
+                torch.bfloat16 if precision == "bf16" else torch.float32,
+                side=_MATRIX[device],
+            ),
+            published=published,
+            note=f"towers in {precision}, the rest in fp32",
         )
-        for classes in (150, 847):
-            text, seen = vocabulary(classes)
-            is_thing, chosen = settings(raw, text, seen)
-            given = (raw, text, seen, is_thing, chosen)
+
+
+def compiled_cases(
+    project: "Project",
+    *,
+    device: str,
+    precision: "Precision",
+    kinds: "tuple[Compilation, ...]",
+    side: int = SIDE,
+) -> Iterator[Case]:
+    """PosSAM B compiled, beside PosSAM B as it is."""
+    import torch
+
+    from possam.bench.post_processing import DIFFERENCE, difference
+    from possam.model.compilation import compiled
+
+    segmenter, image = _network(project, "b", device=device, precision=precision, side=side)
+    with torch.inference_mode():
+        task = _results(project, segmenter, segmenter(image), classes=CLASSES[0])
+        for kind in kinds:
+            fast = compiled(segmenter, kind)
+            yield Case(
+                name=f"inference/possam_b_{kind}{_suffix(device, precision)}",
+                reference="PosSAM B as it is",
+                ours=partial(_one_image, fast, image, task.results),
+                theirs=partial(_one_image, segmenter, image, task.results),
+                error=(difference, DIFFERENCE),
+                unit="image",
+                device=device,
+                note=f"evaluation.compile: {kind}; its first call compiles the network",
+            )
+
+
+def post_processing_cases(project: "Project") -> Iterator[Case]:
+    """From raw predictions on, with vocabularies of two sizes, on the CPU."""
+    import torch
+
+    from possam.bench.post_processing import DIFFERENCE, difference
+
+    segmenter, image = _network(project, "b", device="cpu", precision="fp32", side=SIDE)
+    with torch.inference_mode():
+        raw = segmenter(image)
+        for classes in CLASSES:
+            task = _results(project, segmenter, raw, classes=classes)
+            large = classes == CLASSES[-1]
             yield Case(
                 name=f"inference/post_processing_{classes}_classes",
                 reference="FC-CLIP's post-processing: all masks at the image's size",
-                ours=partial(ours, *given),
-                theirs=partial(theirs, *given),
-                error=(differing, DIFFERENCE),
+                ours=task.ours,
+                theirs=task.naive,
+                error=(difference, DIFFERENCE),
                 unit="image",
-                target=3.0 if classes == 847 else None,
-                target_memory=0.25 if classes == 847 else None,
+                target=3.0 if large else None,
+                target_memory=0.25 if large else None,
                 note="from raw predictions on, towers and decoders left out",
             )
+
+
+def _network(
+    project: "Project", size: str, *, device: str, precision: "Precision", side: int
+) -> tuple["Segmenter", Any]:
+    """PosSAM with random weights, and a random image for it."""
+    import torch
+
+    from possam.stages.predict import random_segmenter
+
+    segmenter = random_segmenter(project, size, precision=precision)
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randint(0, 256, (1, 3, side, side), generator=generator).float()
+    return segmenter.eval().requires_grad_(False).to(device), image.to(device)
+
+
+def _results(project: "Project", segmenter: "Segmenter", raw: Any, *, classes: int) -> Any:
+    import torch
+
+    from possam.bench.post_processing import PostProcessing
+
+    return PostProcessing(
+        raw,
+        segmenter=segmenter,
+        inference=project.scale.inference,
+        classes=classes,
+        generator=torch.Generator().manual_seed(3),
+    )
+
+
+def _one_image(network: Callable[[Any], Any], image: Any, results: Callable[[Any], Any]) -> Any:
+    return results(network(image))
+
+
+def _suffix(device: str, precision: str) -> str:
+    """Of a case's name; none on a CPU in fp32."""
+    return "" if (device, precision) == ("cpu", "fp32") else f"_{device}_{precision}"

@@ -6,6 +6,8 @@ post-processing: all masks are brought to the image's size first. What only PosS
 and heads) is this package's own code on both sides.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,31 @@ from possam.model.text import TextEmbeddings
 from possam.params import InferenceParams, ModelParams
 
 
+class NaiveTowers(nn.Module):
+    """The frozen towers of a segmenter as their libraries run them, in their precision."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        # Their interfaces do not name what is inside them.
+        towers: Any = segmenter.features
+        self.sam, self.clip, self.dtype = towers.sam, towers.clip, towers.dtype
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Mixed precision, where the towers have it."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) float RGB 0..255, sides multiples of the towers' strides -> SAM's map
+        (B, Cs, h, w) and CLIP's dense map (B, Cc, h', w').
+        """
+        sam, clip = self.sam, self.clip
+        with self.autocast(images.device):
+            neck = sam.encoder((images - sam.pixel_mean) / sam.pixel_std)
+            trunk = clip.model.visual.trunk
+            return neck, trunk.forward_features((images - clip.image_mean) / clip.image_std)
+
+
 class NaivePosSAM(nn.Module):
     """The same network as ``segmenter``, whose decoders get the random weights of these."""
 
@@ -29,20 +56,18 @@ class NaivePosSAM(nn.Module):
         decoder = segmenter.possam.decoder
         if not isinstance(decoder, Mask2FormerDecoder):
             raise TypeError("a Mask2Former decoder is needed")
-        self.segmenter = segmenter
+        self.segmenter, self.towers = segmenter, NaiveTowers(segmenter)
         self.pyramid = decoder.pyramid
-        self.theirs = reference_decoders(decoder, params, seed=seed).eval()
+        self.theirs: Any = reference_decoders(decoder, params, seed=seed).eval()
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> RawPrediction:
         """(1, 3, H, W) float RGB 0..255, sides multiples of the towers' strides."""
-        towers, possam = self.segmenter.features, self.segmenter.possam
-        sam, clip = towers.sam, towers.clip
-        neck = sam.encoder((image - sam.pixel_mean) / sam.pixel_std)  # type: ignore[union-attr]
-        trunk = clip.model.visual.trunk  # type: ignore[attr-defined]
-        dense = trunk.forward_features((image - clip.image_mean) / clip.image_std)  # type: ignore[attr-defined]
-        decoded = self.theirs.pixel_level_module.decoder(list(self.pyramid(neck)))  # type: ignore[union-attr, operator]
-        found = self.theirs.transformer_module(  # type: ignore[operator]
+        possam = self.segmenter.possam
+        neck, dense = self.towers(image)
+        neck, dense = neck.float(), dense.float()
+        decoded = self.theirs.pixel_level_module.decoder(list(self.pyramid(neck)))
+        found = self.theirs.transformer_module(
             list(decoded.multi_scale_features), decoded.mask_features
         )
         masks = found.masks_queries_logits[-1]
@@ -54,7 +79,7 @@ class NaivePosSAM(nn.Module):
         return RawPrediction(
             mask_logits=masks,
             ldp_embeddings=pooled,
-            clip_embeddings=F.normalize(clip.project(clip_tokens), dim=-1),
+            clip_embeddings=F.normalize(self.segmenter.clip.project(clip_tokens), dim=-1),
             iou=None if possam.iou_head is None else possam.iou_head(queries).squeeze(-1).sigmoid(),
             padded_size=size,
             image_size=size,
@@ -108,7 +133,7 @@ def naive_results(
 
     kept = scores.objectness[0] > inference.object_threshold
     weights, labels, own = scores.scores[0][kept], scores.labels[0][kept], masks[kept]
-    ids = torch.zeros(raw.image_size, dtype=torch.int32)
+    ids = torch.zeros(raw.image_size, dtype=torch.int32, device=masks.device)
     stuff: dict[int, int] = {}
     classes = [-1]
     if len(own):
@@ -134,7 +159,7 @@ def naive_results(
     hard = (shapes > 0.5).float()
     quality = (shapes * hard).flatten(1).sum(1) / (hard.flatten(1).sum(1) + 1e-6)
     found = (values[things] * quality).sort(descending=True).values
-    return torch.tensor(classes)[ids], semantic, found
+    return torch.tensor(classes, device=ids.device)[ids], semantic, found
 
 
 def classify_with(

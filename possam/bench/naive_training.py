@@ -65,7 +65,7 @@ class NaiveCriterion:
         truth = [target.masks.float() for target in targets]
         labels = [target.labels for target in targets]
         count = self.theirs.get_num_masks(labels, device=labels[0].device)
-        total = torch.zeros(())
+        total = labels[0].new_zeros((), dtype=torch.float32)
         for layer, (masks, scores) in enumerate(zip(mask_logits, class_logits, strict=True)):
             masks = masks.float()
             if self.masks == "points":
@@ -125,7 +125,7 @@ class NaiveCriterion:
 
 def _iou_error(masks: Tensor, iou_logits: Tensor, truth: Sequence[Tensor], pairs: Pairs) -> Tensor:
     """Sum over pairs of the squared error of the predicted IoU."""
-    total = torch.zeros(())
+    total = masks.new_zeros(())
     for image, (rows, columns) in enumerate(pairs):
         size = masks.shape[-2:]
         small = F.interpolate(truth[image][None], size=size, mode="area")[0] >= 0.5
@@ -151,14 +151,18 @@ class NaiveTrainer:
         loss: LossParams,
         masks: Masks,
         seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
+        """``masks``: see :class:`NaiveCriterion`; ``seed``: of the decoders' weights."""
         if not isinstance(possam.decoder, Mask2FormerDecoder):
             raise TypeError("a Mask2Former decoder is needed")
-        self.theirs = reference_decoders(possam.decoder, model, seed=seed).train()
-        self.possam = copy.deepcopy(possam).train()
+        self.device = torch.device(device)
+        decoders = reference_decoders(possam.decoder, model, seed=seed)
+        self.theirs = decoders.train().to(self.device)
+        self.possam = copy.deepcopy(possam).train().to(self.device)
         pyramid: Any = self.possam.decoder.pyramid
         self.pyramid, self.possam.decoder = pyramid, nn.Identity()  # type: ignore[assignment]
-        self.text, self.training = text, training
+        self.text, self.training = text.to(self.device), training
         self.criterion = NaiveCriterion(loss, classes=text.num_classes, masks=masks)
         self.parameters = [
             *self.possam.parameters(), *pyramid.parameters(), *self.theirs.parameters()
@@ -168,9 +172,9 @@ class NaiveTrainer:
         )
 
     def step(self, batch: Batch) -> float:
-        """One optimisation step; returns the loss before it."""
+        """One optimisation step on a batch on the device; returns the loss before it."""
         bf16 = self.training.precision == "bf16"
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             masks, scores, quality = self.predict(batch)
         loss = self.criterion(masks, scores, quality, batch.targets)
         self.optimizer.zero_grad()

@@ -123,11 +123,41 @@ def _notes(cases: Newest) -> list[str]:
     for name, (case, _) in cases.items():
         parts = [f"{case['items']} {case['unit']}s a call" if case["items"] > 1 else ""]
         parts.append(f"difference: {case['error_is']}" if case["error_is"] else "")
+        parts += _device_notes(case)
         parts.append(case["note"])
         text = "; ".join(part for part in parts if part)
         if text:
             lines.append(f"- {name.partition('/')[2]}: {text}.")
     return lines
+
+
+_SLOW_FIRST, _LONG_FIRST = 3.0, 1.0
+"""A first call is told that takes so many times as long as the next ones, and so many seconds."""
+
+
+def _device_notes(case: Mapping[str, Any]) -> Iterator[str]:
+    """Rates beside what was published, shares of the ceiling, and first calls that compile.
+
+    A measurement made before there were such fields does not have them.
+    """
+    sides = {"here": case["ours"], "the reference": case["theirs"]}
+    known = {name: side for name, side in sides.items() if side is not None}
+    if published := case.get("published"):
+        rates = ", ".join(f"{side['per_second']:.3g} {name}" for name, side in known.items())
+        value, where = published
+        yield f"{case['unit']}s a second: {rates}, {value:g} published ({where})"
+    if ceiling := case.get("ceiling_flops_per_s"):
+        shares = ", ".join(
+            f"{100 * side['share_of_ceiling']:.0f} % {name}" for name, side in known.items()
+        )
+        yield (
+            f"{case['flops'] / 1e12:.3g} TFLOP a call as the reference does it; of the "
+            f"{ceiling / 1e12:.3g} TFLOP/s that large matrix products reach: {shares}"
+        )
+    for name, side in known.items():
+        first = side.get("first_s")
+        if first is not None and first > max(_LONG_FIRST, _SLOW_FIRST * side["median_s"]):
+            yield f"the first call took {first:.3g} s {name}"
 
 
 def _sides(curve: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

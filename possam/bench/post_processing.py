@@ -52,16 +52,20 @@ class PostProcessing:
         generator: Generator,
     ) -> None:
         self.raw, self._segmenter, self._inference = raw, segmenter, inference
+        device = raw.mask_logits.device
         names = torch.randn(classes, segmenter.clip.embed_dim, generator=generator)
-        self._text = TextEmbeddings(F.normalize(names, dim=-1), torch.arange(classes), classes)
-        self._seen = torch.arange(classes) % 2 == 0
+        text = TextEmbeddings(F.normalize(names, dim=-1), torch.arange(classes), classes)
+        self._text = text.to(device)
+        self._seen = torch.arange(classes, device=device) % 2 == 0
         scores = self._classify(raw)
         # The class that scores best is a thing: without any there would be no instances to make.
         order = scores.class_scores[0].sum(0).argsort(descending=True)
-        self._is_thing = torch.zeros(classes, dtype=torch.bool)
+        self._is_thing = torch.zeros(classes, dtype=torch.bool, device=device)
         self._is_thing[order[::2]] = True
         ranked = scores.objectness[0].sort(descending=True).values
-        threshold = float(ranked[min(KEPT, len(ranked) - 1)])
+        # Halfway between two masks: rounding must not decide which are kept.
+        kept = min(KEPT, len(ranked) - 1)
+        threshold = float(ranked[kept - 1] + ranked[kept]) / 2
         self._inference = inference.model_copy(update={"object_threshold": threshold})
 
     @property
@@ -76,12 +80,13 @@ class PostProcessing:
         return self.results(self.raw)
 
     def naive(self) -> Results:
-        """The same by FC-CLIP's post-processing (see :func:`possam.bench.naive.naive_results`)."""
+        """The same by FC-CLIP's post-processing."""
+        return self.naive_results(self.raw)
+
+    def naive_results(self, raw: RawPrediction) -> Results:
+        """One image's ``raw`` predictions by :func:`possam.bench.naive.naive_results`."""
         return naive_results(
-            self.raw,
-            self._classify(self.raw),
-            is_thing=self._is_thing,
-            inference=self._inference,
+            raw, self._classify(raw), is_thing=self._is_thing, inference=self._inference
         )
 
     def results(self, raw: RawPrediction) -> Results:
@@ -101,7 +106,7 @@ class PostProcessing:
             masks, scores, is_thing=self._is_thing, top_k=inference.instance_top_k, **shared
         )
         labels = semantic_inference(masks, scores, **shared)
-        classes = torch.tensor([-1, *(segment.category for segment in segments)])
+        classes = torch.tensor([-1, *(segment.category for segment in segments)], device=ids.device)
         return classes[ids], labels, found
 
     def _classify(self, raw: RawPrediction) -> MaskScores:
@@ -111,7 +116,10 @@ class PostProcessing:
 def difference(ours: Results, theirs: Results) -> float:
     """See :data:`DIFFERENCE`."""
     shares = [float((ours[k] != theirs[k]).float().mean()) for k in range(2)]
-    return max(*shares, relative_error(ours[2], theirs[2]))
+    # An instance that one side lacks counts as one of score 0.
+    count = max(len(ours[2]), len(theirs[2]))
+    found, wanted = (F.pad(scores, (0, count - len(scores))) for scores in (ours[2], theirs[2]))
+    return max(*shares, relative_error(found, wanted))
 
 
 def random_prediction(

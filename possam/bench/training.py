@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from possam.bench.harness import Case
 
 if TYPE_CHECKING:
-    from possam.params import LossParams, ModelParams, TrainingParams
+    from possam.model.segmenter import Segmenter
+    from possam.model.text import TextEmbeddings
+    from possam.params import LossParams, ModelParams, RunParams, TrainingParams
     from possam.training.targets import Batch, Target
 
 LOSS_DIFFERENCE = "relative difference of the loss, whose random points differ"
@@ -41,7 +43,11 @@ MINI = Inputs(side=128, sam=(64, 8), clip=(128, 8), embed_dim=128, classes=133)
 
 
 def cases() -> Iterator[Case]:
-    """Half the paper's crop, two images, fp32; then mini's own step; then the loader."""
+    """Half the paper's crop, two images, fp32; then mini's own step; then the loader; and where
+    there is a GPU, whole steps of one GPU at the paper's size.
+    """
+    import torch
+
     from possam.params import Project
 
     run = Project("paper").run("possam_b_coco")
@@ -51,6 +57,14 @@ def cases() -> Iterator[Case]:
     run = Project("mini").run("possam_b_coco")
     yield from step_cases("mini", MINI, model=run.model, training=run.training, loss=run.loss)
     yield from loader_case(images=PHOTOGRAPHS, size=(480, 640), side=1024)
+    if torch.cuda.is_available():
+        from possam.stages.predict import random_segmenter
+
+        project = Project("paper")
+        for size in project.scale.towers.sam:
+            segmenter = random_segmenter(project, size)
+            run = project.run(f"possam_{size}_coco")
+            yield from live_cases(size, segmenter, run, device="cuda", side=1024, images=2)
 
 
 def step_cases(
@@ -66,16 +80,12 @@ def step_cases(
 
     from possam.bench.naive_training import Masks, NaiveTrainer
     from possam.model.possam import build_possam
-    from possam.model.text import TextEmbeddings
     from possam.training.distributed import Place
     from possam.training.trainer import Trainer
 
     yield criterion_case(name, inputs, model=model, images=training.micro_batch, loss=loss)
     batch = draw_batch(inputs, images=training.batch_size)
-    generator = torch.Generator().manual_seed(5)
-    names = torch.randn(inputs.classes, inputs.embed_dim, generator=generator)
-    names = torch.nn.functional.normalize(names, dim=-1)
-    text = TextEmbeddings(names, torch.arange(inputs.classes), inputs.classes)
+    text = _random_text(inputs.classes, inputs.embed_dim, seed=5)
     kinds: tuple[tuple[str, Masks, str], ...] = (
         ("step", "points", "Mask2Former's decoders and criterion"),
         (
@@ -107,6 +117,85 @@ def step_cases(
             note=f"{training.precision}, images of {inputs.side} x {inputs.side}, the towers' "
             "features given, AdamW included",
         )
+
+
+def live_cases(
+    name: str, segmenter: "Segmenter", run: "RunParams", *, device: str, side: int, images: int
+) -> Iterator[Case]:
+    """Whole steps of one process, the frozen towers included, beside the naive assembly.
+
+    Args:
+        segmenter: a network with random weights, in the towers' precision; it is changed.
+        run: its parameters of model, training and loss.
+        device: ``cpu`` or ``cuda``.
+        side, images: of the step's images, in pixels.
+    """
+    import copy
+
+    import torch
+
+    from possam.bench.naive import NaiveTowers
+    from possam.bench.naive_training import NaiveTrainer
+    from possam.training.distributed import Place
+    from possam.training.frozen import hold_in_bfloat16
+    from possam.training.targets import Batch
+    from possam.training.trainer import Trainer
+
+    training = run.training.model_copy(update={"batch_size": images, "micro_batch": images})
+    shared: dict[str, Any] = {
+        "text": _random_text(PAPER.classes, segmenter.clip.embed_dim, seed=5),
+        "training": training,
+        "loss": run.loss,
+        "seed": 1,
+    }
+    place = torch.device(device)
+    naive = NaiveTrainer(segmenter.possam, model=run.model, masks="points", device=place, **shared)
+    their_towers = NaiveTowers(copy.deepcopy(segmenter)).to(place)
+    towers: Any = segmenter.features.to(place)
+    if towers.dtype == torch.bfloat16:
+        hold_in_bfloat16(towers.sam, towers.clip.model.visual)  # as in training
+    trainer = Trainer(model=segmenter.possam, place=Place(device=place), **shared)
+    targets = draw_targets(side, classes=PAPER.classes, images=images)
+    targets = [target.to(place) for target in targets]
+    shape, generator = (images, 3, side, side), torch.Generator().manual_seed(6)
+    pixels = torch.randint(0, 256, shape, generator=generator).float().to(place)
+
+    def batch(sam: Any, dense: Any) -> Batch:
+        return Batch(
+            backbone=(sam.float(),),
+            clip_features=dense.float(),
+            targets=targets,
+            indices=list(range(images)),
+        )
+
+    def ours() -> float:
+        (sam,), dense = towers(pixels)
+        return _loss_of_step(trainer, batch(sam, dense))
+
+    yield Case(
+        name=f"training/whole_step_{name}_{device}",
+        reference=f"segment-anything {metadata.version('segment-anything')}, open_clip "
+        f"{metadata.version('open_clip_torch')}, transformers {metadata.version('transformers')}: "
+        "Mask2Former's decoders and criterion",
+        ours=ours,
+        theirs=lambda: naive.step(batch(*their_towers(pixels))),
+        error=(_relative, LOSS_DIFFERENCE),
+        unit="step",
+        device=device,
+        note=f"{images} images of {side} x {side}, frozen towers included; decoders in "
+        f"{training.precision}, towers in {'bf16' if towers.dtype == torch.bfloat16 else 'fp32'}",
+    )
+
+
+def _random_text(classes: int, embed_dim: int, *, seed: int) -> "TextEmbeddings":
+    import torch
+
+    from possam.model.text import TextEmbeddings
+
+    generator = torch.Generator().manual_seed(seed)
+    names = torch.randn(classes, embed_dim, generator=generator)
+    names = torch.nn.functional.normalize(names, dim=-1)
+    return TextEmbeddings(names, torch.arange(classes), classes)
 
 
 def _loss_of_step(trainer: Any, batch: "Batch") -> float:

@@ -46,6 +46,8 @@ def bench(names: Sequence[str], *, repeats: int | None, threads: int) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if not torch.cuda.is_available():
+        say("torch sees no GPU: cases on a GPU are left out")
     for name in names or BENCHMARKS:
         benchmark = BENCHMARKS[name]
         say(f"{name}: {benchmark.what}")

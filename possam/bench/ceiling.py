@@ -1,0 +1,36 @@
+"""What a device can do at most, and what a network asks of it: floating-point operations."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from possam.bench.harness import finish
+
+_REPEATS = 5
+
+
+def matmul_ceiling(device: str, dtype: torch.dtype, *, side: int) -> float:
+    """Operations a second of the best of several products of two random ``side`` x ``side``
+    matrices.
+    """
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(1 + _REPEATS):
+        finish(device)
+        began = time.perf_counter()
+        left @ right
+        finish(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def count_flops(call: Callable[[], Any]) -> float:
+    """Operations of products, convolutions and attention in one call (a multiplication and an
+    addition are two).
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
