@@ -11,7 +11,6 @@ from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
 from possam.errors import InputError
 from possam.evaluation.panoptic import PanopticEvaluator
-from possam.evaluation.pool import in_chunks
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
 from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
@@ -21,6 +20,10 @@ from possam.evaluation.summary import Evaluators, count_parts, make_result, writ
 from possam.memory import no_collection
 from possam.params import EvaluationParams
 from possam.progress import Progress
+from possam.worker_pool import in_chunks
+
+_CHUNK = 16
+_PRELOAD = "possam.evaluation.preload"
 
 
 def score(
@@ -161,8 +164,9 @@ class _Job:
 
     def __call__(self, images: Sequence[_Image]) -> Evaluators:
         evaluators = _evaluators(self.dataset, self.metrics)
-        for image in images:
-            self._count(image, evaluators)
+        with no_collection():
+            for image in images:
+                self._count(image, evaluators)
         return evaluators
 
     def _count(self, image: _Image, evaluators: Evaluators) -> None:
@@ -246,7 +250,7 @@ def count_predictions(
     )
     total = _evaluators(dataset, metrics)
     with Progress(len(images), label="score", unit="images") as progress:
-        for count, part in in_chunks(job, images, workers=workers):
+        for count, part in in_chunks(job, images, workers=workers, chunk=_CHUNK, preload=_PRELOAD):
             total.extend(part)
             progress.update(count)
     return total
