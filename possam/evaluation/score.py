@@ -13,7 +13,7 @@ from possam.errors import InputError
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
-from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
+from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
@@ -176,11 +176,11 @@ class _Job:
         else:
             found, classes = self.predicted.read(record)
         if evaluators.panoptic is not None:
-            shared = count_pairs(self._segment_ids(record), found)
+            shared = count_run_pairs(self._segment_ids(record), found)
             pairs = list(zip(*(part.tolist() for part in shared), strict=True))
             evaluators.panoptic.update_pairs(record.id, pairs, classes, image.truth)
         if evaluators.semantic is not None:
-            shared = count_pairs(self._labels(record), found)
+            shared = count_run_pairs(self._labels(record), found)
             named = [classes.get(value, -1) for value in shared.second.tolist()]
             truth = np.where(shared.first < len(self.dataset.categories), shared.first, -1)
             evaluators.semantic.update_pairs(
