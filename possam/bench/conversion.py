@@ -4,10 +4,9 @@ The data are drawn: flat regions with ragged borders, things on them, and photog
 noise, as large as ADE20K's and in the layouts of the real releases.
 """
 
-import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,26 +46,18 @@ def _ade20k(folder: Path, *, images: int, size: tuple[int, int]) -> Iterator[Cas
     from possam.datasets.validate import validate_dataset
 
     arguments = write_ade20k(folder / "upstream", images=images, size=size)
-    fresh = (folder / f"out_{number}" for number in itertools.count())
-
-    def ours() -> Path:
-        out = next(fresh)
-        convert_ade20k(**arguments, out=out, workers=1)
-        return out
+    ours = _to_new_folder(folder, convert_ade20k, **arguments, workers=1)
+    theirs = _to_new_folder(
+        folder,
+        prepare_ade20k,
+        labels=arguments["root"] / "annotations/validation",
+        instances=arguments["instances_root"] / "validation",
+        instance_classes={kind: CLASSES - THINGS + kind - 1 for kind in range(1, THINGS + 1)},
+    )
 
     def checked() -> Path:
         out = ours()
         validate_dataset(out)
-        return out
-
-    def theirs() -> Path:
-        out = next(fresh)
-        prepare_ade20k(
-            labels=arguments["root"] / "annotations/validation",
-            instances=arguments["instances_root"] / "validation",
-            instance_classes={kind: CLASSES - THINGS + kind - 1 for kind in range(1, THINGS + 1)},
-            out=out,
-        )
         return out
 
     note = "panoptic and semantic maps, and instances; here, too, every photograph is decoded"
@@ -92,34 +83,36 @@ def _coco(folder: Path, *, images: int, size: tuple[int, int]) -> Case:
     from possam.datasets.coco import convert_coco
 
     arguments = write_coco(folder / "upstream", images=images, size=size)
-    fresh = (folder / f"out_{number}" for number in itertools.count())
-
-    def ours() -> Path:
-        out = next(fresh)
-        convert_coco(**arguments, out=out, workers=1)
-        return out
-
-    def theirs() -> Path:
-        out = next(fresh)
-        prepare_coco_semantic(
-            panoptic_json=arguments["panoptic_json"],
-            panoptic_png=arguments["panoptic_png"],
-            classes={key: key - 1 for key in range(1, CLASSES + 1)},
-            out=out,
-        )
-        return out
-
     return Case(
         name="conversion/coco",
         reference="Mask2Former's script for semantic maps: a mask over the image for each segment",
-        ours=ours,
-        theirs=theirs,
+        ours=_to_new_folder(folder, convert_coco, **arguments, workers=1),
+        theirs=_to_new_folder(
+            folder,
+            prepare_coco_semantic,
+            panoptic_json=arguments["panoptic_json"],
+            panoptic_png=arguments["panoptic_png"],
+            classes={key: key - 1 for key in range(1, CLASSES + 1)},
+        ),
         error=(semantic_difference, "share of pixels of another class"),
         items=images,
         unit="image",
         note="the reference writes semantic maps and nothing else; here photographs are decoded, "
         "areas and boxes recounted, instances made run-length codes, and files hashed",
     )
+
+
+def _to_new_folder(
+    folder: Path, convert: Callable[..., object], **arguments: Any
+) -> Callable[[], Path]:
+    """Each call: convert to a new folder below ``folder``, which is returned."""
+
+    def run() -> Path:
+        out = Path(tempfile.mkdtemp(dir=folder), "out")
+        convert(**arguments, out=out)
+        return out
+
+    return run
 
 
 def panoptic_difference(ours: Path, theirs: Path) -> float:

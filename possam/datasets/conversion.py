@@ -7,14 +7,10 @@ all are there, the JSON files are put together part by part and the folder takes
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,14 +36,14 @@ from possam.datasets.pixels import (
     write_bytes,
     write_png,
 )
-from possam.errors import InputError, PossamError
+from possam.errors import InputError
 from possam.files import atomic_write, hash_json, read_json, sha256_file, write_json
-from possam.memory import keep_freed_memory
 from possam.progress import Progress
+from possam.worker_pool import in_chunks
 
+CHUNK = 8
+"""Images that a worker gets at once."""
 _PARTS = "parts"
-_CHUNK = 8
-_WINDOW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +106,10 @@ def convert(
         instances: where instances come from, in words, for the manifest.
         out: folder to write; replaced if it exists.
         workers: processes; 0 or 1 converts in this process. Memory grows with it, not with tasks.
+
+    Raises:
+        InputError: the first task, in their order, that cannot be converted.
+        PossamError: a worker died; what is converted already is kept for the next run.
     """
     if not tasks:
         raise InputError(f"{out}: no image to convert for {name} {split}; check the paths")
@@ -123,7 +123,9 @@ def convert(
         _convert_one, converter=converter, staging=staging, classes=len(categories), folders=folders
     )
     with Progress(len(tasks), label=f"convert {name} {split}", unit="images") as progress:
-        for count in _run(job, tasks, workers):
+        for count, _ in in_chunks(
+            partial(_each, job), tasks, workers=workers, chunk=CHUNK, preload=__name__
+        ):
             progress.update(count)
     manifest = _assemble(
         staging, tasks, categories,
@@ -169,47 +171,6 @@ def publish(staging: Path, out: Path) -> None:
     os.replace(out, retired)
     os.replace(staging, out)
     shutil.rmtree(retired)
-
-
-def parallel(
-    job: Callable[[Any], Any], items: Sequence[Any], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """``job`` over chunks of ``items``: (chunk length, result) in order, a few in flight.
-
-    Raises:
-        PossamError: a worker process died (for lack of memory, most likely).
-    """
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    if workers <= 1:
-        keep_freed_memory()
-        for chunk in chunks:
-            yield len(chunk), job(chunk)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        max_workers=workers, mp_context=context, initializer=keep_freed_memory
-    )
-    try:
-        waiting: deque[tuple[int, Future[Any]]] = deque()
-        for chunk in chunks:
-            waiting.append((len(chunk), pool.submit(job, chunk)))
-            if len(waiting) >= _WINDOW * workers:
-                length, future = waiting.popleft()
-                yield length, future.result()
-        for length, future in waiting:
-            yield length, future.result()
-    except BrokenProcessPool as error:
-        raise PossamError(
-            "a worker process died, most likely for lack of memory; run again with fewer workers "
-            "(finished images are kept)"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _run(job: Callable[[Task], None], tasks: Sequence[Task], workers: int) -> Iterator[int]:
-    for count, _ in parallel(partial(_each, job), tasks, workers):
-        yield count
 
 
 def _each(job: Callable[[Task], None], tasks: Sequence[Task]) -> None:

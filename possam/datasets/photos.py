@@ -1,12 +1,9 @@
 """Photographs that are looked at but not used: are they whole, and how large."""
 
 import hashlib
-import io
 from pathlib import Path
 
-from PIL import Image
-
-from possam.datasets.pixels import UNREADABLE, Array
+from possam.datasets.pixels import Array, open_image, read_upstream
 from possam.errors import InputError
 
 
@@ -19,21 +16,11 @@ def check_photo(path: Path) -> tuple[tuple[int, int], str]:
     Raises:
         InputError: missing, truncated or damaged file.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
-        ) from error
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            image.draft("L", (1, 1))
-            image.load()
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path}: damaged or truncated image ({error}); unpack its archive again"
-        ) from error
+    content = read_upstream(path)
+    with open_image(content, path) as image:
+        width, height = image.size
+        image.draft("L", (1, 1))
+        image.load()
     return (height, width), hashlib.sha256(content).hexdigest()
 
 

@@ -1,8 +1,9 @@
 """Images and label maps: files to arrays and back. H W: height and width."""
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,36 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, or a damaged one."""
 
 
+def read_upstream(path: Path) -> bytes:
+    """Content of a file of an upstream archive.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
+        ) from error
+
+
+@contextlib.contextmanager
+def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
+    """The image in ``content``, which is that of ``path``.
+
+    Raises:
+        InputError: it is damaged, or turns out to be while the block decodes it.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path}: damaged or truncated image ({error}); unpack its archive again"
+        ) from error
+
+
 def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
     """Decode a whole PNG or JPEG; pixels as the file stores them, EXIF orientation is not applied.
 
@@ -32,23 +63,13 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
     Raises:
         InputError: missing, truncated or damaged file.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
-        ) from error
+    content = read_upstream(path)
     digest = hashlib.sha256(content).hexdigest()
     if mode is None and (quick := decode_map(content)) is not None:
         return quick, digest
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            pixels = np.asarray(image if mode is None else image.convert(mode))
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path}: damaged or truncated image ({error}); unpack its archive again"
-        ) from error
+    with open_image(content, path) as image:
+        image.load()
+        pixels = np.asarray(image if mode is None else image.convert(mode))
     return pixels, digest
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as run_length
 
-from possam.datasets.conversion import parallel
+from possam.datasets.conversion import CHUNK
 from possam.datasets.format import (
     IMAGES,
     INSTANCES,
@@ -29,6 +29,7 @@ from possam.datasets.pixels import (
 )
 from possam.errors import InputError
 from possam.progress import Progress
+from possam.worker_pool import in_chunks
 
 _SHOWN = 20
 
@@ -49,6 +50,7 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
 
     Raises:
         InputError: one line a fault (the first twenty, and how many there are).
+        PossamError: a worker died.
     """
     directory = Path(directory)
     dataset = ConvertedDataset.open(directory)
@@ -61,8 +63,9 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
     label = f"validate {dataset.name} {dataset.split}"
     with Progress(len(dataset), label=label, unit="images") as progress:
-        for count, results in parallel(
-            partial(_check_chunk, is_thing=is_thing), dataset.images, workers
+        check = partial(_check_chunk, is_thing=is_thing)
+        for count, results in in_chunks(
+            check, dataset.images, workers=workers, chunk=CHUNK, preload=__name__
         ):
             for record, result in results:
                 faults += result["faults"]

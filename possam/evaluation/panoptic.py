@@ -7,7 +7,7 @@ class, so that a bootstrap needs no second pass.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +118,11 @@ class _Collection:
         return PanopticCounts(tp, fp, fn, iou)
 
 
-def count_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> Pairs:
+def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> Pairs:
     """(target id, predicted id, pixels) of all pairs of ids that share a pixel, ascending.
+
+    For maps in memory, beside a model that takes far longer: without the compiled loops of
+    :func:`possam.evaluation.runs.count_run_pairs`, which take most of a second to load.
 
     Args:
         target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.
@@ -206,6 +209,15 @@ def _merge_classes(
     return overlaps, dict.fromkeys(predicted, 0), segments
 
 
+def check_sizes(where: str, prediction: NDArray[Any], target: NDArray[Any]) -> None:
+    """Refuse a predicted map (H,W) of another size than the ground truth's."""
+    if prediction.shape != target.shape:
+        raise InputError(
+            f"{where}: the prediction has {prediction.shape} (height, width) and the ground "
+            f"truth {target.shape}; predictions must have the size of the image"
+        )
+
+
 def image_order(counted: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """Places in ``counted`` of the image ids ``wanted``; both must be the same set of images."""
     place = {image_id: index for index, image_id in enumerate(counted)}
@@ -256,15 +268,11 @@ class PanopticEvaluator:
             InputError: maps of different sizes, segment ids on one side only, unknown classes.
         """
         where = f"image {image_id}"
-        if predicted_ids.shape != target_ids.shape:
-            raise InputError(
-                f"{where}: the prediction has {predicted_ids.shape} (height, width) and the ground "
-                f"truth {target_ids.shape}; predictions must have the size of the image"
-            )
+        check_sizes(where, predicted_ids, target_ids)
         for name, ids in (("predicted", predicted_ids), ("ground truth", target_ids)):
             if ids.size and (ids.min() < 0 or ids.max() >= ID_LIMIT):
                 raise InputError(f"{where}: {name} segment ids must be in 0..{ID_LIMIT - 1}")
-        pairs = count_pairs(target_ids, predicted_ids)
+        pairs = count_array_pairs(target_ids, predicted_ids)
         self.update_pairs(image_id, pairs, predicted_segments, target_segments)
 
     def update_pairs(
@@ -274,7 +282,7 @@ class PanopticEvaluator:
         predicted_segments: Mapping[int, int],
         target_segments: Mapping[int, tuple[int, bool]],
     ) -> None:
-        """Count one image from its ``pairs``: what :func:`count_pairs` finds in the two maps.
+        """Count one image from its ``pairs``: what :func:`count_array_pairs` finds in the two maps.
 
         Other arguments and errors as :meth:`update`.
         """

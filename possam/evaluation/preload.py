@@ -1,4 +1,4 @@
-"""For the fork server of :mod:`possam.evaluation.pool` alone: importing this makes workers ready.
+"""For the fork server of scoring alone: importing this makes workers ready.
 
 Loading the compiled loops takes most of a second. What the server has loaded, its children have.
 """

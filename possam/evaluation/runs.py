@@ -120,7 +120,7 @@ def _decode(found: InflatedMap) -> Runs | None:
     return Runs(rows, starts[:count], values, found.width, 8 * found.pixel_bytes)
 
 
-def count_pairs(first: Runs, second: Runs) -> Pairs:
+def count_run_pairs(first: Runs, second: Runs) -> Pairs:
     """Pixels of every pair of values of two maps of one size.
 
     Raises:
@@ -156,4 +156,4 @@ def warm_up() -> None:
     runs = None if found is None else _decode(found)
     if runs is None:
         raise RuntimeError("a map just written cannot be read")
-    count_pairs(runs, runs)
+    count_run_pairs(runs, runs)

@@ -11,16 +11,19 @@ from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
 from possam.errors import InputError
 from possam.evaluation.panoptic import PanopticEvaluator
-from possam.evaluation.pool import in_chunks
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
-from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
+from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.memory import no_collection
 from possam.params import EvaluationParams
 from possam.progress import Progress
+from possam.worker_pool import in_chunks
+
+_CHUNK = 16
+_PRELOAD = "possam.evaluation.preload"
 
 
 def score(
@@ -161,8 +164,9 @@ class _Job:
 
     def __call__(self, images: Sequence[_Image]) -> Evaluators:
         evaluators = _evaluators(self.dataset, self.metrics)
-        for image in images:
-            self._count(image, evaluators)
+        with no_collection():
+            for image in images:
+                self._count(image, evaluators)
         return evaluators
 
     def _count(self, image: _Image, evaluators: Evaluators) -> None:
@@ -172,11 +176,11 @@ class _Job:
         else:
             found, classes = self.predicted.read(record)
         if evaluators.panoptic is not None:
-            shared = count_pairs(self._segment_ids(record), found)
+            shared = count_run_pairs(self._segment_ids(record), found)
             pairs = list(zip(*(part.tolist() for part in shared), strict=True))
             evaluators.panoptic.update_pairs(record.id, pairs, classes, image.truth)
         if evaluators.semantic is not None:
-            shared = count_pairs(self._labels(record), found)
+            shared = count_run_pairs(self._labels(record), found)
             named = [classes.get(value, -1) for value in shared.second.tolist()]
             truth = np.where(shared.first < len(self.dataset.categories), shared.first, -1)
             evaluators.semantic.update_pairs(
@@ -246,7 +250,7 @@ def count_predictions(
     )
     total = _evaluators(dataset, metrics)
     with Progress(len(images), label="score", unit="images") as progress:
-        for count, part in in_chunks(job, images, workers=workers):
+        for count, part in in_chunks(job, images, workers=workers, chunk=_CHUNK, preload=_PRELOAD):
             total.extend(part)
             progress.update(count)
     return total

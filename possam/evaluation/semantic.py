@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from possam.datasets.pixels import runs
 from possam.errors import InputError
-from possam.evaluation.panoptic import image_order
+from possam.evaluation.panoptic import check_sizes, image_order
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,7 @@ class SemanticEvaluator:
             InputError: different sizes, or an index outside -1..K-1.
         """
         where = f"image {image_id}"
-        if prediction.shape != target.shape:
-            raise InputError(
-                f"{where}: the prediction has {prediction.shape} (height, width) and the ground "
-                f"truth {target.shape}; predictions must have the size of the image"
-            )
+        check_sizes(where, prediction, target)
         for name, labels in (("prediction", prediction), ("ground truth", target)):
             if labels.size and (labels.min() < -1 or labels.max() >= self.num_classes):
                 raise InputError(

@@ -42,38 +42,64 @@ def _find(offsets, centre, side, kept):
 
 
 @triton.jit
+def _queries(references, queries, heads, BLOCK: tl.constexpr):
+    """What this program works on: image, head, which of its queries there are (BLOCK,), their rows
+    in (B, Q, M), and the x and y of their references.
+    """
+    head = tl.program_id(1) % heads
+    image = (tl.program_id(1) // heads).to(tl.int64)
+    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    kept = query < queries
+    own = (image * queries + query) * heads + head
+    centre_x = tl.load(references + 2 * query, mask=kept, other=0.0)
+    centre_y = tl.load(references + 2 * query + 1, mask=kept, other=0.0)
+    return image, head, kept, own, (centre_x, centre_y)
+
+
+@triton.jit
+def _level(sizes, level, image, cells):
+    """Height and width of a level's map, and its first cell in (B, N)."""
+    height = tl.load(sizes + 3 * level)
+    width = tl.load(sizes + 3 * level + 1)
+    return height, width, image * cells + tl.load(sizes + 3 * level + 2)
+
+
+@triton.jit
+def _read(maps, offsets, weights, sample, centres, height, width, step, lanes, kept):
+    """A sample of each query: its weight (BLOCK,), how far it lies behind the cells before it along
+    x and y (BLOCK, 1), and the four cells around it, row by row, as :func:`_read_cells` gives them.
+    """
+    weight = tl.load(weights + sample, mask=kept, other=0.0)
+    column, right = _find(offsets + 2 * sample, centres[0], width, kept)
+    row, below = _find(offsets + 2 * sample + 1, centres[1], height, kept)
+    a = _read_cells(maps, row, column, height, width, step, lanes, kept)
+    b = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
+    c = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
+    d = _read_cells(maps, row + 1, column + 1, height, width, step, lanes, kept)
+    return weight, right, below, a, b, c, d
+
+
+@triton.jit
 def _forward(
     values, offsets, weights, references, sizes, out,
     queries, cells, heads, channels,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1) % heads
-    image = (tl.program_id(1) // heads).to(tl.int64)
-    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    kept = query < queries
+    image, head, kept, own, centres = _queries(references, queries, heads, BLOCK)
     lane = tl.arange(0, LANES)
     lanes = (lane, lane < channels)
     step = heads * channels
-    own = (image * queries + query) * heads + head  # (BLOCK,), of (B, Q, M)
-    centre_x = tl.load(references + 2 * query, mask=kept, other=0.0)
-    centre_y = tl.load(references + 2 * query + 1, mask=kept, other=0.0)
     total = tl.zeros((BLOCK, LANES), dtype=tl.float32)
     for level in range(LEVELS):
-        height = tl.load(sizes + 3 * level)
-        width = tl.load(sizes + 3 * level + 1)
-        first = image * cells + tl.load(sizes + 3 * level + 2)
+        height, width, first = _level(sizes, level, image, cells)
         maps = values + first * step + head * channels
         for point in range(POINTS):
             sample = own * (LEVELS * POINTS) + level * POINTS + point
-            weight = tl.load(weights + sample, mask=kept, other=0.0)
-            column, right = _find(offsets + 2 * sample, centre_x, width, kept)
-            row, below = _find(offsets + 2 * sample + 1, centre_y, height, kept)
-            a, _, _ = _read_cells(maps, row, column, height, width, step, lanes, kept)
-            b, _, _ = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
-            c, _, _ = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
-            d, _, _ = _read_cells(maps, row + 1, column + 1, height, width, step, lanes, kept)
-            upper = a + right * (b - a)
-            lower = c + right * (d - c)
+            weight, right, below, a, b, c, d = _read(
+                maps, offsets, weights, sample, centres, height, width, step, lanes, kept
+            )
+            upper = a[0] + right * (b[0] - a[0])
+            lower = c[0] + right * (d[0] - c[0])
             total += weight[:, None] * (upper + below * (lower - upper))
     places = own[:, None] * channels + lane[None, :]
     tl.store(out + places, total, mask=kept[:, None] & lanes[1][None, :])
@@ -86,37 +112,25 @@ def _backward(
     queries, cells, heads, channels,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1) % heads
-    image = (tl.program_id(1) // heads).to(tl.int64)
-    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    kept = query < queries
+    image, head, kept, own, centres = _queries(references, queries, heads, BLOCK)
     lane = tl.arange(0, LANES)
     lanes = (lane, lane < channels)
     step = heads * channels
-    own = (image * queries + query) * heads + head
-    centre_x = tl.load(references + 2 * query, mask=kept, other=0.0)
-    centre_y = tl.load(references + 2 * query + 1, mask=kept, other=0.0)
     places = own[:, None] * channels + lane[None, :]
     wanted = tl.load(gradient + places, mask=kept[:, None] & lanes[1][None, :], other=0.0)
     for level in range(LEVELS):
-        height = tl.load(sizes + 3 * level)
-        width = tl.load(sizes + 3 * level + 1)
-        first = image * cells + tl.load(sizes + 3 * level + 2)
+        height, width, first = _level(sizes, level, image, cells)
         start = first * step + head * channels
         maps = values + start
         d_maps = d_values + start
         for point in range(POINTS):
             sample = own * (LEVELS * POINTS) + level * POINTS + point
-            weight = tl.load(weights + sample, mask=kept, other=0.0)
-            column, right = _find(offsets + 2 * sample, centre_x, width, kept)
-            row, below = _find(offsets + 2 * sample + 1, centre_y, height, kept)
-            a, at_a, in_a = _read_cells(maps, row, column, height, width, step, lanes, kept)
-            b, at_b, in_b = _read_cells(maps, row, column + 1, height, width, step, lanes, kept)
-            c, at_c, in_c = _read_cells(maps, row + 1, column, height, width, step, lanes, kept)
-            d, at_d, in_d = _read_cells(maps, row + 1, column + 1, height, width, step, lanes, kept)
-            upper = a + right * (b - a)
-            lower = c + right * (d - c)
-            slope_x = (1 - below) * (b - a) + below * (d - c)
+            weight, right, below, a, b, c, d = _read(
+                maps, offsets, weights, sample, centres, height, width, step, lanes, kept
+            )
+            upper = a[0] + right * (b[0] - a[0])
+            lower = c[0] + right * (d[0] - c[0])
+            slope_x = (1 - below) * (b[0] - a[0]) + below * (d[0] - c[0])
             to_weight = tl.sum(wanted * (upper + below * (lower - upper)), axis=1)
             to_x = weight * tl.sum(wanted * slope_x, axis=1)
             to_y = weight * tl.sum(wanted * (lower - upper), axis=1)
@@ -124,10 +138,10 @@ def _backward(
             tl.store(d_offsets + 2 * sample, to_x, mask=kept)
             tl.store(d_offsets + 2 * sample + 1, to_y, mask=kept)
             share = weight[:, None] * wanted
-            tl.atomic_add(d_maps + at_a, share * (1 - right) * (1 - below), mask=in_a)
-            tl.atomic_add(d_maps + at_b, share * right * (1 - below), mask=in_b)
-            tl.atomic_add(d_maps + at_c, share * (1 - right) * below, mask=in_c)
-            tl.atomic_add(d_maps + at_d, share * right * below, mask=in_d)
+            tl.atomic_add(d_maps + a[1], share * (1 - right) * (1 - below), mask=a[2])
+            tl.atomic_add(d_maps + b[1], share * right * (1 - below), mask=b[2])
+            tl.atomic_add(d_maps + c[1], share * (1 - right) * below, mask=c[2])
+            tl.atomic_add(d_maps + d[1], share * right * below, mask=d[2])
 
 
 class _SampleSum(torch.autograd.Function):

@@ -242,7 +242,9 @@ def test_the_validator_finds_every_kind_of_damage(tmp_path: Path, case: str) -> 
     assert str(out) in str(error.value)
 
 
-def test_classes_without_pixels_and_void_images_are_reported(tmp_path: Path) -> None:
+def test_classes_without_pixels_and_void_images_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = make_ade20k(tmp_path, count=2)
     (tmp_path / "names.txt").write_text("1:wall\n2:bed\n3:sky\n4:lamp\n5:moon\n")
     (tmp_path / "table.csv").write_text(
@@ -252,6 +254,7 @@ def test_classes_without_pixels_and_void_images_are_reported(tmp_path: Path) -> 
         path = tmp_path / folder / "validation" / "ADE_val_00000002.png"
         Image.fromarray(np.zeros(shape, np.uint8)).save(path)
     convert_ade20k(**arguments)
+    monkeypatch.setattr("possam.datasets.validate.CHUNK", 1)  # both workers get an image
     report = validate_dataset(arguments["out"], workers=2)
     assert report["absent_classes"] == ["moon"]
     assert report["void_images"] == report["empty_images"] == [2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from panopticapi.evaluation import pq_compute
 from pictures import Picture, compare, evaluate, ids, random_picture, write
 
-from possam.evaluation.panoptic import count_pairs
+from possam.evaluation.panoptic import count_array_pairs
 from possam.files import write_json
 from tests.parity_report import Parity
 
@@ -209,7 +209,7 @@ def test_pairs_of_ids_are_counted_in_64_bits(parity: Parity) -> None:
     """In 32 bits, 1 and 257 beside the same id are one pair, and the largest ids overflow."""
     target, predicted = ids([[1, 257, 65_537, TOP]]), ids([[4, 4, 4, TOP]])
     expected = [(1, 4, 1), (257, 4, 1), (65_537, 4, 1), (TOP, TOP, 1)]
-    parity.equal(count_pairs(target, predicted), expected)
+    parity.equal(count_array_pairs(target, predicted), expected)
     assert len({(t << 24 | p) % 2**32 for t, p, _ in expected}) == 2
 
 

@@ -25,7 +25,7 @@ from possam.codehash import module_closure
 from possam.datasets.png import encode_map
 from possam.errors import PossamError
 from possam.evaluation import runs
-from possam.evaluation.runs import Runs, array_runs, count_pairs, file_runs
+from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 FILTERS = ("none", "sub", "up", "average", "paeth")
@@ -220,7 +220,7 @@ def expected_pairs(first: np.ndarray, second: np.ndarray) -> dict[tuple[int, int
 
 
 def assert_pairs(first: np.ndarray, second: np.ndarray) -> None:
-    found = count_pairs(array_runs(first), array_runs(second))
+    found = count_run_pairs(array_runs(first), array_runs(second))
     keys = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
     assert keys == sorted(keys)
     assert dict(zip(keys, found.pixels.tolist(), strict=True)) == expected_pairs(first, second)
@@ -261,7 +261,7 @@ def test_keys_that_fall_into_one_place_of_the_table() -> None:
 def test_maps_of_different_sizes_are_refused() -> None:
     one, other = (array_runs(np.zeros(shape, np.uint8)) for shape in ((2, 3), (3, 2)))
     with pytest.raises(ValueError, match="different sizes"):
-        count_pairs(one, other)
+        count_run_pairs(one, other)
 
 
 @pytest.fixture

@@ -1,27 +1,23 @@
-"""Scoring in several processes: the same results, errors as they were raised, clean ends."""
+"""Work in several processes: results in order, errors as they were raised, clean ends."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from possam.datasets.format import ConvertedDataset
+from possam import worker_pool
 from possam.errors import InputError, PossamError
-from possam.evaluation import pool
-from possam.evaluation.pool import in_chunks
-from possam.evaluation.score import measure_predictions
-from possam.files import read_json
-from possam.params import EvaluationParams
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
+PRELOAD = "possam.memory"
+
+in_chunks = partial(worker_pool.in_chunks, chunk=2, preload=PRELOAD)
 
 
 def squares(numbers: Sequence[int]) -> list[int]:
@@ -49,107 +45,54 @@ def process(numbers: Sequence[int]) -> int:
     return os.getpid()
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "CHUNK", 2)
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("items", [0, 1, 2, 5, 41])
-def test_results_come_in_order(small_chunks: None, workers: int, items: int) -> None:
+def test_results_come_in_order(workers: int, items: int) -> None:
     found = list(in_chunks(squares, range(items), workers=workers))
     assert sum(count for count, _ in found) == items
     assert [value for _, part in found for value in part] == squares(range(items))
 
 
-def test_workers_are_other_processes(small_chunks: None) -> None:
+def test_workers_are_other_processes() -> None:
     ids = {found for _, found in in_chunks(process, range(40), workers=2)}
     assert ids and os.getpid() not in ids and len(ids) <= 2
     assert {found for _, found in in_chunks(process, range(2), workers=2)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_first_error_in_order_arrives_as_it_was_raised(
-    small_chunks: None, workers: int
-) -> None:
+def test_the_first_error_in_order_arrives_as_it_was_raised(workers: int) -> None:
     with pytest.raises(InputError, match=r"^3\.png: size: odd; write it again$") as caught:
         list(in_chunks(refuse_odd, [0, 2, 4, 3, 6, 8, 7, 9, 10], workers=workers))
     assert type(caught.value) is InputError
 
 
-def test_a_killed_worker_is_one_error(small_chunks: None) -> None:
+def test_a_killed_worker_is_one_error() -> None:
     with pytest.raises(PossamError, match=r"a worker process died, .* fewer --workers"):
         list(in_chunks(die, range(30), workers=2))
     assert [count for count, _ in in_chunks(squares, range(4), workers=2)] == [2, 2]
 
 
-def test_few_chunks_are_under_way(small_chunks: None, tmp_path: Path) -> None:
+def test_few_chunks_are_under_way(tmp_path: Path) -> None:
     results = in_chunks(partial(mark, tmp_path), range(200), workers=2)
     next(results)
     time.sleep(0.3)
-    assert len(list(tmp_path.iterdir())) <= 2 * pool._WINDOW
+    assert len(list(tmp_path.iterdir())) <= 2 * worker_pool._WINDOW
     results.close()
-    assert len(list(tmp_path.iterdir())) <= 2 * pool._WINDOW
-
-
-def test_any_number_of_workers_scores_alike(
-    small_chunks: None,
-    dataset: ConvertedDataset,
-    written: Path,
-    labels: Path,
-    edit: Callable[..., None],
-    settings_small: EvaluationParams,
-) -> None:
-    def change(content: dict[str, Any]) -> None:
-        for annotation in content["annotations"][::2]:
-            segments = annotation["segments_info"]
-            segments[0]["category_id"] = segments[-1]["category_id"]
-
-    edit(change)
-
-    def results(predictions: Path, workers: int) -> str:
-        statistics, found = measure_predictions(
-            dataset=dataset, predictions=predictions, evaluation=settings_small, workers=workers
-        )
-        measured = {name: values.tolist() for name, values in statistics.metrics().items()}
-        return json.dumps([found, measured])
-
-    for predictions in (written, labels):
-        one, two, three = (results(predictions, workers) for workers in (1, 2, 3))
-        assert one == two == three
-    found = json.loads(results(written, 2))[0]
-    assert 0 < found["metrics"]["pq"] < 100
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_image_is_named_by_any_number_of_workers(
-    small_chunks: None,
-    dataset: ConvertedDataset,
-    written: Path,
-    settings_small: EvaluationParams,
-    workers: int,
-) -> None:
-    name = read_json(written)["annotations"][3]["file_name"]
-    bad = written.with_suffix("") / name
-    bad.write_bytes(bad.read_bytes()[:60])
-    with pytest.raises(InputError, match=rf"{name}: not a readable image .*; write it again"):
-        measure_predictions(
-            dataset=dataset, predictions=written, evaluation=settings_small, workers=workers
-        )
+    assert len(list(tmp_path.iterdir())) <= 2 * worker_pool._WINDOW
 
 
 PROGRAM = """
 import sys, time
-import possam.evaluation.pool as pool
+from possam.worker_pool import in_chunks
 
 def slow(numbers):
     time.sleep(0.05)
 
 def main():
-    pool.CHUNK = 1
     print("begun", flush=True)
     try:
-        for _ in pool.in_chunks(slow, range(10_000), workers=2):
+        preload = "possam.evaluation.preload"  # takes a while
+        for _ in in_chunks(slow, range(10_000), workers=2, chunk=1, preload=preload):
             print("result", flush=True)
     except KeyboardInterrupt:
         sys.exit(130)

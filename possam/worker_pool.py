@@ -1,4 +1,4 @@
-"""Work on many images in several processes, its results in the order of the images."""
+"""Work on many items in several processes, its results in the order of the items."""
 
 import contextlib
 import multiprocessing
@@ -14,54 +14,59 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from possam.errors import PossamError
-from possam.memory import keep_freed_memory, no_collection
+from possam.memory import keep_freed_memory
 
-CHUNK = 16
-"""Images that a worker gets at once."""
 _WINDOW = 3
-_PRELOAD = "possam.evaluation.preload"
+"""Chunks a worker that are under way at once."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_chunks(
-    job: Callable[[Sequence[Item]], Result], items: Sequence[Item], *, workers: int
+    job: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    chunk: int,
+    preload: str,
 ) -> Iterator[tuple[int, Result]]:
     """``job`` over ``items`` in chunks: (length of the chunk, its result), in order.
 
     A few chunks a worker are under way, so that memory does not grow with the items. The first
-    error, in the order of the items, is raised here as the job raised it.
+    error, in the order of the items, is raised here as the job raised it. Workers end with this
+    process, and Ctrl-C is for this process alone.
 
     Args:
         job: sent to every worker once; picklable, and so are chunks, results and errors.
         workers: processes; with one, or one chunk, everything is done in this process.
+        chunk: items that a worker gets at once.
+        preload: module that the workers find imported, for speed alone: a process has one fork
+            server, which the first call starts with its module; later calls' workers import what
+            they lack. Importing it raises nothing but ImportError.
 
     Raises:
         PossamError: a worker died.
     """
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
     workers = min(workers, len(chunks))
     if workers <= 1:
         keep_freed_memory()
-        for chunk in chunks:
-            with no_collection():
-                result = job(chunk)
-            yield len(chunk), result
+        for part in chunks:
+            yield len(part), job(part)
         return
-    # Not forked from this process, which may have threads; its fork server has none, and holds the
-    # compiled loops.
+    # Not forked from this process, which may have threads; its fork server has none.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOAD])
+    context.set_forkserver_preload([preload])
     resource_tracker.ensure_running()  # the server would start it, and that unblocks Ctrl-C
     with _uninterrupted():
         forkserver.ensure_running()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))
     try:
         waiting: deque[tuple[int, Future[Any]]] = deque()
-        for chunk in chunks:
+        for part in chunks:
             with _uninterrupted():  # this starts workers
-                waiting.append((len(chunk), pool.submit(_work, chunk)))
+                waiting.append((len(part), pool.submit(_work, part)))
             if len(waiting) >= _WINDOW * workers:
                 length, future = waiting.popleft()
                 yield length, future.result()
@@ -108,5 +113,4 @@ def _end_with_parent() -> None:
 
 
 def _work(chunk: Sequence[Any]) -> Any:
-    with no_collection():
-        return _job(chunk)
+    return _job(chunk)
