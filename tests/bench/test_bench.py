@@ -9,6 +9,7 @@ import pytest
 
 from possam.bench import journal, registry
 from possam.bench.harness import Benchmark, Case, measure, with_memory
+from possam.bench.page import case_lines
 from possam.errors import InputError
 from possam.stages.bench import bench
 from tests.bench.measured import Clock, run_of
@@ -80,6 +81,34 @@ def test_every_further_reference_takes_its_turn_and_has_its_own_ratio(
     assert "| y | quick 2.0 | 0.50 [0.50, 0.50] | 1 | 2 s | 1 s |" in page
     assert "| y | slow 3.0 | 3.00 [3.00, 3.00] | 1 | 2 s | 6 s |" in page
     assert page.count("5.0e-01") == 1 and page.count("2.0e+00") == 1
+
+
+def test_rates_shares_of_the_ceiling_and_slow_first_calls_are_told(clock: Clock) -> None:
+    takes = {"ours": iter([40.0, 2.0]), "theirs": iter([5.0, 4.0])}
+
+    def side(name: str) -> None:
+        clock.now += next(takes[name])
+
+    case = Case(
+        name="x/y",
+        reference="other 1.0",
+        ours=lambda: side("ours"),
+        theirs=lambda: side("theirs"),
+        unit="image",
+        flops=6e12,
+        ceiling=12e12,
+        published=(0.4, "a paper"),
+    )
+    found = measure(case, repeats=1, say=lambda line: None)
+    assert found["ours"]["first_s"] == 40 and found["theirs"]["first_s"] == 5
+    assert found["ours"]["share_of_ceiling"] == 0.25
+    assert found["theirs"]["share_of_ceiling"] == 0.125
+    (note,) = case_lines({"x/y": (found, {})})[-1:]
+    assert "images a second: 0.5 here, 0.25 the reference, 0.4 published (a paper)" in note
+    assert "6 TFLOP a call as the reference does it; of the 12 TFLOP/s" in note
+    assert "25 % here, 12 % the reference" in note
+    assert "the first call took 40 s here" in note and "5 s the reference" not in note
+    json.dumps(found)
 
 
 def test_nothing_to_compare_with(clock: Clock) -> None:
