@@ -42,8 +42,8 @@ class CompiledSegmenter(Segmenter):
         device = next(segmenter.parameters()).device
         if compilation == "cuda_graphs" and device.type != "cuda":
             raise InputError(
-                f"compile: cuda_graphs needs a model on CUDA, and this one is on {device}; "
-                "choose inductor or none, or a CUDA device"
+                "evaluation.compile: cuda_graphs needs a model on CUDA, and this one is on "
+                f"{device}; choose inductor or none, or a CUDA device"
             )
         options: dict[str, Any] = {}
         if device.type == "cpu":
@@ -78,6 +78,6 @@ class CompiledSegmenter(Segmenter):
         ) as error:
             reason = str(error).strip().partition("\n")[0]
             raise PossamError(
-                f"compile: {self.compilation}: torch.compile failed on images of "
+                f"evaluation.compile: {self.compilation}: torch.compile failed on images of "
                 f"{tuple(images.shape[-2:])}: {reason}; choose none"
             ) from error
