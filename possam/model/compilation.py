@@ -45,14 +45,12 @@ class CompiledSegmenter(Segmenter):
                 "evaluation.compile: cuda_graphs needs a model on CUDA, and this one is on "
                 f"{device}; choose inductor or none, or a CUDA device"
             )
-        options: dict[str, Any] = {}
-        if device.type == "cpu":
-            # Weights that are constants are packed for oneDNN, once.
-            options["freezing"] = True
-        if compilation == "cuda_graphs":
-            options["triton.cudagraphs"] = True
+        # Weights that are constants are packed for oneDNN, once.
+        self._inductor = {"freezing": device.type == "cpu"}
         self._run: Callable[[Tensor], RawPrediction] = torch.compile(
-            segmenter.forward, dynamic=False, options=options
+            segmenter.forward,
+            dynamic=False,
+            options={"triton.cudagraphs": compilation == "cuda_graphs"},
         )
 
     @torch.no_grad()
@@ -70,7 +68,7 @@ class CompiledSegmenter(Segmenter):
             "fail_on_recompile_limit_hit": True,
         }
         try:
-            with torch._dynamo.config.patch(limits):
+            with torch._dynamo.config.patch(limits), torch._inductor.config.patch(self._inductor):
                 return self._run(images)
         except (
             torch._dynamo.exc.TorchDynamoException,
