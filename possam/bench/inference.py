@@ -51,7 +51,8 @@ def published_rates(project: "Project") -> dict[str, tuple[float, str]]:
 
     found = read_columns(project.folder / "published" / PUBLISHED, ("fps",))
     where = "the paper's Table 0.B.1, which names no device"
-    return {size: (found[f"PosSAM ({size.upper()})"]["fps"], where) for size in ("b", "l", "h")}
+    sizes = project.scale.towers.sam
+    return {size: (found[f"PosSAM ({size.upper()})"]["fps"], where) for size in sizes}
 
 
 def on_device(
