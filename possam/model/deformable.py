@@ -104,8 +104,8 @@ def _row_sampler(device: torch.device, *, trained: bool) -> Callable[..., Tensor
     return _triton_sampler(device)
 
 
-@torch.compiler.disable
 @cache
+@torch.compiler.disable
 def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     try:
         # Triton is there on Linux alone, and only needed here.
