@@ -95,6 +95,7 @@ class DeformableAttention(nn.Module):
         return self.output_proj(sampled)
 
 
+@torch.compiler.disable
 def _row_sampler(device: torch.device, *, trained: bool) -> Callable[..., Tensor] | None:
     """What samples fastest from rows of channels (see :func:`~possam.model.row_sampling.sum_rows`),
     or None where ``grid_sample`` serves best: in training on a CPU, and without Triton.
@@ -105,7 +106,6 @@ def _row_sampler(device: torch.device, *, trained: bool) -> Callable[..., Tensor
 
 
 @cache
-@torch.compiler.disable
 def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     try:
         # Triton is there on Linux alone, and only needed here.
