@@ -20,7 +20,7 @@ def compiled(segmenter: Segmenter, compilation: Compilation) -> Segmenter:
     ``inductor``: towers and decoders run as fused kernels. ``cuda_graphs``: the same, and each
     graph's kernels are launched at once; on CUDA alone. Results differ by rounding. Every size of
     images is compiled at its first use, which takes minutes: it pays where many images share few
-    sizes. Warm up before you measure.
+    sizes, and not on a CPU, where the network as it is is faster. Warm up before you measure.
 
     Raises:
         InputError: ``cuda_graphs`` for a model that is not on CUDA.
