@@ -48,9 +48,9 @@ def embed_cached(
         "templates": list(templates),
     }
     path = folder / f"{hash_json(content)}.safetensors"
-    if path.is_file():
-        return of_names(_read(path, sum(map(len, vocabulary))), vocabulary)
     count = sum(map(len, vocabulary))
+    if path.is_file():
+        return of_names(_read(path, count), vocabulary)
     text = embed_vocabulary(
         clip, vocabulary, templates=templates, label=f"embed {count} names of classes"
     )
