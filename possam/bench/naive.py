@@ -106,9 +106,10 @@ def reference_decoders(decoder: Mask2FormerDecoder, params: ModelParams, *, seed
         torch.manual_seed(seed)
         theirs = nn.Module()
         theirs.pixel_level_module = nn.Module()
-        theirs.pixel_level_module.decoder = mask2former.Mask2FormerPixelDecoder(
-            config, feature_channels=[width] * 4
-        )
+        pixel_decoder = mask2former.Mask2FormerPixelDecoder(config, feature_channels=[width] * 4)
+        # The library fills it only where it builds a whole model; until then it holds anything.
+        nn.init.normal_(pixel_decoder.level_embed)
+        theirs.pixel_level_module.decoder = pixel_decoder
         theirs.transformer_module = mask2former.Mask2FormerTransformerModule(width, config)
     own = nn.ModuleDict(
         {"pixel_decoder": decoder.pixel_decoder, "mask_decoder": decoder.mask_decoder}
