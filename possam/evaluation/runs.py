@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from possam.compiled_loops import importing_loops
 from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
-from possam.errors import PossamError
 
 _TABLE = 1024
 _SHIFT = np.uint64(32)
@@ -58,15 +58,8 @@ def _kernels() -> Any:
     Raises:
         PossamError: nowhere to keep them.
     """
-    try:
+    with importing_loops():
         from possam.evaluation import kernels
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        raise PossamError(
-            f"{Path(__file__).parent}: numba can keep its compiled loops neither here nor in your "
-            "cache folder; set NUMBA_CACHE_DIR to a folder that can be written"
-        ) from error
     return kernels
 
 

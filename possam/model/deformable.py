@@ -1,25 +1,20 @@
-"""Multi-scale deformable attention (Deformable DETR): with ``grid_sample``; on a CPU without
-gradients as weighted sums of rows (``row_sampling``); on CUDA by Triton (``triton_sampling``).
+"""Multi-scale deformable attention (Deformable DETR): on a CPU by compiled loops
+(``compiled_sampling``), on CUDA by Triton (``triton_sampling``), elsewhere with ``grid_sample``.
 
 Shapes: B images, Q queries, N tokens of all levels together, C channels, H W; M heads, L levels,
-P points.
+P points, D channels a head.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from possam.model.row_sampling import sum_rows
-
-_KEPT_BYTES = 32 * 2**20
-"""Samples of one level up to this size are kept for the backward pass."""
+from possam.model.compiled_sampling import sample_sum
 
 
 class DeformableAttention(nn.Module):
@@ -74,35 +69,28 @@ class DeformableAttention(nn.Module):
         # Sampling places need float32: bfloat16 resolves 1/256 of the image at best.
         offsets = self.sampling_offsets(query).float()
         offsets = offsets.view(batch, count, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).float()
-        trained = values.requires_grad or offsets.requires_grad
-        if (sample := _row_sampler(values.device, trained=trained)) is not None:
-            weights = weights.view(batch, count, self.heads, -1).softmax(-1)
-            weights = weights.view(offsets.shape[:-1])
-            return self.output_proj(
-                sample(values, offsets, weights, references=references, shapes=shapes)
-            )
-        # With the queries innermost, the softmax and the weighted sums run over whole rows.
-        weights = weights.transpose(1, 2).reshape(batch, self.heads, -1, count).softmax(2)
-        sampled = sample_levels(
-            values,
-            # As complex numbers, for pairs are moved faster than single numbers.
-            torch.view_as_real(torch.view_as_complex(offsets).permute(3, 0, 2, 4, 1).contiguous()),
-            weights.view(batch, self.heads, self.levels, self.points, count).movedim(2, 0),
-            references=references,
-            shapes=shapes,
+        weights = self.attention_weights(query).float().view(batch, count, self.heads, -1)
+        weights = _softmax(weights).view(offsets.shape[:-1])
+        sample = _sampler(values.device)
+        return self.output_proj(
+            sample(values, offsets, weights, references=references, shapes=shapes)
         )
-        return self.output_proj(sampled)
+
+
+def _softmax(rows: Tensor) -> Tensor:
+    """``rows.softmax(-1)`` of many short rows; on a CPU column by column, many times as fast."""
+    if rows.device.type != "cpu":
+        return rows.softmax(-1)
+    columns = rows.flatten(0, -2).T.contiguous()
+    return columns.softmax(0).T.contiguous().view(rows.shape)
 
 
 @torch.compiler.disable
-def _row_sampler(device: torch.device, *, trained: bool) -> Callable[..., Tensor] | None:
-    """What samples fastest from rows of channels (see :func:`~possam.model.row_sampling.sum_rows`),
-    or None where ``grid_sample`` serves best: in training on a CPU, and without Triton.
-    """
+def _sampler(device: torch.device) -> Callable[..., Tensor]:
+    """What samples fastest: a function with the arguments of :func:`sample_with_grids`."""
     if device.type == "cpu":
-        return None if trained else sum_rows
-    return _triton_sampler(device)
+        return sample_sum
+    return _triton_sampler(device) or sample_with_grids
 
 
 @cache
@@ -122,7 +110,7 @@ def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     return triton_sampling.sample_sum
 
 
-def sample_levels(
+def sample_with_grids(
     values: Tensor,
     offsets: Tensor,
     weights: Tensor,
@@ -130,90 +118,34 @@ def sample_levels(
     references: Tensor,
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the maps.
+    """Weighted sum of bilinear samples, zero outside the maps, by PyTorch's ``grid_sample``.
 
     Args:
-        values: (B, N, M, C / M) float32.
-        offsets: (L, B, M, P, Q, 2) x, y in cells of the level.
-        weights: (L, B, M, P, Q).
+        values: (B, N, M, D).
+        offsets: (B, Q, M, L, P, 2) x, y in cells of the level.
+        weights: (B, Q, M, L, P).
         references: (Q, 2) x, y in 0..1.
         shapes: (H, W) of each level.
 
     Returns:
-        (B, Q, C) float32.
+        (B, Q, M * D).
     """
     batch, _, heads, width = values.shape
     maps = values.split([h * w for h, w in shapes], dim=1)
-    centres = references * 2 - 1
-    parts = []
-    levels = zip(maps, offsets.unbind(0), weights.unbind(0), shapes, strict=True)
+    centres = (references * 2 - 1)[:, None, None]
+    total = values.new_zeros((batch * heads, width, offsets.shape[1]))
+    levels = zip(maps, offsets.unbind(3), weights.unbind(3), shapes, strict=True)
     for level_values, offset, weight, (h, w) in levels:
         cell = centres.new_tensor((2 / w, 2 / h))
-        parts.append(
-            SampleSum.apply(
-                level_values.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w),
-                torch.addcmul(centres, offset, cell).flatten(0, 1),
-                weight.flatten(0, 1),
-            )
+        samples = F.grid_sample(
+            level_values.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w),
+            torch.addcmul(centres, offset, cell).transpose(1, 2).flatten(0, 1),
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
         )
-    return sum(parts[1:], start=parts[0]).view(batch, heads * width, -1).transpose(1, 2)
-
-
-class SampleSum(torch.autograd.Function):
-    """Samples of maps (G, D, H, W) at grids (G, P, Q, 2), weighted (G, P, Q), summed over P.
-
-    The samples are P times as large as the result. Small ones are kept for the backward pass, large
-    ones drawn again; on CPU, for a few maps at a time, so that they stay in the cache.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, grids: Tensor, weights: Tensor) -> Tensor:
-        out = maps.new_empty((len(maps), maps.shape[1], grids.shape[2]))
-        size = out.numel() * grids.shape[1] * out.element_size()
-        kept = []
-        for part in _parts(maps, grids):
-            samples = _sample(maps[part], grids[part])
-            if size <= _KEPT_BYTES:
-                kept.append(samples)
-                samples = samples * weights[part, None]
-            else:
-                samples.mul_(weights[part, None])
-            out[part] = samples.sum(2)
-        ctx.save_for_backward(maps, grids, weights, *kept)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps, grids, weights, *kept = ctx.saved_tensors
-        d_maps, d_grids = torch.empty_like(maps), torch.empty_like(grids)
-        d_weights = torch.empty_like(weights)
-        for number, part in enumerate(_parts(maps, grids)):
-            outer = gradient[part, :, None]
-            again = not kept
-            samples = _sample(maps[part], grids[part]) if again else kept[number]
-            product = samples.mul_(outer) if again else samples * outer
-            d_weights[part] = product.sum(1)
-            torch.mul(outer, weights[part, None], out=product)
-            # 0, 0, False: bilinear, zeros outside, cell centres at half-integers.
-            d_maps[part], d_grids[part] = torch.ops.aten.grid_sampler_2d_backward(
-                product, maps[part], grids[part], 0, 0, False, [True, True]
-            )
-        return d_maps, d_grids, d_weights
-
-
-def _parts(maps: Tensor, grids: Tensor) -> list[slice]:
-    """Slices of the first dimension: all of it, or on CPU about a million samples each."""
-    count = len(maps)
-    step = count
-    if maps.device.type == "cpu":
-        samples = maps.shape[1] * grids.shape[1] * grids.shape[2]
-        step = max(1, 2**20 // samples)
-    return [slice(start, start + step) for start in range(0, count, step)]
-
-
-def _sample(maps: Tensor, grids: Tensor) -> Tensor:
-    return F.grid_sample(maps, grids, mode="bilinear", padding_mode="zeros", align_corners=False)
+        total = total + (samples * weight.transpose(1, 2).flatten(0, 1)[:, None]).sum(3)
+    return total.view(batch, heads * width, -1).transpose(1, 2)
 
 
 def reference_points(shapes: Sequence[tuple[int, int]], *, device: torch.device) -> Tensor:

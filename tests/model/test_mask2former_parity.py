@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mask2former_reference import (
     GRADIENT,
     LAYER,
@@ -31,13 +29,10 @@ from torch import Tensor
 from possam.model import mask_decoder as mask_decoder_module
 from possam.model.deformable import (
     DeformableAttention,
-    SampleSum,
     reference_points,
-    sample_levels,
 )
 from possam.model.layers import MultiHeadAttention, sine_positions
 from possam.model.mask_decoder import attention_mask
-from possam.model.row_sampling import sum_rows
 from tests.parity_report import Parity
 
 SMALL = Sizes()
@@ -117,55 +112,6 @@ def test_reference_points(parity: Parity) -> None:
     theirs = reference.Mask2FormerPixelDecoderEncoderOnly.get_reference_points(SHAPES, ratios, CPU)
     for level in range(len(SHAPES)):
         parity.close(reference_points(SHAPES, device=CPU), theirs[0, :, level], bound=LAYER)
-
-
-def test_sample_sum_gradients_are_those_of_finite_differences() -> None:
-    maps = random(2, 3, 4, 5, seed=0).double().requires_grad_()
-    grids = (random(2, 2, 6, 2, seed=1).double() * 0.7).requires_grad_()
-    weights = random(2, 2, 6, seed=2).double().requires_grad_()
-    assert torch.autograd.gradcheck(SampleSum.apply, (maps, grids, weights))
-
-
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
-    heads=st.integers(1, 3),
-    points=st.integers(1, 3),
-    reach=st.sampled_from([0.0, 0.4, 2.0, 50.0]),
-    whole=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-@settings(deadline=None, max_examples=60)
-def test_sums_of_rows_are_sums_of_grid_samples(
-    shapes: list[tuple[int, int]], heads: int, points: int, reach: float, whole: bool, seed: int
-) -> None:
-    """Also for samples in cells' centres (``whole``), on the border and far outside."""
-    places = reference_points(shapes, device=CPU).double()
-    values = random(2, len(places), heads, 4, seed=seed).double()
-    offsets = random(2, len(places), heads, len(shapes), points, 2, seed=seed + 1).double() * reach
-    if whole:
-        offsets = offsets.round()
-    weights = random(2, len(places), heads, len(shapes), points, seed=seed + 2).double()
-    expected = sample_levels(
-        values,
-        offsets.permute(3, 0, 2, 4, 1, 5),
-        weights.permute(3, 0, 2, 4, 1),
-        references=places,
-        shapes=shapes,
-    )
-    found = sum_rows(values, offsets, weights, references=places, shapes=shapes)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_attention_is_the_same_with_and_without_gradients() -> None:
-    attention = DeformableAttention(channels=16, heads=2, levels=len(SHAPES), points=3)
-    randomise(attention, seed=5, scale=0.3)
-    places = reference_points(SHAPES, device=CPU)
-    tokens = random(2, len(places), 16, seed=6)
-    trained = attention(tokens, tokens, references=places, shapes=SHAPES)
-    with torch.no_grad():
-        used = attention(tokens, tokens, references=places, shapes=SHAPES)
-    assert trained.requires_grad and not used.requires_grad
-    torch.testing.assert_close(used, trained.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parity("pixel_decoder")

@@ -65,6 +65,12 @@ def test_where_triton_does_not_run_grid_sample_does_with_a_warning() -> None:
     _triton_sampler.cache_clear()
     with pytest.warns(UserWarning, match="Triton does not run on cpu .* slower"):
         assert _triton_sampler(torch.device("cpu")) is None
-    assert deformable._row_sampler(torch.device("cpu"), trained=True) is None
-    assert deformable._row_sampler(torch.device("cpu"), trained=False) is deformable.sum_rows
     _triton_sampler.cache_clear()
+
+
+def test_where_triton_does_not_run_the_layer_takes_grid_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deformable, "_triton_sampler", lambda device: None)
+    assert deformable._sampler(torch.device("meta")) is deformable.sample_with_grids
+    assert deformable._sampler(torch.device("cpu")) is deformable.sample_sum

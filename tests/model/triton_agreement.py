@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from possam.model import deformable, triton_sampling
-from possam.model.deformable import DeformableAttention, reference_points, sample_levels
+from possam.model.deformable import DeformableAttention, reference_points, sample_with_grids
 
 CPU = torch.device("cpu")
 CASES = {
@@ -51,13 +51,7 @@ def sampled(
         if own:
             out = triton_sampling.sample_sum(*leaves, references=places, shapes=shapes)
         else:
-            out = sample_levels(
-                leaves[0],
-                leaves[1].permute(3, 0, 2, 4, 1, 5),
-                leaves[2].permute(3, 0, 2, 4, 1),
-                references=places,
-                shapes=shapes,
-            )
+            out = sample_with_grids(*leaves, references=places, shapes=shapes)
         out.backward(_draw(*out.shape, seed=4))
         found.append([out.detach(), *(leaf.grad for leaf in leaves)])
     names = ("sum", "values", "offsets", "weights")
@@ -75,8 +69,8 @@ def attended() -> dict[str, float]:
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = 0.3 * _draw(*parameter.shape, seed=number)
     found = []
-    for sampler in (triton_sampling.sample_sum, None):
-        deformable._row_sampler = lambda device, trained, chosen=sampler: chosen  # type: ignore[assignment, misc]
+    for sampler in (triton_sampling.sample_sum, sample_with_grids):
+        deformable._sampler = lambda device, chosen=sampler: chosen  # type: ignore[assignment, misc]
         tokens = _draw(2, len(places), 8, seed=20).requires_grad_()
         out = layer(tokens, tokens, references=places, shapes=shapes)
         out.square().sum().backward()
