@@ -123,7 +123,21 @@ class MultiHeadAttention(nn.Module):
         query, key, value = (
             tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected
         )
+        if mask is None and key.shape[2] == 2:
+            return attend_to_two(query, key, value)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def attend_to_two(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """``scaled_dot_product_attention`` with two keys: (..., Q, C), (..., 2, C) -> (..., Q, C).
+
+    The softmax of two scores is the sigmoid of their difference. For short sequences the products
+    of matrices cost more than what they compute.
+    """
+    first, second = key.split(1, dim=-2)
+    scores = (query * (second - first)).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
+    one, other = value.split(1, dim=-2)
+    return torch.lerp(one, other, scores.sigmoid())
 
 
 class FeedForward(nn.Module):
@@ -167,5 +181,61 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        # On channels-last maps PyTorch's backward pass on CPU is 15 times slower.
-        return super().forward(input.contiguous())
+        if input.device.type == "cpu":
+            normal: Tensor = _Normalise.apply(
+                input, self.weight, self.bias, self.num_groups, self.eps
+            )
+            return normal
+        return super().forward(input)
+
+
+class _Normalise(torch.autograd.Function):
+    """Group normalisation of maps (B, C, H, W) whose channels lie innermost in memory: PyTorch's
+    own backward pass on a CPU is made for planes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = maps.shape
+        normal, mean, rstd = torch.native_group_norm(
+            maps, weight, bias, batch, channels, height * width, groups, eps
+        )
+        ctx.save_for_backward(maps, weight, mean, rstd)
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        maps, weight, mean, rstd = ctx.saved_tensors
+        (batch, channels, *size), groups = maps.shape, mean.shape[1]
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        cells, wanted = (
+            part.permute(0, 2, 3, 1).reshape(batch, -1, channels).float()
+            for part in (maps, gradient)
+        )
+        count = cells.shape[1] * channels // groups
+
+        def by_channel(values: Tensor) -> Tensor:
+            return values.float().repeat_interleave(channels // groups, 1)
+
+        def by_group(values: Tensor) -> Tensor:
+            return by_channel((values * weight).unflatten(1, (groups, -1)).sum(2))
+
+        middle, scale = by_channel(mean), by_channel(rstd)
+        total, product = wanted.sum(1), (wanted * cells).sum(1)
+        # The gradient is linear in gradient and value of a cell, for each channel of each image.
+        slope = (by_group(total) * middle - by_group(product)) * scale**3 / count
+        shift = -slope * middle - by_group(total) * scale / count
+        d_maps = torch.addcmul(shift[:, None], cells, slope[:, None])
+        d_maps = d_maps.addcmul_(wanted, (scale * weight)[:, None]).to(maps.dtype)
+        d_weight = ((product - middle * total) * scale).sum(0)
+        return (
+            d_maps.unflatten(1, size).permute(0, 3, 1, 2),
+            d_weight.to(weight.dtype),
+            total.sum(0).to(weight.dtype),
+            None,
+            None,
+        )

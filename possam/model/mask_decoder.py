@@ -103,8 +103,7 @@ class MaskDecoder(nn.Module):
         ]
         # Bilinear resizing is linear: resizing the mask features once a level gives the same
         # attention masks as resizing every layer's mask logits.
-        detached = mask_features.detach().contiguous()  # once, not for each resizing
-        resized = [resize_bilinear(detached, shape).flatten(2) for shape in shapes]
+        resized = [resize_bilinear(mask_features.detach(), shape).flatten(2) for shape in shapes]
         queries = self.query_features.expand(len(mask_features), -1, -1)
         features = [self.norm(queries)]
         embeddings = [self.mask_head(features[-1])]

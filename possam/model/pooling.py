@@ -36,8 +36,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
         masks = _area_resample(masks, (features.shape[-2], features.shape[-1]))
     weights = masks.to(features.dtype).flatten(2)
     total = weights.sum(-1, keepdim=True).float()
-    # In this order the features' gradient is laid out as they are, and adds up faster with others.
-    pooled = (features.flatten(2) @ weights.transpose(1, 2)).transpose(1, 2)
+    pooled = weights @ features.flatten(2).transpose(1, 2)
     return pooled.float() / total.clamp(min=1e-6)
 
 

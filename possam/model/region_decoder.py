@@ -6,6 +6,7 @@ Shapes: B images, Q queries, L layers, C channels, H W.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from possam.model.mask_decoder import MaskDecoder
@@ -55,7 +56,9 @@ class Mask2FormerDecoder(RegionDecoder):
         self.mask_channels = pixel_decoder.mask_channels
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
-        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*backbone))
+        # Channels innermost, as norms over channels and 1 x 1 convolutions want them.
+        maps = [level.contiguous(memory_format=torch.channels_last) for level in backbone]
+        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*maps))
         features, embeddings = self.mask_decoder(
             levels, mask_features, shapes=shapes, all_layers=all_layers
         )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from possam.model.layers import double_bilinear, resize_bilinear
+from possam.model.layers import GroupNorm, attend_to_two, double_bilinear, resize_bilinear
 
 SIDES = st.integers(1, 9)
 
@@ -56,3 +56,46 @@ def test_doubling_and_its_gradient_are_those_of_interpolation(
     (out, d_maps), (expected, d_expected) = found
     assert torch.equal(out, expected)
     torch.testing.assert_close(d_maps, d_expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [48, 64, 7])
+def test_group_norm_is_pytorchs(channels: int, layout: torch.memory_format) -> None:
+    draw = torch.Generator().manual_seed(channels)
+    norm = GroupNorm(channels)
+    with torch.no_grad():
+        norm.weight.normal_(generator=draw)
+        norm.bias.normal_(generator=draw)
+    maps = 2 * torch.randn(3, channels, 5, 4, generator=draw) + 1
+    gradient = torch.randn(maps.shape, generator=draw)
+    found = []
+    for normal in (norm, lambda x: F.group_norm(x, norm.num_groups, norm.weight, norm.bias)):
+        leaf = maps.to(memory_format=layout, copy=True).requires_grad_()
+        out = normal(leaf)
+        leaves = (leaf, norm.weight, norm.bias)
+        found.append([out, *torch.autograd.grad(out, leaves, gradient)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_derivatives_of_group_norm() -> None:
+    norm = GroupNorm(4).double()
+    maps = torch.randn(2, 4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(norm, maps.requires_grad_())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 8), st.integers(0, 999))
+def test_attention_to_two_is_attention(heads: int, queries: int, channels: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+
+    def tokens(count: int) -> torch.Tensor:
+        return 3 * torch.randn(2, heads, count, channels, generator=draw, dtype=torch.float64)
+
+    inputs = [one.requires_grad_() for one in (tokens(queries), tokens(2), tokens(2))]
+    found = []
+    for attend in (attend_to_two, F.scaled_dot_product_attention):
+        out = attend(*inputs)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
