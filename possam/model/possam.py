@@ -6,10 +6,11 @@ Shapes: B images, Q queries, K classes, L layers, C channels, E CLIP embedding, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from possam.errors import InputError
@@ -41,7 +42,7 @@ class LayerOutput:
     """What one decoder layer predicts.
 
     Attributes:
-        mask_logits: (B, Q, H, W) of the mask features' size, positive inside.
+        mask_logits: (B, Q, H, W) of the mask features' size, positive inside; without gradient.
         embeddings: (B, Q, E) float32, unit norm.
         iou_logits: (B, Q), sigmoid of which is the IoU expected; ``None`` without an IoU head.
     """
@@ -57,13 +58,61 @@ class PosSAMOutput:
 
     Attributes:
         layers: one entry, or decoder_layers + 1 (the first from the initial queries).
-        mask_logits: (L, B, Q, H, W), those of all ``layers``.
+        mask_logits: (L, B, Q, H, W), those of all ``layers``, without gradient.
         clip_pooled: (B, Q, Cc) float32: CLIP's dense features inside the last layer's masks.
+        mask_embeddings: (B, L * Q, C) and
+        mask_features: (B, C, H, W), whose products the mask logits are.
     """
 
     layers: tuple[LayerOutput, ...]
     mask_logits: Tensor
     clip_pooled: Tensor
+    mask_embeddings: Tensor
+    mask_features: Tensor
+
+    def select_masks(self, layer: Tensor, image: Tensor, query: Tensor) -> Tensor:
+        """Logits of some masks, with gradient: three (M,) int64 -> (M, H, W).
+
+        Few of all masks are matched with a target and penalised. Their gradient alone is made and
+        multiplied, not that of all masks, which would be zero elsewhere.
+        """
+        count, batch, queries, *size = self.mask_logits.shape
+        selected: Tensor = SelectedProducts.apply(
+            self.mask_embeddings,
+            self.mask_features.flatten(2).transpose(1, 2),
+            self.mask_logits.transpose(0, 1).reshape(batch, count * queries, -1),
+            image,
+            layer * queries + query,
+        )
+        return selected.unflatten(1, size)
+
+
+class SelectedProducts(torch.autograd.Function):
+    """``(a @ b.mT)[image, row]`` of (B, R, C) and (B, N, C), whose values (B, R, N) are known
+    already: (M, N).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, products: Tensor, image: Tensor, row: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(a, b, image, row)
+        return products[image, row]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        a, b, image, row = ctx.saved_tensors
+        own = image[:, None] == torch.arange(len(a), device=image.device)  # (M, B)
+        place = (own.cumsum(0) - 1).gather(1, image[:, None]).squeeze(1)  # among its image's
+        most = int(own.sum(0).max())
+        padded = gradient.new_zeros((len(a), most, gradient.shape[1]), dtype=b.dtype)
+        padded[image, place] = gradient.to(b.dtype)
+        rows = b.new_zeros((len(a), most, a.shape[2]))
+        rows[image, place] = a[image, row].to(b.dtype)
+        d_a = torch.zeros_like(a)
+        d_a.index_put_((image, row), (padded @ b)[image, place].to(a.dtype), accumulate=True)
+        return d_a, padded.mT @ rows, None, None, None
 
 
 class PosSAM(nn.Module):
@@ -107,8 +156,10 @@ class PosSAM(nn.Module):
         mask_features, regions, embeddings = self.decoder(backbone, all_layers=all_layers)
         count, queries = regions.shape[1:3]
         # All layers of an image go through the heads together, as L * Q masks.
-        mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
-        mask_logits = mask_logits.unflatten(2, tuple(mask_features.shape[-2:]))
+        embeddings = embeddings.flatten(1, 2)
+        with torch.no_grad():
+            mask_logits = embeddings @ mask_features.flatten(2)
+            mask_logits = mask_logits.unflatten(2, tuple(mask_features.shape[-2:]))
         inside = hard_masks(mask_logits)
         clip_tokens = mask_pool(clip_features, inside)
         if self.region_features == "mask_features":
@@ -127,7 +178,13 @@ class PosSAM(nn.Module):
         if self.iou_head is not None:
             ious = self.iou_head(regions).squeeze(-1).unbind(1)
         layers = map(LayerOutput, stacked.unbind(0), classes, ious)
-        return PosSAMOutput(tuple(layers), stacked, clip_tokens[:, -queries:])
+        return PosSAMOutput(
+            layers=tuple(layers),
+            mask_logits=stacked,
+            clip_pooled=clip_tokens[:, -queries:],
+            mask_embeddings=embeddings,
+            mask_features=mask_features,
+        )
 
     @staticmethod
     def _by_layer(tokens: Tensor, queries: int) -> Tensor:

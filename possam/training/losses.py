@@ -9,7 +9,7 @@ may come in slices: each is divided by what the whole batch has (Mask2Former doe
 that the slices' losses add up to the loss of the batch, however it is cut.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,7 @@ class Criterion:
         targets: Sequence[Target],
         generator: torch.Generator,
         counts: Sequence[int] | None = None,
+        select: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> Losses:
         """Match every layer and sum its losses; computed in float32.
 
@@ -79,6 +80,8 @@ class Criterion:
             targets: B targets on the same device.
             generator: source of the points, on the same device.
             counts: targets of each image of the whole batch, if the B images are a slice of it.
+            select: masks (M, h, w) of pairs' layers, images and queries, (M,) each, with their
+                gradient; by default taken from ``mask_logits``.
         """
         if not isinstance(mask_logits, Tensor):
             mask_logits = torch.stack(tuple(mask_logits))
@@ -87,7 +90,8 @@ class Criterion:
         masks_in_all = max(1, sum(counts))
         class_logits = class_logits.float()
         matches = self.match(mask_logits, class_logits, padded, generator=generator)
-        masks = mask_logits[matches.layer, matches.image, matches.query].float()
+        pairs = (matches.layer, matches.image, matches.query)
+        masks = (select(*pairs) if select else mask_logits[pairs]).float()
         points = uncertain_points(
             masks.detach(),
             count=self.params.points,
@@ -103,7 +107,7 @@ class Criterion:
         }
         if iou_logits is not None:
             goal = mask_iou(masks.detach(), padded, matches)
-            found = iou_logits.float()[matches.layer, matches.image, matches.query].sigmoid()
+            found = iou_logits.float()[pairs].sigmoid()
             values["iou"] = _per_layer((found - goal) ** 2, matches, masks_in_all, len(mask_logits))
         else:
             values["iou"] = torch.zeros_like(values["class"])

@@ -110,6 +110,7 @@ class Trainer:
             targets=batch.targets,
             counts=counts,
             generator=generator,
+            select=output.select_masks,
         )
 
     @contextlib.contextmanager

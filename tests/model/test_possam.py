@@ -107,6 +107,24 @@ def test_clip_pooled_is_the_mean_of_clip_inside_the_masks() -> None:
             assert_close(output.clip_pooled[image, query], mean)
 
 
+def test_selected_masks_have_the_gradient_of_all_masks() -> None:
+    """Some masks of each layer, none of one image, one of them twice."""
+    model = small_possam()
+    output = model(*features(batch=3), all_layers=True)
+    layer, image, query = torch.tensor([(0, 2, 3), (1, 0, 0), (2, 2, 6), (1, 2, 5), (1, 2, 5)]).T
+    selected = output.select_masks(layer, image, query)
+    assert torch.equal(selected, output.mask_logits[layer, image, query])
+    assert not output.mask_logits.requires_grad
+    weights = torch.randn(selected.shape, generator=torch.Generator().manual_seed(2))
+    leaves = (output.mask_embeddings, output.mask_features)
+    found = torch.autograd.grad((selected * weights).sum(), leaves, retain_graph=True)
+    every = (output.mask_embeddings @ output.mask_features.flatten(2)).unflatten(1, (-1, 7))
+    expected = torch.autograd.grad((every[image, layer, query] * weights.flatten(1)).sum(), leaves)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert theirs.any()
+        assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_reach_every_parameter(variant: str) -> None:
     model = small_possam(**VARIANTS[variant])
@@ -114,7 +132,8 @@ def test_gradients_reach_every_parameter(variant: str) -> None:
     with torch.no_grad():  # deformable attention starts with weights of zero, which let none pass
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    layers = model(*features(variant), all_layers=True).layers
+    output = model(*features(variant), all_layers=True)
+    layers = output.layers
     loss = (
         model.class_logits(
             torch.stack([layer.embeddings for layer in layers]), random_text(classes=5)
@@ -122,8 +141,9 @@ def test_gradients_reach_every_parameter(variant: str) -> None:
         .logsumexp(-1)[..., ::2]
         .sum()
     )
+    masks = output.select_masks(*torch.ones(output.mask_logits.shape[:3]).nonzero(as_tuple=True))
+    loss = loss + (masks * torch.randn_like(masks)).sum()
     for layer in layers:
-        loss = loss + (layer.mask_logits * torch.randn_like(layer.mask_logits)).sum()
         if layer.iou_logits is not None:
             loss = loss + layer.iou_logits.sigmoid().sum()
     loss.backward()
