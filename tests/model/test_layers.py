@@ -60,13 +60,16 @@ def test_doubling_and_its_gradient_are_those_of_interpolation(
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [48, 64, 7])
-def test_group_norm_is_pytorchs(channels: int, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("size", [(5, 4), (33, 40)])
+def test_group_norm_is_pytorchs(
+    channels: int, size: tuple[int, int], layout: torch.memory_format
+) -> None:
     draw = torch.Generator().manual_seed(channels)
     norm = GroupNorm(channels)
     with torch.no_grad():
         norm.weight.normal_(generator=draw)
         norm.bias.normal_(generator=draw)
-    maps = 2 * torch.randn(3, channels, 5, 4, generator=draw) + 1
+    maps = 2 * torch.randn(3, channels, *size, generator=draw) + 1
     gradient = torch.randn(maps.shape, generator=draw)
     found = []
     for normal in (norm, lambda x: F.group_norm(x, norm.num_groups, norm.weight, norm.bias)):
@@ -75,7 +78,7 @@ def test_group_norm_is_pytorchs(channels: int, layout: torch.memory_format) -> N
         leaves = (leaf, norm.weight, norm.bias)
         found.append([out, *torch.autograd.grad(out, leaves, gradient)])
     for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-4)
 
 
 def test_derivatives_of_group_norm() -> None:
