@@ -71,6 +71,7 @@ class InstanceMatches:
         matched, ignored = self.matched[rows], self.ignored[rows]
         result = np.zeros((len(weights), matched.shape[1], len(RECALL_LEVELS)))
         counted_all = np.cumsum(weight, axis=1)
+        total = np.where(objects > 0, objects, 1.0)[:, None]
         for level in range(matched.shape[1]):
             hits = np.flatnonzero(matched[:, level] & ~ignored[:, level])
             if not hits.size:
@@ -83,13 +84,24 @@ class InstanceMatches:
             found = np.cumsum(weight[:, hits], axis=1)
             precision = found / (counted + np.spacing(1))
             precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            for sample, total in enumerate(objects):
-                if total:
-                    place = np.searchsorted(found[sample] / total, RECALL_LEVELS, side="left")
-                    reached = place < hits.size
-                    result[sample, level, reached] = precision[sample, place[reached]]
+            result[:, level] = _at_recall_levels(precision, found / total)
         result[objects == 0] = np.nan
         return result
+
+
+def _at_recall_levels(
+    precision: NDArray[np.float64], recall: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Precision (S,R) at the first of N points that reaches each recall level; 0 where none does.
+
+    ``precision`` and ``recall`` are (S,N), recall ascending. Each point serves the levels that it
+    reaches and the one before it does not, so that all samples are one ``repeat``.
+    """
+    levels = len(RECALL_LEVELS)
+    reached = np.searchsorted(RECALL_LEVELS, recall, side="right")
+    counts = np.diff(reached, axis=1, prepend=0, append=levels)
+    values = np.pad(precision, ((0, 0), (0, 1)))
+    return np.repeat(values.ravel(), counts.ravel()).reshape(-1, levels)
 
 
 class InstanceEvaluator:

@@ -119,6 +119,19 @@ def test_weights_equal_pycocotools_on_repeated_images(parity: Parity, examples: 
     check()
 
 
+def test_weightings_are_independent_of_each_other() -> None:
+    """One without any object among them is undefined, the others are as they are alone."""
+    instances, detections = world(3, 7)
+    matches = finish(instances, detections)
+    weights = np.random.default_rng(0).integers(0, 3, (5, 7)).astype(float)
+    weights[2] = 0
+    together = matches.precision(weights)
+    alone = [matches.precision(row[None])[0] for row in weights]
+    np.testing.assert_array_equal(together, np.stack(alone))
+    assert np.isnan(together[2]).all()
+    assert np.array_equal(np.isnan(matches.average_precision(weights)), np.arange(5) == 2)
+
+
 @pytest.mark.parity("mask_ap")
 def test_more_than_100_detections_of_a_class_in_an_image(parity: Parity) -> None:
     """Only the best 100 count; more objects than that cannot all be found."""
