@@ -20,12 +20,13 @@ from possam.model.inference import (
     Geometry,
     MaskScores,
     classify,
+    full_probabilities,
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
 from possam.model.resolution import ResizedImage, resize_for_test
-from possam.model.segmenter import RawPrediction, Segmenter
+from possam.model.segmenter import Segmenter
 from possam.model.text import TextEmbeddings
 from possam.params import EvaluationParams, InferenceParams, ResolutionParams
 from possam.progress import Progress
@@ -205,8 +206,8 @@ def _predict_all(
         for positions in size_batches(dataset, batch_size):
             tests = [_load(dataset, position, resolution) for position in positions]
             raw = segmenter(torch.stack([test.pixels for test in tests]).to(device))
-            for variant in variants:
-                scores = classify(
+            scores = [
+                classify(
                     raw,
                     text,
                     possam=segmenter.possam,
@@ -218,12 +219,21 @@ def _predict_all(
                     mase_confidence=variant.inference.mase_confidence,
                     iou_weighting=variant.inference.iou_weighting,
                 )
-                for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
+                for variant in variants
+            ]
+            for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
+                geometry = Geometry(
+                    padded=raw.padded_size, content=test.content_size, output=test.original_size
+                )
+                masks = raw.mask_logits[row]
+                probabilities = full_probabilities(masks, geometry)
+                for variant, own in zip(variants, scores, strict=True):
                     _count_image(
-                        raw=raw,
-                        scores=scores,
+                        masks=masks,
+                        scores=own,
                         row=row,
-                        test=test,
+                        geometry=geometry,
+                        probabilities=probabilities,
                         dataset=dataset,
                         position=position,
                         is_thing=is_thing,
@@ -234,10 +244,11 @@ def _predict_all(
 
 def _count_image(
     *,
-    raw: RawPrediction,
+    masks: torch.Tensor,
     scores: MaskScores,
     row: int,
-    test: ResizedImage,
+    geometry: Geometry,
+    probabilities: torch.Tensor | None,
     dataset: ConvertedDataset,
     position: int,
     is_thing: torch.Tensor,
@@ -245,11 +256,7 @@ def _count_image(
 ) -> None:
     """Turn one row of a batch into predictions and hand them to every evaluator."""
     record = dataset.images[position]
-    masks = raw.mask_logits[row]
     inference, evaluators = variant.inference, variant.evaluators
-    geometry = Geometry(
-        padded=raw.padded_size, content=test.content_size, output=test.original_size
-    )
     if evaluators.panoptic is not None:
         ids_tensor, found = panoptic_inference(
             masks,
@@ -259,6 +266,7 @@ def _count_image(
             is_thing=is_thing,
             object_threshold=inference.object_threshold,
             overlap_threshold=inference.overlap_threshold,
+            probabilities=probabilities,
         )
         ids = ids_tensor.cpu().numpy()
         segments = {segment.id: segment.category for segment in found}
@@ -276,6 +284,7 @@ def _count_image(
             geometry=geometry,
             is_thing=is_thing,
             top_k=inference.instance_top_k,
+            probabilities=probabilities,
         )
         evaluators.instances.update(
             record.id,
@@ -284,5 +293,7 @@ def _count_image(
             confidence.double().cpu().numpy(),
         )
     if evaluators.semantic is not None:
-        labels = semantic_inference(masks, scores, image=row, geometry=geometry)
+        labels = semantic_inference(
+            masks, scores, image=row, geometry=geometry, probabilities=probabilities
+        )
         evaluators.semantic.update(record.id, labels.cpu().numpy(), dataset.semantic(position))

@@ -212,6 +212,7 @@ def panoptic_inference(
     is_thing: Tensor,
     object_threshold: float,
     overlap_threshold: float,
+    probabilities: Tensor | None = None,
 ) -> tuple[Tensor, list[SegmentPrediction]]:
     """Merge masks into one panoptic map (Mask2Former's rules).
 
@@ -225,6 +226,7 @@ def panoptic_inference(
     Args:
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
         is_thing: (K,) bool.
+        probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
 
     Returns:
         (H, W) int32 ids, 0 = void, and the segments, in the order of their ids, best mask first.
@@ -242,12 +244,12 @@ def panoptic_inference(
     winner = torch.empty(geometry.output, dtype=torch.int64, device=device)
     inside = torch.empty(geometry.output, dtype=torch.bool, device=device)
     area = torch.zeros(count, dtype=torch.int64, device=device)
-    for rows, probabilities in _mask_probabilities(mask_logits[kept], geometry):
-        hard = probabilities >= 0.5
-        area += hard.sum((1, 2))
-        index = probabilities.mul_(mask_scores[:, None, None]).argmax(0)
+    for rows, strip in _strips(mask_logits, geometry, kept, probabilities):
+        hard = torch.ge(strip, 0.5, out=torch.empty_like(strip))
+        area += _count(hard)
+        index = _first_argmax(strip.mul_(mask_scores[:, None, None]))
         winner[rows] = index
-        inside[rows] = hard.gather(0, index[None])[0]
+        inside[rows] = hard.gather(0, index[None])[0] > 0
 
     won = torch.bincount(winner.flatten(), minlength=count)
     visible = torch.bincount(winner[inside], minlength=count)
@@ -278,6 +280,7 @@ def instance_inference(
     geometry: Geometry,
     is_thing: Tensor,
     top_k: int,
+    probabilities: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``top_k`` best (mask, class) pairs that are things (Mask2Former's rules).
 
@@ -287,6 +290,7 @@ def instance_inference(
     Args:
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
         is_thing: (K,) bool.
+        probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
 
     Returns:
         masks (M, H, W) bool, labels (M,) int64, scores (M,) float32, best pair first.
@@ -301,11 +305,11 @@ def instance_inference(
     masks = torch.zeros((len(needed), *geometry.output), dtype=torch.bool, device=values.device)
     quality = torch.zeros(len(needed), device=values.device)
     area = torch.zeros(len(needed), dtype=torch.int64, device=values.device)
-    for rows, probabilities in _mask_probabilities(mask_logits[needed], geometry):
-        binary = probabilities > 0.5
-        masks[:, rows] = binary
-        area += binary.sum((1, 2))
-        quality += probabilities.mul_(binary).sum((1, 2))
+    for rows, strip in _strips(mask_logits, geometry, needed, probabilities):
+        binary = torch.gt(strip, 0.5, out=torch.empty_like(strip))
+        masks[:, rows] = binary > 0
+        area += _count(binary)
+        quality += strip.mul_(binary).sum((1, 2))
     final = values * (quality / area.clamp(min=1))[place]
     order = final.argsort(descending=True, stable=True)
     return masks[place[order]], labels[order], final[order]
@@ -313,37 +317,89 @@ def instance_inference(
 
 @torch.no_grad()
 def semantic_inference(
-    mask_logits: Tensor, scores: MaskScores, *, image: int, geometry: Geometry
+    mask_logits: Tensor,
+    scores: MaskScores,
+    *,
+    image: int,
+    geometry: Geometry,
+    probabilities: Tensor | None = None,
 ) -> Tensor:
     """The class of every pixel: the highest sum over masks of class score times mask probability.
 
     Args:
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
+        probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
 
     Returns:
         (H, W) int64 class indices.
     """
     weights = scores.class_scores[image].T.contiguous()
     label = torch.empty(geometry.output, dtype=torch.int64, device=weights.device)
-    strips = _mask_probabilities(mask_logits, geometry, beside=len(weights))
-    for rows, probabilities in strips:
-        votes = fast_linear(probabilities.flatten(1).T, weights)
+    strips = _strips(mask_logits, geometry, None, probabilities, beside=len(weights))
+    for rows, strip in strips:
+        votes = fast_linear(strip.flatten(1).T, weights)
         label[rows] = votes.max(-1).indices.view(-1, geometry.output[1])
     return label
 
 
-def _mask_probabilities(
-    mask_logits: Tensor, geometry: Geometry, *, beside: int = 0
-) -> Iterator[tuple[slice, Tensor]]:
-    """Mask probabilities (Q, rows, W) at full size, a strip of rows at a time, with the rows.
+@torch.no_grad()
+def full_probabilities(mask_logits: Tensor, geometry: Geometry) -> Tensor | None:
+    """Probabilities (Q, H, W) of all masks (Q, h, w) of an image at its full size, if they fit.
 
-    ``beside``: numbers a pixel that the caller keeps beside them.
+    For several results of one image, which then share them; ``None`` where they are more than
+    :data:`STRIP_CELLS` and each result has to make them strip by strip.
     """
-    if not len(mask_logits):
+    height, width = geometry.output
+    if len(mask_logits) * height * width > STRIP_CELLS[mask_logits.device.type]:
+        return None
+    return geometry.restore(mask_logits).sigmoid_()
+
+
+def _strips(
+    mask_logits: Tensor,
+    geometry: Geometry,
+    chosen: Tensor | None,
+    probabilities: Tensor | None,
+    *,
+    beside: int = 0,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Probabilities (N, rows, W) at full size, a strip of rows at a time, with the rows.
+
+    Args:
+        chosen: (N,) indices of the masks, whose strips are the caller's to change; ``None``: all of
+            them, to be left as they are.
+        probabilities: (Q, H, W) of all masks, if they were made before.
+        beside: numbers a pixel that the caller keeps beside them.
+    """
+    count = len(mask_logits) if chosen is None else len(chosen)
+    if not count:
         return
     height, width = geometry.output
-    cells = (len(mask_logits) + beside) * width
-    count = max(1, STRIP_CELLS[mask_logits.device.type] // cells)
-    for start in range(0, height, count):
-        rows = slice(start, min(height, start + count))
-        yield rows, geometry.restore_rows(mask_logits, rows).sigmoid_()
+    step = max(1, STRIP_CELLS[mask_logits.device.type] // ((count + beside) * width))
+    logits = mask_logits if chosen is None or probabilities is not None else mask_logits[chosen]
+    for start in range(0, height, step):
+        rows = slice(start, min(height, start + step))
+        if probabilities is None:
+            yield rows, geometry.restore_rows(logits, rows).sigmoid_()
+        elif chosen is None:
+            yield rows, probabilities[:, rows]
+        else:
+            yield rows, probabilities[chosen, rows]
+
+
+def _count(ones: Tensor) -> Tensor:
+    """Pixels (N,) int64 of masks (N, H, W) of floats 0 and 1."""
+    # A row is exact in float32, a large image would not be.
+    return ones.sum(2).sum(1, dtype=torch.float64).long()
+
+
+def _first_argmax(maps: Tensor) -> Tensor:
+    """``maps.argmax(0)`` (N, H, W) -> (H, W) int64, of equals the first.
+
+    Of passes that a CPU makes eight numbers at a time, where ``argmax`` takes one after the other:
+    a tenth of the time.
+    """
+    best = torch.eq(maps, maps.amax(0), out=torch.empty_like(maps))
+    last = len(maps) - 1
+    places = torch.arange(last, -1, -1, dtype=maps.dtype, device=maps.device)
+    return last - best.mul_(places[:, None, None]).amax(0).long()

@@ -17,6 +17,7 @@ from possam.model import inference
 from possam.model.inference import (
     Geometry,
     MaskScores,
+    full_probabilities,
     instance_inference,
     panoptic_inference,
     semantic_inference,
@@ -287,8 +288,10 @@ def everything(
     is_thing: Tensor,
     *,
     geometry: Geometry = CROPPED,
+    probabilities: Tensor | None = None,
 ) -> tuple[list[Any], Tensor]:
     """Panoptic, instance and semantic results; apart from them, the instances' scores."""
+    made: dict[str, Any] = {"probabilities": probabilities}
     ids, segments = panoptic_inference(
         maps,
         scored,
@@ -297,11 +300,12 @@ def everything(
         is_thing=is_thing,
         object_threshold=0.3,
         overlap_threshold=0.5,
+        **made,
     )
     masks, labels, values = instance_inference(
-        maps, scored, image=0, geometry=geometry, is_thing=is_thing, top_k=30
+        maps, scored, image=0, geometry=geometry, is_thing=is_thing, top_k=30, **made
     )
-    semantic = semantic_inference(maps, scored, image=0, geometry=geometry)
+    semantic = semantic_inference(maps, scored, image=0, geometry=geometry, **made)
     found = [(s.id, s.category, s.score, s.is_thing) for s in segments]
     return [ids, found, masks, labels, semantic], values
 
@@ -349,6 +353,43 @@ def test_strips_do_not_matter(parity: Parity, monkeypatch: pytest.MonkeyPatch, c
         whole = everything(maps, scored, is_thing, geometry=geometry)
         monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
         same_results(parity, everything(maps, scored, is_thing, geometry=geometry), whole)
+
+
+@pytest.mark.parametrize("cells", [1 << 22, 40 * 14 * 9])
+def test_probabilities_made_before_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
+    """Also in strips, which classes may need where the masks alone do not; and they stay whole."""
+    is_thing = torch.arange(23) % 2 == 0
+    monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
+    for seed, geometry in itertools.product(range(4), (PLAIN, CROPPED)):
+        maps, scored = scores(seed=seed, queries=40, classes=23)
+        made = full_probabilities(maps, geometry)
+        assert made is not None
+        before = made.clone()
+        shared = everything(maps, scored, is_thing, geometry=geometry, probabilities=made)
+        own = everything(maps, scored, is_thing, geometry=geometry)
+        for first, second in zip((*shared[0], shared[1]), (*own[0], own[1]), strict=True):
+            same = torch.equal(first, second) if isinstance(first, Tensor) else first == second
+            assert same
+        assert torch.equal(made, before)
+
+
+def test_probabilities_of_large_images_are_not_made_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps, _ = scores(seed=0, queries=40)
+    monkeypatch.setitem(inference.STRIP_CELLS, "cpu", 40 * 14 * 9 - 1)
+    assert full_probabilities(maps, CROPPED) is None
+
+
+@settings(max_examples=30)
+@given(seed=seeds, count=st.integers(1, 9))
+def test_of_equal_masks_the_first_wins(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(0, 3, (count, 5, 7), generator=generator) / 2
+    first = [column.tolist().index(column.max()) for column in maps.flatten(1).T]
+    assert inference._first_argmax(maps).flatten().tolist() == first
 
 
 @settings(max_examples=30)
