@@ -154,7 +154,7 @@ def _paint_stuff(
     for k in np.flatnonzero(np.bincount(label.ravel(), minlength=count)):
         inside = label == k
         texture = TEXTURES[chosen[k].form](rng, x, y) * rng.uniform(*style.stuff_gain)
-        image[inside] = np.broadcast_to(texture, image.shape)[inside]
+        np.copyto(image, texture, where=inside[..., None], casting="same_kind")
         painted.append(chosen[k])
         ids[inside] = len(painted)
     return painted
@@ -178,18 +178,19 @@ def _paint_thing(
         v = dv * np.cos(angle) - du * np.sin(angle)
         inside = shape_mask(thing.form, u, v)
         window = (slice(top, bottom), slice(left, right))
-        if (inside & occupied[window]).sum() < 0.1 * inside.sum():
+        if np.count_nonzero(inside & occupied[window]) < 0.1 * np.count_nonzero(inside):
             break
     else:
         return False
     body, shade, outline = _shades(str(thing.colour))
+    palette = np.stack((outline, body, shade))
     pattern = _PATTERNS[int(rng.integers(len(_PATTERNS)))]
     period = rng.uniform(8, 11)
-    paint = np.where(_pattern_mask(pattern, u * radius, v * radius, period)[..., None], shade, body)
+    shaded = _pattern_mask(pattern, u * radius, v * radius, period)
     core = shape_mask(thing.form, u * _OUTLINE, v * _OUTLINE)
-    paint = np.where(core[..., None], paint, outline)
+    paint = palette.take(core * (1 + shaded), axis=0)
     lit = paint * (1 - 0.1 * (du + dv))[..., None] * rng.uniform(*style.thing_gain) + style.haze
-    image[window][inside] = lit[inside]
+    np.copyto(image[window], lit, where=inside[..., None], casting="same_kind")
     ids[window][inside] = number
     occupied[window] |= inside
     return True
@@ -214,7 +215,7 @@ def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
     segments: list[Segment] = []
     for number, world_class in enumerate(content, start=1):
         visible = ids == number
-        area = int(visible.sum())
+        area = int(np.count_nonzero(visible))
         if area < _MIN_SEGMENT:
             continue
         segment = Segment(id=len(segments) + 1, class_index=world_class.index,
