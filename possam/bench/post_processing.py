@@ -102,12 +102,12 @@ class PostProcessing:
             overlap_threshold=inference.overlap_threshold,
             **shared,
         )
-        _, _, found = instance_inference(
+        instances = instance_inference(
             masks, scores, is_thing=self._is_thing, top_k=inference.instance_top_k, **shared
         )
         labels = semantic_inference(masks, scores, **shared)
         classes = torch.tensor([-1, *(segment.category for segment in segments)], device=ids.device)
-        return classes[ids], labels, found
+        return classes[ids], labels, instances.scores
 
     def _classify(self, raw: RawPrediction) -> MaskScores:
         return classify_with(self._segmenter, raw, self._text, self._seen, self._inference)

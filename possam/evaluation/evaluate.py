@@ -277,7 +277,7 @@ def _count_image(
                 record, ids, segments, {segment.id: segment.score for segment in found}
             )
     if evaluators.instances is not None:
-        shapes, labels, confidence = instance_inference(
+        instances = instance_inference(
             masks,
             scores,
             image=row,
@@ -288,9 +288,10 @@ def _count_image(
         )
         evaluators.instances.update(
             record.id,
-            shapes.cpu().numpy(),
-            labels.cpu().numpy(),
-            confidence.double().cpu().numpy(),
+            instances.masks.cpu().numpy(),
+            instances.labels.cpu().numpy(),
+            instances.scores.double().cpu().numpy(),
+            place=instances.place.cpu().numpy(),
         )
     if evaluators.semantic is not None:
         labels = semantic_inference(

@@ -133,11 +133,24 @@ class InstanceEvaluator:
         masks: NDArray[np.bool_],
         labels: NDArray[np.integer],
         scores: NDArray[np.floating],
+        *,
+        place: NDArray[np.integer] | None = None,
     ) -> None:
-        """Add the detections of one image: masks (M,H,W) bool, class indices (M,), scores (M,)."""
-        if len(masks):
-            encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
-            self.update_encoded(image_id, encoded, labels.tolist(), scores.tolist())
+        """Add the detections of one image.
+
+        Args:
+            masks: (N,H,W) bool.
+            labels, scores: class indices (M,) and scores (M,).
+            place: (M,), which of the masks each detection has; default: each its own.
+        """
+        if not len(labels):
+            return
+        # Run lengths go down the columns: each mask is turned where it lies.
+        columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).view(np.uint8)
+        encoded = rle.encode(columns.transpose(2, 1, 0))
+        if place is not None:
+            encoded = [encoded[index] for index in place.tolist()]
+        self.update_encoded(image_id, encoded, labels.tolist(), scores.tolist())
 
     def update_encoded(
         self,

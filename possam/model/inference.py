@@ -7,7 +7,7 @@ Shapes: B images, Q queries, K classes, M instances, H W of the output, h w of m
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,6 +101,20 @@ class SegmentPrediction:
     category: int
     score: float
     is_thing: bool
+
+
+class InstancePrediction(NamedTuple):
+    """M instances of one image, best first.
+
+    Attributes:
+        masks: (N, H, W) bool, each once, however many instances it is; place: (M,) int64, the mask
+            of each instance; labels: (M,) int64; scores: (M,) float32.
+    """
+
+    masks: Tensor
+    place: Tensor
+    labels: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -281,7 +295,7 @@ def instance_inference(
     is_thing: Tensor,
     top_k: int,
     probabilities: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> InstancePrediction:
     """The ``top_k`` best (mask, class) pairs that are things (Mask2Former's rules).
 
     The pairs are taken among all classes, then stuff is dropped. Scores are multiplied by the mean
@@ -291,9 +305,6 @@ def instance_inference(
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
         is_thing: (K,) bool.
         probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
-
-    Returns:
-        masks (M, H, W) bool, labels (M,) int64, scores (M,) float32, best pair first.
     """
     pairs = scores.class_scores[image]
     classes = pairs.shape[-1]
@@ -312,7 +323,7 @@ def instance_inference(
         quality += strip.mul_(binary).sum((1, 2))
     final = values * (quality / area.clamp(min=1))[place]
     order = final.argsort(descending=True, stable=True)
-    return masks[place[order]], labels[order], final[order]
+    return InstancePrediction(masks, place[order], labels[order], final[order])
 
 
 @torch.no_grad()

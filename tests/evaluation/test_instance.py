@@ -119,6 +119,25 @@ def test_weights_equal_pycocotools_on_repeated_images(parity: Parity, examples: 
     check()
 
 
+def test_detections_may_share_a_mask() -> None:
+    instances, detections = world(5, 4)
+    ids = [image["id"] for image in instances["images"]]
+    own, shared = (
+        InstanceEvaluator(instances, image_ids=ids, num_classes=CLASSES) for _ in range(2)
+    )
+    for d in detections:
+        count = len(d["masks"])
+        place = np.array([k for k in range(count) for _ in THINGS], np.int64)
+        labels = np.tile(np.array(THINGS, np.int64), count)
+        scores = d["scores"][place] / (1 + labels)
+        own.update(d["image"], d["masks"][place], labels, scores)
+        shared.update(d["image"], d["masks"], labels, scores, place=place)
+    first, second = own.finish(), shared.finish()
+    assert first.matched.any()
+    for name in ("image", "category", "score", "matched", "ignored", "targets"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
 def test_weightings_are_independent_of_each_other() -> None:
     """One without any object among them is undefined, the others are as they are alone."""
     instances, detections = world(3, 7)
@@ -178,7 +197,10 @@ def test_perfect_and_empty_predictions() -> None:
         for image, found in shown.items()
     ]
     assert finish(instances, perfect).average_precision(np.ones((1, 4)))[0] == pytest.approx(1.0)
-    nothing = [{**d, "masks": d["masks"][:0]} for d in detections]
+    nothing = [
+        {"image": d["image"], **{key: d[key][:0] for key in ("masks", "labels", "scores")}}
+        for d in detections
+    ]
     assert finish(instances, nothing).average_precision(np.ones((1, 4)))[0] == 0.0
 
 

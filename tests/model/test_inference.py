@@ -252,14 +252,16 @@ def test_instances_equal_the_slow_reference(parity: Parity, examples: int) -> No
     @given(seeds, counts, geometries, st.sampled_from([1, 7, 30, 999]))
     def check(seed: int, queries: int, geometry: Geometry, top_k: int) -> None:
         maps, scored = scores(seed=seed, queries=queries)
-        masks, labels, values = instance_inference(
+        masks, place, labels, values = instance_inference(
             maps, scored, image=0, geometry=geometry, is_thing=IS_THING, top_k=top_k
         )
+        assert len(masks) == len(place.unique())
         probabilities = geometry.restore(maps).sigmoid()
         expected = slow.instances(probabilities, scored, IS_THING.tolist(), top_k)
         parity.equal(labels.tolist(), [k for _, k, _ in expected])
         parity.close(values.tolist(), [value for value, _, _ in expected], bound=1e-6)
         assert masks.dtype == torch.bool
+        masks = masks[place]
         shown = np.array([(probabilities[q] > 0.5).numpy() for _, _, q in expected], bool)
         parity.equal(masks, shown.reshape(-1, *geometry.output))
 
@@ -268,7 +270,7 @@ def test_instances_equal_the_slow_reference(parity: Parity, examples: int) -> No
 
 def test_instances_without_things() -> None:
     maps, scored = scores(seed=5)
-    masks, labels, values = instance_inference(
+    masks, place, labels, values = instance_inference(
         maps,
         scored,
         image=0,
@@ -276,7 +278,7 @@ def test_instances_without_things() -> None:
         is_thing=torch.zeros(5, dtype=torch.bool),
         top_k=10,
     )
-    assert masks.shape == (0, 8, 8) and len(labels) == len(values) == 0
+    assert masks.shape == (0, 8, 8) and len(place) == len(labels) == len(values) == 0
 
 
 # --- order and chunks
@@ -302,12 +304,12 @@ def everything(
         overlap_threshold=0.5,
         **made,
     )
-    masks, labels, values = instance_inference(
+    masks, place, labels, values = instance_inference(
         maps, scored, image=0, geometry=geometry, is_thing=is_thing, top_k=30, **made
     )
     semantic = semantic_inference(maps, scored, image=0, geometry=geometry, **made)
     found = [(s.id, s.category, s.score, s.is_thing) for s in segments]
-    return [ids, found, masks, labels, semantic], values
+    return [ids, found, masks[place], labels, semantic], values
 
 
 def same_results(parity: Parity, first: Any, second: Any) -> None:
