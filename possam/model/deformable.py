@@ -118,18 +118,7 @@ def sample_with_grids(
     references: Tensor,
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the maps, by PyTorch's ``grid_sample``.
-
-    Args:
-        values: (B, N, M, D).
-        offsets: (B, Q, M, L, P, 2) x, y in cells of the level.
-        weights: (B, Q, M, L, P).
-        references: (Q, 2) x, y in 0..1.
-        shapes: (H, W) of each level.
-
-    Returns:
-        (B, Q, M * D).
-    """
+    """As :func:`~possam.model.compiled_sampling.sample_sum`, by PyTorch's ``grid_sample``."""
     batch, _, heads, width = values.shape
     maps = values.split([h * w for h, w in shapes], dim=1)
     centres = (references * 2 - 1)[:, None, None]
