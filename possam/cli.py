@@ -366,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
 
     sub = stage("features", _features, "cache one frozen tower's features of one data set")
-    sub.add_argument("tower", help="clip, clip_stages, or a SAM size (b, l, h)")
+    sub.add_argument("tower", help="clip, or a SAM size (b, l, h)")
     sub.add_argument("dataset")
     sub.add_argument("split", choices=["train", "val"])
 

@@ -32,8 +32,7 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 TrainedSplit = Literal["train", "val"]
 CLIP = "clip"
-CLIP_STAGES = "clip_stages"
-"""Names of feature towers beside the SAM sizes: CLIP's last stage, and the stages before it."""
+"""Name of a feature tower beside the SAM sizes: the stages of CLIP, its dense map the last."""
 
 
 def _known(name: str) -> str:
@@ -308,8 +307,8 @@ class RunDefinition(Params):
 
     @property
     def towers(self) -> tuple[str, ...]:
-        """Towers whose features training reads: the backbone's first, CLIP's dense map last."""
-        return (CLIP_STAGES if self.sam is None else self.sam, CLIP)
+        """Towers whose features training reads, CLIP last."""
+        return (CLIP,) if self.sam is None else (self.sam, CLIP)
 
 
 class RunParams(RunDefinition):

@@ -26,7 +26,7 @@ from possam.layout import (
     TABLE_CARD,
     WORLD,
 )
-from possam.params import CLIP, CLIP_STAGES, AssetParams, Project
+from possam.params import CLIP, AssetParams, Project
 from possam.reporting.published import read_published
 from possam.stages.external import find_external, hash_predictions, prediction_files
 from possam.stages.table import table_params
@@ -195,11 +195,11 @@ class Pipeline:
         return self._records(scale, [a for a in (clip.asset, *clip.files) if a is not None])
 
     def _tower(self, scale: str, tower: str) -> list[str]:
-        if tower in (CLIP, CLIP_STAGES):
+        if tower == CLIP:
             return self._clip(scale)
         sizes = self.project(scale).scale.towers.sam
         if tower not in sizes:
-            valid = ", ".join((CLIP, CLIP_STAGES, *sizes))
+            valid = ", ".join((CLIP, *sizes))
             raise InputError(f"unknown tower {tower!r}; valid choices: {valid}")
         return self._records(scale, [sizes[tower].asset])
 

@@ -16,7 +16,7 @@ from possam.files import read_json
 from possam.inventory import Held, take_inventory, unpacked_bytes
 from possam.jobs import Job, find_job, graph
 from possam.layout import FIGURE_CARD, REPORT, RUN, TABLE_CSV, Layout
-from possam.params import CLIP, CLIP_STAGES, Project
+from possam.params import CLIP, Project
 from possam.pipeline import Pipeline
 from possam.plan_params import HardwareParams, PlanParams, load_plan, tower_key
 
@@ -221,7 +221,7 @@ class _Cost:
                 return self._images(job.of("dataset"), job.of("split")) / hardware.convert
             case "features":
                 tower = job.of("tower")
-                sam = None if tower in (CLIP, CLIP_STAGES) else tower
+                sam = None if tower == CLIP else tower
                 rate = self._rate(hardware.features, sam, "features")
                 return self._images(job.of("dataset"), job.of("split")) / rate / units
             case "train":

@@ -28,17 +28,15 @@ def test_inputs_hold_the_run_s_towers_and_no_others(folder: Path, run: str) -> N
         assert found == ({f"data/mini/assets/synthetic_{sam}.record.json"} if sam else set())
         assert "data/mini/assets/synthetic_clip.record.json" in inputs
     features = {path.split("/")[3] for path in training if path.startswith("data/mini/features")}
-    assert features == {"b" if sam else "clip_stages", "clip"}
+    assert features == ({"b", "clip"} if sam else {"clip"})
     assert not any("/features/" in path for path in plan.training_inputs("", run))
 
 
 def test_caches_of_clip_need_clip_alone(folder: Path) -> None:
     plan = Pipeline(folder=folder)
-    stages, dense = (
-        plan.features_inputs("mini", tower, "coco", "train") for tower in ("clip_stages", "clip")
-    )
-    assert stages == dense and not any("sam" in path for path in stages)
-    with pytest.raises(InputError, match=r"'xl'.*clip, clip_stages, b, l, h"):
+    inputs = plan.features_inputs("mini", "clip", "coco", "train")
+    assert any("clip" in path for path in inputs) and not any("sam" in path for path in inputs)
+    with pytest.raises(InputError, match=r"'xl'.*clip, b, l, h"):
         plan.features_inputs("mini", "xl", "coco", "train")
 
 

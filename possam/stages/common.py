@@ -11,7 +11,7 @@ from possam.errors import InputError
 from possam.files import read_json
 from possam.layout import Layout
 from possam.memory import keep_freed_memory
-from possam.params import CLIP, CLIP_STAGES, ModelParams, Project
+from possam.params import CLIP, ModelParams, Project
 from possam.provenance import write_provenance
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def role_path(layout: Layout, role: str) -> Path:
 
 
 def tower_hash(layout: Layout, tower: str) -> str:
-    """SHA-256 of a frozen tower's weights file: ``clip``, ``clip_stages`` or a SAM size."""
+    """SHA-256 of a frozen tower's weights file: ``clip`` or a SAM size."""
     towers = layout.project.scale.towers
-    asset = towers.clip.asset if tower in (CLIP, CLIP_STAGES) else towers.sam[tower].asset
+    asset = towers.clip.asset if tower == CLIP else towers.sam[tower].asset
     if asset is None:
         raise InputError(
             f"params/scales/{layout.project.name}.yaml: towers.clip.asset: no weights are named"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from possam.layout import Layout
-from possam.params import CLIP, CLIP_STAGES, Project
+from possam.params import CLIP, Project
 from possam.stages.common import (
     load_clip_tower,
     load_sam_tower,
@@ -17,19 +17,17 @@ if TYPE_CHECKING:
 
 
 def _encoder(layout: Layout, tower: str) -> "Callable[[Tensor], Sequence[Tensor]]":
-    if tower not in (CLIP, CLIP_STAGES):
-        sam = load_sam_tower(layout, tower)
-        return lambda images: (sam(images),)
-    clip = load_clip_tower(layout)
     if tower == CLIP:
-        return lambda images: (clip.encode_dense(images),)
-    return lambda images: clip.encode_stages(images)[:-1]
+        return load_clip_tower(layout).encode_stages
+    sam = load_sam_tower(layout, tower)
+    return lambda images: (sam(images),)
 
 
 def cache_tower_features(project: Project, tower: str, dataset: str, split: str) -> None:
     """Cache the features of ``tower`` over one converted data set.
 
-    ``tower``: a SAM size, ``clip`` (its last stage), or ``clip_stages`` (those before the last).
+    ``tower``: a SAM size, or ``clip`` (all its stages: the last is what every model pools, all of
+    them are the backbone of FC-CLIP).
     Mirrored images are cached too if the scale's augmentation is ``flip``.
     """
     import torch

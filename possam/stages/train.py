@@ -11,7 +11,7 @@ from possam.errors import InputError
 from possam.files import hash_json, sha256_file, write_json
 from possam.layout import RUN_LOCK, Layout
 from possam.locks import hold
-from possam.params import Project, RunParams
+from possam.params import CLIP, Project, RunParams
 from possam.stages.common import (
     StageRecord,
     asset_file,
@@ -64,17 +64,16 @@ def _source(
         "seed": run.seed,
     }
     if run.training.feature_cache:
-        backbone_cache, clip_cache = (
-            CachedFeatures.open(
+        caches = {
+            tower: CachedFeatures.open(
                 layout.features(tower, run.train, "train"),
                 dataset_content=dataset.manifest["content"],
                 tower_hash=tower_hash(layout, tower),
             )
             for tower in run.towers
-        )
-        return CachedSource(
-            backbone=backbone_cache, clip=clip_cache, clip_is_backbone=sam is None, **shared
-        )
+        }
+        own = None if run.sam is None else caches[run.sam]
+        return CachedSource(sam=own, clip=caches[CLIP], **shared)
 
     from possam.model.segmenter import TowerFeatures
     from possam.training.frozen import hold_in_bfloat16

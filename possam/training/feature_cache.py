@@ -20,7 +20,7 @@ from possam.files import atomic_directory, read_json, sha256_file, write_json
 from possam.progress import Progress
 from possam.training.checkpoint import remove_leftovers
 
-FORMAT = "possam-features-2"
+FORMAT = "possam-features-3"
 
 
 def _file(index: int) -> str:
@@ -188,10 +188,12 @@ class CachedFeatures:
     def __len__(self) -> int:
         return len(self.bits[0])
 
-    def read(self, indices: Sequence[int], mirrored: Sequence[bool]) -> tuple[Tensor, ...]:
-        """Maps of ``indices``, mirrored where asked: (B, C, h, w) float32 each."""
+    def read(
+        self, indices: Sequence[int], mirrored: Sequence[bool], *, maps: slice = slice(None)
+    ) -> tuple[Tensor, ...]:
+        """Some or all maps of ``indices``, mirrored where asked: (B, C, h, w) float32 each."""
         rows = np.asarray(indices), np.asarray(mirrored, dtype=np.int64)
-        blocks = [torch.from_numpy(level[rows]) for level in self.bits]
+        blocks = [torch.from_numpy(level[rows]) for level in self.bits[maps]]
         return tuple(block.view(torch.bfloat16).float() for block in blocks)
 
 

@@ -61,9 +61,8 @@ class CachedSource:
     def __init__(
         self,
         *,
-        backbone: CachedFeatures,
+        sam: CachedFeatures | None,
         clip: CachedFeatures,
-        clip_is_backbone: bool,
         dataset: ConvertedDataset,
         augmentation: AugmentationParams,
         division: Division,
@@ -72,9 +71,8 @@ class CachedSource:
         """Check that the caches belong together, and load the targets of the whole data set.
 
         Args:
-            backbone: maps that masks are made from, finest first.
-            clip: CLIP's dense map.
-            clip_is_backbone: masks are made from the dense map, too, as the coarsest one.
+            sam: SAM's map, which masks are made from; without it they are made from CLIP's stages.
+            clip: CLIP's stages, finest first; the last is its dense map.
             dataset: a converted data set; augmentation: none, or ``flip``.
             division: of the steps; seed: of the images' order and mirroring.
 
@@ -82,11 +80,11 @@ class CachedSource:
             InputError: caches of other sizes than the data set, ``lsj``, or ``flip`` with a cache
                 that lacks mirrored images.
         """
-        for cache in (backbone, clip):
-            if len(cache) != len(dataset) or cache.image_size != backbone.image_size:
+        for cache in (clip,) if sam is None else (sam, clip):
+            if len(cache) != len(dataset) or cache.image_size != clip.image_size:
                 raise InputError(
                     f"{cache.path}: {len(cache)} images of {cache.image_size}, but the data set "
-                    f"has {len(dataset)} and {backbone.path} is of {backbone.image_size}"
+                    f"has {len(dataset)} and {clip.path} is of {clip.image_size}"
                 )
             if augmentation.policy == "flip" and not cache.flipped:
                 raise InputError(
@@ -96,14 +94,11 @@ class CachedSource:
         if augmentation.policy == "lsj":
             raise InputError("augmentation.policy 'lsj' cannot be used with cached features")
         self.num_images, self.num_classes = len(dataset), len(dataset.categories)
-        self._backbone, self._clip = backbone, clip
-        self._clip_is_backbone = clip_is_backbone
+        self._sam, self._clip = sam, clip
         self._flip, self._seed = augmentation.policy == "flip", seed
         self.division = division
         self._order = SampleOrder(len(dataset), seed=seed)
-        self._ids, self._labels = _load_targets(
-            dataset, backbone.image_size, quiet=division.rank > 0
-        )
+        self._ids, self._labels = _load_targets(dataset, clip.image_size, quiet=division.rank > 0)
 
     def target(self, index: int, *, mirrored: bool = False) -> Target:
         """Masks and labels of one image, at image resolution."""
@@ -118,10 +113,14 @@ class CachedSource:
     def _batch(self, positions: range) -> Batch:
         indices = self._order.indices(positions)
         mirrored = [self._mirrored(position) for position in positions]
-        backbone = self._backbone.read(indices, mirrored)
-        (dense,) = self._clip.read(indices, mirrored)
+        if self._sam is None:
+            backbone = self._clip.read(indices, mirrored)
+            dense = backbone[-1]
+        else:
+            backbone = self._sam.read(indices, mirrored)
+            (dense,) = self._clip.read(indices, mirrored, maps=slice(-1, None))
         return Batch(
-            backbone=(*backbone, dense) if self._clip_is_backbone else backbone,
+            backbone=backbone,
             clip_features=dense,
             targets=[
                 self.target(index, mirrored=mirror)

@@ -147,9 +147,8 @@ def cached_source(folder: Path, policy: str = "none", **changes: Any) -> CachedS
     dataset = changes.pop("dataset", FakeDataset())
     features = cache(folder / "cache", dataset, flipped=changes.pop("flipped", True))
     return CachedSource(
-        backbone=features,
+        sam=features,
         clip=features,
-        clip_is_backbone=False,
         dataset=dataset,
         augmentation=augmentation(policy),
         division=Division(batch_size=4, micro_batch=4),
@@ -169,37 +168,35 @@ def test_cached_batches_hold_the_features_and_masks_of_their_images(tmp_path: Pa
             assert torch.equal(batch.backbone[0][row], pooled(image[None])[0].bfloat16().float())
 
 
-def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path) -> None:
-    dataset = FakeDataset()
-    for name, strides in (("stages", (2, 4, 4)), ("dense", (8,))):
-        cache_features(
-            encode=lambda images, strides=strides: [avg_pool2d(images, s) for s in strides],
-            dataset=dataset,
-            out=tmp_path / name,
-            tower_hash="t",
-            flipped=False,
-            batch_size=4,
-            workers=0,
-        )
-    stages, dense = (
-        CachedFeatures.open(tmp_path / name, dataset_content="data-1", tower_hash="t")
-        for name in ("stages", "dense")
+@pytest.mark.parametrize("with_sam", [False, True])
+def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path, with_sam: bool) -> None:
+    dataset, strides = FakeDataset(), (2, 4, 4, 8)
+    cache_features(
+        encode=lambda images: [avg_pool2d(images, stride) for stride in strides],
+        dataset=dataset,
+        out=tmp_path / "clip",
+        tower_hash="t",
+        flipped=False,
+        batch_size=4,
+        workers=0,
     )
     source = CachedSource(
-        backbone=stages,
-        clip=dense,
-        clip_is_backbone=True,
+        sam=cache(tmp_path / "sam", dataset) if with_sam else None,
+        clip=CachedFeatures.open(tmp_path / "clip", dataset_content="data-1", tower_hash="t"),
         dataset=dataset,
         augmentation=augmentation(),
         division=Division(batch_size=4, micro_batch=4),
         seed=2,
     )
     for batch in flat(source, 0, 2):
-        assert batch.backbone[-1] is batch.clip_features
         for row, index in enumerate(batch.indices):
             image = torch.from_numpy(dataset.image(index)).permute(2, 0, 1).float()[None]
-            for level, stride in zip(batch.backbone, (2, 4, 4, 8), strict=True):
-                assert torch.equal(level[row], avg_pool2d(image, stride)[0].bfloat16().float())
+            stages = [avg_pool2d(image, stride)[0].bfloat16().float() for stride in strides]
+            assert torch.equal(batch.clip_features[row], stages[-1])
+            masks_from = [pooled(image)[0].bfloat16().float()] if with_sam else stages
+            assert len(batch.backbone) == len(masks_from)
+            for level, expected in zip(batch.backbone, masks_from, strict=True):
+                assert torch.equal(level[row], expected)
 
 
 def test_mirrored_samples_mirror_features_and_masks_together(tmp_path: Path) -> None:
@@ -244,9 +241,8 @@ def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     short = cache(tmp_path / "short", FakeDataset(count=5))
     with pytest.raises(InputError, match=r"short: 5 images"):
         CachedSource(
-            backbone=short,
+            sam=short,
             clip=short,
-            clip_is_backbone=False,
             dataset=FakeDataset(),
             augmentation=augmentation(),
             division=Division(batch_size=4, micro_batch=4),
@@ -326,9 +322,8 @@ def test_a_process_of_cached_features_has_its_own_slices(tmp_path: Path) -> None
 
     def source(**place: int) -> CachedSource:
         return CachedSource(
-            backbone=features,
+            sam=features,
             clip=features,
-            clip_is_backbone=False,
             dataset=FakeDataset(),
             augmentation=augmentation("flip"),
             division=Division(batch_size=4, micro_batch=2, **place),
