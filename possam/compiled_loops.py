@@ -1,8 +1,10 @@
 """What modules of loops that numba compiles have in common."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from possam.errors import PossamError
 
@@ -21,3 +23,22 @@ def importing_loops() -> Iterator[None]:
             f"{Path(__file__).parent}: numba can keep its compiled loops neither here nor in your "
             "cache folder; set NUMBA_CACHE_DIR to a folder that can be written"
         ) from error
+
+
+def share_out(total: int, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Run ``kernel(*arguments, first, last)`` over the parts 0..total of its work, a range of them
+    in each of PyTorch's threads.
+    """
+    import torch
+
+    step = max(1, -(-total // torch.get_num_threads()))
+    starts = range(0, total, step)
+    if len(starts) <= 1:
+        kernel(*arguments, 0, total)
+        return
+    with ThreadPoolExecutor(len(starts)) as pool:
+        shares = [
+            pool.submit(kernel, *arguments, start, min(start + step, total)) for start in starts
+        ]
+        for share in shares:
+            share.result()

@@ -9,14 +9,13 @@ Shapes: B images, Q queries, N cells of all levels, M heads, L levels, P points,
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from possam.compiled_loops import importing_loops
+from possam.compiled_loops import importing_loops, share_out
 
 
 @functools.cache
@@ -90,16 +89,4 @@ def _run(kernel: Callable[..., None], inputs: Sequence[Tensor], others: Sequence
         [part.detach().reshape(-1).numpy() for part in parts] for parts in (inputs[:-1], others)
     )
     numbers = (queries, cells, heads, points, channels)
-
-    def share(first: int, last: int) -> None:
-        kernel(*before, sizes, *after, *numbers, first, last)
-
-    total, threads = batch * heads, torch.get_num_threads()
-    step = max(1, -(-total // threads))
-    starts = range(0, total, step)
-    if len(starts) <= 1:
-        share(0, total)
-        return
-    with ThreadPoolExecutor(len(starts)) as pool:
-        for done in [pool.submit(share, start, min(start + step, total)) for start in starts]:
-            done.result()
+    share_out(batch * heads, kernel, *before, sizes, *after, *numbers)

@@ -13,16 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of a (B, C, H, W) map, as in SAM and ViTDet."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """``F.interpolate(..., mode="bilinear", align_corners=False)`` of (B, C, H, W), but where both
     sides shrink by an even whole factor: there it is the mean of each block's four middle cells,
@@ -172,83 +162,3 @@ def sine_positions(height: int, width: int, channels: int, *, device: torch.devi
     rows = encode(height)[:, None].expand(-1, width, -1)
     columns = encode(width)[None].expand(height, -1, -1)
     return torch.cat((rows, columns), dim=2).flatten(0, 1)
-
-
-_PLANES_BELOW = 1024
-"""Cells of a map; smaller maps PyTorch normalises ten times faster as planes."""
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with Mask2Former's 32 groups, or fewer where they do not divide C."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(32, channels), channels)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu":
-            normal: Tensor = _Normalise.apply(
-                input, self.weight, self.bias, self.num_groups, self.eps
-            )
-            return normal
-        return super().forward(input)
-
-
-class _Normalise(torch.autograd.Function):
-    """Group normalisation of maps (B, C, H, W) whose channels lie innermost in memory: PyTorch's
-    own backward pass on a CPU is made for planes.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> Tensor:
-        maps = maps.contiguous(memory_format=torch.channels_last)
-        batch, channels, height, width = maps.shape
-        small = height * width < _PLANES_BELOW
-        normal, mean, rstd = torch.native_group_norm(
-            maps.contiguous() if small else maps,
-            weight,
-            bias,
-            batch,
-            channels,
-            height * width,
-            groups,
-            eps,
-        )
-        normal = normal.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(maps, weight, mean, rstd)
-        return normal
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        maps, weight, mean, rstd = ctx.saved_tensors
-        (batch, channels, *size), groups = maps.shape, mean.shape[1]
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        cells, wanted = (
-            part.permute(0, 2, 3, 1).reshape(batch, -1, channels).float()
-            for part in (maps, gradient)
-        )
-        count = cells.shape[1] * channels // groups
-
-        def by_channel(values: Tensor) -> Tensor:
-            return values.float().repeat_interleave(channels // groups, 1)
-
-        def by_group(values: Tensor) -> Tensor:
-            return by_channel((values * weight).unflatten(1, (groups, -1)).sum(2))
-
-        middle, scale = by_channel(mean), by_channel(rstd)
-        total, product = wanted.sum(1), (wanted * cells).sum(1)
-        # The gradient is linear in gradient and value of a cell, for each channel of each image.
-        slope = (by_group(total) * middle - by_group(product)) * scale**3 / count
-        shift = -slope * middle - by_group(total) * scale / count
-        d_maps = torch.addcmul(shift[:, None], cells, slope[:, None])
-        d_maps = d_maps.addcmul_(wanted, (scale * weight)[:, None]).to(maps.dtype)
-        d_weight = ((product - middle * total) * scale).sum(0)
-        return (
-            d_maps.unflatten(1, size).permute(0, 3, 1, 2),
-            d_weight.to(weight.dtype),
-            total.sum(0).to(weight.dtype),
-            None,
-            None,
-        )

@@ -16,6 +16,7 @@ from possam.model.layers import (
     resize_bilinear,
     sine_positions,
 )
+from possam.model.norms import LayerNorm
 from possam.model.pixel_decoder import LEVELS
 
 
@@ -25,11 +26,11 @@ class MaskedDecoderLayer(nn.Module):
     def __init__(self, *, channels: int, heads: int, ffn: int) -> None:
         super().__init__()
         self.cross_attention = MultiHeadAttention(channels=channels, heads=heads)
-        self.cross_norm = nn.LayerNorm(channels)
+        self.cross_norm = LayerNorm(channels)
         self.self_attention = MultiHeadAttention(channels=channels, heads=heads)
-        self.self_norm = nn.LayerNorm(channels)
+        self.self_norm = LayerNorm(channels)
         self.ffn = FeedForward(channels=channels, hidden=ffn)
-        self.ffn_norm = nn.LayerNorm(channels)
+        self.ffn_norm = LayerNorm(channels)
         for linear in (self.ffn.fc1, self.ffn.fc2):
             nn.init.xavier_uniform_(linear.weight)
         for attention in (self.cross_attention, self.self_attention):
@@ -71,7 +72,7 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(
             MaskedDecoderLayer(channels=channels, heads=heads, ffn=ffn) for _ in range(layers)
         )
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.mask_head = MLP(channels, channels, mask_channels, layers=3)
         for parameter in (self.query_features, self.query_positions, self.level_embed):
             nn.init.normal_(parameter)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from possam.model.deformable import DeformableAttention, reference_points
 from possam.model.layers import (
     FeedForward,
-    GroupNorm,
     double_bilinear,
     resize_bilinear,
     sine_positions,
 )
+from possam.model.norms import GroupNorm, LayerNorm
 
 LEVELS = 3
 """Scales that attend to each other: 1/32, 1/16 and 1/8."""
@@ -29,9 +29,9 @@ class DeformableEncoderLayer(nn.Module):
         self.attention = DeformableAttention(
             channels=channels, heads=heads, levels=LEVELS, points=points
         )
-        self.attention_norm = nn.LayerNorm(channels)
+        self.attention_norm = LayerNorm(channels)
         self.ffn = FeedForward(channels=channels, hidden=ffn)
-        self.ffn_norm = nn.LayerNorm(channels)
+        self.ffn_norm = LayerNorm(channels)
         nn.init.xavier_uniform_(self.ffn.fc1.weight)
         nn.init.xavier_uniform_(self.ffn.fc2.weight)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.layers import MultiHeadAttention
+from possam.model.norms import LayerNorm
 
 PoolingName = Literal["ldp", "cross_attention", "region", "clip"]
 Interaction = Literal["mask", "image"]
@@ -52,7 +53,7 @@ class Stream(nn.Sequential):
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__(
-            nn.LayerNorm(channels), nn.Linear(channels, dim), nn.GELU(), nn.Linear(dim, dim)
+            LayerNorm(channels), nn.Linear(channels, dim), nn.GELU(), nn.Linear(dim, dim)
         )
 
 
@@ -62,7 +63,7 @@ class Mixer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+            LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -102,10 +103,10 @@ class LocalDiscriminativePooling(RegionPooling):
         self.region_stream = Stream(region_channels, dim)
         self.clip_stream = Stream(clip_channels, dim)
         self.stream_embed = nn.Parameter(torch.empty(2, dim))
-        self.attention_norm = nn.LayerNorm(dim)
+        self.attention_norm = LayerNorm(dim)
         self.attention = MultiHeadAttention(channels=dim, heads=heads)
         self.mixer = Mixer(dim)
-        self.output = nn.Sequential(nn.LayerNorm(2 * dim), nn.Linear(2 * dim, embed_dim))
+        self.output = nn.Sequential(LayerNorm(2 * dim), nn.Linear(2 * dim, embed_dim))
         nn.init.normal_(self.stream_embed, std=0.02)
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
@@ -132,11 +133,11 @@ class CrossAttentionPooling(RegionPooling):
         super().__init__()
         self.region_stream = Stream(region_channels, dim)
         self.clip_stream = Stream(clip_channels, dim)
-        self.query_norm = nn.LayerNorm(dim)
-        self.key_norm = nn.LayerNorm(dim)
+        self.query_norm = LayerNorm(dim)
+        self.key_norm = LayerNorm(dim)
         self.attention = MultiHeadAttention(channels=dim, heads=heads)
         self.mixer = Mixer(dim)
-        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
+        self.output = nn.Sequential(LayerNorm(dim), nn.Linear(dim, embed_dim))
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
         tokens = self.region_stream(region_tokens)
@@ -155,7 +156,7 @@ class SingleStreamPooling(RegionPooling):
         self.source = source
         self.stream = Stream(channels, dim)
         self.mixer = Mixer(dim)
-        self.output = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
+        self.output = nn.Sequential(LayerNorm(dim), nn.Linear(dim, embed_dim))
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
         tokens = region_tokens if self.source == "region" else clip_tokens

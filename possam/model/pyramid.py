@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.errors import InputError
-from possam.model.layers import LayerNorm2d
+from possam.model.norms import LayerNorm2d
 
 PyramidName = Literal["fpn", "resample", "stages"]
 SCALES = 4

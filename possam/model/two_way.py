@@ -12,7 +12,8 @@ from segment_anything.modeling import TwoWayTransformer
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
 
-from possam.model.layers import MLP, LayerNorm2d
+from possam.model.layers import MLP
+from possam.model.norms import LayerNorm2d, exchange_layer_norms
 from possam.model.region_decoder import RegionDecoder, Regions
 
 UPSCALED_SHARE = 8
@@ -42,6 +43,7 @@ class TwoWayDecoder(RegionDecoder):
         self.transformer = TwoWayTransformer(
             depth=layers, embedding_dim=channels, num_heads=heads, mlp_dim=ffn
         )
+        exchange_layer_norms(self.transformer)
         self.upscaling = nn.Sequential(
             nn.ConvTranspose2d(channels, channels // 4, 2, stride=2),
             LayerNorm2d(channels // 4),

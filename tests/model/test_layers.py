@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from possam.model.layers import GroupNorm, attend_to_two, double_bilinear, resize_bilinear
+from possam.model.layers import attend_to_two, double_bilinear, resize_bilinear
 
 SIDES = st.integers(1, 9)
 
@@ -56,35 +56,6 @@ def test_doubling_and_its_gradient_are_those_of_interpolation(
     (out, d_maps), (expected, d_expected) = found
     assert torch.equal(out, expected)
     torch.testing.assert_close(d_maps, d_expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("channels", [48, 64, 7])
-@pytest.mark.parametrize("size", [(5, 4), (33, 40)])
-def test_group_norm_is_pytorchs(
-    channels: int, size: tuple[int, int], layout: torch.memory_format
-) -> None:
-    draw = torch.Generator().manual_seed(channels)
-    norm = GroupNorm(channels)
-    with torch.no_grad():
-        norm.weight.normal_(generator=draw)
-        norm.bias.normal_(generator=draw)
-    maps = 2 * torch.randn(3, channels, *size, generator=draw) + 1
-    gradient = torch.randn(maps.shape, generator=draw)
-    found = []
-    for normal in (norm, lambda x: F.group_norm(x, norm.num_groups, norm.weight, norm.bias)):
-        leaf = maps.to(memory_format=layout, copy=True).requires_grad_()
-        out = normal(leaf)
-        leaves = (leaf, norm.weight, norm.bias)
-        found.append([out, *torch.autograd.grad(out, leaves, gradient)])
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-4)
-
-
-def test_derivatives_of_group_norm() -> None:
-    norm = GroupNorm(4).double()
-    maps = torch.randn(2, 4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.autograd.gradcheck(norm, maps.requires_grad_())
 
 
 @settings(max_examples=40, deadline=None)
