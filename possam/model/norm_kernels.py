@@ -137,8 +137,8 @@ def group_backward(
     for image in range(first, last):
         own, start = _U(image * channels), image * cells
         for channel in range(channels):
-            group = _U(image * groups + channel // width)
-            middle[channel], scale[channel] = mean[group], rstd[group]
+            place = _U(image * groups + channel // width)
+            middle[channel], scale[channel] = mean[place], rstd[place]
         for block in range(0, cells, BLOCK):
             total[:] = 0
             product[:] = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.layers import MultiHeadAttention
+from possam.model.layers import MultiHeadAttention, area_resample
 from possam.model.norms import LayerNorm
 
 PoolingName = Literal["ldp", "cross_attention", "region", "clip"]
@@ -34,18 +34,11 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
         (B, Q, C) float32; zeros where a mask is empty.
     """
     if masks.shape[-2:] != features.shape[-2:]:
-        masks = _area_resample(masks, (features.shape[-2], features.shape[-1]))
+        masks = area_resample(masks, (features.shape[-2], features.shape[-1]))
     weights = masks.to(features.dtype).flatten(2)
     total = weights.sum(-1, keepdim=True).float()
     pooled = weights @ features.flatten(2).transpose(1, 2)
     return pooled.float() / total.clamp(min=1e-6)
-
-
-def _area_resample(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    height, width = masks.shape[-2:]
-    if height % size[0] == 0 and width % size[1] == 0:
-        return F.avg_pool2d(masks, (height // size[0], width // size[1]))
-    return F.interpolate(masks, size=size, mode="area")
 
 
 class Stream(nn.Sequential):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import (
-    adaptive_avg_pool2d,
     binary_cross_entropy_with_logits,
     log_softmax,
 )
 
+from possam.model.layers import area_resample
 from possam.params import LossParams
 from possam.training.matching import (
     Matches,
@@ -240,9 +240,8 @@ def mask_iou(logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
     Compared at the resolution of the logits; a target pixel is set where at least half of it is. A
     pair without any pixel has IoU 0.
     """
-    small = (
-        adaptive_avg_pool2d(padded.masks, (logits.shape[-2], logits.shape[-1])) >= 0.5
-    ).flatten(2)
+    size = (logits.shape[-2], logits.shape[-1])
+    small = (area_resample(padded.masks, size) >= 0.5).flatten(2)
     truth = small[matches.image, matches.target].float()
     found = (logits > 0).flatten(1).float()
     overlap = (truth * found).sum(1)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from possam.model.layers import attend_to_two, double_bilinear, resize_bilinear
+from possam.model.layers import area_resample, attend_to_two, double_bilinear, resize_bilinear
 
 SIDES = st.integers(1, 9)
 
@@ -34,6 +34,26 @@ def test_middle_cells_by_hand() -> None:
     assert resize_bilinear(maps, (1, 1)).item() == (5 + 6 + 9 + 10) / 4
     assert resize_bilinear(maps, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert resize_bilinear(maps, (2, 1)).flatten().tolist() == pytest.approx([3.5, 11.5])
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 16), st.integers(1, 16), st.booleans(), st.integers(0, 999))
+def test_area_resampling_of_masks_is_interpolation(
+    height: int, width: int, down: int, right: int, half: bool, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    size = (height, width)
+    for extra in (0, 1):
+        shape = (2, 3, height * down, width * right + extra)
+        masks = (torch.rand(shape, generator=draw) < 0.4).to(
+            torch.bfloat16 if half else torch.float
+        )
+        found = area_resample(masks, size)
+        expected = F.interpolate(masks.double(), size=size, mode="area")
+        assert found.dtype == masks.dtype
+        exact = extra == 0 and down == right and down in (1, 2, 4, 8, 16)
+        tolerance = 0.0 if exact else 2**-7 if half else 1e-6
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @settings(max_examples=40, deadline=None)
