@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from possam.model.vectors import WIDTH, dot_rows, gather_rows, scatter_rows
+
 Array = NDArray[Any]
 
 _U = np.uint64
@@ -21,39 +23,80 @@ _U = np.uint64
 _FAST = {"reassoc", "contract", "nsz"}
 
 
-@njit(cache=True, inline="always", fastmath=_FAST)
-def _find(place: Any, side: int) -> Any:
-    """The cell before a place along a side of the map, and how far behind it; -2 for a cell that,
-    as the one behind it, lies outside the map (as NaN does).
+@njit(cache=True, inline="always", fastmath=_FAST, error_model="numpy")
+def _side(place: Any, size: int, nothing: Any, one: Any) -> Any:
+    """Cells before and behind a place along a side of the map; their weights; 1 where they exist.
+
+    One that does not is replaced by the other, with no weight. Nothing branches here: many samples
+    lie at a border, and which do cannot be foretold.
     """
     cell = np.floor(place)
-    return (np.int64(cell) if -1 <= cell < side else np.int64(-2)), place - cell
+    behind, first = place - cell, np.int64(cell)
+    has_first = one if first >= 0 else nothing
+    has_second = one if first + 1 < size else nothing
+    cells = max(first, 0), min(first + 1, size - 1)
+    return cells, (has_first * (one - behind), has_second * behind), (has_first, has_second)
+
+
+@njit(cache=True, inline="always", fastmath=_FAST, error_model="numpy")
+def _locate(
+    x: Any, y: Any, height: int, width: int, start: int, channels: int, nothing: Any, one: Any
+) -> Any:
+    """Where the four cells around a sample lie, row by row, and what :func:`_side` says of its
+    column and its row.
+    """
+    columns, across, there = _side(x, width, nothing, one)
+    rows, down, here = _side(y, height, nothing, one)
+    upper, lower = start + rows[0] * width * channels, start + rows[1] * width * channels
+    left, right = columns[0] * channels, columns[1] * channels
+    places = _U(upper + left), _U(upper + right), _U(lower + left), _U(lower + right)
+    return places, across, down, there, here
 
 
 @njit(cache=True, inline="always", fastmath=_FAST)
-def _shares(weight: Any, right: Any, below: Any) -> Any:
-    """What the four cells around a sample weigh, row by row."""
-    lower = weight * below
-    upper = weight - lower
-    b, d = upper * right, lower * right
-    return upper - b, b, lower - d, d
+def _shares(weight: Any, across: Any, down: Any) -> Any:
+    """What the four cells weigh, row by row."""
+    upper, lower = weight * down[0], weight * down[1]
+    return upper * across[0], upper * across[1], lower * across[0], lower * across[1]
 
 
 @njit(cache=True, inline="always", fastmath=_FAST)
-def _add(out: Array, to: Any, share: Any, values: Array, at: Any, channels: int) -> None:
-    for channel in range(channels):
-        i = _U(channel)
-        out[to + i] += share * values[at + i]
+def _gather(out: Array, to: Any, shares: Any, values: Array, places: Any, channels: int) -> None:
+    """Add the weighted sum of four cells."""
+    blocks = channels // WIDTH
+    gather_rows(out, to, shares, values, places, _U(blocks))
+    for channel in range(WIDTH * blocks, channels):
+        n = _U(channel)
+        upper = shares[0] * values[places[0] + n] + shares[1] * values[places[1] + n]
+        lower = shares[2] * values[places[2] + n] + shares[3] * values[places[3] + n]
+        out[to + n] += upper + lower
 
 
 @njit(cache=True, inline="always", fastmath=_FAST)
-def _multiply(values: Array, at: Any, wanted: Array, to: Any, channels: int, start: Any) -> Any:
-    """``start`` and the dot product of a cell and a sum's gradient."""
-    product = start
-    for channel in range(channels):
-        i = _U(channel)
-        product += wanted[to + i] * values[at + i]
-    return product
+def _scatter(out: Array, places: Any, shares: Any, values: Array, at: Any, channels: int) -> None:
+    """Add weighted values to each of four cells, one after another: they may be the same."""
+    blocks = channels // WIDTH
+    scatter_rows(out, places, shares, values, at, _U(blocks))
+    for channel in range(WIDTH * blocks, channels):
+        n = _U(channel)
+        out[places[0] + n] += shares[0] * values[at + n]
+        out[places[1] + n] += shares[1] * values[at + n]
+        out[places[2] + n] += shares[2] * values[at + n]
+        out[places[3] + n] += shares[3] * values[at + n]
+
+
+@njit(cache=True, inline="always", fastmath=_FAST)
+def _multiply(values: Array, places: Any, wanted: Array, to: Any, channels: int) -> Any:
+    """Dot products of the four cells with a sum's gradient."""
+    blocks = channels // WIDTH
+    a, b, c, d = dot_rows(values, places, wanted, to, _U(blocks))
+    for channel in range(WIDTH * blocks, channels):
+        n = _U(channel)
+        a += wanted[to + n] * values[places[0] + n]
+        b += wanted[to + n] * values[places[1] + n]
+        c += wanted[to + n] * values[places[2] + n]
+        d += wanted[to + n] * values[places[3] + n]
+    return a, b, c, d
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
@@ -64,13 +107,14 @@ def forward(
     """Weighted sums of samples of the heads ``first <= image * M + head < last``, into ``out``.
 
     Args:
-        values: (B, N, M, D), flat as all but ``sizes``, floats of one type.
+        values: (B, M, N, D), flat as all but ``sizes``, floats of one type.
         offsets: (B, Q, M, L, P, 2) x, y in cells of the level; weights: (B, Q, M, L, P).
         centres: (Q, L, 2) x, y of the reference in cells, 0 in the middle of the first.
         sizes: (L, 3) int64 height, width, first cell of each level.
         out: (B, Q, M, D), zeros.
     """
-    levels, step = len(sizes), heads * channels
+    levels, kind = len(sizes), values.dtype.type
+    nothing, one = kind(0), kind(1)
     for part in range(first, last):
         image, head = part // heads, part % heads
         for query in range(queries):
@@ -78,35 +122,21 @@ def forward(
             to, sample = _U(own * channels), _U(own * levels * points)
             for level in range(levels):
                 height, width = sizes[level, 0], sizes[level, 1]
-                start = ((image * cells + sizes[level, 2]) * heads + head) * channels
+                high, wide = kind(height), kind(width)
+                start = ((image * heads + head) * cells + sizes[level, 2]) * channels
                 centre = _U(2 * (query * levels + level))
                 for _ in range(points):
-                    x, y = _U(2) * sample, _U(2) * sample + _U(1)
-                    column, right = _find(offsets[x] + centres[centre], width)
-                    row, below = _find(offsets[y] + centres[centre + _U(1)], height)
-                    a, b, c, d = _shares(weights[sample], right, below)
+                    x = offsets[_U(2) * sample] + centres[centre]
+                    y = offsets[_U(2) * sample + _U(1)] + centres[centre + _U(1)]
+                    weight = weights[sample]
                     sample += _U(1)
-                    at = start + (row * width + column) * step
-                    under = at + width * step
-                    if 0 <= row < height - 1 and 0 <= column < width - 1:
-                        # All four at once: half of what follows, and most samples come here.
-                        i, j, k, m = _U(at), _U(at + step), _U(under), _U(under + step)
-                        for channel in range(channels):
-                            n = _U(channel)
-                            upper = a * values[i + n] + b * values[j + n]
-                            out[to + n] += upper + (c * values[k + n] + d * values[m + n])
-                        continue
-                    before, behind = 0 <= column < width, 0 <= column + 1 < width
-                    if 0 <= row < height:
-                        if before:
-                            _add(out, to, a, values, _U(at), channels)
-                        if behind:
-                            _add(out, to, b, values, _U(at + step), channels)
-                    if 0 <= row + 1 < height:
-                        if before:
-                            _add(out, to, c, values, _U(under), channels)
-                        if behind:
-                            _add(out, to, d, values, _U(under + step), channels)
+                    if not (-one < x < wide and -one < y < high):
+                        continue  # outside, as NaN is
+                    places, across, down, _, _ = _locate(
+                        x, y, height, width, start, channels, nothing, one
+                    )
+                    shares = _shares(weight, across, down)
+                    _gather(out, to, shares, values, places, channels)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
@@ -121,8 +151,8 @@ def backward(
         wanted: (B, Q, M, D) gradient of the sums.
         d_values: as ``values``, zeros; d_offsets, d_weights: as ``offsets`` and ``weights``.
     """
-    levels, step = len(sizes), heads * channels
-    nothing = np.zeros(1, values.dtype)[0]
+    levels, kind = len(sizes), values.dtype.type
+    nothing, one = kind(0), kind(1)
     for part in range(first, last):
         image, head = part // heads, part % heads
         for query in range(queries):
@@ -130,35 +160,26 @@ def backward(
             to, sample = _U(own * channels), _U(own * levels * points)
             for level in range(levels):
                 height, width = sizes[level, 0], sizes[level, 1]
-                start = ((image * cells + sizes[level, 2]) * heads + head) * channels
+                high, wide = kind(height), kind(width)
+                start = ((image * heads + head) * cells + sizes[level, 2]) * channels
                 centre = _U(2 * (query * levels + level))
                 for _ in range(points):
-                    x, y = _U(2) * sample, _U(2) * sample + _U(1)
-                    column, right = _find(offsets[x] + centres[centre], width)
-                    row, below = _find(offsets[y] + centres[centre + _U(1)], height)
-                    weight = weights[sample]
-                    shares = _shares(weight, right, below)
-                    at = start + (row * width + column) * step
-                    under = at + width * step
-                    before, behind = 0 <= column < width, 0 <= column + 1 < width
-                    # Products of the gradient with the four cells.
-                    a = b = c = d = nothing
-                    if 0 <= row < height:
-                        if before:
-                            a = _multiply(values, _U(at), wanted, to, channels, nothing)
-                            _add(d_values, _U(at), shares[0], wanted, to, channels)
-                        if behind:
-                            b = _multiply(values, _U(at + step), wanted, to, channels, nothing)
-                            _add(d_values, _U(at + step), shares[1], wanted, to, channels)
-                    if 0 <= row + 1 < height:
-                        if before:
-                            c = _multiply(values, _U(under), wanted, to, channels, nothing)
-                            _add(d_values, _U(under), shares[2], wanted, to, channels)
-                        if behind:
-                            d = _multiply(values, _U(under + step), wanted, to, channels, nothing)
-                            _add(d_values, _U(under + step), shares[3], wanted, to, channels)
-                    upper, lower = a + right * (b - a), c + right * (d - c)
-                    d_weights[sample] = upper + below * (lower - upper)
-                    d_offsets[x] = weight * ((b - a) + below * ((d - c) - (b - a)))
-                    d_offsets[y] = weight * (lower - upper)
+                    own_x, own_y, own_weight = _U(2) * sample, _U(2) * sample + _U(1), sample
+                    x = offsets[own_x] + centres[centre]
+                    y = offsets[own_y] + centres[centre + _U(1)]
+                    weight = weights[own_weight]
                     sample += _U(1)
+                    if not (-one < x < wide and -one < y < high):
+                        d_offsets[own_x] = d_offsets[own_y] = d_weights[own_weight] = nothing
+                        continue
+                    places, across, down, there, here = _locate(
+                        x, y, height, width, start, channels, nothing, one
+                    )
+                    a, b, c, d = _multiply(values, places, wanted, to, channels)
+                    shares = _shares(weight, across, down)
+                    _scatter(d_values, places, shares, wanted, to, channels)
+                    left, right = down[0] * a + down[1] * c, down[0] * b + down[1] * d
+                    upper, lower = across[0] * a + across[1] * b, across[0] * c + across[1] * d
+                    d_weights[own_weight] = across[0] * left + across[1] * right
+                    d_offsets[own_x] = weight * (there[1] * right - there[0] * left)
+                    d_offsets[own_y] = weight * (here[1] * lower - here[0] * upper)
