@@ -25,13 +25,13 @@ def importing_loops() -> Iterator[None]:
         ) from error
 
 
-def share_out(total: int, kernel: Callable[..., None], *arguments: Any) -> None:
+def share_out(total: int, kernel: Callable[..., None], *arguments: Any, least: int = 1) -> None:
     """Run ``kernel(*arguments, first, last)`` over the parts 0..total of its work, a range of them
-    in each of PyTorch's threads.
+    in each of PyTorch's threads; ``least``: parts that are worth a thread.
     """
     import torch
 
-    step = max(1, -(-total // torch.get_num_threads()))
+    step = max(least, -(-total // torch.get_num_threads()))
     starts = range(0, total, step)
     if len(starts) <= 1:
         kernel(*arguments, 0, total)

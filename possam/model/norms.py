@@ -1,6 +1,6 @@
 """Layer and group normalisation, with a backward pass of their own on a CPU.
 
-PyTorch's own (2.x, measured) has two faults there: of layer normalisation in bfloat16 it adds up
+PyTorch's own (2.14) has two faults there: of layer normalisation in bfloat16 it adds up
 the gradients of weight and bias in bfloat16, where 50,000 terms of one sign come to a twentieth of
 their sum; and of group normalisation it is made for planes, not for channels that lie innermost.
 
@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -19,6 +20,9 @@ from possam.compiled_loops import importing_loops, share_out
 
 _PLANES_BELOW = 1024
 """Cells of a map; smaller maps PyTorch normalises ten times faster as planes."""
+
+_BLOCKS = 32
+"""Blocks of rows that take as long as to start a thread."""
 
 
 @functools.cache
@@ -93,7 +97,7 @@ class _LayerNormalise(torch.autograd.Function):
         arrays = [_flat(part) for part in (values, weight, bias.float(), out, mean, rstd)]
         share_out(
             -(-rows // kernels.BLOCK),
-            kernels.layer_forward, *arrays, kernels.np.float32(eps), rows, channels,
+            kernels.layer_forward, *arrays, np.float32(eps), rows, channels, least=_BLOCKS,
         )  # fmt: skip
         ctx.save_for_backward(values, weight, mean, rstd)
         return out
@@ -108,7 +112,7 @@ class _LayerNormalise(torch.autograd.Function):
         wanted = gradient.to(values.dtype).contiguous()
         parts = (values, wanted, weight, mean, rstd, d_values, d_weight, d_bias)
         arrays = [_flat(part) for part in parts]
-        share_out(blocks, kernels.layer_backward, *arrays, len(mean), channels)
+        share_out(blocks, kernels.layer_backward, *arrays, len(mean), channels, least=_BLOCKS)
         return d_values, d_weight.double().sum(0).float(), d_bias.double().sum(0).float(), None
 
 

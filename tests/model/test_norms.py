@@ -147,7 +147,7 @@ def test_derivatives_of_group_norm() -> None:
 def test_threads_change_nothing() -> None:
     draw = torch.Generator().manual_seed(3)
     layer, group = drawn(LayerNorm2d(8), draw), drawn(GroupNorm(8), draw)
-    maps, gradient = (torch.randn(3, 8, 41, 40, generator=draw).bfloat16() for _ in range(2))
+    maps, gradient = (torch.randn(3, 8, 80, 81, generator=draw).bfloat16() for _ in range(2))
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
