@@ -46,6 +46,9 @@ _LIBRARIES = (
     "sklearn.cluster",
     "matplotlib.figure",
     "pandas",
+    "pyarrow.parquet",
+    "pydantic",
+    "numba",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _HEADER = struct.Struct("!I")
@@ -82,6 +85,9 @@ def serve(path: Path) -> None:
         gc.disable()
         for name in _LIBRARIES:
             importlib.import_module(name)
+        if "numba" in _LIBRARIES:
+            # What it imports only when it first compiles takes as long as its own import.
+            sys.modules["numba"].njit(lambda number: number)(0)
         gc.enable()
         # Collections in the children leave alone what is here, so that they share its pages.
         gc.freeze()

@@ -56,6 +56,8 @@ rule features:
         identity=lambda w: plan.identity("features", w.scale, tower=w.tower),
     log:
         "data/{scale}/logs/features_{tower}_{dataset}_{split}.log",
+    # Before what waits for them: trainings come first, too.
+    priority: 2
     resources:
         **asked("features"),
     shell:

@@ -12,6 +12,8 @@ rule train:
         identity=lambda w: plan.identity("train", plan.scale_of(w.prefix), run=w.run, seed=w.seed),
     log:
         "results/{prefix}logs/train_{run}_seed{seed}.log",
+    # Longest first: evaluations then fill what is left of the last trainings' time.
+    priority: 1
     # tee -i: after Ctrl-C, a command that waits for a job says what keeps running.
     shell:
         "possam train {wildcards.run} --seed {wildcards.seed} --scale {params.scale} "
