@@ -30,7 +30,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from possam.environment import FORKSERVER_VARIABLE
+from possam.environment import FORKSERVER_VARIABLE, apply_mlflow_defaults
 
 STAGES = frozenset({"features", "train", "evaluate", "figure", "table", "track", "report"})
 """What gains from the server: the stages whose libraries it holds."""
@@ -49,6 +49,8 @@ _LIBRARIES = (
     "pyarrow.parquet",
     "pydantic",
     "numba",
+    "mlflow.exceptions",
+    "mlflow.store.tracking.sqlalchemy_store",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _HEADER = struct.Struct("!I")
@@ -83,6 +85,7 @@ def serve(path: Path) -> None:
         staged.rename(path)  # whoever sees it can connect
         # A collection during these imports finds nothing and takes a tenth of their time.
         gc.disable()
+        apply_mlflow_defaults()
         for name in _LIBRARIES:
             importlib.import_module(name)
         if "numba" in _LIBRARIES:

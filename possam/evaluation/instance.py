@@ -6,6 +6,7 @@ for each image. With weights of one that equals ``COCOeval.accumulate`` exactly;
 weights it is the AP of a bootstrap resample.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from possam.compiled_loops import importing_loops
 from possam.errors import InputError
 
 MAX_DETECTIONS = 100
@@ -63,45 +65,28 @@ class InstanceMatches:
         )
 
     def _class_precision(self, category: int, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(S,T,R). Precision peaks at true positives, so only these points need an envelope."""
+        """(S,T,R)."""
         rows = np.flatnonzero(self.category == category)
         rows = rows[np.argsort(-self.score[rows], kind="stable")]
-        objects = weights @ self.targets[:, category].astype(np.float64)
-        weight = weights[:, self.image[rows]]
-        matched, ignored = self.matched[rows], self.ignored[rows]
-        result = np.zeros((len(weights), matched.shape[1], len(RECALL_LEVELS)))
-        counted_all = np.cumsum(weight, axis=1)
-        total = np.where(objects > 0, objects, 1.0)[:, None]
-        for level in range(matched.shape[1]):
-            hits = np.flatnonzero(matched[:, level] & ~ignored[:, level])
-            if not hits.size:
-                continue
-            skipped = ignored[:, level]
-            if skipped.any():
-                counted = np.cumsum(weight * ~skipped, axis=1)[:, hits]
-            else:
-                counted = counted_all[:, hits]
-            found = np.cumsum(weight[:, hits], axis=1)
-            precision = found / (counted + np.spacing(1))
-            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            result[:, level] = _at_recall_levels(precision, found / total)
-        result[objects == 0] = np.nan
+        result = np.empty((len(weights), self.matched.shape[1], len(RECALL_LEVELS)))
+        _kernels().interpolate(
+            np.ascontiguousarray(weights, np.float64),
+            self.image[rows],
+            self.matched[rows],
+            self.ignored[rows],
+            weights @ self.targets[:, category].astype(np.float64),
+            RECALL_LEVELS,
+            result,
+        )
         return result
 
 
-def _at_recall_levels(
-    precision: NDArray[np.float64], recall: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Precision (S,R) at the first of N points that reaches each recall level; 0 where none does.
-
-    ``precision`` and ``recall`` are (S,N), recall ascending. Each point serves the levels that it
-    reaches and the one before it does not, so that all samples are one ``repeat``.
-    """
-    levels = len(RECALL_LEVELS)
-    reached = np.searchsorted(RECALL_LEVELS, recall, side="right")
-    counts = np.diff(reached, axis=1, prepend=0, append=levels)
-    values = np.pad(precision, ((0, 0), (0, 1)))
-    return np.repeat(values.ravel(), counts.ravel()).reshape(-1, levels)
+@functools.cache
+def _kernels() -> Any:
+    """The compiled loop, when it is first needed: importing numba takes half a second."""
+    with importing_loops():
+        from possam.evaluation import precision_kernels
+    return precision_kernels
 
 
 class InstanceEvaluator:
