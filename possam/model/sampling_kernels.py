@@ -59,6 +59,11 @@ class _Blocks:
         first = self.builder.insert_element(nothing, number, ir.Constant(_INDEX, 0))
         return self.shuffle(first, nothing, [0] * WIDTH)
 
+    def weigh(self, shares: Any, places: Any) -> list[tuple[Any, Any]]:
+        """Shares as vectors, each with its place."""
+        pairs = (cgutils.unpack_tuple(self.builder, part) for part in (shares, places))
+        return [(self.spread(share), place) for share, place in zip(*pairs, strict=True)]
+
     def shuffle(self, first: Any, second: Any, numbers: Sequence[int]) -> Any:
         chosen = ir.Constant(ir.VectorType(_INDEX, len(numbers)), list(numbers))
         return self.builder.shuffle_vector(first, second, chosen)
@@ -107,11 +112,10 @@ def _gather_code(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, to, shares, values, places, blocks = arguments
         kinds, rows = signature.args, _Blocks(context, builder, signature.args[0].dtype)
-        weights = [rows.spread(share) for share in cgutils.unpack_tuple(builder, shares)]
-        starts = cgutils.unpack_tuple(builder, places)
+        weighted = rows.weigh(shares, places)
         with rows.each(blocks):
             total = None
-            for weight, start in zip(weights, starts, strict=True):
+            for weight, start in weighted:
                 part = rows.multiply(weight, rows.load(kinds[3], values, start))
                 total = part if total is None else rows.add(total, part)
             rows.increase(kinds[0], out, to, total)
@@ -128,11 +132,10 @@ def _scatter_code(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, places, shares, values, at, blocks = arguments
         kinds, rows = signature.args, _Blocks(context, builder, signature.args[0].dtype)
-        weights = [rows.spread(share) for share in cgutils.unpack_tuple(builder, shares)]
-        starts = cgutils.unpack_tuple(builder, places)
+        weighted = rows.weigh(shares, places)
         with rows.each(blocks):
             row = rows.load(kinds[3], values, at)
-            for weight, start in zip(weights, starts, strict=True):
+            for weight, start in weighted:
                 rows.increase(kinds[0], out, start, rows.multiply(weight, row))
         return context.get_dummy_value()
 
