@@ -48,7 +48,7 @@ test: $(READY) ## the test suite
 # The C library keeps freed tensors of up to 32 MB unless told; two networks would not fit 12 GiB.
 parity: $(READY) ## every borrowed part against its reference, full size; writes reports/parity.md
 	MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -m parity -n $(CORES) --dist loadscope --no-loadscope-reorder \
-	  --parity-report reports/parity.md
+	  --parity-report=reports/parity.md
 
 paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py
