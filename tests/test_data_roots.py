@@ -56,7 +56,7 @@ def disk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Project]:
-    """The paper's parameters with roots; COCO has as many images as ``disk``; room for all of it."""
+    """The paper's parameters with roots; COCO has as many images as ``disk``; disks are large."""
     monkeypatch.setattr("possam.stages.download.free_bytes", lambda path: 10**12)
     repository = tmp_path / "repository"
     shutil.copytree(PARAMS, repository / "params")
