@@ -164,6 +164,12 @@ def _show(arguments: argparse.Namespace) -> None:
     show_table(_project(arguments), arguments.table)
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from possam.stages.studies import compare_studies
+
+    compare_studies(_project(arguments), arguments.table, arguments.before, out=arguments.out)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from possam.stages.report import make_report
 
@@ -448,6 +454,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("show", _show, "print a table that is there")
     sub.add_argument("table")
+
+    sub = stage(
+        "compare", _compare, "say what changed in a table since another checkout, with intervals"
+    )
+    sub.add_argument("table")
+    sub.add_argument("before", type=Path, help="root of the other checkout, with its results")
+    sub.add_argument("--out", type=Path, default=None, help="also write it to this Markdown file")
 
     stage("report", _report, "put every table and figure on one HTML page")
 

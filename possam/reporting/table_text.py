@@ -68,7 +68,7 @@ def _external(card: Card) -> list[str]:
     return [row["row"] for row in card["rows"] if row["source"] == EXTERNAL]
 
 
-def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table: first column to the left, the others to the right."""
     ruler = [":--", *["--:"] * (len(header) - 1)]
     table = [list(header), ruler, *(list(row) for row in rows)]
@@ -114,7 +114,7 @@ def _direction(card: Card, group: str) -> list[str]:
     ]
     titles = (column["title"] for column in columns)
     header = ["Method", *card["labels"].values(), "Source", *titles]
-    return [f"## {card['groups'][group]}", "", *_lines(header, rows), ""]
+    return [f"## {card['groups'][group]}", "", *markdown_table(header, rows), ""]
 
 
 def _gaps(card: Card) -> list[str]:
@@ -147,7 +147,7 @@ def _comparison(card: Card) -> list[str]:
         "zero, the difference is real at this scale as far as the test images go; the training's "
         "own chance is " + ("in the mean over seeds." if len(card["seeds"]) > 1 else "not in it."),
         "",
-        *_lines(["Method", *(column_title(card, column) for column in columns)], rows),
+        *markdown_table(["Method", *(column_title(card, column) for column in columns)], rows),
         "",
     ]
 
@@ -188,7 +188,7 @@ def _ranks(card: Card) -> list[str]:
         "was tuned towards it.",
         "",
         *_left_out(card),
-        *_lines(["Column", "tau", "Rows"], rows),
+        *markdown_table(["Column", "tau", "Rows"], rows),
         "",
     ]
 
@@ -217,7 +217,7 @@ def _controls(card: Card) -> list[str]:
         "These must fail: they show how much of a value comes from training, and how much from the "
         "names of the classes.",
         "",
-        *_lines(["Control", "Benchmark", *titles], rows),
+        *markdown_table(["Control", "Benchmark", *titles], rows),
         "",
     ]
 
@@ -240,7 +240,7 @@ def _supplement(card: Card) -> list[str]:
     return [
         "## Seen and unseen classes, segments without names",
         "",
-        *_lines(header, rows),
+        *markdown_table(header, rows),
         "",
         "*panopticapi*: PQ that the reference program computes from the same predictions.",
         "",
@@ -319,7 +319,7 @@ def _provenance(card: Card) -> list[str]:
         f"Published values: `params/published/{card['published_file']}`. Full hashes, inputs and "
         f"unrounded values: `{card['table']}.json`.",
         "",
-        *_lines(
+        *markdown_table(
             ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"], rows
         ),
         "",

@@ -25,6 +25,9 @@ def prepare(workspace: Workspace) -> None:
     """The files that the README's examples name."""
     folder = workspace.folder
     Image.effect_noise((96, 80), 60).convert("RGB").save(folder / "photo.jpg")
+    before = folder / "path/to/before/results/smoke/evaluations"
+    if not before.exists():
+        shutil.copytree(folder / "results/smoke/evaluations", before)
     upstream, raw = folder / "path/to/coco", folder / "data/smoke/raw"
     if not upstream.exists():
         shutil.copytree(raw / "synthetic_coco_val_images/val2017", upstream / "val2017")
@@ -94,6 +97,8 @@ def test_command(finished: Workspace, command: str) -> None:
     if command == "make study":
         for line in (r"^table\s+7$", r"^report\s+1$"):
             assert re.search(line, done.stdout + done.stderr, re.MULTILINE), line
+    if command.startswith("possam compare"):
+        assert "## PQ" in done.stdout and "+0.0 [+0.0, +0.0]" in done.stdout
     if command.startswith("possam score"):
         assert "PQ: 100.0000" in done.stdout
     if command == "snakemake results/mini/table1.csv":

@@ -1,0 +1,117 @@
+"""The same trainings made by two versions of the code: are their results different?
+
+Another version of the code trains other weights even where nothing has changed but rounding, and a
+training of its own luck is worth a point of PQ or more. A bootstrap over images does not see that:
+it holds the weights fixed. So there are two parts of a difference's uncertainty here, which are
+added as variances: what other test images would do (bootstrap, paired by image), and what other
+seeds would do (Student's t, paired by seed).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+
+from possam.errors import InputError
+from possam.evaluation.statistics import ImageStatistics, resample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """One metric of one run on one benchmark, by two versions, in percent.
+
+    Attributes:
+        benchmark: its name; results on one benchmark share their images.
+        before, after: means over the S seeds.
+        by_seed: ``after - before`` of each seed, (S,).
+        resampled: the mean over the seeds of ``after - before`` on B resamples of the images, (B,).
+    """
+
+    benchmark: str
+    before: float
+    after: float
+    by_seed: NDArray[np.float64]
+    resampled: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Change:
+    """``after - before`` in percentage points, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def compare_versions(
+    before: Mapping[int, ImageStatistics],
+    after: Mapping[int, ImageStatistics],
+    *,
+    benchmark: str,
+    samples: int,
+    seed: int,
+) -> dict[str, Retrained]:
+    """Each metric that both versions have, of one run's evaluations by training seed.
+
+    Args:
+        samples, seed: of the bootstrap; the same images are drawn for all evaluations.
+
+    Raises:
+        InputError: other seeds or other images.
+    """
+    if before.keys() != after.keys():
+        raise InputError(f"seeds {sorted(before)} before, {sorted(after)} after: train the same")
+    seeds = sorted(before)
+    pairs = [(before[number], after[number]) for number in seeds]
+    for first, second in pairs:
+        if first.image_ids != second.image_ids:
+            raise InputError("evaluations before and after have different images")
+    points = [(first.metrics(), second.metrics()) for first, second in pairs]
+    old = resample(*(first for first, _ in pairs), samples=samples, seed=seed)
+    new = resample(*(second for _, second in pairs), samples=samples, seed=seed)
+    return {
+        name: Retrained(
+            benchmark=benchmark,
+            before=old.points[name],
+            after=new.points[name],
+            by_seed=np.array([float(last[name][0] - first[name][0]) for first, last in points]),
+            resampled=new.samples[name] - old.samples[name],
+        )
+        for name in sorted(old.points.keys() & new.points.keys())
+        if not np.isnan([old.points[name], new.points[name]]).any()
+    }
+
+
+def mean_change(results: Sequence[Retrained], *, confidence: float) -> Change:
+    """The mean over ``results`` (one is enough) of what changed, with its interval.
+
+    Results on one benchmark move together with its images; trainings, and the images of different
+    benchmarks, are independent. The seeds' degrees of freedom are those of Welch and Satterthwaite.
+    With a single seed the interval is that of the images alone.
+    """
+    count = len(results)
+    value = float(np.mean([each.by_seed.mean() for each in results]))
+    benchmarks = {each.benchmark for each in results}
+    images = sum(
+        np.nanvar(
+            np.sum([each.resampled for each in results if each.benchmark == name], axis=0), ddof=1
+        )
+        for name in benchmarks
+    )
+    tail = 0.5 + confidence / 2.0
+    half = float(norm.ppf(tail)) ** 2 * float(images) / count**2
+    if has_seeds(results):
+        parts = np.array([each.by_seed.var(ddof=1) / len(each.by_seed) for each in results])
+        freedom = np.array([len(each.by_seed) - 1.0 for each in results])
+        if (total := parts.sum()) > 0.0:
+            degrees = total**2 / np.sum(parts**2 / freedom)
+            half += float(t.ppf(tail, degrees)) ** 2 * float(total) / count**2
+    half = half**0.5
+    return Change(value, value - half, value + half)
+
+
+def has_seeds(results: Sequence[Retrained]) -> bool:
+    """Can the spread of trainings be told: is there more than one seed of each?"""
+    return all(len(each.by_seed) > 1 for each in results)

@@ -1,0 +1,62 @@
+"""What changed between two versions of a table, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from possam.evaluation.retraining import Change, Retrained, has_seeds, mean_change
+from possam.reporting.table_text import markdown_table
+from possam.table_params import DECIMALS, METRICS
+
+
+def study_text(
+    cells: Mapping[str, Mapping[tuple[str, str], Retrained]],
+    *,
+    table: str,
+    scale: str,
+    seeds: Sequence[int],
+    confidence: float,
+) -> str:
+    """One Markdown table a metric: each row's figures, and the mean over all of them.
+
+    Args:
+        cells: by metric, and by row and title of its group of columns.
+        confidence: of the intervals.
+    """
+    results = [result for found in cells.values() for result in found.values()]
+    level, plural = f"{100 * confidence:g} %", "s" if len(seeds) > 1 else ""
+    lines = [
+        f"# {table}: after minus before",
+        "",
+        f"Scale: {scale}. Seed{plural} {', '.join(map(str, seeds))}. Percent; differences in "
+        f"percentage points, with {level} intervals "
+        + (
+            "of other test images and other seeds, both paired."
+            if has_seeds(results)
+            else "of other test images alone, paired: with one seed, what another training would "
+            "do is not in them."
+        ),
+        "",
+    ]
+    for metric, found in cells.items():
+        places = DECIMALS.get(metric, 1)
+        rows = [
+            _row(row, group, [result], confidence, places) for (row, group), result in found.items()
+        ]
+        rows.append(_row(f"mean of {len(found)}", "", list(found.values()), confidence, places))
+        header = ("Row", "Benchmark", "Before", "After", "Difference")
+        lines += [f"## {METRICS[metric]}", "", *markdown_table(header, rows), ""]
+    return "\n".join(lines)
+
+
+def _row(
+    row: str, group: str, results: Sequence[Retrained], confidence: float, places: int
+) -> list[str]:
+    before, after = (
+        sum(getattr(each, when) for each in results) / len(results) for when in ("before", "after")
+    )
+    change = _change(mean_change(results, confidence=confidence), places)
+    return [row, group, f"{before:.{places}f}", f"{after:.{places}f}", change]
+
+
+def _change(change: Change, places: int) -> str:
+    bounds = ", ".join(f"{bound:+.{places}f}" for bound in (change.low, change.high))
+    return f"{change.value:+.{places}f} [{bounds}]"
