@@ -11,6 +11,7 @@ def study_text(
     cells: Mapping[str, Mapping[tuple[str, str], Retrained]],
     *,
     table: str,
+    commits: tuple[str, str],
     scale: str,
     seeds: Sequence[int],
     confidence: float,
@@ -19,12 +20,15 @@ def study_text(
 
     Args:
         cells: by metric, and by row and title of its group of columns.
+        commits: of the code before and after.
         confidence: of the intervals.
     """
     results = [result for found in cells.values() for result in found.values()]
     level, plural = f"{100 * confidence:g} %", "s" if len(seeds) > 1 else ""
     lines = [
         f"# {table}: after minus before",
+        "",
+        f"Commits: {commits[0]} before, {commits[1]} after.",
         "",
         f"Scale: {scale}. Seed{plural} {', '.join(map(str, seeds))}. Percent; differences in "
         f"percentage points, with {level} intervals "

@@ -1,6 +1,6 @@
 """Stage ``compare``: a table's figures of two checkouts, paired by training seed and image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,9 +37,15 @@ def compare_studies(project: Project, name: str, before: Path, *, out: Path | No
 
     if not before.is_dir():
         raise InputError(f"{before}: no such folder; name the root of another checkout")
+    places = _places(project, name)
+    layouts = Layout(project, root=before), Layout(project)
+    for place in places.values():
+        _check_files(layouts, place)
+    old, new = (_commits(layout, places.values()) for layout in layouts)
     text = study_text(
-        _cells(project, name, before),
+        _cells(project, name, places, layouts),
         table=name,
+        commits=(old, new),
         scale=project.scale.title,
         seeds=project.scale.seeds,
         confidence=project.scale.evaluation.confidence,
@@ -51,11 +57,9 @@ def compare_studies(project: Project, name: str, before: Path, *, out: Path | No
             file.write(text)
 
 
-def _cells(project: Project, name: str, before: Path) -> Cells:
-    from possam.evaluation.retraining import compare_versions
-    from possam.progress import Progress
-
-    table, scale = table_params(project, name), project.scale
+def _places(project: Project, name: str) -> dict[tuple[str, str], Place]:
+    """By row and group: what is trained here and counted image by image."""
+    table = table_params(project, name)
     places = {
         (row.name, group): cell.place
         for row in table.rows
@@ -68,8 +72,19 @@ def _cells(project: Project, name: str, before: Path) -> Cells:
             f"{name}: nothing in it is both trained here and counted image by image; "
             "compare another table"
         )
-    layouts = Layout(project, root=before), Layout(project)
-    _check_files(layouts, list(places.values()))
+    return places
+
+
+def _cells(
+    project: Project,
+    name: str,
+    places: Mapping[tuple[str, str], Place],
+    layouts: tuple[Layout, Layout],
+) -> Cells:
+    from possam.evaluation.retraining import compare_versions
+    from possam.progress import Progress
+
+    table, scale = project.tables[name], project.scale
     found: Cells = {}
     progress = Progress(len(places), label=f"compare {name}", unit="evaluations")
     for (row, group), place in places.items():
@@ -91,28 +106,39 @@ def _cells(project: Project, name: str, before: Path) -> Cells:
     return found
 
 
-def _check_files(layouts: tuple[Layout, Layout], places: Sequence[Place]) -> None:
-    """Are both checkouts' evaluations there, and of the same data sets?"""
+def _check_files(layouts: tuple[Layout, Layout], place: Place) -> None:
+    """Are both checkouts' evaluations there, and of one data set?"""
+    from possam.evaluation.summary import RESULT
+
+    contents = set()
+    for layout in layouts:
+        for key in place.evaluations(layout.project.scale.seeds):
+            file = layout.evaluation(*key) / RESULT
+            if not file.is_file():
+                target = file.relative_to(layout.root)
+                raise InputError(
+                    f"{file}: no such evaluation; make it in {layout.root.resolve()} "
+                    f"(with the same seeds): snakemake {target}"
+                )
+            evaluation = read_json(file)
+            if place.variant not in evaluation["variants"]:
+                raise InputError(f"{file}: has no variant {place.variant!r}; evaluate it again")
+            contents.add(evaluation["inputs"]["dataset"])
+    if len(contents) > 1:
+        raise InputError(
+            f"{place.run} on {place.benchmark}: the evaluations in {layouts[0].root.resolve()} "
+            "and here are not all of one data set; evaluate them on the same"
+        )
+
+
+def _commits(layout: Layout, places: Iterable[Place]) -> str:
+    """Commits of the evaluations' code, as their provenance has them."""
+    found = set()
     for place in places:
-        contents = set()
-        for layout in layouts:
-            for key in place.evaluations(layout.project.scale.seeds):
-                file = layout.evaluation(*key) / "evaluation.json"
-                if not file.is_file():
-                    target = file.relative_to(layout.root)
-                    raise InputError(
-                        f"{file}: no such evaluation; make it in {layout.root.resolve()} "
-                        f"(with the same seeds): snakemake {target}"
-                    )
-                evaluation = read_json(file)
-                if place.variant not in evaluation["variants"]:
-                    raise InputError(f"{file}: has no variant {place.variant!r}; evaluate it again")
-                contents.add(evaluation["inputs"]["dataset"])
-        if len(contents) > 1:
-            raise InputError(
-                f"{place.run} on {place.benchmark}: the evaluations in {layouts[0].root.resolve()} "
-                "and here are not all of one data set; evaluate them on the same"
-            )
+        for key in place.evaluations(layout.project.scale.seeds):
+            git = read_json(layout.evaluation(*key) / "provenance.json")["git"]
+            found.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
+    return ", ".join(sorted(found))
 
 
 def _statistics(

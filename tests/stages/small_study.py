@@ -10,6 +10,7 @@ import yaml
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import write_variants
+from possam.files import write_json
 from possam.layout import Layout
 from possam.params import Project
 
@@ -44,9 +45,20 @@ def write_params(root: Path) -> None:
 
 
 def write_evaluation(
-    project: Project, seed: int, *, variant: str, root: Path = Path("."), better: int = 0
+    project: Project,
+    seed: int,
+    *,
+    variant: str,
+    root: Path = Path("."),
+    better: int = 0,
+    commit: str = "a",
 ) -> ImageStatistics:
-    """The run's evaluation; ``better``: pixels of each class and image that are right besides."""
+    """The run's evaluation.
+
+    Args:
+        better: pixels of each class and image that are right besides.
+        commit: digit of the code's commit; ``d``: with changes.
+    """
     rng = np.random.default_rng(seed)
     hit = rng.integers(0, 20, (15, 3))
     target = hit + rng.integers(5, 30, hit.shape)
@@ -63,5 +75,7 @@ def write_evaluation(
     where = {"run": "full", "seed": seed, "benchmark": "test", "condition": "trained"}
     inputs = {"dataset": "of one content"}
     result = {**where, "scale": project.name, "inputs": inputs, "variants": {variant: part}}
-    write_variants(Layout(project, root=root).evaluation(**where), result, {variant: table})
+    folder = Layout(project, root=root).evaluation(**where)
+    write_variants(folder, result, {variant: table})
+    write_json(folder / "provenance.json", {"git": {"commit": commit * 40, "dirty": commit == "d"}})
     return table

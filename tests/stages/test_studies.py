@@ -22,7 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)
     project = Project("smoke")
     for seed in SEEDS:
-        write_evaluation(project, seed, variant="geometric", better=2)
+        write_evaluation(project, seed, variant="geometric", better=2, commit="d")
         write_evaluation(project, seed, variant="geometric", root=Path("old"))
     return project
 
@@ -39,6 +39,7 @@ def test_what_has_become_better_is_told_with_its_interval(
     text = capsys.readouterr().out
     assert Path("notes/changes.md").read_text() == text
     assert "## mIoU" in text and "Seeds 5, 2." in text and "other seeds" in text
+    assert f"Commits: {'a' * 10} before, {'d' * 10} with changes after." in text
     before, after, change, low, high = numbers(text, "Ours")
     values = []
     for root in ("old", "."):
@@ -86,7 +87,7 @@ def test_what_cannot_be_compared_is_told_and_nothing_is_written(
     file /= "evaluation.json"
     whole = file.read_text()
     file.write_text(whole.replace("of one content", "of another"))
-    refused("full on test: .*not of the same data set")
+    refused("full on test: .*not all of one data set")
     file.write_text(whole.replace("geometric", "default"))
     refused("seed2/test/trained/evaluation.json: has no variant 'geometric'")
     file.unlink()
