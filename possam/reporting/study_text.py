@@ -12,6 +12,7 @@ def study_text(
     *,
     table: str,
     commits: tuple[str, str],
+    other_data: Sequence[str],
     scale: str,
     seeds: Sequence[int],
     confidence: float,
@@ -21,6 +22,7 @@ def study_text(
     Args:
         cells: by metric, and by row and title of its group of columns.
         commits: of the code before and after.
+        other_data: benchmarks whose converted data sets are not the same bytes.
         confidence: of the intervals.
     """
     results = [result for found in cells.values() for result in found.values()]
@@ -40,6 +42,12 @@ def study_text(
         ),
         "",
     ]
+    if other_data:
+        lines += [
+            f"The converted data sets differ: {', '.join(other_data)} (same images; another "
+            "version of the conversion may write the same labels in other bytes).",
+            "",
+        ]
     for metric, found in cells.items():
         places = DECIMALS.get(metric, 1)
         rows = [
