@@ -7,7 +7,7 @@ added as variances: what other test images would do (bootstrap, paired by image)
 seeds would do (Student's t, paired by seed).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +23,14 @@ class Retrained:
     """One metric of one run on one benchmark, by two versions, in percent.
 
     Attributes:
+        run: its name; results of one run (other benchmarks or variants) share their trainings.
         benchmark: its name; results on one benchmark share their images.
         before, after: means over the S seeds.
         by_seed: ``after - before`` of each seed, (S,).
         resampled: the mean over the seeds of ``after - before`` on B resamples of the images, (B,).
     """
 
+    run: str
     benchmark: str
     before: float
     after: float
@@ -49,6 +51,7 @@ def compare_versions(
     before: Mapping[int, ImageStatistics],
     after: Mapping[int, ImageStatistics],
     *,
+    run: str,
     benchmark: str,
     samples: int,
     seed: int,
@@ -73,6 +76,7 @@ def compare_versions(
     new = resample(*(second for _, second in pairs), samples=samples, seed=seed)
     return {
         name: Retrained(
+            run=run,
             benchmark=benchmark,
             before=old.points[name],
             after=new.points[name],
@@ -87,29 +91,41 @@ def compare_versions(
 def mean_change(results: Sequence[Retrained], *, confidence: float) -> Change:
     """The mean over ``results`` (one is enough) of what changed, with its interval.
 
-    Results on one benchmark move together with its images; trainings, and the images of different
-    benchmarks, are independent. The seeds' degrees of freedom are those of Welch and Satterthwaite.
-    With a single seed the interval is that of the images alone.
+    Results on one benchmark move together with its images, those of one run with its trainings;
+    images of different benchmarks and trainings of different runs are independent. The seeds'
+    degrees of freedom are those of Welch and Satterthwaite. With a single seed the interval is that
+    of the images alone.
     """
     count = len(results)
     value = float(np.mean([each.by_seed.mean() for each in results]))
-    benchmarks = {each.benchmark for each in results}
-    images = sum(
-        np.nanvar(
-            np.sum([each.resampled for each in results if each.benchmark == name], axis=0), ddof=1
-        )
-        for name in benchmarks
-    )
     tail = 0.5 + confidence / 2.0
-    half = float(norm.ppf(tail)) ** 2 * float(images) / count**2
+    images = sum(
+        float(np.nanvar(np.sum(group, axis=0), ddof=1))
+        for group in _grouped((each.benchmark, each.resampled) for each in results)
+    )
+    half = float(norm.ppf(tail)) ** 2 * images / count**2
     if has_seeds(results):
-        parts = np.array([each.by_seed.var(ddof=1) / len(each.by_seed) for each in results])
-        freedom = np.array([len(each.by_seed) - 1.0 for each in results])
-        if (total := parts.sum()) > 0.0:
+        trainings = [
+            np.sum(group, axis=0)
+            for group in _grouped((each.run, each.by_seed) for each in results)
+        ]
+        parts = np.array([each.var(ddof=1) / len(each) for each in trainings])
+        freedom = np.array([len(each) - 1.0 for each in trainings])
+        if (total := float(parts.sum())) > 0.0:
             degrees = total**2 / np.sum(parts**2 / freedom)
-            half += float(t.ppf(tail, degrees)) ** 2 * float(total) / count**2
+            half += float(t.ppf(tail, degrees)) ** 2 * total / count**2
     half = half**0.5
     return Change(value, value - half, value + half)
+
+
+def _grouped(
+    named: Iterable[tuple[str, NDArray[np.float64]]],
+) -> Iterable[list[NDArray[np.float64]]]:
+    """Arrays of the same name together."""
+    groups: dict[str, list[NDArray[np.float64]]] = {}
+    for name, values in named:
+        groups.setdefault(name, []).append(values)
+    return groups.values()
 
 
 def has_seeds(results: Sequence[Retrained]) -> bool:

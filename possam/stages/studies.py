@@ -96,6 +96,7 @@ def _cells(
         results = compare_versions(
             old,
             new,
+            run=place.run,
             benchmark=place.benchmark,
             samples=scale.evaluation.bootstrap_samples,
             seed=scale.evaluation.bootstrap_seed,

@@ -15,10 +15,15 @@ NORMAL = 1.959964  # 97.5 % quantile
 
 
 def result(
-    by_seed: Sequence[float], resampled: Sequence[float] = NOTHING, *, on: str = "coco"
+    by_seed: Sequence[float],
+    resampled: Sequence[float] = NOTHING,
+    *,
+    run: str = "full",
+    on: str = "coco",
 ) -> Retrained:
     change = float(np.mean(by_seed))
     return Retrained(
+        run=run,
         benchmark=on,
         before=50.0,
         after=50.0 + change,
@@ -51,10 +56,18 @@ def test_both_parts_are_added_as_variances() -> None:
 
 def test_the_mean_of_two_trainings_has_welchs_degrees_of_freedom() -> None:
     # Variances of the means 1/3 and 1/3 (2 degrees each): 4 degrees together; and 1 and 0: 2.
-    same = half_width(result([1.0, 2.0, 3.0]), result([0.0, 1.0, 2.0]))
+    same = half_width(result([1.0, 2.0, 3.0]), result([0.0, 1.0, 2.0], run="other"))
     assert same == pytest.approx(2.776445 * (2 / 3) ** 0.5 / 2)
-    one = half_width(result([1.0, 2.0, 3.0]), result([1.0, 1.0, 1.0]))
+    one = half_width(result([1.0, 2.0, 3.0]), result([1.0, 1.0, 1.0], run="other"))
     assert one == pytest.approx(4.302653 * (1 / 3) ** 0.5 / 2)
+
+
+def test_results_of_one_run_share_its_trainings() -> None:
+    up, down = [1.0, 2.0, 3.0], [3.0, 2.0, 1.0]
+    assert half_width(result(up), result(down, on="ade20k")) == 0.0
+    alone = half_width(result(up))
+    assert half_width(result(up), result(up, on="ade20k")) == pytest.approx(alone)
+    assert half_width(result(up), result(up, run="other")) < alone
 
 
 def test_benchmarks_are_independent_and_runs_on_one_share_its_images() -> None:
@@ -82,7 +95,8 @@ def test_the_interval_of_the_mean_holds_no_change_as_often_as_it_says() -> None:
     for _ in range(1000):
         spread = (0.5, 1.0, 2.0, 1.0)
         found = mean_change(
-            [result(rng.normal(0.0, scale, 3)) for scale in spread], confidence=0.95
+            [result(rng.normal(0.0, scale, 3), run=f"{n}") for n, scale in enumerate(spread)],
+            confidence=0.95,
         )
         held += found.low <= 0.0 <= found.high
     assert 930 <= held <= 985
@@ -97,12 +111,13 @@ def statistics(seed: int, images: int = 20) -> ImageStatistics:
 
 
 BOOTSTRAP = {"samples": 200, "seed": 3}
+PLACE = {"run": "full", "benchmark": "coco"}
 
 
 def test_differences_are_paired_by_seed_and_by_image() -> None:
     before = {4: statistics(0), 1: statistics(1)}
     after = {1: statistics(2), 4: statistics(3)}
-    found = compare_versions(before, after, benchmark="coco", **BOOTSTRAP)["miou"]
+    found = compare_versions(before, after, **PLACE, **BOOTSTRAP)["miou"]
     value = {n: float(statistics(n).metrics()["miou"][0]) for n in range(4)}
     assert found.before == pytest.approx((value[0] + value[1]) / 2)
     assert found.after == pytest.approx((value[2] + value[3]) / 2)
@@ -114,14 +129,14 @@ def test_differences_are_paired_by_seed_and_by_image() -> None:
 
 def test_the_same_version_twice_has_not_changed() -> None:
     tables = {0: statistics(0), 1: statistics(1)}
-    found = compare_versions(tables, tables, benchmark="coco", **BOOTSTRAP)
+    found = compare_versions(tables, tables, **PLACE, **BOOTSTRAP)
     assert set(found) == {"miou", "miou_union"}
     assert mean_change(list(found.values()), confidence=0.95).high == 0.0
 
 
 def test_other_seeds_or_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"seeds \[0\] before, \[1\] after"):
-        compare_versions({0: statistics(0)}, {1: statistics(0)}, benchmark="coco", **BOOTSTRAP)
+        compare_versions({0: statistics(0)}, {1: statistics(0)}, **PLACE, **BOOTSTRAP)
     fewer = {0: statistics(0, images=19)}
     with pytest.raises(InputError, match="different images"):
-        compare_versions({0: statistics(0)}, fewer, benchmark="coco", **BOOTSTRAP)
+        compare_versions({0: statistics(0)}, fewer, **PLACE, **BOOTSTRAP)
