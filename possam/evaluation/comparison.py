@@ -12,7 +12,7 @@ from possam.evaluation.statistics import Resampled, centred_interval
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus the row that it is compared with, in percentage points, with its interval."""
+    """A result minus the one that it is compared with, in percentage points, with its interval."""
 
     value: float
     low: float

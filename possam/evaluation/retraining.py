@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from possam.errors import InputError
+from possam.evaluation.comparison import Difference
 from possam.evaluation.statistics import ImageStatistics, resample
 
 
@@ -36,15 +37,6 @@ class Retrained:
     after: float
     by_seed: NDArray[np.float64]
     resampled: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Change:
-    """``after - before`` in percentage points, with its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def compare_versions(
@@ -88,7 +80,7 @@ def compare_versions(
     }
 
 
-def mean_change(results: Sequence[Retrained], *, confidence: float) -> Change:
+def mean_change(results: Sequence[Retrained], *, confidence: float) -> Difference:
     """The mean over ``results`` (one is enough) of what changed, with its interval.
 
     Results on one benchmark move together with its images, those of one run with its trainings;
@@ -115,7 +107,7 @@ def mean_change(results: Sequence[Retrained], *, confidence: float) -> Change:
             degrees = total**2 / np.sum(parts**2 / freedom)
             half += float(t.ppf(tail, degrees)) ** 2 * total / count**2
     half = half**0.5
-    return Change(value, value - half, value + half)
+    return Difference(value, value - half, value + half)
 
 
 def _grouped(

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from possam.evaluation.retraining import Change, Retrained, has_seeds, mean_change
+from possam.evaluation.comparison import Difference
+from possam.evaluation.retraining import Retrained, has_seeds, mean_change
 from possam.reporting.table_text import markdown_table
 from possam.table_params import DECIMALS, METRICS
 
@@ -69,6 +70,6 @@ def _row(
     return [row, group, f"{before:.{places}f}", f"{after:.{places}f}", change]
 
 
-def _change(change: Change, places: int) -> str:
+def _change(change: Difference, places: int) -> str:
     bounds = ", ".join(f"{bound:+.{places}f}" for bound in (change.low, change.high))
     return f"{change.value:+.{places}f} [{bounds}]"
