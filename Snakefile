@@ -1,5 +1,5 @@
 # PosSAM, from upstream files to the paper's tables. This file is the table of contents: parameters
-# and identities come from params/ (possam.params), paths from possam.layout, work from `possam STAGE`.
+# and identities come from params/ (possam.params.project), paths from possam.params.layout, work from `possam STAGE`.
 import os
 import sys
 from pathlib import Path
@@ -9,16 +9,16 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-from possam import forkserver
-from possam.catalogue import DATASETS
-from possam.dvc_file import own_records
-from possam.launch_params import Allocation, Allocations
-from possam.layout import (
+from possam.runtime import forkserver
+from possam.datasets.catalogue import DATASETS
+from possam.pipeline.dvc_file import own_records
+from possam.params.slurm import Allocation, Allocations
+from possam.params.layout import (
     ASSET, DATASET, EVALUATION, EXTERNAL_EVALUATION, FEATURES, FIGURE_CARD, FIGURE_PDF, FIGURE_PNG,
     REPORT, RUN, TABLE_CARD, TABLE_CSV, TABLE_MD, TABLE_METRICS, TABLE_TEX, TRACKING, WORLD
 )
-from possam.pipeline import Pipeline
-from possam.table_params import CONDITIONS
+from possam.pipeline.graph import Pipeline
+from possam.params.tables import CONDITIONS
 
 # The `possam` of this very environment, also when it is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -35,7 +35,7 @@ allocations = Allocations() if launcher == "slurm" else None
 
 
 def allocation(kind, wildcards):
-    """What a job of `kind` (possam.launch_params) asks SLURM for."""
+    """What a job of `kind` (possam.params.slurm) asks SLURM for."""
     scale = wildcards.get("scale") or plan.scale_of(wildcards.prefix)
     return allocations.of(scale, kind(wildcards) if callable(kind) else kind)
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from possam import __version__, forkserver
-from possam.catalogue import DATASETS
-from possam.environment import Environment
-from possam.errors import InputError, JobFailedError, PossamError
+from possam import __version__
+from possam.datasets.catalogue import DATASETS
+from possam.runtime import forkserver
+from possam.runtime.environment import Environment
+from possam.runtime.errors import InputError, JobFailedError, PossamError
 
 if TYPE_CHECKING:
-    from possam.params import Project
+    from possam.params.project import Project
 
 
 def _scale(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def _seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _project(arguments: argparse.Namespace) -> "Project":
-    from possam.params import Project
+    from possam.params.project import Project
 
     return Project(arguments.scale)
 
@@ -105,7 +106,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _jobs(arguments: argparse.Namespace) -> None:
-    from possam.launch.jobs import cancel_job, list_jobs, tail_job
+    from possam.launch.queue import cancel_job, list_jobs, tail_job
 
     if (arguments.action == "list") != (arguments.job is None):
         raise InputError("jobs: tail and cancel take a run or the number of a job, list takes none")
@@ -117,9 +118,9 @@ def _jobs(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from possam.params.tables import TRAINED
     from possam.stages.evaluate import evaluate
     from possam.stages.external import evaluate_external
-    from possam.table_params import TRAINED
 
     project = _project(arguments)
     if arguments.run in project.external:
@@ -177,7 +178,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from possam.stages.bench import bench, list_benchmarks
+    from benchmarks.__main__ import bench, list_benchmarks
 
     if arguments.list:
         list_benchmarks()
@@ -264,8 +265,8 @@ def _efficiency(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from possam.dvc_file import check_dvc_file
-    from possam.pipeline import Pipeline
+    from possam.pipeline.dvc_file import check_dvc_file
+    from possam.pipeline.graph import Pipeline
     from possam.stages.check import check
 
     check(arguments.scale)
@@ -273,8 +274,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _dvc(arguments: argparse.Namespace) -> None:
-    from possam.dvc_file import write_dvc_file
-    from possam.pipeline import Pipeline
+    from possam.pipeline.dvc_file import write_dvc_file
+    from possam.pipeline.graph import Pipeline
 
     write_dvc_file(Pipeline(), arguments.scale)
 

@@ -6,7 +6,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.parity_report import Parity, ParityPlugin
+from tests.support.parity_report import Parity, ParityPlugin
 
 # No clock decides a test, and the same examples are tried everywhere.
 hypothesis.settings.register_profile(
@@ -17,7 +17,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
-PIPELINE = "tests/pipeline/"
+PIPELINE = "tests/whole/"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def parity(pytestconfig: pytest.Config) -> Parity:
-    """Comparisons with references, counted for the table (see tests/parity_report.py)."""
+    """Comparisons with references, counted for the table (see tests/support/parity_report.py)."""
     plugin: ParityPlugin = pytestconfig.pluginmanager.get_plugin("parity-report")
     return plugin.fixture
 

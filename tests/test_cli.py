@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from possam import cli
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 STAGES = {
     *(

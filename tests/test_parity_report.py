@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity_report import PARTS, Parity, relative_error
+from tests.support.parity_report import PARTS, Parity, relative_error
 
 pytest_plugins = ["pytester"]
 
@@ -54,7 +54,7 @@ def test_a_comparison_needs_a_part_and_keeps_its_bound() -> None:
 
 CONFTEST = """
 import pytest
-from tests.parity_report import Parity, ParityPlugin
+from tests.support.parity_report import Parity, ParityPlugin
 
 def pytest_addoption(parser):
     parser.addoption("--parity-report")

@@ -20,8 +20,8 @@ from possam.datasets.format import Category, Segment
 from possam.datasets.label_runs import compact, segment_table
 from possam.datasets.photos import check_photo, check_size
 from possam.datasets.pixels import Array, decode_file, runs
-from possam.errors import InputError
-from possam.files import sha256_file
+from possam.runtime.errors import InputError
+from possam.runtime.files import sha256_file
 
 FOLDERS = {"train": "training", "val": "validation"}
 _COLUMNS = ("scene_parse_index", "instance_index", "name")

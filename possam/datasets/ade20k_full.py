@@ -24,8 +24,8 @@ from possam.datasets.format import Category
 from possam.datasets.photos import check_size
 from possam.datasets.pixels import Array, decode_file
 from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
-from possam.errors import InputError
-from possam.files import sha256_file
+from possam.runtime.errors import InputError
+from possam.runtime.files import sha256_file
 
 SHORTER_SIDE = 512
 """Longest shorter side in pixels."""

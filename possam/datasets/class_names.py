@@ -7,7 +7,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 VOID_NAME = "invalid_class_id"
 

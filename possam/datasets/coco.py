@@ -18,8 +18,8 @@ from possam.datasets.format import Category, Segment
 from possam.datasets.label_runs import segment_table
 from possam.datasets.photos import check_photo
 from possam.datasets.pixels import Array, class_map, decode_file, decode_ids
-from possam.errors import InputError
-from possam.files import read_json
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
 
 _MAX_ID = 1 << 24
 

@@ -36,10 +36,10 @@ from possam.datasets.pixels import (
     write_bytes,
     write_png,
 )
-from possam.errors import InputError
-from possam.files import atomic_write, hash_json, read_json, sha256_file, write_json
-from possam.progress import Progress
-from possam.worker_pool import in_chunks
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_write, hash_json, read_json, sha256_file, write_json
+from possam.runtime.pools import in_chunks
+from possam.runtime.progress import Progress
 
 CHUNK = 8
 """Images that a worker gets at once."""

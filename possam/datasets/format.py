@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
-from possam.errors import InputError
-from possam.files import read_json, sha256_file
-from possam.memory import no_collection
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json, sha256_file
+from possam.runtime.memory import no_collection
 
 FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from possam.datasets.augmentation import AugmentationSettings, apply_placement, draw_placement
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import runs
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from possam.datasets.conversion import Converted, Task, convert
 from possam.datasets.photos import check_photo, check_size
 from possam.datasets.pixels import Array
 from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 _VARIABLE = "LabelMap"
 

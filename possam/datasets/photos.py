@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from possam.datasets.pixels import Array, open_image, read_upstream
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 
 def check_photo(path: Path) -> tuple[tuple[int, int], str]:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from possam.datasets.png import decode_map, encode_map
-from possam.errors import InputError
-from possam.files import atomic_path
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_path
 
 Array = npt.NDArray[Any]
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -27,9 +27,9 @@ from possam.datasets.pixels import (
     decode_ids,
     decode_semantic,
 )
-from possam.errors import InputError
-from possam.progress import Progress
-from possam.worker_pool import in_chunks
+from possam.runtime.errors import InputError
+from possam.runtime.pools import in_chunks
+from possam.runtime.progress import Progress
 
 _SHOWN = 20
 

@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from possam.errors import InputError
 from possam.model.inference import Geometry
+from possam.runtime.errors import InputError
 
 _ITERATIONS, _RESTARTS = 50, 5
 

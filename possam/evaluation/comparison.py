@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
-from possam.errors import InputError
 from possam.evaluation.statistics import Resampled, centred_interval
+from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from possam.model.clip import FrozenClip, build_open_clip
+from possam.model.encoders.clip import FrozenClip, build_open_clip
+from possam.model.encoders.sam import SamEncoder, build_sam, find_architecture
 from possam.model.possam import build_possam
-from possam.model.sam import SamEncoder, build_sam, find_architecture
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def count_parameters(
     """Count on the meta device: the networks are built, but their weights are never stored.
 
     Args:
-        sam_architecture: a key of :data:`possam.model.sam.ARCHITECTURES`; None for a model without
+        sam_architecture: a key of :data:`~possam.model.encoders.sam.ARCHITECTURES`; None without
             SAM (FC-CLIP).
         clip_config: an open_clip JSON file or the name of a built-in open_clip model.
         model: the fields of the ``model`` parameters.

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
 from possam.evaluation.instance import InstanceEvaluator
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import PredictionWriter, check_panopticapi
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_variants
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import (
     Geometry,
     MaskScores,
@@ -25,11 +26,11 @@ from possam.model.inference import (
     panoptic_inference,
     semantic_inference,
 )
+from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.model.resolution import ResizedImage, resize_for_test
 from possam.model.segmenter import Segmenter
-from possam.model.text import TextEmbeddings
-from possam.params import EvaluationParams, InferenceParams, ResolutionParams
-from possam.progress import Progress
+from possam.runtime.errors import InputError
+from possam.runtime.progress import Progress
 
 IDENTITY = ("run", "seed", "benchmark", "condition")
 
@@ -38,7 +39,7 @@ IDENTITY = ("run", "seed", "benchmark", "condition")
 class _Variant:
     """One way of turning raw predictions into results, and what collects them."""
 
-    inference: InferenceParams
+    inference: InferenceOptions
     evaluators: Evaluators
     writer: PredictionWriter | None
 
@@ -49,8 +50,8 @@ def evaluate_run(
     dataset: ConvertedDataset,
     text: TextEmbeddings,
     seen: Sequence[bool],
-    variants: Mapping[str, InferenceParams],
-    evaluation: EvaluationParams,
+    variants: Mapping[str, InferenceOptions],
+    evaluation: EvaluationOptions,
     metrics: Sequence[str],
     out: Path,
     identity: Mapping[str, Any],
@@ -142,7 +143,7 @@ def _evaluators(
 
 
 def _check(
-    dataset: ConvertedDataset, variant: _Variant, evaluation: EvaluationParams
+    dataset: ConvertedDataset, variant: _Variant, evaluation: EvaluationOptions
 ) -> dict[str, float] | None:
     """Close the written predictions and let panopticapi score them, where that is asked for."""
     writer, panoptic = variant.writer, variant.evaluators.panoptic
@@ -181,7 +182,7 @@ def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[in
             yield group[start : start + batch_size]
 
 
-def _load(dataset: ConvertedDataset, position: int, resolution: ResolutionParams) -> ResizedImage:
+def _load(dataset: ConvertedDataset, position: int, resolution: ResolutionOptions) -> ResizedImage:
     pixels = torch.from_numpy(dataset.image(position)).permute(2, 0, 1)
     return resize_for_test(
         pixels, policy=resolution.policy, size=resolution.size, max_size=resolution.max_size

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from possam.compiled_loops import importing_loops
-from possam.errors import InputError
+from possam.runtime.compiled_loops import importing_loops
+from possam.runtime.errors import InputError
 
 MAX_DETECTIONS = 100
 _BLOCK = 1 << 20

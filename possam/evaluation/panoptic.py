@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from possam.datasets.pixels import runs
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 VOID = 0
 ID_LIMIT = 1 << 24

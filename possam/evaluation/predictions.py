@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from possam.datasets.format import ANNOTATIONS, PANOPTIC, ConvertedDataset, ImageRecord
 from possam.datasets.pixels import areas, encode_ids, write_png
-from possam.errors import PossamError
 from possam.evaluation.panoptic import PanopticResult
-from possam.files import read_json, write_json
+from possam.runtime.errors import PossamError
+from possam.runtime.files import read_json, write_json
 
 PREDICTIONS = "predictions.json"
 

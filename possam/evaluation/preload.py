@@ -5,9 +5,9 @@ Loading the compiled loops takes most of a second. What the server has loaded, i
 
 import contextlib
 
-from possam.errors import PossamError
 from possam.evaluation import score  # noqa: F401
 from possam.evaluation.runs import warm_up
+from possam.runtime.errors import PossamError
 
 with contextlib.suppress(PossamError):  # the first image will raise it, where it can be caught
     warm_up()

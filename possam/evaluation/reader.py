@@ -15,10 +15,10 @@ from PIL import Image
 from possam.datasets.format import Category, ConvertedDataset, ImageRecord
 from possam.datasets.pixels import UNREADABLE, decode_ids
 from possam.datasets.png import decode_map
-from possam.errors import InputError
 from possam.evaluation.runs import Runs, array_runs, file_runs
-from possam.files import read_json
-from possam.memory import no_collection
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
+from possam.runtime.memory import no_collection
 
 CATEGORY_IDS = ("contiguous", "upstream")
 VOID_LABELS = {8: 255, 16: 65535}

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from possam.errors import InputError
 from possam.evaluation.comparison import Difference
 from possam.evaluation.statistics import ImageStatistics, resample
+from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

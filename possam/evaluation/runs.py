@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from possam.compiled_loops import importing_loops
 from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
+from possam.runtime.compiled_loops import importing_loops
 
 _TABLE = 1024
 _SHIFT = np.uint64(32)

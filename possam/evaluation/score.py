@@ -9,7 +9,7 @@ import numpy as np
 
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
-from possam.errors import InputError
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
@@ -17,10 +17,10 @@ from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
-from possam.memory import no_collection
-from possam.params import EvaluationParams
-from possam.progress import Progress
-from possam.worker_pool import in_chunks
+from possam.runtime.errors import InputError
+from possam.runtime.memory import no_collection
+from possam.runtime.pools import in_chunks
+from possam.runtime.progress import Progress
 
 _CHUNK = 16
 _PRELOAD = "possam.evaluation.preload"
@@ -30,7 +30,7 @@ def score(
     *,
     dataset: ConvertedDataset,
     predictions: Path,
-    evaluation: EvaluationParams,
+    evaluation: EvaluationOptions,
     out: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     segmentations: Path | None = None,
@@ -69,7 +69,7 @@ def measure_predictions(
     *,
     dataset: ConvertedDataset,
     predictions: Path,
-    evaluation: EvaluationParams,
+    evaluation: EvaluationOptions,
     segmentations: Path | None = None,
     category_ids: str = "contiguous",
     seen: Sequence[bool] | None = None,

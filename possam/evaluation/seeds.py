@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from possam.errors import InputError
 from possam.evaluation.statistics import (
     ImageStatistics,
     bootstrap_intervals,
@@ -15,7 +14,8 @@ from possam.evaluation.statistics import (
     frames_per_second,
 )
 from possam.evaluation.summary import RESULT, SECONDS
-from possam.files import read_json
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

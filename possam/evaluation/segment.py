@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import Geometry, SegmentPrediction, classify, panoptic_inference
+from possam.model.options import InferenceOptions
 from possam.model.resolution import resize_for_test
 from possam.model.segmenter import Segmenter
-from possam.model.text import TextEmbeddings
-from possam.params import InferenceParams
 
 
 def segment_image(
@@ -21,7 +21,7 @@ def segment_image(
     text: TextEmbeddings,
     things: Sequence[bool],
     seen: Sequence[bool],
-    inference: InferenceParams,
+    inference: InferenceOptions,
 ) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
     """The panoptic result of one image.
 

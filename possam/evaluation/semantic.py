@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from possam.datasets.pixels import runs
-from possam.errors import InputError
 from possam.evaluation.panoptic import check_sizes, image_order
+from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

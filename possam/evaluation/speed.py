@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.efficiency import ParameterCount
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.segment import segment_image
 from possam.evaluation.statistics import frames_per_second
 from possam.evaluation.summary import SECONDS, count_parts, write_variants
+from possam.model.encoders.text import TextEmbeddings
+from possam.model.options import InferenceOptions
 from possam.model.segmenter import Segmenter
-from possam.model.text import TextEmbeddings
-from possam.params import EvaluationParams, InferenceParams
-from possam.progress import track
-from possam.provenance import hardware
+from possam.runtime.progress import track
+from possam.runtime.provenance import hardware
 
 WARM_UP = 3
 """Images before the clock starts, at least: caches, memory pools and lazy initialisation."""
@@ -36,7 +37,7 @@ def time_images(
     dataset: ConvertedDataset,
     text: TextEmbeddings,
     seen: Sequence[bool],
-    inference: InferenceParams,
+    inference: InferenceOptions,
     images: int,
     label: str,
 ) -> tuple[NDArray[np.float64], float]:
@@ -67,10 +68,10 @@ def measure_efficiency(
     dataset: ConvertedDataset,
     text: TextEmbeddings,
     seen: Sequence[bool],
-    variants: Mapping[str, InferenceParams],
+    variants: Mapping[str, InferenceOptions],
     images: int,
     parameters: ParameterCount,
-    evaluation: EvaluationParams,
+    evaluation: EvaluationOptions,
     identity: Mapping[str, Any],
     out: Path,
 ) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from possam.errors import InputError
 from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
 from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts
-from possam.files import atomic_path
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_path
 
 Weights = NDArray[np.float64]
 IMAGE_FILE, MATCH_FILE = "per_image.parquet", "instance_matches.parquet"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from possam.datasets.format import Category, ConvertedDataset
-from possam.errors import InputError
 from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import (
@@ -21,8 +21,8 @@ from possam.evaluation.statistics import (
     defined,
     defined_intervals,
 )
-from possam.files import hash_json, write_json
-from possam.params import EvaluationParams
+from possam.runtime.errors import InputError
+from possam.runtime.files import hash_json, write_json
 
 RESULT = "evaluation.json"
 SECONDS = "seconds"
@@ -96,7 +96,7 @@ def make_result(
     statistics: ImageStatistics,
     metrics: Mapping[str, float],
     evaluators: Evaluators,
-    evaluation: EvaluationParams,
+    evaluation: EvaluationOptions,
     protocol: Mapping[str, Any],
     check: Mapping[str, float] | None,
 ) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from possam.errors import InputError, JobFailedError
-from possam.files import hash_json
 from possam.launch.follow import Follower
 from possam.launch.job import TrainingJob
 from possam.launch.records import JobRecord, RunRecords, Submission
@@ -29,9 +27,11 @@ from possam.launch.slurm import (
 )
 from possam.launch.source import freeze
 from possam.launch.submit import submit
-from possam.launch_params import Allocation, Allocations
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.slurm import Allocation, Allocations
+from possam.runtime.errors import InputError, JobFailedError
+from possam.runtime.files import hash_json
 
 T = TypeVar("T")
 

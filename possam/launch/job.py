@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from possam.errors import InputError, PossamError
 from possam.launch.records import RunRecords
 from possam.launch.source import check
-from possam.locks import is_held
+from possam.runtime.errors import InputError, PossamError
+from possam.runtime.locks import is_held
 
 _LOCK_S = 180.0
 """A network file system frees the lock of a node that died after a minute or two."""
@@ -130,8 +130,8 @@ class TrainingJob:
         )
 
     def _train(self) -> None:
-        from possam.layout import RUN_LOCK
-        from possam.params import Project
+        from possam.params.layout import RUN_LOCK
+        from possam.params.project import Project
         from possam.stages.train import train
 
         deadline = time.monotonic() + _LOCK_S

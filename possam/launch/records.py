@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from possam.errors import InputError
-from possam.files import read_json, sha256_file, write_json
-from possam.locks import hold
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json, sha256_file, write_json
+from possam.runtime.locks import hold
 
 FOLDER = "slurm"
 """In a run's folder: submitit's files, the jobs' logs, and the records below."""

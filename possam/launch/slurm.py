@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from possam.errors import InputError, PossamError
+from possam.runtime.errors import InputError, PossamError
 
 _TIMEOUT_S = 60
 _ACTIVE = frozenset(

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from possam.codehash import PACKAGE
-from possam.errors import InputError
-from possam.files import atomic_directory
-from possam.locks import hold
+from possam.pipeline.codehash import PACKAGE
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_directory
+from possam.runtime.locks import hold
 
 SUFFIXES = frozenset({".py", ".yaml", ".csv", ".json", ".j2"})
 SNAPSHOTS = Path(".possam/source")

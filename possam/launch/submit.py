@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from possam.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE
-from possam.errors import InputError
-from possam.files import write_json
 from possam.launch.job import TrainingJob
 from possam.launch.records import FOLDER
-from possam.launch_params import Allocation
-from possam.provenance import git_state
+from possam.params.slurm import Allocation
+from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE
+from possam.runtime.errors import InputError
+from possam.runtime.files import write_json
+from possam.runtime.provenance import git_state
 
 
 def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from possam.errors import InputError, PossamError
 from possam.model.segmenter import RawPrediction, Segmenter
+from possam.runtime.errors import InputError, PossamError
 
 Compilation = Literal["none", "inductor", "cuda_graphs"]
 _SIZES = 1024

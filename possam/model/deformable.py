@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.compiled_sampling import sample_sum
+from possam.model.ops.compiled_sampling import sample_sum
 
 
 class DeformableAttention(nn.Module):
@@ -97,7 +97,7 @@ def _sampler(device: torch.device) -> Callable[..., Tensor]:
 def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     try:
         # Triton is there on Linux alone, and only needed here.
-        from possam.model import triton_sampling
+        from possam.model.ops import triton_sampling
 
         triton_sampling.try_out(device)
     except Exception as error:  # its compiler, its driver, CUDA: each has errors of its own
@@ -118,7 +118,7 @@ def sample_with_grids(
     references: Tensor,
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """As :func:`~possam.model.compiled_sampling.sample_sum`, by PyTorch's ``grid_sample``."""
+    """As :func:`~possam.model.ops.compiled_sampling.sample_sum`, by PyTorch's ``grid_sample``."""
     batch, _, heads, width = values.shape
     maps = values.split([h * w for h, w in shapes], dim=1)
     centres = (references * 2 - 1)[:, None, None]

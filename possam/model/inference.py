@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from possam.errors import InputError
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.ensemble import Confidence, geometric_ensemble, mase
-from possam.model.fast_linear import fast_linear
+from possam.model.ops.fast_linear import fast_linear
 from possam.model.possam import PosSAM
 from possam.model.segmenter import RawPrediction
-from possam.model.text import TextEmbeddings
+from possam.runtime.errors import InputError
 
 EnsembleName = Literal["mase", "geometric", "ldp", "clip"]
 STRIP_CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}

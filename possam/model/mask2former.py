@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from possam.errors import InputError, WrongVariantError
+from possam.model.encoders.state_dicts import read_state_dict
 from possam.model.possam import PosSAM
 from possam.model.region_decoder import Mask2FormerDecoder
-from possam.model.state_dicts import read_state_dict
+from possam.runtime.errors import InputError, WrongVariantError
 
 _PIXEL = "pixel_level_module.decoder"
 _QUERY = "transformer_module"

@@ -16,7 +16,7 @@ from possam.model.layers import (
     resize_bilinear,
     sine_positions,
 )
-from possam.model.norms import LayerNorm
+from possam.model.ops.norms import LayerNorm
 from possam.model.pixel_decoder import LEVELS
 
 

@@ -15,7 +15,7 @@ from possam.model.layers import (
     resize_bilinear,
     sine_positions,
 )
-from possam.model.norms import GroupNorm, LayerNorm
+from possam.model.ops.norms import GroupNorm, LayerNorm
 
 LEVELS = 3
 """Scales that attend to each other: 1/32, 1/16 and 1/8."""

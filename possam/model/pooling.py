@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.layers import MultiHeadAttention, area_resample
-from possam.model.norms import LayerNorm
+from possam.model.ops.norms import LayerNorm
 
 PoolingName = Literal["ldp", "cross_attention", "region", "clip"]
 Interaction = Literal["mask", "image"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from possam.errors import InputError
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.layers import MLP
 from possam.model.mask_decoder import MaskDecoder
 from possam.model.pixel_decoder import PixelDecoder
@@ -27,8 +27,8 @@ from possam.model.pooling import (
 )
 from possam.model.pyramid import SCALES, PyramidName, build_pyramid
 from possam.model.region_decoder import Mask2FormerDecoder, RegionDecoder
-from possam.model.text import TextEmbeddings
 from possam.model.two_way import TwoWayDecoder
+from possam.runtime.errors import InputError
 
 Backbone = Literal["sam", "clip"]
 DecoderName = Literal["mask2former", "two_way"]

@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.errors import InputError
-from possam.model.norms import LayerNorm2d
+from possam.model.ops.norms import LayerNorm2d
+from possam.runtime.errors import InputError
 
 PyramidName = Literal["fpn", "resample", "stages"]
 SCALES = 4

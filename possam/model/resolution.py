@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 PADDING = (123.675, 116.28, 103.53)
 """SAM's pixel mean, RGB 0..255: zero after its normalisation, and about zero after CLIP's."""

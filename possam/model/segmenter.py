@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.errors import InputError
-from possam.model.fast_linear import FastLinears
+from possam.model.ops.fast_linear import FastLinears
 from possam.model.possam import PosSAM
 from possam.model.pyramid import SCALES
 from possam.model.resolution import pad_image
+from possam.runtime.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
 

@@ -13,7 +13,7 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
 
 from possam.model.layers import MLP
-from possam.model.norms import LayerNorm2d, exchange_layer_norms
+from possam.model.ops.norms import LayerNorm2d, exchange_layer_norms
 from possam.model.region_decoder import RegionDecoder, Regions
 
 UPSCALED_SHARE = 8

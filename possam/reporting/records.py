@@ -18,13 +18,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from possam.errors import InputError
-from possam.files import hash_json, read_json, sha256_file
-from possam.layout import RUN_LOCK
-from possam.locks import is_held
-from possam.params import Project
+from possam.params.layout import RUN_LOCK
+from possam.params.project import Project
+from possam.params.tables import DEFAULT_VARIANT, EXTERNAL
 from possam.reporting.flat import LONGEST, clean, flatten, flatten_values, numbers
-from possam.table_params import DEFAULT_VARIANT, EXTERNAL
+from possam.runtime.errors import InputError
+from possam.runtime.files import hash_json, read_json, sha256_file
+from possam.runtime.locks import is_held
 
 FORMAT = 2
 """Part of every content hash: raise it when the same files are to be shown in another way."""

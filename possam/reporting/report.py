@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from possam.files import atomic_write, read_json
-from possam.params import Project
+from possam.params.project import Project
 from possam.reporting.table_text import column_title, markdown
+from possam.runtime.files import atomic_write, read_json
 
 FOLDED = ("## Protocol", "## Provenance")
 """Sections of a table's page that the report folds away, from the first of them on."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from possam.evaluation.comparison import Difference
 from possam.evaluation.retraining import Retrained, has_seeds, mean_change
+from possam.params.tables import DECIMALS, METRICS
 from possam.reporting.table_text import markdown_table
-from possam.table_params import DECIMALS, METRICS
 
 
 def study_text(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from possam.table_params import EXTERNAL
+from possam.params.tables import EXTERNAL
 
 _EXTERNAL_MARK = r"$^\dagger$"
 

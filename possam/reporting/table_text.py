@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from possam.table_params import EFFICIENCY, EXTERNAL, METRICS_OF
+from possam.params.tables import EFFICIENCY, EXTERNAL, METRICS_OF
 
 Card = Mapping[str, Any]
 

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from possam.errors import InputError
-from possam.files import atomic_write, hash_json, read_json, write_json
-from possam.params import Project
-from possam.reporting.measurement import Comparisons, Measurement
-from possam.reporting.published import PublishedRow, read_published, slips
-from possam.reporting.table_tex import tex
-from possam.reporting.table_text import markdown, terminal
-from possam.table_params import (
+from possam.params.project import Project
+from possam.params.published import PublishedRow, read_published, slips
+from possam.params.tables import (
     DECIMALS,
     EXTERNAL,
     METRICS,
@@ -27,6 +22,11 @@ from possam.table_params import (
     RowParams,
     TableParams,
 )
+from possam.reporting.measurement import Comparisons, Measurement
+from possam.reporting.table_tex import tex
+from possam.reporting.table_text import markdown, terminal
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_write, hash_json, read_json, write_json
 
 Measurements = Mapping[Place, Measurement]
 

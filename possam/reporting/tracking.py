@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from possam.environment import apply_mlflow_defaults
-from possam.errors import PossamError
-from possam.locks import hold
-from possam.params import Project
+from possam.params.project import Project
 from possam.reporting.records import NOTE, TABLE, Point, Record, points_hash, read_records
+from possam.runtime.environment import apply_mlflow_defaults
+from possam.runtime.errors import PossamError
+from possam.runtime.locks import hold
 
 KEY, CONTENT, LOGGED = "possam.key", "possam.content", "possam.logged"
 SUPERSEDED = "possam.superseded_by"

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from possam.data_params import load_data
-from possam.figure_params import load_figures
-from possam.launch_params import Allocations
-from possam.params import Project
-from possam.plan_params import load_plan
-from possam.reporting.published import read_published
+from possam.params.data import load_data
+from possam.params.figures import load_figures
+from possam.params.plan import load_plan
+from possam.params.project import Project
+from possam.params.published import read_published
+from possam.params.slurm import Allocations
 
 
 def check(scale: str | None) -> None:

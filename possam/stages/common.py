@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from possam.errors import InputError
-from possam.files import read_json
-from possam.layout import Layout
-from possam.memory import keep_freed_memory
-from possam.params import CLIP, ModelParams, Project
-from possam.provenance import write_provenance
+from possam.model.options import CLIP, ModelOptions
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
+from possam.runtime.memory import keep_freed_memory
+from possam.runtime.provenance import write_provenance
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-    from possam.model.clip import FrozenClip
-    from possam.model.sam import SamEncoder
-    from possam.model.text import TextEmbeddings
+    from possam.model.encoders.clip import FrozenClip
+    from possam.model.encoders.sam import SamEncoder
+    from possam.model.encoders.text import TextEmbeddings
 
-_TEXT_CODE = ("possam.model.clip", "possam.model.text")
+_TEXT_CODE = ("possam.model.encoders.clip", "possam.model.encoders.text")
 """Where the code that turns names into embeddings begins."""
 
 
@@ -136,7 +137,7 @@ def frozen_hashes(layout: Layout, sam: str | None) -> dict[str, str]:
 
 def load_whole_sam(layout: Layout, size: str) -> "Sam":
     """SAM of ``size`` with its prompt encoder and mask decoder."""
-    from possam.model.sam import load_sam
+    from possam.model.encoders.sam import load_sam
 
     towers = layout.project.scale.towers
     if size not in towers.sam:
@@ -147,7 +148,7 @@ def load_whole_sam(layout: Layout, size: str) -> "Sam":
 
 def load_sam_tower(layout: Layout, size: str) -> "SamEncoder":
     """The frozen SAM image encoder of ``size``."""
-    from possam.model.sam import SamEncoder
+    from possam.model.encoders.sam import SamEncoder
 
     return SamEncoder(load_whole_sam(layout, size).image_encoder)
 
@@ -164,7 +165,7 @@ def clip_config(layout: Layout) -> Path | str:
 
 def load_clip_tower(layout: Layout) -> "FrozenClip":
     """The frozen CLIP."""
-    from possam.model.clip import load_clip
+    from possam.model.encoders.clip import load_clip
 
     clip = layout.project.scale.towers.clip
     checkpoint = asset_file(layout, clip.asset) if clip.asset else None
@@ -195,8 +196,8 @@ def embed_names(
     Raises:
         InputError: an empty or blank vocabulary, a bad template, a damaged file of embeddings.
     """
-    from possam.model.text_cache import embed_cached
-    from possam.provenance import package_versions
+    from possam.runtime.provenance import package_versions
+    from possam.stages.text_cache import embed_cached
 
     own, versions = layout.project.scale.towers.clip, package_versions()
     encoder = {
@@ -212,7 +213,7 @@ def embed_names(
 
 
 def model_arguments(
-    model: ModelParams, *, sam: "SamEncoder | None", clip: "FrozenClip"
+    model: ModelOptions, *, sam: "SamEncoder | None", clip: "FrozenClip"
 ) -> dict[str, Any]:
     """Arguments of ``build_possam`` (without the seed) for the given towers."""
     return {
@@ -247,7 +248,7 @@ def code_identity(modules: Sequence[str], *, package: Path | None = None) -> str
     Args:
         package: folder of the code; default: this one.
     """
-    from possam.codehash import PACKAGE, code_hash
+    from possam.pipeline.codehash import PACKAGE, code_hash
 
     return code_hash(*modules, package=PACKAGE if package is None else package)
 

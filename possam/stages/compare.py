@@ -7,11 +7,11 @@ from math import isnan
 from possam.evaluation.comparison import paired_differences, rank_agreement
 from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import Resampled, resample
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.published import read_published
+from possam.params.tables import PER_IMAGE, ColumnParams, Place, TableParams
 from possam.reporting.measurement import Comparisons
-from possam.reporting.published import read_published
-from possam.table_params import PER_IMAGE, ColumnParams, Place, TableParams
 
 
 def compare_rows(project: Project, table: TableParams) -> Comparisons:

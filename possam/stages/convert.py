@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from possam.catalogue import source
-from possam.errors import InputError
-from possam.layout import Layout
-from possam.params import Project
+from possam.datasets.catalogue import source
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
 from possam.stages.common import role_path, worker_count
 
 UPSTREAM_SPLITS = {"train": "train2017", "val": "val2017"}

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from possam.data_params import load_data
-from possam.data_roots import find
-from possam.environment import Environment
-from possam.errors import InputError
-from possam.files import read_json
-from possam.inventory import free_bytes, gigabytes, scale_assets
-from possam.layout import Layout
-from possam.params import Project
-from possam.pipeline import Pipeline
-from possam.plan_params import load_plan
-from possam.planning import Plan, make_plan, resolve_targets
-from possam.provenance import usable_cores
+from possam.assets.inventory import free_bytes, gigabytes, scale_assets
+from possam.assets.roots import find
+from possam.params.data import load_data
+from possam.params.layout import Layout
+from possam.params.plan import load_plan
+from possam.params.project import Project
+from possam.pipeline.graph import Pipeline
+from possam.pipeline.planning import Plan, make_plan, resolve_targets
+from possam.runtime.environment import Environment
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
+from possam.runtime.provenance import usable_cores
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 LOCK = Path("requirements.lock")

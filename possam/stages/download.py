@@ -5,11 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from possam.checked_yaml import choose
-from possam.data_params import DataParams, load_data
-from possam.errors import ChecksumError, InputError, PossamError
-from possam.files import read_json
-from possam.inventory import (
+from possam.assets.inventory import (
     Held,
     free_bytes,
     gigabytes,
@@ -17,9 +13,13 @@ from possam.inventory import (
     take_inventory,
     unpacked_bytes,
 )
-from possam.layout import Layout
-from possam.locks import hold
-from possam.params import Project
+from possam.params.data import DataParams, load_data
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.reading import choose
+from possam.runtime.errors import ChecksumError, InputError, PossamError
+from possam.runtime.files import read_json
+from possam.runtime.locks import hold
 
 
 def download_assets(project: Project, names: Sequence[str], *, list_only: bool = False) -> None:
@@ -62,9 +62,9 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
     The file (or a link to a user's) and its record go to ``data/<scale>/assets``, an archive's
     content (or links to a user's folders) to ``data/<scale>/raw/<name>``. A second process waits.
     """
-    from possam.archives import is_unpacked, unpack
-    from possam.assets import fetch, record_unpacked
-    from possam.data_roots import LocalFile, LocalParts, find, link_parts
+    from possam.assets.archives import is_unpacked, unpack
+    from possam.assets.fetch import fetch, record_unpacked
+    from possam.assets.roots import LocalFile, LocalParts, find, link_parts
 
     choose("asset", name, project.assets, str(project.folder / "assets.yaml"), "asset")
     data = load_data(project) if data is None else data

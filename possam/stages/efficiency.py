@@ -1,7 +1,7 @@
 """Stage ``efficiency``: what the models of a scale cost."""
 
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
 from possam.stages.common import clip_config
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from possam.errors import InputError
-from possam.files import hash_json, sha256_file
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.tables import CONDITIONS
+from possam.runtime.errors import InputError
+from possam.runtime.files import hash_json, sha256_file
 from possam.stages.common import (
     StageRecord,
     check_device,
@@ -21,13 +22,12 @@ from possam.stages.common import (
     model_arguments,
     set_up_process,
 )
-from possam.table_params import CONDITIONS
 
 EVALUATION_CODE = (
     "possam.stages.evaluate",
     "possam.evaluation.evaluate",
     "possam.model.segmenter",
-    "possam.model.text",
+    "possam.model.encoders.text",
 )
 """Where the code that turns trained weights into figures begins."""
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from possam.layout import Layout
-from possam.params import CLIP, Project
+from possam.model.options import CLIP
+from possam.params.layout import Layout
+from possam.params.project import Project
 from possam.stages.common import (
     load_clip_tower,
     load_sam_tower,

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from possam.errors import InputError
-from possam.figure_params import (
+from possam.params.figures import (
     FigureParams,
     SeenUnseenParams,
     TrainingCurvesParams,
     find_figure,
 )
-from possam.files import hash_json, sha256_file, write_json
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
+from possam.runtime.files import hash_json, sha256_file, write_json
 from possam.stages.common import check_device, code_identity, finished_run, set_up_process
 from possam.stages.table import measure
 
@@ -92,8 +92,8 @@ def _subtitle(project: Project) -> str:
 
 
 def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
+    from possam.params.published import read_columns
     from possam.reporting.figures.bars import SUBSETS, Value, draw_bars
-    from possam.reporting.published import read_columns
 
     path = project.folder / "published" / params.published.file
     columns = {"seen": params.published.seen, "unseen": params.published.unseen}

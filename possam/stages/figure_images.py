@@ -15,26 +15,26 @@ from torch import Tensor
 
 from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
 from possam.evaluation.clusters import cluster_features, matched_labels
 from possam.evaluation.segment import segment_image
-from possam.figure_params import (
+from possam.model.automatic_masks import automatic_masks
+from possam.model.encoders.sam import SamEncoder
+from possam.model.encoders.text import TextEmbeddings
+from possam.model.inference import Geometry
+from possam.model.resolution import pad_image, resize_for_test
+from possam.model.segmenter import Segmenter
+from possam.params.figures import (
     CLIP,
     ClustersParams,
     ImagesParams,
     OversegmentationParams,
     QualitativeParams,
 )
-from possam.files import sha256_file
-from possam.layout import Layout
-from possam.model.everything import automatic_masks
-from possam.model.inference import Geometry
-from possam.model.resolution import pad_image, resize_for_test
-from possam.model.sam import SamEncoder
-from possam.model.segmenter import Segmenter
-from possam.model.text import TextEmbeddings
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
 from possam.reporting.figures.panels import Panel, Row
+from possam.runtime.errors import InputError
+from possam.runtime.files import sha256_file
 from possam.stages.common import (
     embed_names,
     finished_run,

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from possam.errors import InputError
-from possam.files import atomic_directory, atomic_path, read_json, write_json
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_directory, atomic_path, read_json, write_json
 from possam.stages.report import job_records
 
 SUFFIXES = (".csv", ".md", ".json")

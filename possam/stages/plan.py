@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from possam.errors import InputError
-from possam.inventory import free_bytes, gigabytes
-from possam.jobs import TARGETS
-from possam.layout import Layout
-from possam.params import Project
-from possam.pipeline import Pipeline
-from possam.planning import Plan, Step, make_plan, resolve_targets, wall_hours
+from possam.assets.inventory import free_bytes, gigabytes
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.pipeline.graph import Pipeline
+from possam.pipeline.jobs import TARGETS
+from possam.pipeline.planning import Plan, Step, make_plan, resolve_targets, wall_hours
+from possam.runtime.errors import InputError
 
 
 def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:

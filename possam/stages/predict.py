@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from possam.errors import InputError
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
 from possam.stages.common import (
     check_device,
     clip_config,
@@ -20,8 +20,8 @@ from possam.stages.common import (
 )
 
 if TYPE_CHECKING:
+    from possam.model.encoders.text import TextEmbeddings
     from possam.model.segmenter import Precision, Segmenter
-    from possam.model.text import TextEmbeddings
 
 
 def random_segmenter(
@@ -35,9 +35,9 @@ def random_segmenter(
     """
     import torch
 
-    from possam.model.clip import load_clip
+    from possam.model.encoders.clip import load_clip
+    from possam.model.encoders.sam import SamEncoder, build_sam, find_architecture
     from possam.model.possam import build_possam
-    from possam.model.sam import SamEncoder, build_sam, find_architecture
     from possam.model.segmenter import Segmenter
 
     scale, seed = project.scale, project.scale.seeds[0]
@@ -94,8 +94,8 @@ def predict(
     device: str,
 ) -> None:
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
-    from possam.model.text import embed_vocabulary
-    from possam.predict import parse_words, predict_image, read_photograph
+    from possam.model.encoders.text import embed_vocabulary
+    from possam.reporting.photographs import parse_words, predict_image, read_photograph
 
     check_device(device)
     set_up_process(project)

@@ -5,6 +5,6 @@ from pathlib import Path
 
 def pretrain(*, out: Path, seed: int) -> None:
     """Train the three small SAMs and the small CLIP into ``out``, with provenance and figures."""
-    from possam.world.towers import rebuild_towers
+    from possam.synthetic.towers import rebuild_towers
 
     rebuild_towers(out, seed=seed)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from possam.figure_params import load_figures
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.figures import load_figures
+from possam.params.layout import Layout
+from possam.params.project import Project
 
 
 def make_report(project: Project) -> None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from possam.errors import InputError
-from possam.params import Project
-from possam.provenance import usable_cores
-from possam.table_params import METRICS
+from possam.params.project import Project
+from possam.params.tables import METRICS
+from possam.runtime.errors import InputError
+from possam.runtime.provenance import usable_cores
 
 
 def score_predictions(

@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from possam.errors import InputError
-from possam.files import atomic_write, read_json
-from possam.layout import Layout
-from possam.params import Project
-from possam.stages.table import table_params
-from possam.table_params import PER_IMAGE, Place
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.tables import PER_IMAGE, Place
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     from possam.evaluation.retraining import Retrained
@@ -61,7 +60,7 @@ def compare_studies(project: Project, name: str, before: Path, *, out: Path | No
 
 def _places(project: Project, name: str) -> dict[tuple[str, str], Place]:
     """By row and group: what is trained here and counted image by image."""
-    table = table_params(project, name)
+    table = project.table(name)
     places = {
         (row.name, group): cell.place
         for row in table.rows
@@ -84,7 +83,7 @@ def _cells(
     layouts: tuple[Layout, Layout],
 ) -> Cells:
     from possam.evaluation.retraining import compare_versions
-    from possam.progress import Progress
+    from possam.runtime.progress import Progress
 
     table, scale = project.tables[name], project.scale
     found: Cells = {}

@@ -2,28 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from possam.errors import InputError
-from possam.files import read_json
-from possam.layout import Layout
-from possam.params import Project
-from possam.table_params import Place, TableParams
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.tables import Place
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
 
 if TYPE_CHECKING:
     from possam.reporting.measurement import Measurement
-
-
-def table_params(project: Project, name: str) -> TableParams:
-    """The table's parameters.
-
-    Raises:
-        InputError: no such table.
-    """
-    if name not in project.tables:
-        raise InputError(
-            f"{project.folder / 'tables.yaml'}: unknown table {name!r}; "
-            f"valid choices: {', '.join(project.tables)}"
-        )
-    return project.tables[name]
 
 
 def measure(project: Project, place: Place) -> "Measurement | None":
@@ -63,7 +49,7 @@ def make_table(project: Project, name: str) -> None:
     from possam.reporting.tables import build_table
     from possam.stages.compare import compare_rows
 
-    table = table_params(project, name)
+    table = project.table(name)
     places = table.places()
     found = {place: measured for place in places if (measured := measure(project, place))}
     complete = len(found) == len(places)  # if not, build_table says what is missing
@@ -75,7 +61,7 @@ def show_table(project: Project, name: str) -> None:
     """Print a finished table."""
     from possam.reporting.tables import print_table
 
-    table_params(project, name)
+    project.table(name)
     csv = Layout(project).table(name)
     if not csv.is_file():
         raise InputError(f"{csv}: no such table yet; make it: snakemake {csv}")

@@ -2,18 +2,17 @@
 
 from dataclasses import asdict
 
-from possam.files import write_json
-from possam.layout import Layout
-from possam.params import Project
-from possam.stages.table import table_params
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.files import write_json
 
 
 def track(project: Project, name: str) -> None:
     """Put everything of ``project``'s scale into the tracking server; record what was done."""
-    from possam.environment import Environment
     from possam.reporting.tracking import ingest
+    from possam.runtime.environment import Environment
 
-    table_params(project, name)
+    project.table(name)
     layout, environment = Layout(project), Environment.load()
     summary = ingest(results=layout.results, project=project, tracking_uri=environment.tracking_uri)
     write_json(layout.tracking(name), {"tracked": name, **asdict(summary)})
@@ -21,8 +20,8 @@ def track(project: Project, name: str) -> None:
 
 def follow_runs(project: Project) -> None:
     """Keep the tracking server up to date with live runs until interrupted."""
-    from possam.environment import Environment
     from possam.reporting.tracking import follow
+    from possam.runtime.environment import Environment
 
     follow(
         results=Layout(project).results,

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from possam.errors import InputError
-from possam.files import hash_json, sha256_file, write_json
-from possam.layout import RUN_LOCK, Layout
-from possam.locks import hold
-from possam.params import CLIP, Project, RunParams
+from possam.model.options import CLIP
+from possam.params.layout import RUN_LOCK, Layout
+from possam.params.project import Project
+from possam.params.runs import RunParams
+from possam.runtime.errors import InputError
+from possam.runtime.files import hash_json, sha256_file, write_json
+from possam.runtime.locks import hold
 from possam.stages.common import (
     StageRecord,
     asset_file,
@@ -28,8 +30,8 @@ from possam.stages.common import (
 
 if TYPE_CHECKING:
     from possam.datasets.format import ConvertedDataset
-    from possam.model.clip import FrozenClip
-    from possam.model.sam import SamEncoder
+    from possam.model.encoders.clip import FrozenClip
+    from possam.model.encoders.sam import SamEncoder
     from possam.training.distributed import Place
     from possam.training.sources import Source
 
@@ -39,7 +41,7 @@ TRAINING_CODE = (
     "possam.training.sources",
     "possam.training.live_source",
     "possam.model.possam",
-    "possam.model.text",
+    "possam.model.encoders.text",
 )
 """Where the code that shapes trained weights begins."""
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from possam.environment import Environment, apply_mlflow_defaults
+from possam.runtime.environment import Environment, apply_mlflow_defaults
 
 
 def serve(*, host: str, port: int) -> None:

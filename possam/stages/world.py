@@ -1,8 +1,8 @@
 """Stage ``world``: the procedural stand-in for the upstream data sets."""
 
-from possam.errors import InputError
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
 
 
 def make_world(project: Project, *, workers: int) -> None:
@@ -11,7 +11,7 @@ def make_world(project: Project, *, workers: int) -> None:
     Raises:
         InputError: the scale uses real data (``world: null``).
     """
-    from possam.world.archives import write_world
+    from possam.synthetic.archives import write_world
 
     world = project.scale.world
     if world is None:

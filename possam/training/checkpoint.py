@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from possam.errors import InputError, WrongVariantError
-from possam.files import (
+from possam.model.possam import PosSAM, build_possam
+from possam.runtime.errors import InputError, WrongVariantError
+from possam.runtime.files import (
     atomic_directory,
     atomic_path,
     hash_json,
@@ -28,7 +29,6 @@ from possam.files import (
     sha256_file,
     write_json,
 )
-from possam.model.possam import PosSAM, build_possam
 
 FORMAT = "possam-weights-2"
 METADATA_KEY = "possam"

@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import rendezvous
 
-from possam.environment import PROCESS_VARIABLES, Environment
-from possam.errors import InputError, PossamError, TrainingError
-from possam.params import TrainingParams
+from possam.runtime.environment import PROCESS_VARIABLES, Environment
+from possam.runtime.errors import InputError, PossamError, TrainingError
 from possam.training.division import Division
+from possam.training.options import TrainingOptions
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Place:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def divide(self, training: TrainingParams) -> Division:
+    def divide(self, training: TrainingOptions) -> Division:
         """How the steps of a recipe are divided among the processes.
 
         Raises:

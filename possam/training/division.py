@@ -7,7 +7,7 @@ number of processes trains the same.
 
 from dataclasses import dataclass
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from possam.datasets.augmentation import AugmentationSettings
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.loader import Sample, SegmentationDataset, collate
-from possam.params import AugmentationParams
+from possam.datasets.options import AugmentationOptions
 from possam.training.compact import CompactRecords
 from possam.training.division import Division
 from possam.training.sources import SampleOrder
@@ -53,7 +53,7 @@ class LiveSource:
         dataset: ConvertedDataset,
         encode: Encode,
         multiple: int,
-        augmentation: AugmentationParams,
+        augmentation: AugmentationOptions,
         division: Division,
         seed: int,
         workers: int,

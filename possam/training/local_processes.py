@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from possam.environment import PROCESS_VARIABLES, Environment
-from possam.errors import InputError
+from possam.runtime.environment import PROCESS_VARIABLES, Environment
+from possam.runtime.errors import InputError
 
 _PAUSE_S = 0.1
 _PATIENCE_S = 20.0

@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 
-from possam.errors import InputError, TrainingError
-from possam.files import hash_json, read_json, sha256_file, write_json
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.possam import PosSAM
-from possam.model.text import TextEmbeddings
-from possam.params import LossParams, TrainingParams
-from possam.progress import Progress
-from possam.provenance import peak_memory_mib
+from possam.runtime.errors import InputError, TrainingError
+from possam.runtime.files import hash_json, read_json, sha256_file, write_json
+from possam.runtime.progress import Progress
+from possam.runtime.provenance import peak_memory_mib
 from possam.training.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -38,6 +37,7 @@ from possam.training.checkpoint import (
 )
 from possam.training.distributed import Place
 from possam.training.metrics import MetricsFile, Window, last_line
+from possam.training.options import LossOptions, TrainingOptions
 from possam.training.run_files import RunFiles
 from possam.training.schedule import learning_rate
 from possam.training.sources import Source
@@ -86,8 +86,8 @@ def train_run(
     model_kwargs: Mapping[str, Any],
     source: Source,
     text: TextEmbeddings,
-    training: TrainingParams,
-    loss: LossParams,
+    training: TrainingOptions,
+    loss: LossOptions,
     directory: Path,
     seed: int,
     identity: Mapping[str, Any],

@@ -20,7 +20,6 @@ from torch.nn.functional import (
 )
 
 from possam.model.layers import area_resample
-from possam.params import LossParams
 from possam.training.matching import (
     Matches,
     PaddedTargets,
@@ -28,6 +27,7 @@ from possam.training.matching import (
     matching_costs,
     sample_points,
 )
+from possam.training.options import LossOptions
 from possam.training.targets import Target
 
 TERMS = ("class", "bce", "dice", "iou")
@@ -51,7 +51,7 @@ class Losses:
 class Criterion:
     """Class cross-entropy, point-sampled BCE and dice, and squared error of the predicted IoU."""
 
-    def __init__(self, params: LossParams) -> None:
+    def __init__(self, params: LossOptions) -> None:
         self.params = params
         self.weights = {
             "class": params.class_weight,

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 from possam.training.targets import Target
 
 

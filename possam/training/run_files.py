@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from possam.files import hash_json, read_json, write_json
+from possam.runtime.files import hash_json, read_json, write_json
 from possam.training.checkpoint import latest_checkpoint, remove_leftovers
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from possam.params import TrainingParams
+from possam.training.options import TrainingOptions
 
 _DECAYED = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
@@ -36,13 +36,13 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     ]
 
 
-def build_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, training: TrainingOptions) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`; the learning rate is set by the loop at each step."""
     groups = parameter_groups(model, weight_decay=training.weight_decay)
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-def learning_rate(step: int, training: TrainingParams) -> float:
+def learning_rate(step: int, training: TrainingOptions) -> float:
     """Learning rate of the 0-based ``step``: linear warmup, then times gamma at each milestone.
 
     Step 0 has 1/warmup of the full rate, step ``warmup - 1`` all of it. A pure function of the

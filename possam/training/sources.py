@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
-from possam.params import AugmentationParams
-from possam.progress import track
+from possam.datasets.options import AugmentationOptions
+from possam.runtime.errors import InputError
+from possam.runtime.progress import track
 from possam.training.division import Division
 from possam.training.feature_cache import CachedFeatures
 from possam.training.targets import Batch, Target, derive_seed, target_from_ids
@@ -64,7 +64,7 @@ class CachedSource:
         sam: CachedFeatures | None,
         clip: CachedFeatures,
         dataset: ConvertedDataset,
-        augmentation: AugmentationParams,
+        augmentation: AugmentationOptions,
         division: Division,
         seed: int,
     ) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.possam import PosSAM
-from possam.model.text import TextEmbeddings
-from possam.params import LossParams, TrainingParams
 from possam.training.activation import checkpoint_activations
 from possam.training.checkpoint import Checkpoint
 from possam.training.distributed import Place
 from possam.training.losses import TERMS, Criterion, Losses
 from possam.training.metrics import finite
+from possam.training.options import LossOptions, TrainingOptions
 from possam.training.reduction import TreeSum, sum_over_processes
 from possam.training.schedule import build_optimizer, learning_rate
 from possam.training.targets import Batch, derive_seed
@@ -30,8 +30,8 @@ class Trainer:
         *,
         model: PosSAM,
         text: TextEmbeddings,
-        training: TrainingParams,
-        loss: LossParams,
+        training: TrainingOptions,
+        loss: LossOptions,
         seed: int,
         place: Place,
     ) -> None:

@@ -25,8 +25,8 @@ from possam.datasets.class_names import read_class_table
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
 from possam.datasets.validate import validate_dataset
-from possam.errors import InputError
-from tests.datasets.layouts import (
+from possam.runtime.errors import InputError
+from tests.support.layouts import (
     FULL_INDICES,
     full_indices,
     make_ade20k,
@@ -34,7 +34,7 @@ from tests.datasets.layouts import (
     save_ade_seg,
     save_photo,
 )
-from tests.parity_report import Parity
+from tests.support.parity_report import Parity
 
 FACTS = Path(__file__).parents[2] / "params" / "facts" / "ade20k_full_classes.csv"
 STEM = "images/ADE/validation/urban/street/ADE_val_00000001"

@@ -11,8 +11,8 @@ from possam.datasets.class_names import (
     read_label_names,
     seen_classes,
 )
-from possam.errors import InputError
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError
+from tests.support.parity_report import Parity
 
 
 def test_reads_names_synonyms_and_upstream_indices(tmp_path: Path) -> None:

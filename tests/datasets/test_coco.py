@@ -14,9 +14,9 @@ from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
 from possam.datasets.validate import validate_dataset
-from possam.errors import InputError
-from tests.datasets.layouts import coco_ids, make_coco, save_photo, save_rgb_ids
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError
+from tests.support.layouts import coco_ids, make_coco, save_photo, save_rgb_ids
+from tests.support.parity_report import Parity
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:

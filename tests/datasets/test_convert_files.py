@@ -11,7 +11,7 @@ from PIL import Image
 
 from possam import cli
 from possam.datasets.format import ConvertedDataset
-from tests.datasets.layouts import (
+from tests.support.layouts import (
     ade_labels,
     coco_ids,
     context_labels,

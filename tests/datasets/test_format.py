@@ -26,9 +26,9 @@ from possam.datasets.pixels import (
     write_png,
 )
 from possam.datasets.validate import validate_dataset
-from possam.errors import InputError
-from possam.files import sha256_file
-from tests.datasets.layouts import (
+from possam.runtime.errors import InputError
+from possam.runtime.files import sha256_file
+from tests.support.layouts import (
     make_ade20k,
     make_ade20k_full,
     make_coco,

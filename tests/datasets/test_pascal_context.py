@@ -12,9 +12,9 @@ from scipy.io import loadmat, savemat
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pascal_context import convert_pascal_context
 from possam.datasets.validate import validate_dataset
-from possam.errors import InputError
-from tests.datasets.layouts import context_labels, make_pascal_context, save_mat, save_photo
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError
+from tests.support.layouts import context_labels, make_pascal_context, save_mat, save_photo
+from tests.support.parity_report import Parity
 
 MAT, JPEG = "trainval/2008_000001.mat", "VOC2010/JPEGImages/2008_000001.jpg"
 LIST = "VOC2010/ImageSets/Main/val.txt"

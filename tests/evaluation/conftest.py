@@ -16,9 +16,9 @@ from pycocotools import mask as rle
 
 from possam.datasets.format import FORMAT, ConvertedDataset
 from possam.datasets.pixels import encode_ids
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.predictions import PredictionWriter
-from possam.files import hash_json, sha256_file, write_json
-from possam.params import EvaluationParams
+from possam.runtime.files import hash_json, sha256_file, write_json
 
 NAMES = (("cat", "kitten"), ("sky",), ("dog",), ("grass", "lawn"), ("bus",))
 THINGS = (True, False, True, False, True)
@@ -116,9 +116,9 @@ def dataset(tmp_path: Path) -> ConvertedDataset:
 
 
 @pytest.fixture
-def settings_small() -> EvaluationParams:
+def settings_small() -> EvaluationOptions:
     """Few resamples, panopticapi's check on."""
-    return EvaluationParams(
+    return EvaluationOptions(
         bootstrap_samples=40,
         bootstrap_seed=0,
         confidence=0.95,

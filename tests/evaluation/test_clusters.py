@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from possam.errors import InputError
 from possam.evaluation.clusters import _centres, cluster_features, matched_labels
 from possam.model.inference import Geometry
+from possam.runtime.errors import InputError
 
 SAME = Geometry(padded=(6, 8), content=(6, 8), output=(6, 8))
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from possam.errors import InputError
 from possam.evaluation.comparison import paired_differences, rank_agreement
 from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.statistics import ImageStatistics, Resampled, bootstrap_intervals, resample
+from possam.runtime.errors import InputError
 
 IMAGES = 80
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from possam.evaluation.efficiency import ParameterCount, count_parameters
-from possam.model.clip import load_clip
+from possam.model.encoders.clip import load_clip
+from possam.model.encoders.sam import ARCHITECTURES, SamEncoder, build_sam
 from possam.model.possam import build_possam
-from possam.model.sam import ARCHITECTURES, SamEncoder, build_sam
-from possam.params import Project
+from possam.params.project import Project
 from possam.stages.efficiency import millions, print_parameters
-from tests.parity_report import Parity
+from tests.support.parity_report import Parity
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 CLIP_CONFIG = PARAMS.parent / "data" / "towers" / "synthetic_clip.json"

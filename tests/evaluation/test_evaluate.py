@@ -5,24 +5,25 @@ from typing import Any
 
 import pytest
 import torch
-from answers import SEEN, Oracle, inference, text
 from torch import nn
 
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
 from possam.evaluation.evaluate import evaluate_run, size_batches
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
-from possam.files import read_json
-from possam.model.text import TextEmbeddings
-from possam.params import EvaluationParams, ResolutionParams
+from possam.model.encoders.text import TextEmbeddings
+from possam.model.options import ResolutionOptions
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
+from tests.support.answers import SEEN, Oracle, inference, text
 
 ALL = ("panoptic", "instance", "semantic")
 IDENTITY = {"run": "oracle", "seed": 0, "benchmark": "toy", "condition": "trained", "identity": "a"}
 
 
 @pytest.fixture
-def run(dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path) -> Any:
+def run(dataset: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path) -> Any:
     """``run(folder, **changes)``: one evaluation of the oracle into ``tmp_path / folder``.
 
     With ``inference`` instead of ``variants`` that is the default variant's.
@@ -82,7 +83,7 @@ def test_wrong_names_leave_the_segments_and_lose_the_classes(run: Any) -> None:
 
 
 def test_batches_change_nothing_and_results_repeat_to_the_byte(
-    run: Any, dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+    run: Any, dataset: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path
 ) -> None:
     single = settings_small.model_copy(update={"batch_size": 1})
     oracle = Oracle(dataset)
@@ -154,7 +155,7 @@ def test_statistics_on_disk_give_the_metrics_again(run: Any, tmp_path: Path) -> 
 
 
 def test_kept_predictions_score_the_same(
-    run: Any, dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+    run: Any, dataset: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path
 ) -> None:
     folder = tmp_path / "kept"
     result = run("out", text=text([0, 1, 4, 3, 2]), predictions=folder)["variants"]["default"]
@@ -200,7 +201,7 @@ def test_a_vocabulary_of_another_data_set_is_refused(run: Any) -> None:
         run("out", seen=[True])
     with pytest.raises(ValueError, match="identity lacks"):
         run("out", identity={"run": "x"})
-    other = ResolutionParams(policy="native", size=64, max_size=64)
+    other = ResolutionOptions(policy="native", size=64, max_size=64)
     with pytest.raises(ValueError, match="one test resolution"):
         run("out", variants={"default": inference(), "large": inference(resolution=other)})
 

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from answers import SEEN, Oracle, inference, text
-from pictures import draw
 
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.evaluate import evaluate_run
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.reader import PredictionReader
 from possam.evaluation.statistics import ImageStatistics
 from possam.model.inference import STRIP_CELLS
 from possam.model.segmenter import Segmenter
-from possam.params import EvaluationParams
-from tests.model.model_fakes import FakeClip, FakeSam, random_text, small_possam
-from tests.parity_report import Parity
+from tests.support.answers import SEEN, Oracle, inference, text
+from tests.support.model_fakes import FakeClip, FakeSam, random_text, small_possam
+from tests.support.parity_report import Parity
+from tests.support.pictures import draw
 
 IDENTITY = {"run": "batches", "seed": 0, "benchmark": "toy", "condition": "trained"}
 ORDERS = {"as it is": [0, 1, 2, 3, 4, 5], "shuffled": [3, 0, 5, 2, 1, 4]}
@@ -44,7 +44,7 @@ def small_segmenter() -> Segmenter:
 def evaluate(
     segmenter: Any,
     dataset: ConvertedDataset,
-    settings: EvaluationParams,
+    settings: EvaluationOptions,
     out: Path,
     *,
     order: str = "as it is",
@@ -88,7 +88,7 @@ def counts(statistics: ImageStatistics, dataset: ConvertedDataset) -> dict[str, 
 def test_metrics_and_counts_are_those_of_one_image_at_a_time(
     parity: Parity,
     dataset: ConvertedDataset,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     tmp_path: Path,
     batch_size: int,
     order: str,
@@ -114,7 +114,7 @@ def test_metrics_and_counts_are_those_of_one_image_at_a_time(
 @over_all
 def test_maps_of_a_network_are_those_of_one_image_at_a_time(
     dataset: ConvertedDataset,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     tmp_path: Path,
     batch_size: int,
     order: str,

@@ -14,21 +14,22 @@ from PIL import Image
 
 from possam import cli
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
 from possam.evaluation.comparison import paired_differences
 from possam.evaluation.score import measure_predictions, score
 from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import resample
 from possam.evaluation.summary import write_variants
-from possam.files import read_json, sha256_file
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.tables import Place
+from possam.pipeline.external import hash_predictions, prediction_files
 from possam.reporting.records import read_records
 from possam.reporting.table_text import terminal
-from possam.stages.external import evaluate_external, hash_predictions, prediction_files
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json, sha256_file
+from possam.stages.external import evaluate_external
 from possam.stages.report import job_records
 from possam.stages.table import make_table
-from possam.table_params import Place
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 SEEDS = (5, 2)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from coco_oracle import encode, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from possam.errors import InputError
 from possam.evaluation.instance import InstanceEvaluator
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError
+from tests.support.coco_oracle import encode, oracle
+from tests.support.parity_report import Parity
 
 SIZE = 24
 CLASSES = 5

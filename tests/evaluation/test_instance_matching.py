@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_oracle import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
@@ -16,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from possam.evaluation import instance
 from possam.evaluation.instance import IOU_LEVELS, InstanceEvaluator, InstanceMatches
+from tests.support.coco_oracle import encode
 
 CLASSES = 4
 THINGS = (0, 1, 3)

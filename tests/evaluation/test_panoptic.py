@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import Picture, evaluate, ids, kinds, random_picture
 
-from possam.errors import InputError
 from possam.evaluation.panoptic import PanopticEvaluator
+from possam.runtime.errors import InputError
+from tests.support.pictures import Picture, evaluate, ids, kinds, random_picture
 
 
 def picture(rng: np.random.Generator, *, classes: int) -> Picture:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from panopticapi.evaluation import pq_compute
-from pictures import Picture, compare, evaluate, ids, random_picture, write
 
 from possam.evaluation.panoptic import count_array_pairs
-from possam.files import write_json
-from tests.parity_report import Parity
+from possam.runtime.files import write_json
+from tests.support.parity_report import Parity
+from tests.support.pictures import Picture, compare, evaluate, ids, random_picture, write
 
 TOP = (1 << 24) - 1
 FEATURES = {

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_oracle import oracle
-from jaccard import in_double
-from pictures import panopticapi, same_quality
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from possam.datasets.ade20k import convert_ade20k
 from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.instance import InstanceEvaluator
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import PredictionWriter
 from possam.evaluation.score import score
 from possam.evaluation.semantic import SemanticEvaluator
-from possam.files import read_json
-from possam.params import EvaluationParams
-from tests.parity_report import Parity
+from possam.runtime.files import read_json
+from tests.support.coco_oracle import oracle
+from tests.support.jaccard import in_double
+from tests.support.parity_report import Parity
+from tests.support.pictures import panopticapi, same_quality
 
 FACTS = Path(__file__).resolve().parents[2] / "params" / "facts"
 
@@ -69,7 +69,7 @@ def sample(request: pytest.FixtureRequest) -> ConvertedDataset:
 
 
 def test_the_published_coco_annotations_are_a_perfect_prediction(
-    coco: ConvertedDataset, shared: Path, settings_small: EvaluationParams
+    coco: ConvertedDataset, shared: Path, settings_small: EvaluationOptions
 ) -> None:
     folder = shared / "samples" / "coco" / "annotations"
     result = score(
@@ -84,7 +84,7 @@ def test_the_published_coco_annotations_are_a_perfect_prediction(
 
 
 def test_converted_samples_are_perfect_against_themselves(
-    sample: ConvertedDataset, settings_small: EvaluationParams
+    sample: ConvertedDataset, settings_small: EvaluationOptions
 ) -> None:
     panoptic = score(
         dataset=sample,
@@ -181,7 +181,7 @@ def perturbed(dataset: ConvertedDataset, perturbation: Perturbation) -> list[Pre
 def test_perturbed_samples_score_as_with_panopticapi(
     parity: Parity,
     sample: ConvertedDataset,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     perturbation: Perturbation,
     tmp_path: Path,
 ) -> None:

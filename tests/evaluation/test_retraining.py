@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from possam.errors import InputError
 from possam.evaluation.retraining import Retrained, compare_versions, mean_change
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import ImageStatistics
+from possam.runtime.errors import InputError
 
 NOTHING = (0.0, 0.0, 0.0)
 NORMAL = 1.959964  # 97.5 % quantile

@@ -17,15 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pictures import draw
 from PIL import Image
 
 from possam import evaluation
-from possam.codehash import module_closure
 from possam.datasets.png import encode_map
-from possam.errors import PossamError
 from possam.evaluation import runs
 from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
+from possam.pipeline.codehash import module_closure
+from possam.runtime.errors import PossamError
+from tests.support.pictures import draw
 
 ROOT = Path(__file__).resolve().parents[2]
 FILTERS = ("none", "sub", "up", "average", "paeth")

@@ -9,20 +9,20 @@ import pytest
 from PIL import Image
 
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError, PossamError
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticResult
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import PredictionReader
 from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
-from possam.files import read_json
-from possam.params import EvaluationParams
+from possam.runtime.errors import InputError, PossamError
+from possam.runtime.files import read_json
 
 IDENTITY = {"run": "other", "benchmark": "toy", "condition": "trained"}
 
 
 @pytest.fixture
-def run(dataset: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path) -> Callable:
+def run(dataset: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path) -> Callable:
     """``run(predictions, **options)`` scores against the toy data set."""
 
     def call(predictions: Path, **options: Any) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def test_flags_of_seen_classes_must_fit(run: Callable, written: Path) -> None:
 
 
 def test_without_a_folder_nothing_is_written(
-    dataset: ConvertedDataset, settings_small: EvaluationParams, written: Path, tmp_path: Path
+    dataset: ConvertedDataset, settings_small: EvaluationOptions, written: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = score(dataset=dataset, predictions=written, evaluation=settings_small)

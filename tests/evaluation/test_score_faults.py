@@ -12,9 +12,9 @@ from PIL import Image
 
 from possam import cli
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import score
-from possam.params import EvaluationParams
+from possam.runtime.errors import InputError
 
 Change = Callable[[Any], Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def refused(
     dataset: ConvertedDataset,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -326,7 +326,7 @@ def test_a_data_set_that_is_none(
 
 def test_an_earlier_result_stays_when_new_predictions_are_refused(
     dataset: ConvertedDataset,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     written: Path,
     edit: Callable,
     tmp_path: Path,
@@ -341,7 +341,7 @@ def test_an_earlier_result_stays_when_new_predictions_are_refused(
 
 
 def test_a_file_is_no_folder_for_results(
-    dataset: ConvertedDataset, settings_small: EvaluationParams, written: Path, tmp_path: Path
+    dataset: ConvertedDataset, settings_small: EvaluationOptions, written: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "notes.txt"
     out.write_text("mine")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from possam.datasets.format import ConvertedDataset
-from possam.errors import InputError
 from possam.evaluation import score
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import measure_predictions
-from possam.files import read_json
-from possam.params import EvaluationParams
-from possam.worker_pool import in_chunks
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
+from possam.runtime.pools import in_chunks
 
 LOOPS = "possam.evaluation.kernels"
 
@@ -39,7 +39,7 @@ def loaded(module: str, items: Sequence[int]) -> bool:
 
 
 def measure(
-    dataset: ConvertedDataset, settings: EvaluationParams, predictions: Path, workers: int
+    dataset: ConvertedDataset, settings: EvaluationOptions, predictions: Path, workers: int
 ) -> str:
     statistics, found = measure_predictions(
         dataset=dataset, predictions=predictions, evaluation=settings, workers=workers
@@ -54,7 +54,7 @@ def test_any_number_of_workers_scores_alike(
     written: Path,
     labels: Path,
     edit: Callable[..., None],
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
 ) -> None:
     def change(content: dict[str, Any]) -> None:
         for annotation in content["annotations"][::2]:
@@ -75,7 +75,7 @@ def test_a_bad_image_is_named_by_any_number_of_workers(
     small_chunks: None,
     dataset: ConvertedDataset,
     written: Path,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     workers: int,
 ) -> None:
     name = read_json(written)["annotations"][3]["file_name"]
@@ -98,7 +98,7 @@ def test_a_process_that_converted_before_scores_alike(
     small_chunks: None,
     dataset: ConvertedDataset,
     written: Path,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
 ) -> None:
     """The fork server keeps the modules of its first pool: workers that score load their own."""
     conversion, job = "possam.datasets.conversion", partial(loaded, LOOPS)

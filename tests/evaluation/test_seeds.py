@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from possam.errors import InputError
 from possam.evaluation.seeds import average_seeds
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import (
@@ -15,6 +14,7 @@ from possam.evaluation.statistics import (
     frames_per_second,
 )
 from possam.evaluation.summary import SECONDS, write_variants
+from possam.runtime.errors import InputError
 
 THINGS, SEEN = (True, False, False), (True, True, False)
 BOOTSTRAP: dict[str, Any] = {"samples": 80, "seed": 5, "confidence": 0.9}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaccard import in_double
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from possam.errors import InputError
 from possam.evaluation.semantic import SemanticEvaluator
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError
+from tests.support.jaccard import in_double
+from tests.support.parity_report import Parity
 
 
 def hand_count(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[dict[int, float], set[int]]:

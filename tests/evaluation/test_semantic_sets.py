@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from answers import inference
 from PIL import Image
 from scipy.io import savemat
 from torch import Tensor, nn
@@ -16,13 +15,14 @@ from possam.datasets.ade20k_full import convert_ade20k_full
 from possam.datasets.class_names import read_class_names, seen_classes
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pascal_context import convert_pascal_context
-from possam.errors import InputError
 from possam.evaluation.evaluate import evaluate_run
+from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import score
 from possam.evaluation.statistics import ImageStatistics
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.segmenter import RawPrediction
-from possam.model.text import TextEmbeddings
-from possam.params import EvaluationParams
+from possam.runtime.errors import InputError
+from tests.support.answers import inference
 
 FACTS = Path(__file__).resolve().parents[2] / "params" / "facts"
 SIZE = (20, 24)
@@ -86,7 +86,7 @@ def rewrite(folder: Path, table: np.ndarray, dtype: type) -> None:
 
 
 def test_label_pngs_of_847_classes_are_scored(
-    full: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+    full: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(full.directory / "semantic", tmp_path / "labels"))
     settings: dict[str, Any] = {"dataset": full, "predictions": folder}
@@ -104,7 +104,7 @@ def test_label_pngs_of_847_classes_are_scored(
 
 
 def test_label_pngs_with_ade_indices_are_scored(
-    full: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+    full: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(full.directory / "semantic", tmp_path / "labels"))
     table = np.zeros(65536, int)
@@ -118,7 +118,7 @@ def test_label_pngs_with_ade_indices_are_scored(
 
 
 def test_eight_bits_cannot_hold_the_labels(
-    full: ConvertedDataset, settings_small: EvaluationParams, tmp_path: Path
+    full: ConvertedDataset, settings_small: EvaluationOptions, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(full.directory / "semantic", tmp_path / "labels"))
     rewrite(folder, np.minimum(np.arange(65536), 255), np.uint8)
@@ -163,7 +163,7 @@ class Oracle(nn.Module):
 def test_a_model_is_evaluated_on_459_classes(
     context: ConvertedDataset,
     shared: Path,
-    settings_small: EvaluationParams,
+    settings_small: EvaluationOptions,
     tmp_path: Path,
     wrong: dict[int, int],
 ) -> None:

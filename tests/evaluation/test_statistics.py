@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from possam.errors import InputError
 from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
 from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts, SemanticEvaluator
@@ -18,6 +17,7 @@ from possam.evaluation.statistics import (
     resample,
     resample_weights,
 )
+from possam.runtime.errors import InputError
 
 THINGS = (True, False, True, False)
 SEEN = (True, True, False, False)

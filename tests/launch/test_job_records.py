@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from possam.errors import InputError
-from possam.files import read_json, sha256_file, write_json
 from possam.launch.records import JobRecord, RunRecords, Submission
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json, sha256_file, write_json
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from possam.errors import InputError
 from possam.launch.job import ranks
 from possam.launch.slurm import SlurmUnreachableError, active_jobs, job_state, require_slurm
+from possam.runtime.errors import InputError
 
 Fake = Callable[[str, str], None]
 

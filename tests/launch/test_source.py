@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from possam.errors import InputError
 from possam.launch.source import SNAPSHOTS, check, freeze
+from possam.runtime.errors import InputError
 
 
 @pytest.fixture

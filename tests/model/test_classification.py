@@ -7,16 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_fakes import SMALL, random_text, small_possam
 from torch import Tensor
 from torch.nn import functional as F
 
-from possam.errors import InputError
+from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import MaskScores, classify
 from possam.model.possam import PosSAM
 from possam.model.segmenter import RawPrediction
-from possam.model.text import TextEmbeddings
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError
+from tests.support.model_fakes import SMALL, random_text, small_possam
+from tests.support.parity_report import Parity
 
 CLIP_SCALE = 20.0
 SEEN = torch.tensor([True, False, True, False])

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from possam.errors import InputError, WrongVariantError
-from possam.model.clip import (
+from possam.model.encoders.clip import (
     FrozenClip,
     build_open_clip,
     load_clip,
     register_synthetic_towers,
 )
+from possam.model.encoders.text import embed_vocabulary
 from possam.model.pooling import mask_pool
-from possam.model.text import embed_vocabulary
-from possam.params import Project
-from tests.parity_report import Parity
+from possam.params.project import Project
+from possam.runtime.errors import InputError, WrongVariantError
+from tests.support.parity_report import Parity
 
 TOWERS = Path(__file__).resolve().parents[2] / "data" / "towers"
 CONFIG, WEIGHTS = TOWERS / "synthetic_clip.json", TOWERS / "synthetic_clip.safetensors"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_fakes import FakeClip, FakeSam, small_possam
 
-from possam.errors import InputError, PossamError
 from possam.model.compilation import compiled
 from possam.model.segmenter import Segmenter
+from possam.runtime.errors import InputError, PossamError
+from tests.support.model_fakes import FakeClip, FakeSam, small_possam
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 HEADERS = Path(sysconfig.get_path("include"), "Python.h").is_file()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from possam.model.compiled_sampling import sample_sum
 from possam.model.deformable import DeformableAttention, reference_points, sample_with_grids
+from possam.model.ops.compiled_sampling import sample_sum
 
 CPU = torch.device("cpu")
 SHAPES = [(2, 3), (4, 1)]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from model_fakes import FakeClip, FakeSam, random_text, small_possam
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+from possam.model.encoders.sam import ARCHITECTURES, SamEncoder, build_sam
 from possam.model.inference import MaskScores, classify
-from possam.model.sam import ARCHITECTURES, SamEncoder, build_sam
 from possam.model.segmenter import Segmenter
+from tests.support.model_fakes import FakeClip, FakeSam, random_text, small_possam
 
 CUDA = torch.device("cuda", 0)
 

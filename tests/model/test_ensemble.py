@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from possam.model.ensemble import geometric_ensemble, mase, mase_weight
-from tests.parity_report import Parity
+from tests.support.parity_report import Parity
 
 FLOAT32 = 1e-5
 """Bound: float32 logarithms of probabilities down to 1e-38 against float64."""

@@ -7,8 +7,8 @@ import pytest
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
-from possam.model.everything import automatic_masks
-from possam.model.sam import load_sam
+from possam.model.automatic_masks import automatic_masks
+from possam.model.encoders.sam import load_sam
 
 TOWERS = Path(__file__).resolve().parents[2] / "data/towers"
 LAX = {"iou_threshold": 0.4, "stability_threshold": 0.6, "nms_threshold": 0.7}

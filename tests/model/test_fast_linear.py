@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.fast_linear import FastLinears, fast_linear, fast_linear_gelu, serves
+from possam.model.ops.fast_linear import FastLinears, fast_linear, fast_linear_gelu, serves
 
 sides = st.integers(0, 40)
 
@@ -60,7 +60,7 @@ def test_within_the_mode_modules_take_it(monkeypatch: pytest.MonkeyPatch) -> Non
         calls.append(serves(*operands))
         return calls[-1]
 
-    monkeypatch.setattr("possam.model.fast_linear.serves", counted)
+    monkeypatch.setattr("possam.model.ops.fast_linear.serves", counted)
     with torch.no_grad():
         plain = layer(x)
         assert not calls

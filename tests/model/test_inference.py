@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import slow_inference as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +21,8 @@ from possam.model.inference import (
     panoptic_inference,
     semantic_inference,
 )
-from tests.parity_report import Parity
+from tests.support import slow_inference as slow
+from tests.support.parity_report import Parity
 
 PLAIN = Geometry(padded=(8, 8), content=(8, 8), output=(8, 8))
 CROPPED = Geometry(padded=(16, 24), content=(11, 21), output=(14, 9))

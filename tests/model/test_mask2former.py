@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from mask2former_reference import Sizes, config_of, our_decoders, randomise, reference
-from model_fakes import SMALL, TWO_WAY
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import SwinConfig
 
-from possam.errors import InputError, WrongVariantError
 from possam.model.mask2former import (
     convert_mask2former,
     describe_decoders,
     start_from_mask2former,
 )
 from possam.model.possam import PosSAM, build_possam
+from possam.runtime.errors import InputError, WrongVariantError
+from tests.support.mask2former_reference import Sizes, config_of, our_decoders, randomise, reference
+from tests.support.model_fakes import SMALL, TWO_WAY
 
 SIZES = Sizes(widths=(8, 16, 32, 64))
 """``widths``: those of the Swin backbone below."""

@@ -9,7 +9,10 @@ percent of the largest). In float64 none does.
 
 import pytest
 import torch
-from mask2former_reference import (
+from torch import Tensor
+
+from possam.model import mask_decoder, pixel_decoder
+from tests.support.mask2former_reference import (
     PAPER,
     Decoders,
     Run,
@@ -23,10 +26,7 @@ from mask2former_reference import (
     run_mask_decoders,
     run_pixel_decoders,
 )
-from torch import Tensor
-
-from possam.model import mask_decoder, pixel_decoder
-from tests.parity_report import Parity
+from tests.support.parity_report import Parity
 
 pytestmark = pytest.mark.full_size
 

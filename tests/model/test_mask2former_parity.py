@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from mask2former_reference import (
+from torch import Tensor
+
+from possam.model import mask_decoder as mask_decoder_module
+from possam.model.deformable import (
+    DeformableAttention,
+    reference_points,
+)
+from possam.model.layers import MultiHeadAttention, sine_positions
+from possam.model.mask_decoder import attention_mask
+from tests.support.mask2former_reference import (
     GRADIENT,
     LAYER,
     WHOLE,
@@ -24,16 +33,7 @@ from mask2former_reference import (
     run_mask_decoders,
     run_pixel_decoders,
 )
-from torch import Tensor
-
-from possam.model import mask_decoder as mask_decoder_module
-from possam.model.deformable import (
-    DeformableAttention,
-    reference_points,
-)
-from possam.model.layers import MultiHeadAttention, sine_positions
-from possam.model.mask_decoder import attention_mask
-from tests.parity_report import Parity
+from tests.support.parity_report import Parity
 
 SMALL = Sizes()
 SHAPES = [(3, 4), (5, 7), (10, 13)]

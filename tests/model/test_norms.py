@@ -10,7 +10,7 @@ from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.norms import GroupNorm, LayerNorm, LayerNorm2d, exchange_layer_norms
+from possam.model.ops.norms import GroupNorm, LayerNorm, LayerNorm2d, exchange_layer_norms
 
 
 def drawn(module: nn.Module, draw: torch.Generator) -> nn.Module:

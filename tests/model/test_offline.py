@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from possam.errors import InputError
-from possam.layout import Layout
-from possam.model.clip import build_open_clip, load_clip
-from possam.model.sam import build_sam, find_architecture, load_sam
-from possam.params import Project
+from possam.model.encoders.clip import build_open_clip, load_clip
+from possam.model.encoders.sam import build_sam, find_architecture, load_sam
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
 from possam.stages.common import load_clip_tower, load_sam_tower
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
@@ -47,7 +47,8 @@ def test_missing_weights_are_an_error_and_nothing_is_fetched(
     attempts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "possam.model.clip.build_open_clip", lambda config: pytest.fail("built without weights")
+        "possam.model.encoders.clip.build_open_clip",
+        lambda config: pytest.fail("built without weights"),
     )
     missing = tmp_path / "open_clip_pytorch_model.bin"
     with pytest.raises(InputError, match=r"open_clip_pytorch_model\.bin: no such file"):

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from model_fakes import SMALL, STAGES, TWO_WAY, random_text, small_possam
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.errors import InputError
+from possam.model.options import ModelOptions
 from possam.model.possam import PosSAM, build_possam
 from possam.model.two_way import TwoWayDecoder
-from possam.params import ModelParams
+from possam.runtime.errors import InputError
+from tests.support.model_fakes import SMALL, STAGES, TWO_WAY, random_text, small_possam
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -236,7 +236,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 def test_builder_takes_exactly_the_model_parameters() -> None:
     keywords = set(inspect.signature(build_possam).parameters)
     towers = {"backbone_channels", "clip_channels", "embed_dim", "logit_scale", "seed"}
-    assert keywords == towers | set(ModelParams.model_fields)
+    assert keywords == towers | set(ModelOptions.model_fields)
 
 
 LINEAR = ("weight", "bias")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from possam.errors import InputError
 from possam.model.pyramid import ResampledPyramid, SimplePyramid, StagePyramid, build_pyramid
+from possam.runtime.errors import InputError
 
 
 @pytest.mark.parametrize("kind", [SimplePyramid, ResampledPyramid])

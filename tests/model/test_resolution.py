@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from possam.errors import InputError
 from possam.model.resolution import PADDING, resize_for_test, target_size
+from possam.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from possam.errors import InputError, WrongVariantError
-from possam.model import sam as sam_module
-from possam.model.sam import (
+from possam.model.encoders import sam as sam_module
+from possam.model.encoders.sam import (
     ARCHITECTURES,
     PIXEL_MEAN,
     PIXEL_STD,
@@ -24,7 +23,8 @@ from possam.model.sam import (
     load_sam,
     run_encoder,
 )
-from tests.parity_report import Parity
+from possam.runtime.errors import InputError, WrongVariantError
+from tests.support.parity_report import Parity
 
 TINY = SamArchitecture(
     name="tiny", embed_dim=32, depth=3, num_heads=4, global_attention=(1,), patch_size=8,

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from model_fakes import SMALL, STAGES, FakeClip, FakeSam, small_possam
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.errors import InputError
 from possam.model.resolution import PADDING
 from possam.model.segmenter import Segmenter, TowerFeatures
+from possam.runtime.errors import InputError
+from tests.support.model_fakes import SMALL, STAGES, FakeClip, FakeSam, small_possam
 
 
 def segmenter(**changes: object) -> Segmenter:

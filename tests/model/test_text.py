@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_fakes import FakeClip, random_text
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.errors import InputError
-from possam.model.text import TextEmbeddings, best_synonym, embed_vocabulary
+from possam.model.encoders.text import TextEmbeddings, best_synonym, embed_vocabulary
+from possam.runtime.errors import InputError
+from tests.support.model_fakes import FakeClip, random_text
 
 TEMPLATES = ("a photo of a {}", "a {}")
 

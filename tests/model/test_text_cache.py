@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from model_fakes import FakeClip
 from torch import Tensor
 
-from possam.errors import InputError
-from possam.model.text import TextEmbeddings, embed_vocabulary
-from possam.model.text_cache import embed_cached
+from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
+from possam.runtime.errors import InputError
+from possam.stages.text_cache import embed_cached
+from tests.support.model_fakes import FakeClip
 
 VOCABULARY = [("cat", "kitten"), ("sky",)]
 ENCODER = {"weights": "aa", "device": "cpu"}

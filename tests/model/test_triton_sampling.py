@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="Triton is there on Linux alone")
 
 def test_interpreted_kernels_agree_with_grid_sample() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.model.triton_agreement"],
+        [sys.executable, "-m", "tests.support.triton_agreement"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -40,7 +40,7 @@ def test_kernels_compile_for_gpus(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from possam.model import triton_sampling
+    from possam.model.ops import triton_sampling
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(triton_sampling, kernel)

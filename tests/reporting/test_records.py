@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tracked_results import project, write_results
 
-from possam.errors import InputError
 from possam.reporting.flat import flatten
 from possam.reporting.records import read_records
 from possam.reporting.tracking import ingest
+from possam.runtime.errors import InputError
+from tests.support.tracked_results import project, write_results
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from table_fakes import make_table
 
-from possam.errors import InputError
-from possam.params import Project
+from possam.params.project import Project
 from possam.reporting.measurement import Comparisons
 from possam.reporting.report import ReportFiles, write_report
-from tests.browser import take_screenshot
+from possam.runtime.errors import InputError
+from tests.support.browser import take_screenshot
+from tests.support.table_fakes import make_table
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 VOID = {"meta", "link", "img", "br", "hr"}

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from table_fakes import PARAMS, make_table
 
-from possam.params import Project
+from possam.params.project import Project
+from possam.params.tables import METRICS
 from possam.reporting.measurement import Comparisons
 from possam.reporting.table_tex import escape
 from possam.reporting.tables import print_table
-from possam.table_params import METRICS
+from tests.support.table_fakes import PARAMS, make_table
 
 ALL = sorted(Project("mini", folder=PARAMS).tables)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from possam.errors import InputError
-from possam.params import Project
+from possam.params.project import Project
+from possam.params.published import find_slips, read_published
+from possam.params.tables import METRICS, Place
 from possam.reporting.measurement import Comparisons, Measurement
-from possam.reporting.published import find_slips, read_published
 from possam.reporting.tables import build_table, print_table
-from possam.table_params import METRICS, Place
+from possam.runtime.errors import InputError
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP")

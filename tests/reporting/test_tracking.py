@@ -11,7 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from tracked_results import (
+
+from possam.reporting import tracking
+from possam.reporting.tracking import Summary, TrackingError, follow, ingest, redact
+from possam.runtime.files import sha256_file
+from tests.support.tracked_results import (
     PARAMETERS,
     START_MS,
     live,
@@ -21,10 +25,6 @@ from tracked_results import (
     write_results,
     write_training,
 )
-
-from possam.files import sha256_file
-from possam.reporting import tracking
-from possam.reporting.tracking import Summary, TrackingError, follow, ingest, redact
 
 pytest.importorskip("mlflow", reason="tracking is an extra")
 

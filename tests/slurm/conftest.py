@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import Workspace, copy_project
-from tests.slurm.cluster import Cluster, running, why_not
+from tests.support.cluster import Cluster, running, why_not
+from tests.whole.conftest import Workspace, copy_project
 
 TABLE = "results/smoke/table1.csv"
 _FAULTS = pytest.StashKey[list[tuple[str, str, str]]]()

@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from possam.training.metrics import TIME_FIELDS
-from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ClusterWorkspace
+from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import Workspace, copy_project
-from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import TABLE, ClusterWorkspace
+from tests.support.cluster import Cluster
+from tests.whole.conftest import Workspace, copy_project
 
 pytestmark = pytest.mark.slurm
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from possam import cli
-from possam.files import write_json
-from possam.params import Project
+from possam.params.project import Project
+from possam.runtime.files import write_json
 from possam.stages import doctor
 from possam.stages.doctor import Finding, examine
 

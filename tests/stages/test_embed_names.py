@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from possam.errors import InputError
-from possam.files import write_json
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
+from possam.runtime.files import write_json
 from possam.stages.common import embed_names
 
 

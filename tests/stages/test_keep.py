@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from possam.errors import InputError
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.errors import InputError
 from possam.stages.keep import SUFFIXES, keep
 from possam.stages.report import job_records
 

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from small_study import write_evaluation, write_params
 
 from possam.cli import main
-from possam.layout import Layout
-from possam.params import Project
+from possam.params.layout import Layout
+from possam.params.project import Project
+from tests.support.small_study import write_evaluation, write_params
 
 SEEDS = (5, 2)
 COMPARE = ["compare", "table1", "old", "--scale", "smoke"]

@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
-from small_study import write_evaluation, write_params
 
-from possam.errors import InputError
 from possam.evaluation.statistics import bootstrap_intervals
-from possam.params import Project
+from possam.params.project import Project
+from possam.runtime.errors import InputError
 from possam.stages.table import make_table
+from tests.support.small_study import write_evaluation, write_params
 
 
 @pytest.fixture

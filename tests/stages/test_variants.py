@@ -11,10 +11,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from possam.files import read_json, sha256_file
-from possam.layout import Layout
-from possam.model.sam import SamEncoder
-from possam.params import CLIP, Project
+from possam.model.encoders.sam import SamEncoder
+from possam.model.options import CLIP
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.runtime.files import read_json, sha256_file
 from possam.stages.convert import convert_dataset
 from possam.stages.download import download_asset
 from possam.stages.evaluate import evaluate

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import trainer_of
 from torch import nn
-from training_fakes import FakeSource, possam
 
 from possam.model.deformable import DeformableAttention
 from possam.training.activation import checkpoint_activations
 from possam.training.frozen import hold_in_bfloat16
+from tests.support.training_fakes import FakeSource, possam
+from tests.training.test_loop import trainer_of
 
 TWO_WAY = {"decoder": "two_way", "decoder_layers": 2, "pyramid": None, "pixel_encoder_layers": 0}
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_fakes import FROZEN, MODEL, VOCABULARY, possam, training_params
 
-from possam.errors import InputError, WrongVariantError
+from possam.runtime.errors import InputError, WrongVariantError
 from possam.training.checkpoint import (
     METADATA_KEY,
     Checkpoint,
@@ -25,6 +24,7 @@ from possam.training.checkpoint import (
     save_trained,
 )
 from possam.training.schedule import build_optimizer
+from tests.support.training_fakes import FROZEN, MODEL, VOCABULARY, possam, training_params
 
 
 @pytest.fixture

@@ -3,17 +3,17 @@
 from types import SimpleNamespace
 from typing import Any
 
-import naive_criterion as naive
 import pytest
 import torch
 from torch import Tensor
-from training_fakes import loss_params
 from transformers.models.mask2former import modeling_mask2former as reference
 
 from possam.training import losses as module
 from possam.training.losses import TERMS, Criterion, Losses, uncertain_points
 from possam.training.targets import Target
-from tests.parity_report import Parity
+from tests.support import naive_criterion as naive
+from tests.support.parity_report import Parity
+from tests.support.training_fakes import loss_params
 
 QUERIES, CLASSES, POINTS = 5, 3, 16
 COUNTS = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 from possam.training.distributed import alone, join
 
 LAUNCHED = {
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [
             sys.executable,
-            Path(__file__).with_name("processes_run.py"),
+            root / "tests/support/processes_run.py",
             tmp_path_factory.mktemp("p"),
         ],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from training_fakes import FakeDataset
 
-from possam.errors import InputError, WrongVariantError
+from possam.runtime.errors import InputError, WrongVariantError
 from possam.training.feature_cache import CachedFeatures, cache_features
+from tests.support.training_fakes import FakeDataset
 
 
 def encode(images: Tensor) -> tuple[Tensor, Tensor]:

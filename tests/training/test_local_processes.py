@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from possam import cli
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 from possam.training.local_processes import run_processes
 
 

@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from training_fakes import (
+
+from possam.model.possam import PosSAM
+from possam.runtime.errors import InputError, TrainingError
+from possam.runtime.files import hash_json, sha256_file
+from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
+from possam.training.distributed import alone, resolve_device
+from possam.training.loop import train_run
+from possam.training.losses import TERMS
+from possam.training.metrics import TIME_FIELDS
+from possam.training.targets import Batch
+from possam.training.trainer import Trainer
+from tests.support.training_fakes import (
     FROZEN,
     MODEL,
     VOCABULARY,
@@ -24,17 +35,6 @@ from training_fakes import (
     text_embeddings,
     training_params,
 )
-
-from possam.errors import InputError, TrainingError
-from possam.files import hash_json, sha256_file
-from possam.model.possam import PosSAM
-from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
-from possam.training.distributed import alone, resolve_device
-from possam.training.loop import train_run
-from possam.training.losses import TERMS
-from possam.training.metrics import TIME_FIELDS
-from possam.training.targets import Batch
-from possam.training.trainer import Trainer
 
 
 def train(directory: Path, **changes: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def metrics_of(directory: Path) -> list[dict[str, Any]]:
 def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("crash_run.py"), tmp_path_factory.mktemp("runs")],
+        [sys.executable, root / "tests/support/crash_run.py", tmp_path_factory.mktemp("runs")],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

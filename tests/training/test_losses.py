@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training_fakes import loss_params
 
 from possam.training import losses as module
 from possam.training.losses import TERMS, Criterion, Losses, mask_iou, uncertain_points
 from possam.training.matching import Matches, PaddedTargets
 from possam.training.targets import Target
+from tests.support.training_fakes import loss_params
 
 
 def generator(seed: int = 0) -> torch.Generator:

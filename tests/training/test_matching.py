@@ -2,20 +2,20 @@
 
 import itertools
 
-import naive_criterion as naive
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training_fakes import loss_params
 from transformers.models.mask2former import modeling_mask2former as reference
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 from possam.training.matching import PaddedTargets, assign, matching_costs, sample_points
 from possam.training.targets import Target
-from tests.parity_report import Parity
+from tests.support import naive_criterion as naive
+from tests.support.parity_report import Parity
+from tests.support.training_fakes import loss_params
 
 WEIGHTS = {"class_weight": 2.0, "bce_weight": 5.0, "dice_weight": 5.0}
 

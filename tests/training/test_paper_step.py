@@ -22,10 +22,10 @@ import yaml
 from safetensors.torch import load_file
 
 from possam.datasets.coco import convert_coco
-from possam.files import read_json
-from possam.model.clip import build_open_clip
+from possam.model.encoders.clip import build_open_clip
+from possam.model.encoders.sam import build_sam, find_architecture
 from possam.model.possam import build_possam
-from possam.model.sam import build_sam, find_architecture
+from possam.runtime.files import read_json
 from possam.training.checkpoint import read_metadata
 
 pytestmark = pytest.mark.paper_step

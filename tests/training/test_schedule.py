@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from training_fakes import possam, training_params
 
 from possam.training.schedule import build_optimizer, learning_rate, parameter_groups
+from tests.support.training_fakes import possam, training_params
 
 
 def test_learning_rate_by_hand() -> None:

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
-from training_fakes import FakeDataset, augmentation, scene
 
-from possam.errors import InputError
+from possam.runtime.errors import InputError
 from possam.training.compact import CompactRecords
 from possam.training.division import Division
 from possam.training.feature_cache import CachedFeatures, cache_features
 from possam.training.live_source import LiveSource
 from possam.training.sources import CachedSource, SampleOrder, Source
 from possam.training.targets import Batch, derive_seed, target_from_ids
+from tests.support.training_fakes import FakeDataset, augmentation, scene
 
 
 def equal(one: Batch, two: Batch) -> bool:

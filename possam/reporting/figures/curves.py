@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from possam.errors import InputError
 from possam.reporting.figures.style import (
     LINE_COLOURS,
     NOTE,
@@ -17,6 +16,7 @@ from possam.reporting.figures.style import (
     width_with_title,
     wrap_note,
 )
+from possam.runtime.errors import InputError
 
 TERMS: Mapping[str, str] = {
     "loss": "total (weighted sum)",

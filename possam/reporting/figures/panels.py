@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from possam.overlay import (
+from possam.reporting.figures.style import NOTE, add_heading, width_with_title, wrap_note
+from possam.reporting.overlay import (
     INK,
     PALETTE,
     SHADE,
@@ -24,7 +25,6 @@ from possam.overlay import (
     shorten,
     tint,
 )
-from possam.reporting.figures.style import NOTE, add_heading, width_with_title, wrap_note
 
 Colour = tuple[int, int, int]
 

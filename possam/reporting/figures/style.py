@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from possam.files import atomic_write, sha256_file
-from possam.overlay import PALETTE
+from possam.reporting.overlay import PALETTE
+from possam.runtime.files import atomic_write, sha256_file
 
 COLOURS: tuple[tuple[float, float, float], ...] = tuple(
     (red / 255, green / 255, blue / 255) for red, green, blue in PALETTE

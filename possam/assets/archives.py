@@ -1,0 +1,297 @@
+"""Unpack zip and tar archives from strangers: nothing outside the folder, no links, no bombs."""
+
+import contextlib
+import hashlib
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_directory, read_json, write_json
+from possam.runtime.progress import Progress
+
+_CHUNK = 1 << 20
+_MEGABYTE = 1_000_000
+# Small archives may be well compressible without being a bomb (label maps are).
+_RATIO_FLOOR = 256 * _MEGABYTE
+_SKIPPED = "__MACOSX"
+MAX_BYTES = 200_000 * _MEGABYTE
+MAX_FILES = 5_000_000
+MAX_RATIO = 100.0
+RECORD = "unpacked.json"
+
+
+class _Budget:
+    """Bytes and files that an archive may unfold to; counted before anything of it is written."""
+
+    def __init__(
+        self, archive: Path, directory: Path, *, max_bytes: int, max_files: int, max_ratio: float
+    ) -> None:
+        self.archive, self._max_files = archive, max_files
+        self.bytes = self.files = 0
+        allowed = max(max_ratio * archive.stat().st_size, _RATIO_FLOOR)
+        self._limits = (
+            (max_bytes, f"the limit is {max_bytes} bytes"),
+            (int(allowed), f"that is more than {max_ratio:g} times its own size"),
+            (
+                shutil.disk_usage(directory).free,
+                f"the disk of {directory} has no room for that; make room and run again",
+            ),
+        )
+
+    def take(self, count: int, *, files: int = 0) -> None:
+        """Count ``count`` bytes and ``files`` members."""
+        self.bytes += count
+        self.files += files
+        if self.files > self._max_files:
+            raise InputError(
+                f"{self.archive}: holds more than {self._max_files} members; do not use this "
+                "archive, or unpack it by hand if its checksum is right"
+            )
+        for limit, reason in self._limits:
+            if self.bytes > limit:
+                raise InputError(
+                    f"{self.archive}: unpacks to {self.bytes} bytes or more, and {reason}; if the "
+                    "file is what it should be (checksum), unpack it by hand"
+                )
+
+
+def unpack(
+    archive: Path,
+    directory: Path,
+    *,
+    source_sha256: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_files: int = MAX_FILES,
+    max_ratio: float = MAX_RATIO,
+) -> dict[str, Any]:
+    """Unpack a ``.zip``, ``.tar`` or compressed tar into ``directory`` (replaced if it exists).
+
+    Every member's name, kind and size is checked before the first is written. Zip files inside the
+    archive, as in COCO's panoptic annotations, are unpacked beside themselves (one level) and not
+    kept; ``__MACOSX`` folders are left out. ``directory`` appears when all is unpacked and checked,
+    never before.
+
+    Args:
+        archive: the file.
+        directory: where its content goes.
+        source_sha256: of the archive, for the record, where it is known.
+        max_bytes: of everything that is unpacked, in bytes.
+        max_files: members, folders included.
+        max_ratio: bytes unpacked over bytes of the archive (small archives may exceed it).
+
+    Returns:
+        The record, also written as ``unpacked.json`` in ``directory``: ``archive`` (file name),
+        ``sha256`` (of the archive), ``files``, ``bytes`` and ``content`` (SHA-256 over the sorted
+        names and file hashes).
+
+    Raises:
+        InputError: truncated or damaged archive; absolute path, ``..``, link, device, encrypted
+            member, name written twice; more than ``max_bytes``, ``max_files``, than ``max_ratio``
+            times the archive, or than the disk has room for.
+    """
+    archive, directory = Path(archive), Path(directory)
+    if not archive.is_file():
+        raise InputError(f"{archive}: no such file; download it first")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    budget = _Budget(
+        archive, directory.parent, max_bytes=max_bytes, max_files=max_files, max_ratio=max_ratio
+    )
+    with atomic_directory(directory) as target:
+        hashes = _unpack_into(archive, target, budget, label=archive.name)
+        for name in sorted(name for name in hashes if name.lower().endswith(".zip")):
+            inner = target / name
+            found = _unpack_into(inner, inner.parent, budget, label=name)
+            inner.unlink()
+            del hashes[name]
+            folder = PurePosixPath(name).parent
+            hashes.update({str(folder / key): value for key, value in found.items()})
+        listing = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
+        record = {
+            "archive": archive.name,
+            "sha256": source_sha256,
+            "files": len(hashes),
+            "bytes": sum((target / name).stat().st_size for name in hashes),
+            "content": hashlib.sha256(listing.encode()).hexdigest(),
+        }
+        write_json(target / RECORD, record)
+    return record
+
+
+def is_unpacked(directory: Path, source_sha256: str) -> bool:
+    """Whether ``directory`` holds all files of the archive of this hash, each of its size.
+
+    Counts and sizes are compared, not contents: a folder of 100,000 files is looked through in
+    seconds.
+    """
+    if not (directory / RECORD).is_file():
+        return False
+    record = read_json(directory / RECORD)
+    if not isinstance(record, dict) or record.get("sha256") != source_sha256:
+        return False
+    files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    try:
+        sizes = [path.stat().st_size for path in files if path != directory / RECORD]
+    except FileNotFoundError:  # a link to nowhere
+        return False
+    return (len(sizes), sum(sizes)) == (record.get("files"), record.get("bytes"))
+
+
+def check_archive(archive: Path) -> None:
+    """Look through an archive without unpacking it: complete, readable, and nothing hostile in it.
+
+    Contents of a zip's members are not decompressed: their checksums are checked by :func:`unpack`.
+
+    Raises:
+        InputError: as :func:`unpack`, but for what only unpacking shows.
+    """
+    budget = _Budget(
+        archive, archive.parent, max_bytes=MAX_BYTES, max_files=MAX_FILES, max_ratio=MAX_RATIO
+    )
+    with _readable(archive), open(archive, "rb") as stream:
+        _scan(stream, archive, budget)
+
+
+@contextlib.contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    """Damage of ``archive`` as an :class:`InputError`."""
+    try:
+        yield
+    except (
+        zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError,
+        NotImplementedError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{archive}: not a complete zip or tar archive ({reason}); it may be truncated: delete "
+            "it and download it again"
+        ) from error
+    except OSError as error:
+        # gzip and tarfile report damaged content as OSError, which the disk's own errors are too.
+        raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from error
+
+
+def _scan(stream: IO[bytes], archive: Path, budget: _Budget) -> bool:
+    """Check every member of the archive that ``stream`` reads; whether it is a zip."""
+    is_zip = stream.read(2) == b"PK"
+    stream.seek(0)
+    (_check_zip if is_zip else _check_tar)(stream, archive, budget)
+    stream.seek(0)
+    return is_zip
+
+
+def _unpack_into(archive: Path, target: Path, budget: _Budget, *, label: str) -> dict[str, str]:
+    """Unpack one archive; SHA-256 of each file by its path in the archive."""
+    hashes: dict[str, str] = {}
+    total = archive.stat().st_size // _MEGABYTE
+    with (
+        _readable(archive),
+        open(archive, "rb") as stream,
+        Progress(total, label=f"unpack {label}", unit="MB") as progress,
+    ):
+        members = _zip_members if _scan(stream, archive, budget) else _tar_members
+        for name, source in members(stream, archive):
+            hashes[name] = _write(source, target / name, archive)
+            progress.update(max(0, stream.tell() // _MEGABYTE - progress.done))
+    if not hashes:
+        raise InputError(f"{archive}: holds no file; download it again")
+    return hashes
+
+
+def _write(source: IO[bytes], path: Path, archive: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    try:
+        with source, open(path, "xb") as stream:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                stream.write(chunk)
+    except FileExistsError as error:
+        raise InputError(
+            f"{archive}: {path.name} is in the archive twice; it was not made by the publisher's "
+            "tools, or was tampered with: download it again"
+        ) from error
+    return digest.hexdigest()
+
+
+def _safe_name(name: str, archive: Path) -> str | None:
+    """``name`` as a relative path without ``.`` parts; None for what is left out."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
+        raise InputError(
+            f"{archive}: member {name!r} would be written outside the folder, or under a name that "
+            "cannot be shown; nothing was unpacked, do not use this archive"
+        )
+    if not path.parts or path.parts[0] == _SKIPPED:
+        return None
+    if str(path) == RECORD:
+        raise InputError(f"{archive}: member {name!r} has the name of this project's record file")
+    return str(path)
+
+
+def _refuse(archive: Path, name: str, kind: str) -> InputError:
+    return InputError(
+        f"{archive}: member {name!r} is {kind}; only files and folders are unpacked, do not use "
+        "this archive"
+    )
+
+
+def _check_zip(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
+    with zipfile.ZipFile(stream) as bundle:
+        for info in bundle.infolist():
+            _safe_name(info.filename, archive)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refuse(archive, info.filename, "a link or a device")
+            if info.flag_bits & 0x1:
+                raise _refuse(archive, info.filename, "encrypted")
+            # zipfile reads at most the size that the directory states, so this bound holds.
+            budget.take(info.file_size, files=1)
+
+
+def _zip_members(stream: IO[bytes], archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(stream) as bundle:
+        for info in bundle.infolist():
+            name = _safe_name(info.filename, archive)
+            if name is not None and not info.is_dir():
+                yield name, bundle.open(info)
+
+
+def _check_tar(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
+    with tarfile.open(fileobj=stream, mode="r:*") as bundle:
+        for member in bundle:
+            _safe_name(member.name, archive)
+            budget.take(0, files=1)
+            if member.isdir():
+                continue
+            if not member.isreg():
+                raise _refuse(archive, member.name, "a link or a device")
+            budget.take(member.size)
+        # tarfile takes the end of the file for the end of the archive; the format ends with zeros.
+        unpacked = bundle.fileobj
+        if unpacked is None:
+            raise tarfile.ReadError("closed while it was read")
+        unpacked.seek(bundle.offset)
+        if unpacked.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("the end-of-archive mark is missing")
+        while rest := unpacked.read(_CHUNK):  # a compressed stream is checked at its very end
+            budget.take(len(rest))
+
+
+def _tar_members(stream: IO[bytes], archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(fileobj=stream, mode="r:*") as bundle:
+        for member in bundle:
+            name = _safe_name(member.name, archive)
+            if name is None or member.isdir():
+                continue
+            source = bundle.extractfile(member)
+            if source is None:
+                raise _refuse(archive, member.name, "without content")
+            yield name, source

@@ -1,0 +1,189 @@
+"""One file over HTTP: resumed where it stopped, retried with growing pauses, with progress."""
+
+import errno
+import http.client
+import json
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from possam.runtime.errors import ChecksumError, InputError
+from possam.runtime.files import write_json
+from possam.runtime.progress import Progress
+
+_CHUNK = 1 << 20
+_MEGABYTE = 1_000_000
+_MAX_PAUSE = 60.0
+# Request timeout, too early, too many requests: the only client errors that waiting may cure.
+_TRANSIENT_CLIENT_ERRORS = frozenset({408, 425, 429})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class _Retry(Exception):
+    """This attempt failed in a way that another one may cure."""
+
+
+def download(
+    url: str,
+    partial: Path,
+    *,
+    label: str,
+    size: int | None = None,
+    retries: int = 6,
+    backoff: float = 1.0,
+    timeout: float = 60.0,
+) -> None:
+    """Fetch ``url`` into ``partial``; what an earlier call left there is continued if it can be.
+
+    The transfer goes on from the end of ``partial`` when the server answers 206 for the same
+    version of the file (``If-Range``), and starts again otherwise. An attempt fails after
+    ``timeout`` seconds of silence; ``retries`` attempts in a row that bring no byte end the
+    download. The pause before attempt n + 1 is ``backoff * 2 ** (n - 1)`` s, at most a minute.
+
+    Raises:
+        ChecksumError: the server's file has another size than ``size`` bytes (nothing is kept).
+        InputError: the server refuses, the disk is full, or the attempts are used up; in
+            the last two cases the partial file is kept for the next call.
+    """
+    failures = 0
+    while True:
+        before = _length(partial)
+        try:
+            _attempt(url, partial, label=label, size=size, timeout=timeout)
+            _state_path(partial).unlink(missing_ok=True)
+            return
+        except _Retry as error:
+            failures = 1 if _length(partial) > before else failures + 1
+            if failures >= retries:
+                raise InputError(
+                    f"{url}: download failed after {failures} attempts ({error}); check the "
+                    f"network and run the same command again: it goes on at byte {_length(partial)}"
+                ) from error
+            pause = min(_MAX_PAUSE, backoff * 2 ** (failures - 1))
+            sys.stderr.write(f"{label}: {error}; next attempt in {pause:.3g} s\n")
+            time.sleep(pause)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _state_path(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+def _validator(url: str, partial: Path) -> str | None:
+    """What identifies the version of the file that ``partial`` was taken from ("" if unknown)."""
+    try:
+        state = json.loads(_state_path(partial).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(state, dict) or state.get("url") != url:
+        return None
+    return str(state.get("validator", ""))
+
+
+def _request(url: str, partial: Path) -> tuple[urllib.request.Request, int]:
+    """The request, and the byte it asks to start at."""
+    headers = {"User-Agent": "possam", "Accept-Encoding": "identity"}
+    offset = _length(partial)
+    validator = _validator(url, partial)
+    if validator is None:
+        offset = 0
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if validator:
+            headers["If-Range"] = validator
+    return urllib.request.Request(url, headers=headers), offset
+
+
+def _attempt(url: str, partial: Path, *, label: str, size: int | None, timeout: float) -> None:
+    request, offset = _request(url, partial)
+    if size is not None and offset == size:
+        return
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            _receive(response, url, partial, label=label, size=size, offset=offset)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the partial file is longer than the server's
+            partial.unlink(missing_ok=True)
+            raise _Retry("the partial file is not a beginning of the server's file") from error
+        if error.code >= 500 or error.code in _TRANSIENT_CLIENT_ERRORS:
+            raise _Retry(f"the server answers {error.code} {error.reason}") from error
+        raise InputError(
+            f"{url}: the server answers {error.code} {error.reason}; correct urls in assets.yaml, "
+            "or put the file in place by hand"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise InputError(f"{partial}: the disk is full; make room and run again") from error
+        raise _Retry(str(error) or type(error).__name__) from error
+
+
+def _receive(
+    response: http.client.HTTPResponse,
+    url: str,
+    partial: Path,
+    *,
+    label: str,
+    size: int | None,
+    offset: int,
+) -> None:
+    """Write the body of ``response`` behind the first ``offset`` bytes of ``partial``."""
+    start, total = _span(response)
+    if start != offset:
+        if start:
+            raise _Retry(f"the server sent byte {start} where byte {offset} was asked for")
+        offset = 0
+    if size is not None and total is not None and total != size:
+        partial.unlink(missing_ok=True)
+        raise ChecksumError(
+            f"{url}: the server's file has {total} bytes, {size} are expected; the file changed "
+            "upstream or the URL is wrong: correct size and checksum, or urls, in assets.yaml"
+        )
+    if total is not None:
+        free = shutil.disk_usage(partial.parent).free
+        if free < total - offset:
+            raise InputError(
+                f"{partial.parent}: {total - offset} bytes are needed for {label}, {free} are "
+                "free; make room and run again"
+            )
+    etag = response.headers.get("ETag", "")
+    validator = etag if etag and not etag.startswith("W/") else ""
+    validator = validator or response.headers.get("Last-Modified", "")
+    write_json(_state_path(partial), {"url": url, "validator": validator})
+    limit = total if total is not None else size
+    received = offset
+    megabytes = (limit or 0) // _MEGABYTE
+    with (
+        Progress(megabytes, label=label, unit="MB", initial=offset // _MEGABYTE) as progress,
+        open(partial, "r+b" if offset else "wb") as stream,
+    ):
+        stream.seek(offset)
+        stream.truncate()
+        while chunk := response.read(_CHUNK):
+            stream.write(chunk)
+            received += len(chunk)
+            progress.update(received // _MEGABYTE - progress.done)
+            if limit is not None and received > limit:
+                break
+    # Reading in pieces does not raise on a connection that ends early; the length tells.
+    if limit is not None and received < limit:
+        raise _Retry(f"the connection ended at byte {received} of {limit}")
+
+
+def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """First byte of the body within the file, and the file's length where the server says it."""
+    if response.status == 206:
+        span = re.fullmatch(
+            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+        )
+        if span is None:
+            raise _Retry("the server answered 206 without a Content-Range")
+        return int(span[1]), None if span[2] == "*" else int(span[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None

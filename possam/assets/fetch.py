@@ -1,0 +1,395 @@
+"""Fetch upstream files: resumable, checked before they get their name, each with a record.
+
+In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that
+the pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden
+``.F.verified.json`` (what was hashed when), ``.F.part`` (a download under way) and ``.F.lock``. A
+file of a user's data root is a link; an archive that is unpacked there has a record and no file.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from possam.assets.archives import check_archive
+from possam.assets.download import download
+from possam.params.assets import AssetParams
+from possam.runtime.errors import ChecksumError, InputError, PossamError
+from possam.runtime.files import atomic_path, read_json, write_json
+from possam.runtime.progress import Progress
+
+_CHUNK = 1 << 20
+_MEGABYTE = 1_000_000
+PINS = "pins.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """What a file must be. ``algorithm`` None: nothing is published and nothing is pinned yet."""
+
+    algorithm: str | None
+    digest: str | None
+    size: int | None
+    pinned: bool
+    origin: str
+
+
+def record_path(directory: Path, name: str) -> Path:
+    """Where the record of asset ``name`` lies (no asset's file has such a name)."""
+    return directory / f"{name}.record.json"
+
+
+def partial_path(target: Path) -> Path:
+    """Where the download of ``target`` under way lies."""
+    return target.with_name(f".{target.name}.part")
+
+
+def fetch(
+    asset: AssetParams,
+    *,
+    name: str,
+    directory: Path,
+    world_manifest: Path | None,
+    base: Path,
+    local: Path | None = None,
+    retries: int = 6,
+    backoff: float = 1.0,
+    timeout: float = 60.0,
+) -> Path:
+    """Bring one asset to ``directory`` and write its record ``<directory>/<name>.record.json``.
+
+    A file that is there and matches its checksum is kept, and hashed again only if its size or time
+    changed since. The record holds no times, so that the same file always has the same record.
+
+    Args:
+        asset: what to fetch, from ``params/assets.yaml``.
+        name: the asset's key there.
+        directory: where files and records go; one folder a scale.
+        world_manifest: the procedural world's manifest; its folder replaces ``{world}``.
+        base: folder that relative ``file:`` paths and manifests start from (the repository).
+        local: the file in a data root of the user, taken instead of ``urls``: checked and linked.
+        retries, backoff, timeout: see :func:`possam.assets.download.download`.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ChecksumError: the file found is not the file expected; it is removed.
+        InputError: no source could deliver, or no source is known (the message says what to do).
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / asset.file
+    with _exclusive(directory / f".{asset.file}.lock", name):
+        expected = _expectation(asset, name, directory, world_manifest, base)
+        facts = _present(target, expected, name, replaceable=bool(asset.urls))
+        if facts is None:
+            facts = _obtain(
+                asset, name, target, expected, _Places(world_manifest, base), local,
+                retries=retries, backoff=backoff, timeout=timeout,
+            )  # fmt: skip
+        if expected.algorithm is None:
+            if asset.unpack:
+                check_archive(target)  # or a truncated file would be pinned
+            _pin(directory, asset.file, facts, name)
+        checksum = f"{expected.algorithm or 'sha256'}:{expected.digest or facts['sha256']}"
+        _record(asset, name, directory, facts, checksum=checksum, pinned=expected.pinned)
+    return target
+
+
+def _record(
+    asset: AssetParams,
+    name: str,
+    directory: Path,
+    facts: Mapping[str, Any],
+    *,
+    checksum: str,
+    pinned: bool,
+) -> None:
+    record = {
+        "asset": name,
+        "file": asset.file,
+        "bytes": facts["bytes"],
+        "sha256": facts["sha256"],
+        "source": facts["source"],
+        "checksum": checksum,
+        "pinned": pinned,
+        "licence": asset.licence,
+    }
+    write_json(record_path(directory, name), record)
+
+
+def record_unpacked(
+    asset: AssetParams, *, name: str, directory: Path, facts: Mapping[str, Any], source: str
+) -> None:
+    """Pin an archive that a user has unpacked, and write its record.
+
+    What is published is the archive's checksum; of an unpacked folder, names, sizes and contents
+    (``facts["sha256"]``, see :func:`possam.assets.roots.link_parts`) are pinned on first use.
+
+    Raises:
+        ChecksumError: the folder is not the one that was pinned.
+    """
+    key, digest = f"{name} (unpacked)", facts["sha256"]
+    pin = _read_pins(directory).get(key)
+    if pin is None:
+        _pin(directory, key, facts, name)
+    elif pin["sha256"] != digest:
+        raise ChecksumError(
+            f"{source}: {name}: sha256 {pin['sha256']} of names, sizes and annotations is pinned "
+            f"in {directory / PINS}, {digest} was found: files changed there since; restore them, "
+            "or remove the entry to pin anew"
+        )
+    facts = {"bytes": facts["bytes"], "sha256": digest, "source": source}
+    _record(asset, name, directory, facts, checksum=f"unpacked-sha256:{digest}", pinned=True)
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock of one asset; a second process waits for the first one's file."""
+    with open(path, "a", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"{name}: another process fetches it; waiting\n")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield  # closing the file frees the lock, also after a crash
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Resolves ``{world}`` and relative paths."""
+
+    world_manifest: Path | None
+    base: Path
+
+    def path(self, text: str, *, name: str, field: str) -> Path:
+        if "{world}" in text:
+            if self.world_manifest is None:
+                raise InputError(
+                    f"assets.yaml: {name}.{field}: {text!r} needs the procedural world; make it "
+                    "first, and give its manifest"
+                )
+            text = text.replace("{world}", str(Path(self.world_manifest).parent.absolute()))
+        if text.startswith("//"):
+            text = text[2:]
+        return self.base / text
+
+
+def _expectation(
+    asset: AssetParams, name: str, directory: Path, world_manifest: Path | None, base: Path
+) -> _Expected:
+    if asset.checksum is None:
+        pins = _read_pins(directory)
+        pin = pins.get(asset.file)
+        if pin is None:
+            return _Expected(
+                algorithm=None, digest=None, size=asset.size, pinned=True, origin="not pinned yet"
+            )
+        origin = f"pinned in {directory / PINS} on first use; remove the entry if upstream changed"
+        size = asset.size or int(pin["bytes"])
+        return _Expected(
+            algorithm="sha256", digest=str(pin["sha256"]), size=size, pinned=True, origin=origin
+        )
+    algorithm, _, value = asset.checksum.partition(":")
+    if algorithm != "manifest":
+        return _Expected(
+            algorithm=algorithm, digest=value, size=asset.size, pinned=False, origin="assets.yaml"
+        )
+    path = _Places(world_manifest, base).path(value, name=name, field="checksum")
+    manifest = read_json(path)
+    try:
+        entry = manifest["files"][asset.file]
+        digest, size = str(entry["sha256"]), entry.get("bytes", asset.size)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: files.{asset.file}.sha256 is missing, and asset {name} is checked against "
+            "it; make that manifest again"
+        ) from error
+    return _Expected(
+        algorithm="sha256", digest=digest, size=size, pinned=False, origin=f"from {path}"
+    )
+
+
+def _read_pins(directory: Path) -> dict[str, dict[str, Any]]:
+    path = directory / PINS
+    if not path.exists():
+        return {}
+    pins = read_json(path)
+    if not isinstance(pins, dict) or not all(
+        isinstance(pin, dict) and {"sha256", "bytes"} <= pin.keys() for pin in pins.values()
+    ):
+        raise InputError(f"{path}: not a file of pins; delete it to pin on first use again")
+    return pins
+
+
+def _pin(directory: Path, file: str, facts: Mapping[str, Any], name: str) -> None:
+    with _exclusive(directory / f".{PINS}.lock", PINS):
+        pins = _read_pins(directory)
+        pins[file] = {"sha256": facts["sha256"], "bytes": facts["bytes"]}
+        write_json(directory / PINS, dict(sorted(pins.items())))
+    sys.stderr.write(
+        f"{name}: no checksum is published for {file}; pinned sha256:{facts['sha256']} "
+        f"in {directory / PINS}\n"
+    )
+
+
+def _note_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.verified.json")
+
+
+def _present(
+    target: Path, expected: _Expected, name: str, *, replaceable: bool
+) -> dict[str, Any] | None:
+    """Facts about the file that is already there, or None if it must be fetched."""
+    if not target.exists():
+        return None
+    note_path = _note_path(target)
+    status = target.stat()
+    note = read_json(note_path) if note_path.exists() else {}
+    known = (note.get("bytes"), note.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    if known and (expected.algorithm is None or note.get(expected.algorithm) == expected.digest):
+        return note
+    digests = _hash(target, expected.algorithm, label=f"check {name}")
+    if fault := _fault(status.st_size, digests, expected):
+        if not replaceable:
+            raise ChecksumError(
+                f"{target}: {fault}; no source is known for asset {name}: put the right file there"
+            )
+        sys.stderr.write(f"{name}: the file that is there does not match ({fault}); fetching it\n")
+        return None
+    same = note.get("sha256") == digests["sha256"]
+    return _note(target, digests, source=note["source"] if same else "put in place by hand")
+
+
+def _note(target: Path, digests: dict[str, str], *, source: str) -> dict[str, Any]:
+    status = target.stat()
+    note = {
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "source": source,
+        **digests,
+    }
+    write_json(_note_path(target), note)
+    return note
+
+
+def _hash(path: Path, algorithm: str | None, *, label: str) -> dict[str, str]:
+    """SHA-256 and, in the same pass, ``algorithm``."""
+    digests = {key: hashlib.new(key) for key in {"sha256", algorithm or "sha256"}}
+    with open(path, "rb") as stream:
+        with Progress(path.stat().st_size // _MEGABYTE, label=label, unit="MB") as progress:
+            done = 0
+            while chunk := stream.read(_CHUNK):
+                for digest in digests.values():
+                    digest.update(chunk)
+                done += len(chunk)
+                progress.update(done // _MEGABYTE - progress.done)
+    return {key: digest.hexdigest() for key, digest in digests.items()}
+
+
+def _fault(size: int, digests: dict[str, str], expected: _Expected) -> str | None:
+    """What is wrong with a file of ``size`` bytes, or None."""
+    if expected.algorithm is not None:
+        found = digests[expected.algorithm]
+        if found != expected.digest:
+            return (
+                f"{expected.algorithm} {expected.digest} is expected ({expected.origin}), {found} "
+                f"was found ({size} bytes)"
+            )
+    if expected.size is not None and size != expected.size:
+        return f"{expected.size} bytes are expected ({expected.origin}), {size} were found"
+    return None
+
+
+def _obtain(
+    asset: AssetParams,
+    name: str,
+    target: Path,
+    expected: _Expected,
+    places: _Places,
+    local: Path | None,
+    *,
+    retries: int,
+    backoff: float,
+    timeout: float,
+) -> dict[str, Any]:
+    """Try the sources in their order; the first file that matches gets its name."""
+    if local is not None:
+        return _link(asset, name, local, target, expected)
+    if not asset.urls:
+        raise InputError(
+            f"{target}: asset {name} cannot be downloaded without the user: {asset.notes.strip()} "
+            f"Then put the file there (under this name), or give its link in assets.yaml "
+            f"({name}.urls), or name a folder that has it, packed or unpacked, in data.yaml (roots)"
+        )
+    partial = partial_path(target)
+    faults: list[PossamError] = []
+    for url in asset.urls:
+        try:
+            if url.startswith("file:"):
+                source = places.path(url.removeprefix("file:"), name=name, field="urls")
+                _copy(source, partial, name)
+            else:
+                download(
+                    url, partial, label=name, size=expected.size,
+                    retries=retries, backoff=backoff, timeout=timeout,
+                )  # fmt: skip
+            digests = _hash(partial, expected.algorithm, label=f"check {name}")
+            if fault := _fault(partial.stat().st_size, digests, expected):
+                partial.unlink()
+                raise ChecksumError(
+                    f"{asset.file} from {url}: {fault}; the download was removed. Run again; if it "
+                    f"fails again the file changed upstream: correct {name}.checksum in assets.yaml"
+                )
+            if asset.unpack:
+                _check_download(partial, url)
+            partial.replace(target)
+            return _note(target, digests, source=url)
+        except PossamError as error:
+            faults.append(error)
+    kind = ChecksumError if any(isinstance(f, ChecksumError) for f in faults) else InputError
+    raise kind("\n".join(str(fault) for fault in faults)) from faults[-1]
+
+
+def _check_download(partial: Path, url: str) -> None:
+    try:
+        check_archive(partial)
+    except InputError as error:
+        partial.unlink()
+        raise InputError(f"{url}: {error}; the download was removed") from error
+
+
+def _link(
+    asset: AssetParams, name: str, local: Path, target: Path, expected: _Expected
+) -> dict[str, Any]:
+    """Check the user's file where it is, and link to it."""
+    digests = _hash(local, expected.algorithm, label=f"check {name}")
+    if fault := _fault(local.stat().st_size, digests, expected):
+        raise ChecksumError(
+            f"{local}: {fault}; put the right file there, or take the folder out of roots in "
+            "data.yaml to download"
+        )
+    with atomic_path(target) as link:
+        link.symlink_to(local.absolute())
+    return _note(target, digests, source="data root")
+
+
+def _copy(source: Path, partial: Path, name: str) -> None:
+    try:
+        with open(source, "rb") as reader, open(partial, "wb") as writer:
+            total = source.stat().st_size // _MEGABYTE
+            with Progress(total, label=name, unit="MB") as progress:
+                while chunk := reader.read(_CHUNK):
+                    writer.write(chunk)
+                    progress.update(writer.tell() // _MEGABYTE - progress.done)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"{source}: cannot be copied for asset {name} ({error.strerror}); put the file there "
+            f"or correct {name}.urls in assets.yaml"
+        ) from error

@@ -1,0 +1,124 @@
+"""The upstream files of a scale: how large they are, and what of them is here."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from possam.assets.archives import RECORD
+from possam.assets.fetch import partial_path
+from possam.assets.roots import LocalFile, LocalParts, find
+from possam.params.assets import AssetParams
+from possam.params.data import DataParams
+from possam.params.layout import Layout
+from possam.params.project import Project
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """One asset, and what of it is here.
+
+    Attributes:
+        name, asset: its key and entry in ``assets.yaml``.
+        bytes: of the file; None if neither its size nor an approximate one is known.
+        exact: whether ``bytes`` is published or of the file itself.
+        state: ``here`` (record, file and what is unpacked from it), ``begun`` (a partial
+            download, or not unpacked yet), ``on disk`` (in a data root), ``by hand`` (no URL: the
+            user gives it) or ``missing``.
+        to_download, to_unpack: bytes that are still to be written (0 if not known).
+        local: where a data root has it.
+    """
+
+    name: str
+    asset: AssetParams
+    bytes: int | None
+    exact: bool
+    state: str
+    to_download: int
+    to_unpack: int
+    local: LocalFile | LocalParts | None
+
+
+def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[str]:
+    """Every asset that a scale names: data, towers, and what runs start from; each once.
+
+    Args:
+        project: the scale.
+        runs: those whose ``start_from`` counts; default: all.
+    """
+    scale = project.scale
+    clip = scale.towers.clip
+    towers = [*(tower.asset for tower in scale.towers.sam.values()), clip.asset, *clip.files]
+    starts = [project.run(name).start_from for name in (project.runs if runs is None else runs)]
+    names = [*scale.assets.values(), *towers, *starts]
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def take_inventory(project: Project, names: Iterable[str], data: DataParams) -> list[Held]:
+    """What is here of the assets ``names``. Files are looked for, not hashed.
+
+    Raises:
+        InputError: a data root that does not hold what it should.
+    """
+    layout = Layout(project)
+    return [_hold(layout, name, data) for name in names]
+
+
+def _hold(layout: Layout, name: str, data: DataParams) -> Held:
+    assets = layout.project.assets
+    asset = assets[name]
+    file, raw = layout.assets / asset.file, layout.raw(name)
+    recorded = layout.asset_record(name).is_file()
+    unpacked = not asset.unpack or (raw / RECORD).is_file()
+    has_file = file.is_file()
+    local: LocalFile | LocalParts | None = None
+    if recorded and unpacked and (has_file or asset.unpack):
+        state = "here"
+    else:
+        local = None if has_file else find(name, assets, data)
+        if local is not None:
+            state = "on disk"
+        elif has_file or partial_path(file).is_file():
+            state = "begun"
+        else:
+            state = "missing" if asset.urls else "by hand"
+    size, exact = (asset.size, True) if asset.size else (asset.about, False)
+    if has_file:
+        size, exact = file.stat().st_size, True
+    download = unpack = 0
+    if state != "here":
+        if local is None and not has_file:
+            begun = partial_path(file)
+            got = begun.stat().st_size if begun.is_file() else 0
+            download = max(0, (size or 0) - got)
+        if asset.unpack and not isinstance(local, LocalParts):
+            unpack = asset.unpacked_about or size or 0
+    return Held(
+        name=name, asset=asset, bytes=size, exact=exact, state=state, to_download=download,
+        to_unpack=unpack, local=local,
+    )  # fmt: skip
+
+
+def unpacked_bytes(held: Held) -> int:
+    """About how many bytes the unpacked archive has; 0 for no archive, or one in a data root."""
+    if not held.asset.unpack or isinstance(held.local, LocalParts):
+        return 0
+    return held.asset.unpacked_about or held.bytes or 0
+
+
+def gigabytes(count: int | float | None) -> str:
+    """``19336861798`` -> ``19.3 GB``."""
+    if count is None:
+        return "?"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def free_bytes(path: Path) -> int:
+    """Free space, in bytes, of the file system that ``path`` is or will be on."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,176 @@
+"""Upstream files on a user's disk: found, checked, and linked to. Nothing is written there."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from possam.assets.archives import RECORD
+from possam.params.assets import AssetParams
+from possam.params.data import DataParams, FilesParams, PartParams, PlacedParams
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_directory, hash_json, read_json, sha256_file, write_json
+from possam.runtime.progress import track
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """The asset's own file below a root."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class LocalParts:
+    """The unpacked archive below a root: where each part is."""
+
+    root: str
+    parts: tuple[tuple[PartParams, Path], ...]
+
+
+def find(
+    name: str, assets: Mapping[str, AssetParams], data: DataParams
+) -> LocalFile | LocalParts | None:
+    """What a user's folder holds of asset ``name``; None without a root, or if nothing is there.
+
+    An unpacked archive is preferred to the archive: it needs no further disk space.
+
+    Raises:
+        InputError: the root is no folder; it holds a part of the asset and lacks another; or it
+            holds no asset of this root at all (another folder must have been meant).
+    """
+    root = data.root_of(name)
+    if root is None:
+        return None
+    placed, asset = data.assets[name], assets[name]
+    where = f"data root {placed.root!r} ({root})"
+    if not root.is_dir():
+        raise InputError(f"{where}: no such folder; correct roots in data.yaml, or the environment")
+    found = [(part, _place(root, part)) for part in placed.parts]
+    there = tuple((part, place) for part, place in found if place is not None)
+    if len(there) == len(found) > 0:
+        return LocalParts(placed.root, there)
+    archive = root / asset.file
+    if archive.is_file():
+        return LocalFile(archive)
+    if there:
+        lacking = next(part for part, place in found if place is None)
+        raise InputError(
+            f"{where}: {name}: {there[0][1]} is there, but none of "
+            f"{', '.join(lacking.places)}; add it, put {asset.file} there, or set the root to "
+            "null to download"
+        )
+    siblings = [key for key, other in data.assets.items() if other.root == placed.root]
+    if not any(_holds(root, data.assets[other], assets[other].file) for other in siblings):
+        raise InputError(
+            f"{where}: holds nothing of {', '.join(siblings)}; name the folder with "
+            f"{' or '.join([asset.file, *(part.places[0] for part in placed.parts[:1])])} in it"
+        )
+    return None
+
+
+def _place(root: Path, part: PartParams) -> Path | None:
+    present = Path.is_dir if part.files else Path.is_file
+    return next((root / place for place in part.places if present(root / place)), None)
+
+
+def _holds(root: Path, placed: PlacedParams, file: str) -> bool:
+    """Whether anything of an asset lies below ``root``."""
+    parts = (_place(root, part) is not None for part in placed.parts)
+    return any(parts) or (root / file).is_file()
+
+
+def link_parts(
+    name: str, local: LocalParts, directory: Path, *, data: DataParams, note: Path
+) -> dict[str, Any]:
+    """Check the parts and make ``directory`` a folder of links to them.
+
+    Names and sizes are always looked through; contents are hashed again only if a name, size or
+    time changed since ``note`` was written.
+
+    Returns:
+        ``files``, ``bytes`` and ``sha256``: of the sorted names, sizes and (annotations) contents.
+
+    Raises:
+        InputError: an empty file, a missing one, or another number than the release has.
+    """
+    listing: list[tuple[str, Path, os.stat_result, bool]] = []
+    for part, place in local.parts:
+        listing += _list_part(name, part, place, data)
+    times = hash_json([[key, status.st_size, status.st_mtime_ns] for key, _, status, _ in listing])
+    known = read_json(note) if note.is_file() else {}
+    if known.get("times") != times:
+        hashed = track(listing, total=len(listing), label=f"check {name}", unit="files")
+        digest = hashlib.sha256()
+        for key, path, status, content in hashed:
+            digest.update(f"{key} {status.st_size} {_hash(path) if content else '-'}\n".encode())
+        known = {
+            "times": times,
+            "files": len(listing),
+            "bytes": sum(status.st_size for _, _, status, _ in listing),
+            "sha256": digest.hexdigest(),
+        }
+        write_json(note, known)
+    facts = {key: known[key] for key in ("files", "bytes", "sha256")}
+    with atomic_directory(directory) as target:
+        for part, place in local.parts:
+            link = target / part.path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(place.absolute())
+        write_json(target / RECORD, {"linked": local.root, **facts})
+    return facts
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _list_part(
+    name: str, part: PartParams, place: Path, data: DataParams
+) -> Iterator[tuple[str, Path, os.stat_result, bool]]:
+    """Name within the archive, path, status, and whether the content counts, of each file."""
+    if not part.files:
+        yield part.path, place, _status(place, name), True
+        return
+    every = sorted(
+        Path(folder, file)
+        for folder, _, files in os.walk(place, onerror=_unreadable)
+        for file in files
+    )
+    for files in part.files:
+        own = [path for path in every if path.name.endswith(files.suffix)]
+        _count(name, files, place, len(own), data)
+        for path in own:
+            key = f"{part.path}/{path.relative_to(place).as_posix()}"
+            yield key, path, _status(path, name), files.content
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _status(path: Path, name: str) -> os.stat_result:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if status.st_size == 0:
+        raise InputError(
+            f"{path}: empty; asset {name} is damaged there: repair it, or set the root to null"
+        )
+    return status
+
+
+def _count(name: str, files: FilesParams, place: Path, found: int, data: DataParams) -> None:
+    wanted = data.expected(files.count)
+    if found < wanted or (files.exactly is not None and found > wanted):
+        least = "" if files.exactly is not None else "at least "
+        raise InputError(
+            f"{place}: {found} files *{files.suffix}, {least}{wanted} are in the release (asset "
+            f"{name}, {files.count}); complete the folder, or set the root to null to download"
+        )

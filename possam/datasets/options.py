@@ -1,0 +1,34 @@
+"""Names of data sets as parameters, and choices of augmentation."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from possam.datasets.catalogue import DATASETS, TRAINABLE
+from possam.runtime.options import Options, Positive, Rate
+
+
+def _known(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set; valid choices: {', '.join(DATASETS)}")
+    return name
+
+
+def trainable(name: str) -> str:
+    if name not in TRAINABLE:
+        raise ValueError(
+            f"this data set has no training split; valid choices: {', '.join(TRAINABLE)}"
+        )
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(_known)]
+
+
+class AugmentationOptions(Options):
+    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``. ``size`` in pixels."""
+
+    policy: Literal["lsj", "flip", "none"]
+    size: Positive
+    min_scale: Rate
+    max_scale: Rate

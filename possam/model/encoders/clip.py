@@ -1,0 +1,264 @@
+"""The frozen CLIP: dense image features, CLIP's own head on pooled features, and text embeddings.
+
+Shapes: B images, N texts, C channels of the dense map (Cc), E CLIP embedding, H W.
+"""
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import safetensors
+import timm
+import torch
+import torch.nn.functional as F
+from open_clip.factory import load_state_dict
+from open_clip.model import (
+    CLIP,
+    CLIPTextCfg,
+    CLIPVisionCfg,
+    CustomTextCLIP,
+    convert_to_custom_text_state_dict,
+)
+from open_clip.tokenizer import SimpleTokenizer
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+from possam.runtime.errors import InputError, WrongVariantError
+
+SYNTHETIC_CONVNEXT = "synthetic_convnext"
+_READ_ERRORS = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError,
+                safetensors.SafetensorError)  # fmt: skip
+_TEXT_BATCH = 256
+
+
+def synthetic_convnext(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
+    """The image tower of the mini world: a ConvNeXt of 0.7 M parameters with output stride 8.
+
+    ``kwargs`` are timm's constructor arguments. No layer scale: timm's initial 1e-6 would leave the
+    blocks without effect over a short training.
+    """
+    if pretrained:
+        raise InputError(f"{SYNTHETIC_CONVNEXT}: no pretrained weights exist; load a checkpoint")
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        kwargs.pop(key, None)
+    model = ConvNeXt(
+        dims=(32, 64, 128, 128), depths=(1, 1, 3, 1), kernel_sizes=(7, 7, 3, 3), output_stride=8,
+        stem_type="overlap_act", ls_init_value=None, **kwargs,
+    )  # fmt: skip
+    model.default_cfg = {"pool_size": (8, 8)}  # type: ignore[assignment]
+    return model
+
+
+def register_synthetic_towers() -> None:
+    """Make ``synthetic_convnext`` known to timm, so that open_clip can build it. Idempotent."""
+    if not timm.is_model(SYNTHETIC_CONVNEXT):
+        timm.models.register_model(synthetic_convnext)
+
+
+def _read_config(config: Path | str) -> tuple[dict[str, Any], str, Path | None]:
+    """The open_clip model configuration, its name in messages, and the folder of its file."""
+    path = Path(config)
+    if path.suffix != ".json":
+        found = open_clip.get_model_config(str(config)) if ":" not in str(config) else None
+        if found is None:
+            raise InputError(
+                f"{config}: neither an open_clip JSON file nor a built-in open_clip model name"
+            )
+        return found, str(config), None
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file (an open_clip model configuration)") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
+    loaded = loaded.get("model_cfg", loaded) if isinstance(loaded, dict) else {}
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in loaded]
+    if missing:
+        raise InputError(f"{path}: not an open_clip model configuration: no {', '.join(missing)}")
+    return loaded, str(path), path.parent
+
+
+def _build_tokenizer(text: dict[str, Any], name: str, folder: Path | None) -> SimpleTokenizer:
+    if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+        raise InputError(f"{name}: text_cfg needs a tokenizer from a hub; only BPE files are read")
+    options = dict(text.get("tokenizer_kwargs") or {})
+    if "bpe_path" in options and folder is not None:
+        options["bpe_path"] = str(folder / options["bpe_path"])
+    try:
+        return SimpleTokenizer(context_length=text.get("context_length", 77), **options)
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: text_cfg.tokenizer_kwargs.bpe_path: {error}") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{options.get('bpe_path')}: not a gzip BPE file ({error})") from error
+
+
+def build_open_clip(config: Path | str) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer, int]:
+    """A randomly initialised open_clip model, its tokenizer and its image size.
+
+    ``config``: an open_clip JSON file or the name of a built-in open_clip model. Nothing is fetched
+    from any hub. Raises :class:`InputError` for a configuration that cannot be built.
+    """
+    register_synthetic_towers()
+    options, name, folder = _read_config(config)
+    vision, text = dict(options["vision_cfg"]), dict(options["text_cfg"])
+    vision["timm_model_pretrained"] = False
+    tokenizer = _build_tokenizer(text, name, folder)
+    keep = {"quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
+    extra = {key: value for key, value in options.items() if key in keep}
+    kind = CustomTextCLIP if options.get("custom_text") else CLIP
+    try:
+        model = kind(
+            embed_dim=options["embed_dim"], vision_cfg=CLIPVisionCfg(**vision),
+            text_cfg=CLIPTextCfg(**text), **extra,
+        )  # fmt: skip
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise InputError(f"{name}: open_clip cannot build this model: {error}") from error
+    size = vision.get("image_size", CLIPVisionCfg.image_size)
+    if not isinstance(size, int):
+        raise InputError(f"{name}: vision_cfg.image_size: one number is expected, found {size}")
+    return model, tokenizer, size
+
+
+def _load_weights(model: CLIP | CustomTextCLIP, checkpoint: Path, name: str) -> None:
+    try:
+        state = load_state_dict(str(checkpoint), weights_only=True)
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{checkpoint}: not a readable checkpoint ({type(error).__name__}); it may be "
+            "truncated: delete it and fetch it again"
+        ) from error
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{checkpoint}: holds something else than a state dict of tensors")
+    if isinstance(model, CustomTextCLIP) and "positional_embedding" in state:
+        state = convert_to_custom_text_state_dict(state)
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(state))
+    unknown = sorted(set(state) - set(expected))
+    shapes = sorted(k for k in set(expected) & set(state) if expected[k].shape != state[k].shape)
+    for what, keys in (("lacks", missing), ("has the unknown", unknown)):
+        if keys:
+            raise WrongVariantError(
+                f"{checkpoint}: not a checkpoint of {name}: it {what} {len(keys)} tensors, "
+                f"first {keys[0]}"
+            )
+    if shapes:
+        found, wanted = tuple(state[shapes[0]].shape), tuple(expected[shapes[0]].shape)
+        raise WrongVariantError(
+            f"{checkpoint}: another variant than {name}: {shapes[0]} is {found}, expected {wanted}"
+        )
+    model.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+
+
+class FrozenClip(nn.Module):
+    """A CLIP with a ConvNeXt image tower, frozen: no gradients, evaluation mode also after
+    ``train()``.
+
+    The dense map is the last stage's output before the head's norm; mask-pooling it and applying
+    :meth:`project` is FC-CLIP's mask-pooled CLIP feature (Yu et al. 2023, section 3.3).
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self, *, model: CLIP | CustomTextCLIP, tokenizer: SimpleTokenizer, image_size: int
+    ) -> None:
+        super().__init__()
+        trunk = getattr(model.visual, "trunk", None)
+        if not isinstance(trunk, ConvNeXt):
+            raise InputError(
+                f"CLIP's image tower is {type(trunk or model.visual).__name__}; a timm ConvNeXt is "
+                "needed, because other towers do not keep their features at other resolutions"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.dense_channels: int = trunk.num_features
+        stages: Sequence[Any] = trunk.feature_info
+        self.stage_channels: tuple[int, ...] = tuple(stage["num_chs"] for stage in stages)
+        self.stage_strides: tuple[int, ...] = tuple(stage["reduction"] for stage in stages)
+        self.stride: int = self.stage_strides[-1]
+        with torch.no_grad():
+            self.embed_dim: int = self.project(torch.zeros(1, trunk.num_features)).shape[-1]
+        mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
+        std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
+        self.register_buffer("image_mean", mean * 255, persistent=False)
+        self.register_buffer("image_std", std * 255, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenClip":
+        """Stay in evaluation mode whatever ``mode`` says."""
+        return super().train(False)
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned inverse temperature, already exponentiated."""
+        return float(self.model.logit_scale.exp())
+
+    @torch.no_grad()
+    def encode_stages(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the four stages, finest first, of RGB images.
+
+        ``images``: float (B, 3, H, W), 0 to 255, any H and W. Returns maps (B, C_i, about H / s_i,
+        about W / s_i) with ``stage_channels`` and ``stage_strides``; the last is the dense map.
+        """
+        trunk = self.model.visual.trunk
+        maps = [trunk.stem((images - self.image_mean) / self.image_std)]
+        for stage in trunk.stages:
+            maps.append(stage(maps[-1]))
+        return (*maps[1:-1], trunk.norm_pre(maps[-1]))
+
+    def encode_dense(self, images: Tensor) -> Tensor:
+        """The dense map of RGB images, the last of :meth:`encode_stages`: (B, Cc, h, w), before the
+        head's norm.
+        """
+        return self.encode_stages(images)[-1]
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """CLIP's own head (norm, then projection) on pooled dense features (..., Cc) -> (..., E),
+        not normalised.
+
+        On the mean over the whole map it gives open_clip's ``encode_image``. Gradients reach
+        ``pooled``.
+        """
+        flat = pooled.reshape(-1, pooled.shape[-1], 1, 1)
+        out: Tensor = self.model.visual.head(self.model.visual.trunk.forward_head(flat))
+        return out.view(*pooled.shape[:-1], -1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised embeddings (N, E) of ``texts``, in the model's precision."""
+        if not texts:
+            raise InputError("encode_text: no texts were given")
+        device = self.image_mean.device
+        tokens = self.tokenizer(list(texts)).to(device)
+        parts = [self.model.encode_text(part) for part in tokens.split(_TEXT_BATCH)]
+        return F.normalize(torch.cat(parts), dim=-1)
+
+
+def load_clip(
+    *, config: Path | str, checkpoint: Path | None, random_init: bool = False
+) -> FrozenClip:
+    """Load a frozen CLIP in fp32 on the CPU.
+
+    ``config``: an open_clip JSON file or a built-in open_clip model name
+    (``convnext_large_d_320``). ``checkpoint``: ``.safetensors``, ``.pt`` or ``.bin`` with a state
+    dict of that model. Random weights only when ``random_init`` asks for them (then ``checkpoint``
+    must be None). Raises :class:`InputError` (missing, truncated, not ConvNeXt) and
+    :class:`WrongVariantError`.
+    """
+    if (checkpoint is None) != random_init:
+        raise InputError(
+            f"CLIP {config}: give a checkpoint, or random_init=True and no checkpoint, not both"
+        )
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError(f"{checkpoint}: no such file (a CLIP checkpoint); nothing is downloaded")
+    model, tokenizer, size = build_open_clip(config)
+    frozen = FrozenClip(model=model, tokenizer=tokenizer, image_size=size)
+    if checkpoint is not None:
+        _load_weights(model, Path(checkpoint), str(config))
+    return frozen

@@ -1,0 +1,49 @@
+"""Reading files of weights: PyTorch's and safetensors', tensors only."""
+
+import pickle
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from possam.runtime.errors import InputError
+
+_READ_ERRORS = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+
+
+def read_state_dict(path: Path, *, kind: str) -> dict[str, Tensor]:
+    """The tensors of a file, by name, on the CPU.
+
+    Args:
+        path: ``*.safetensors``, or a file of ``torch.save``, from which only tensors and plain
+            values are unpickled.
+        kind: what the file should hold, in messages (``"SAM"``).
+
+    Raises:
+        InputError: missing, truncated, or not a mapping of names to tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (a {kind} checkpoint)")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{path}: not a readable PyTorch checkpoint ({type(error).__name__}); it may be "
+            "truncated: delete it and fetch it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path}: a {kind} state dict is expected, found something else")
+    return state

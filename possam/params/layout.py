@@ -1,0 +1,127 @@
+"""Where everything lies: one place for the paths of the pipeline.
+
+The constants are patterns with ``{wildcards}`` that the Snakemake rules use as they stand;
+:class:`Layout` fills them in for one scale. ``{prefix}`` is empty for the ``paper`` scale
+(``results/table1.csv``) and ``<scale>/`` for the others (``results/mini/table1.csv``).
+
+Each stage's tracked file is a small JSON file that is written last; what is large lies beside it.
+"""
+
+from pathlib import Path
+
+from possam.params.project import Project
+from possam.params.tables import EXTERNAL, NO_SEED
+
+WORLD = "data/{scale}/world/manifest.json"
+ASSET = "data/{scale}/assets/{asset}.record.json"
+RAW = "data/{scale}/raw/{asset}"
+DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
+FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
+TEXT = "data/{scale}/text"
+"""Text embeddings of vocabularies, by content: see :mod:`possam.stages.text_cache`."""
+RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
+EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
+EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed{NO_SEED}").replace(
+    "{condition}", EXTERNAL
+)
+"""An evaluation of predictions from elsewhere."""
+TABLE_CSV = "results/{prefix}{table}.csv"
+TABLE_MD = "results/{prefix}{table}.md"
+TABLE_TEX = "results/{prefix}{table}.tex"
+TABLE_CARD = "results/{prefix}{table}.json"
+TABLE_METRICS = "results/{prefix}{table}.metrics.json"
+RUN_LOCK = ".running"
+"""In a run's folder: held while a process trains it."""
+TRACKING = "results/{prefix}{table}.tracking.json"
+FIGURE_PNG = "results/{prefix}figures/{figure}.png"
+FIGURE_PDF = "results/{prefix}figures/{figure}.pdf"
+FIGURE_CARD = "results/{prefix}figures/{figure}.json"
+REPORT = "reports/{prefix}report.html"
+KEPT = "results/{prefix}measured"
+KEPT_REPORT = "reports/{prefix}measured.html"
+
+
+class Layout:
+    """Paths of one scale below ``root`` (the repository)."""
+
+    def __init__(self, project: Project, *, root: Path = Path(".")) -> None:
+        self.project, self.root = project, root
+
+    def _path(self, pattern: str, **wildcards: str | int) -> Path:
+        scale = {"scale": self.project.name, "prefix": self.project.prefix}
+        return self.root / pattern.format(**scale, **wildcards)
+
+    @property
+    def world(self) -> Path:
+        """Folder of the procedural world's archives."""
+        return self._path(WORLD).parent
+
+    @property
+    def assets(self) -> Path:
+        """Folder of fetched files and their records."""
+        return self._path(ASSET, asset="any").parent
+
+    def asset_record(self, asset: str) -> Path:
+        """Record of one fetched (and unpacked) asset."""
+        return self._path(ASSET, asset=asset)
+
+    def raw(self, asset: str) -> Path:
+        """Folder of one unpacked archive."""
+        return self._path(RAW, asset=asset)
+
+    def dataset(self, dataset: str, split: str) -> Path:
+        """Folder of one converted data set."""
+        return self._path(DATASET, dataset=dataset, split=split).parent
+
+    def features(self, tower: str, dataset: str, split: str) -> Path:
+        """Folder of one tower's cached features of one data set."""
+        return self._path(FEATURES, tower=tower, dataset=dataset, split=split).parent
+
+    @property
+    def text(self) -> Path:
+        """Folder of the vocabularies' text embeddings."""
+        return self._path(TEXT)
+
+    def run(self, run: str, seed: int) -> Path:
+        """Folder of one training: a run with one seed."""
+        return self._path(RUN, run=run, seed=seed).parent
+
+    def evaluation(self, run: str, seed: int, benchmark: str, condition: str) -> Path:
+        """Folder of one evaluation; the statistics of each variant lie in a folder below it."""
+        return self._path(
+            EVALUATION, run=run, seed=seed, benchmark=benchmark, condition=condition
+        ).parent
+
+    def table(self, table: str) -> Path:
+        """CSV of one table; Markdown, TeX and the provenance card lie beside it."""
+        return self._path(TABLE_CSV, table=table)
+
+    def tracking(self, table: str) -> Path:
+        """Record of the last ingestion into the tracking server."""
+        return self._path(TRACKING, table=table)
+
+    def figure(self, figure: str) -> tuple[Path, Path, Path]:
+        """PNG, PDF and card of one figure."""
+        patterns = (FIGURE_PNG, FIGURE_PDF, FIGURE_CARD)
+        png, pdf, card = (self._path(pattern, figure=figure) for pattern in patterns)
+        return png, pdf, card
+
+    @property
+    def report(self) -> Path:
+        """The page with every table and figure."""
+        return self._path(REPORT)
+
+    @property
+    def kept(self) -> Path:
+        """Folder of the tables' copies that git holds."""
+        return self._path(KEPT)
+
+    @property
+    def kept_report(self) -> Path:
+        """Copy of the page that git holds."""
+        return self._path(KEPT_REPORT)
+
+    @property
+    def results(self) -> Path:
+        """Folder of this scale's results."""
+        return self._path(TABLE_CSV, table="any").parent

@@ -1,0 +1,87 @@
+"""``params/plan.yaml``: what a plan assumes where nothing was measured."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from possam.params.project import Project
+from possam.params.reading import read_yaml, validate
+from possam.params.slurm import Allocations, Kind
+from possam.runtime.errors import InputError
+from possam.runtime.options import Count, Options, Positive, Rate
+
+Rates = dict[str, Rate]
+"""Images a second of one unit, by SAM architecture, or CLIP's config for runs without a SAM."""
+
+
+class HardwareParams(Options):
+    """One kind of machine, and how fast it is.
+
+    Attributes:
+        unit: what is counted: ``GPU`` or ``core``.
+        source: where the rates are from; printed with every plan.
+        per_node, per_job: units of a node, and of one job of each stage; GPUs of a job that are not
+            said here are those of ``slurm.yaml``.
+        training, evaluation, features: see :data:`Rates`; ``convert``: images a second of one job.
+        feature_bytes_per_image: of one tower's cache, with the mirrored image.
+        trained_parameters: of the largest model; ``memory_gib``: main memory of one training job.
+    """
+
+    unit: str
+    source: str
+    per_node: Positive
+    per_job: dict[str, Positive] = Field(default_factory=dict)
+    training: Annotated[Rates, Field(min_length=1)]
+    evaluation: Rates
+    features: Rates
+    feature_bytes_per_image: Count
+    convert: Rate
+    trained_parameters: Positive
+    memory_gib: Rate
+
+
+class PlanParams(Options):
+    """The whole file."""
+
+    download_megabytes_per_second: Rate
+    converted_bytes_per_image: Positive
+    checkpoints: Positive
+    hardware: dict[str, HardwareParams]
+
+
+def tower_key(project: Project, sam: str | None) -> str:
+    """The key of :data:`Rates` for a run: its SAM's architecture, or CLIP's config."""
+    towers = project.scale.towers
+    return towers.clip.config if sam is None else towers.sam[sam].architecture
+
+
+def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
+    """The file, and the hardware that knows all towers of the scale.
+
+    Raises:
+        InputError: a bad file, or no hardware knows all towers, or not for every stage.
+    """
+    path = project.folder / "plan.yaml"
+    params = validate(PlanParams, read_yaml(path), source=str(path))
+    towers = {tower_key(project, size) for size in (*project.scale.towers.sam, None)}
+    fitting = [h for h in params.hardware.values() if towers <= h.training.keys()]
+    if not fitting:
+        raise InputError(
+            f"{path}: hardware: no block has the rates of all towers of scale {project.name}: "
+            f"{', '.join(sorted(towers))}"
+        )
+    hardware = fitting[0]
+    if not hardware.per_job:
+        hardware = hardware.model_copy(update={"per_job": _gpus(project)})
+    return params, hardware
+
+
+def _gpus(project: Project) -> dict[str, int]:
+    """GPUs of a job of each stage that takes some, as SLURM is asked for them."""
+    asked = Allocations(folder=project.folder)
+    allocations = {kind: asked.of(project.name, kind) for kind in get_args(Kind)}
+    return {
+        kind: allocation.nodes * allocation.gpus
+        for kind, allocation in allocations.items()
+        if allocation.gpus
+    }

@@ -1,0 +1,133 @@
+"""Published numbers of a table, as printed, and what arithmetic says against some of them."""
+
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from possam.params.tables import ColumnParams, TableParams
+from possam.runtime.errors import InputError
+
+NAME, VENUE = "method", "venue"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row as published: labels, cells' texts (unchanged) and their values, by column key."""
+
+    name: str
+    venue: str
+    labels: Mapping[str, str]
+    texts: Mapping[str, str]
+    values: Mapping[str, float]
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Two or more columns of a published file by the rows' names; rows with an empty cell go.
+
+    Raises:
+        InputError: a missing file or column, or a cell that is no number.
+    """
+    lines = _read_lines(path, (NAME, *columns))
+    return {
+        line[NAME]: {key: _number(path, line, key) for key in columns}
+        for line in lines
+        if all(line[key] for key in columns)
+    }
+
+
+def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            lines = list(csv.DictReader(stream))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; published values belong there") from error
+    if not lines:
+        raise InputError(f"{path}: no rows; published values belong there")
+    for key in keys:
+        if key not in lines[0]:
+            raise InputError(f"{path}: column {key!r} is missing")
+    return lines
+
+
+def _number(path: Path, line: Mapping[str, str], key: str) -> float:
+    try:
+        return float(line[key])
+    except ValueError as error:
+        raise InputError(f"{path}: {line[NAME]}: {key}: {line[key]!r} is no number") from error
+
+
+def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
+    """The published rows by name, for every row of ``table``; empty cells are left out.
+
+    A row of external predictions that was never published has no cells.
+
+    Raises:
+        InputError: a missing file, row or column, a cell that is no number, or a line of a row that
+            the table calls unpublished.
+    """
+    rows = {}
+    keys = (NAME, *table.labels, *(column.key for column in table.columns))
+    for line in _read_lines(path, keys):
+        texts = {c.key: line[c.key] for c in table.columns if line[c.key]}
+        values = {key: _number(path, line, key) for key in texts}
+        labels = {key: line[key] for key in table.labels}
+        rows[line[NAME]] = PublishedRow(line[NAME], line.get(VENUE, ""), labels, texts, values)
+    for row in table.rows:
+        if row.published and row.name not in rows:
+            raise InputError(
+                f"{path}: no row for {row.name!r}, which the table has (a row of external "
+                "predictions that was never published says so: published: false)"
+            )
+        if not row.published:
+            if row.name in rows:
+                raise InputError(
+                    f"{path}: has a row for {row.name!r}, which the table calls unpublished; "
+                    "remove its published: false"
+                )
+            rows[row.name] = PublishedRow(row.name, "", dict.fromkeys(table.labels, ""), {}, {})
+    return rows
+
+
+def find_slips(table: TableParams, row: PublishedRow) -> list[str]:
+    """What cannot be, or can hardly be, right in a published row.
+
+    PQ is SQ x RQ in every class, so that averages obey PQ <= RQ; PQ of all classes is a mean of
+    those of things and stuff, and so lies between them; and two metrics, or two directions, that
+    agree to the last printed digit are more likely a copy than a coincidence.
+    """
+    notes = []
+    for group in table.groups:
+        found = {c.metric: row.values.get(c.key) for c in table.columns if c.group == group}
+        pq, rq = found.get("pq"), found.get("rq")
+        if pq is not None and rq is not None and rq < pq:
+            notes.append(
+                f"{row.name}, {table.groups[group]}: RQ {rq:g} is below PQ {pq:g}, which no data "
+                "can give (PQ is at most RQ in every class)"
+            )
+        parts = [found.get("pq_things"), found.get("pq_stuff")]
+        bounds = [value for value in parts if value is not None]
+        if pq is not None and len(bounds) == 2 and not min(bounds) <= pq <= max(bounds):
+            notes.append(
+                f"{row.name}, {table.groups[group]}: PQ {pq:g} does not lie between that of things "
+                f"{bounds[0]:g} and of stuff {bounds[1]:g}, whose mean over classes it is"
+            )
+    for first, second in itertools.combinations(table.columns, 2):
+        text = row.texts.get(first.key)
+        if text is not None and text == row.texts.get(second.key):
+            notes.append(
+                f"{row.name}: {_title(table, first)} and {_title(table, second)} are both {text}: "
+                "one is likely a copy"
+            )
+    return notes
+
+
+def _title(table: TableParams, column: ColumnParams) -> str:
+    return f"{column.title} ({table.groups[column.group]})"
+
+
+def slips(table: TableParams, rows: Mapping[str, PublishedRow]) -> list[str]:
+    """Notes on all rows that the table shows, in its order."""
+    names: Sequence[str] = [row.name for row in table.rows]
+    return [note for name in names for note in find_slips(table, rows[name])]

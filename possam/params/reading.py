@@ -1,0 +1,152 @@
+"""YAML files as typed models; what is wrong is told with file, key and valid choices."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from possam.runtime.errors import InputError
+from possam.runtime.options import Options
+
+P = TypeVar("P", bound=Options)
+
+
+def _describe(error: Mapping[str, Any], choices: str) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    text = f"{where}: {error['msg']}"
+    if error["type"] != "missing" and not isinstance(error.get("input"), dict | list):
+        text += f" (got {error.get('input')!r})"
+    return text + choices
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names that are valid where an unknown key was found."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = getattr(field, "annotation", None)
+        candidates = [inner, *getattr(inner, "__args__", ())]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if found:
+            model = found[0]
+    return sorted(model.model_fields)
+
+
+def validate(
+    model: type[P],
+    data: Any,
+    *,
+    source: str,
+    choices: Mapping[str, Collection[str]] | None = None,
+) -> P:
+    """Check ``data`` (parsed YAML) against ``model``.
+
+    Args:
+        source: file (and entry) that the message begins with.
+        choices: for fields that name something declared elsewhere, by the field's name: the names
+            that are there. They are told when such a field is missing or no text.
+
+    Raises:
+        InputError: one line a fault: ``source``, dotted key, what is wrong, the valid choices.
+    """
+    known = dict(choices or {})
+    try:
+        return model.model_validate(_tuples(data))
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            valid, field = "", str(fault["loc"][-1]) if fault["loc"] else ""
+            if fault["type"] == "extra_forbidden":
+                valid = f"; valid keys: {', '.join(_fields_at(model, fault['loc']))}"
+            elif field in known:
+                valid = f"; valid choices: {', '.join(sorted(known[field]))}"
+            lines.append(f"{source}: {_describe(fault, valid)}")
+        raise InputError("\n".join(lines)) from error
+
+
+def _tuples(value: Any) -> Any:
+    """YAML lists become tuples, and whole numbers are kept: strict models take tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Parse one YAML mapping; a key written twice is refused (YAML would keep the last).
+
+    Args:
+        may_be_empty: comments alone are an empty mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    try:
+        data = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if data is None and may_be_empty:
+        data = {}
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a mapping is expected at the top level")
+    return data
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_entries(path: Path, *, may_be_empty: bool = False) -> dict[str, dict[str, Any]]:
+    """A YAML file of named entries, each a mapping; the names become parts of paths.
+
+    Raises:
+        InputError: a name with other characters than letters, digits and ``_``, or no mapping.
+    """
+    data = read_yaml(path, may_be_empty=may_be_empty)
+    for name, entry in data.items():
+        if not re.fullmatch(r"\w+", str(name), re.ASCII):
+            raise InputError(f"{path}: {name!r}: a name of letters, digits and _ is expected")
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: {name}: a mapping is expected, not {entry!r}")
+    return {str(name): entry for name, entry in data.items()}
+
+
+def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``difference`` put over it, mappings merged key by key."""
+    result = dict(base)
+    for key, value in difference.items():
+        old = result.get(key)
+        result[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return result
+
+
+def choose(kind: str, name: str, valid: Collection[str], source: str, key: str) -> None:
+    """Refuse a ``name`` that is not among the ``valid`` ones."""
+    if name not in valid:
+        raise InputError(
+            f"{source}: {key}: unknown {kind} {name!r}; valid choices: {', '.join(sorted(valid))}"
+        )
+
+
+def refuse_twins(kind: str, names: Iterable[str], source: str, key: str) -> None:
+    """Refuse two things of one name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"{source}: {key}: two {kind} are named {name!r}; rename one")
+        seen.add(name)

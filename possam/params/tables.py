@@ -1,0 +1,317 @@
+"""Tables of ``params/tables.yaml``: rows, columns, controls, and the evaluations behind them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from possam.params.reading import choose, refuse_twins
+from possam.runtime.errors import InputError
+from possam.runtime.options import Options
+
+Condition = Literal["trained", "untrained", "shuffled_names"]
+Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
+CONDITIONS: tuple[str, ...] = get_args(Condition)
+TRAINED = "trained"
+EXTERNAL = "external"
+"""In a condition's place: predictions of a system that is not trained here."""
+NO_SEED = 0
+"""In a seed's place: predictions have none."""
+EFFICIENCY = "efficiency"
+"""What is measured with a clock: it depends on the machine, and is measured alone."""
+DEFAULT_VARIANT = "default"
+"""The inference variant that is the scale's ``inference`` block as it stands."""
+
+METRICS_OF: dict[str, dict[str, str]] = {
+    "panoptic": {
+        "pq": "PQ",
+        "sq": "SQ",
+        "rq": "RQ",
+        "pq_things": "PQ_th",
+        "pq_stuff": "PQ_st",
+        "pq_seen": "PQ_seen",
+        "pq_unseen": "PQ_unseen",
+        "pq_class_agnostic": "class-agnostic PQ",
+    },
+    "instance": {"map": "mAP"},
+    "semantic": {
+        "miou": "mIoU (classes in the ground truth)",
+        "miou_union": "mIoU (classes in ground truth or prediction)",
+    },
+    EFFICIENCY: {
+        "fps": "images a second",
+        "trainable_m": "trainable parameters (millions)",
+        "frozen_m": "frozen parameters (millions)",
+        "total_m": "all parameters (millions)",
+    },
+}
+"""Metrics with their printed names, by what a benchmark has to measure; all but those of
+efficiency are in percent."""
+
+PER_IMAGE: frozenset[str] = frozenset(
+    metric for kind in ("panoptic", "instance", "semantic") for metric in METRICS_OF[kind]
+)
+"""Metrics that are counted image by image, so that images can be resampled."""
+
+DECIMALS: dict[str, int] = {"fps": 2}
+"""Decimals that people are shown; the others have one, as in the paper."""
+
+METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in group.items()}
+"""Metrics that a table column can show, with their printed names."""
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation file is of; ``run`` may be a system of ``external.yaml``."""
+
+    run: str
+    seed: int
+    benchmark: str
+    condition: str
+
+    @property
+    def is_external(self) -> bool:
+        """Are predictions from elsewhere evaluated, without a training here?"""
+        return self.condition == EXTERNAL
+
+    @property
+    def name(self) -> str:
+        """``run/seed0/benchmark/condition``."""
+        return f"{self.run}/seed{self.seed}/{self.benchmark}/{self.condition}"
+
+
+class Place(NamedTuple):
+    """Where a cell's figures come from: a variant of an evaluation, over all seeds."""
+
+    run: str
+    benchmark: str
+    condition: str
+    variant: str
+
+    @property
+    def is_external(self) -> bool:
+        """Are predictions from elsewhere evaluated, without a training here?"""
+        return self.condition == EXTERNAL
+
+    def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
+        """The evaluations behind it, one a seed; of external predictions a single one."""
+        if self.is_external:
+            seeds = (NO_SEED,)
+        return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
+
+
+class CellParams(Options):
+    """Where a group of reproduced columns comes from."""
+
+    run: str
+    benchmark: str
+    variant: str = DEFAULT_VARIANT
+
+    @property
+    def place(self) -> Place:
+        """The trained run's figures."""
+        return Place(self.run, self.benchmark, TRAINED, self.variant)
+
+
+class RowCellParams(Options):
+    """Where a group of a row's columns comes from: a run, or a system of ``external.yaml``."""
+
+    external: str | None = None
+    run: str | None = Field(default=None, validate_default=True)
+    benchmark: str
+    variant: str = DEFAULT_VARIANT
+
+    @field_validator("run")
+    @classmethod
+    def _one_source(cls, run: str | None, info: ValidationInfo) -> str | None:
+        if "external" not in info.data:  # it is wrong itself
+            return run
+        if run is None and info.data["external"] is None:
+            raise PydanticCustomError("missing", "Field required (or 'external' in its place)")
+        if run is not None and info.data["external"] is not None:
+            raise ValueError("a cell is of a run or of external predictions; remove one of the two")
+        return run
+
+    @field_validator("variant")
+    @classmethod
+    def _of_a_run(cls, variant: str, info: ValidationInfo) -> str:
+        if info.data.get("external") is not None:
+            raise ValueError("external predictions have no inference variants; remove it")
+        return variant
+
+    @property
+    def place(self) -> Place:
+        """The trained run's figures, or the external system's."""
+        if self.external is not None:
+            return Place(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
+        assert self.run is not None
+        return Place(self.run, self.benchmark, TRAINED, self.variant)
+
+
+class RowParams(Options):
+    """One row: its published name, and what its figures are measured on (none: published only).
+
+    Attributes:
+        published: has the published file a line for it? Only a row of external predictions may
+            have none.
+    """
+
+    name: str
+    cells: dict[str, RowCellParams] = Field(default_factory=dict)
+    published: bool = True
+
+    @property
+    def source(self) -> str:
+        """``reproduced``, ``external`` or ``published``."""
+        if not self.cells:
+            return "published"
+        return EXTERNAL if self.is_external else "reproduced"
+
+    @property
+    def is_external(self) -> bool:
+        """Are its figures of external predictions?"""
+        return any(cell.external is not None for cell in self.cells.values())
+
+
+class ColumnParams(Options):
+    """One column: its key in the published CSV, the group (direction) and the metric shown."""
+
+    key: str
+    group: str
+    metric: str
+    title: str
+
+
+class ControlParams(CellParams):
+    """A row beside the table that must fail: an untrained decoder, or shuffled class names."""
+
+    name: str
+    condition: Condition
+
+    @property
+    def control_place(self) -> Place:
+        """The control's own figures; ``place`` is those of the trained run beside it."""
+        return self.place._replace(condition=self.condition)
+
+
+class TableParams(Options):
+    """One table of the paper.
+
+    Attributes:
+        published: file in ``params/published`` with a line a row.
+        labels: text columns of that file (key: title) that say what a row is.
+        groups: column groups (key: title); a row's cells say where each group is measured.
+        reference: the row that all other reproduced rows are compared with, in pairs.
+        agreement: compare the order of the reproduced rows with the published one.
+    """
+
+    title: str
+    published: str
+    labels: dict[str, str] = Field(default_factory=dict)
+    groups: dict[str, str]
+    columns: tuple[ColumnParams, ...]
+    rows: tuple[RowParams, ...]
+    controls: tuple[ControlParams, ...] = ()
+    reference: str | None = None
+    agreement: bool = False
+
+    def places(self) -> list[Place]:
+        """Everything that the table and its controls show, once each."""
+        cells = [cell.place for row in self.rows for cell in row.cells.values()]
+        return list(dict.fromkeys([*cells, *(c.control_place for c in self.controls)]))
+
+    def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
+        """Every evaluation behind the table, once each."""
+        found = (key for place in self.places() for key in place.evaluations(seeds))
+        return list(dict.fromkeys(found))
+
+    def showing(self, external: Collection[str]) -> "TableParams":
+        """The table with the cells of these external systems alone.
+
+        A row that was never published goes with the last of its cells.
+        """
+        rows = []
+        for row in self.rows:
+            cells = {
+                group: cell
+                for group, cell in row.cells.items()
+                if cell.external is None or cell.external in external
+            }
+            if cells or row.published:
+                rows.append(row.model_copy(update={"cells": cells}))
+        return self.model_copy(update={"rows": tuple(rows)})
+
+
+def check_table(
+    name: str,
+    table: TableParams,
+    *,
+    source: str,
+    choices: Mapping[str, Collection[str]],
+    measured: Mapping[str, Collection[str]],
+    predicted: Mapping[str, Collection[str]],
+) -> None:
+    """Check every name in ``table``.
+
+    Args:
+        choices: the names of every ``run``, ``benchmark``, ``variant`` and ``external`` system.
+        measured: what each benchmark measures (keys of ``METRICS_OF``).
+        predicted: the benchmarks that each external system has predictions for.
+
+    Raises:
+        InputError: something unknown, named twice, or a metric that its benchmark does not give.
+    """
+    refuse_twins("rows", (row.name for row in table.rows), source, f"{name}.rows")
+    refuse_twins("columns", (c.key for c in table.columns), source, f"{name}.columns")
+    refuse_twins("controls", (c.name for c in table.controls), source, f"{name}.controls")
+    for column in table.columns:
+        key = f"{name}.columns[{column.key}]"
+        choose("column group", column.group, table.groups, source, f"{key}.group")
+        choose("metric", column.metric, METRICS, source, f"{key}.metric")
+
+    def check_cell(cell: CellParams | RowCellParams, metrics: Sequence[str], key: str) -> None:
+        for field, valid in choices.items():
+            value = getattr(cell, field, None)
+            if value is not None:
+                choose(field, value, valid, source, f"{key}.{field}")
+        for metric in metrics:
+            given = {m for kind in measured[cell.benchmark] for m in METRICS_OF[kind]}
+            if metric not in given:
+                raise InputError(
+                    f"{source}: {key}.benchmark: {cell.benchmark!r} does not measure {metric!r}, "
+                    f"which a column shows; it gives {', '.join(sorted(given))}; add to its "
+                    "metrics in benchmarks.yaml"
+                )
+
+    for row in table.rows:
+        for group, cell in row.cells.items():
+            key = f"{name}.rows[{row.name}].cells.{group}"
+            choose("column group", group, table.groups, source, key)
+            shown = [column.metric for column in table.columns if column.group == group]
+            check_cell(cell, shown, key)
+            if cell.external is not None and cell.benchmark not in predicted[cell.external]:
+                raise InputError(
+                    f"{source}: {key}.benchmark: {cell.external!r} has no predictions for "
+                    f"{cell.benchmark!r}; valid choices: "
+                    f"{', '.join(sorted(predicted[cell.external]))}; add to its predictions in "
+                    "external.yaml"
+                )
+        _check_sources(row, source, f"{name}.rows[{row.name}]")
+    if table.reference is not None:
+        reproduced = [row.name for row in table.rows if row.cells and not row.is_external]
+        choose("reproduced row", table.reference, reproduced, source, f"{name}.reference")
+    for control in table.controls:
+        shown = [column.metric for column in table.columns]
+        check_cell(control, shown, f"{name}.controls[{control.name}]")
+
+
+def _check_sources(row: RowParams, source: str, key: str) -> None:
+    if row.is_external and any(cell.external is None for cell in row.cells.values()):
+        raise InputError(
+            f"{source}: {key}.cells: runs and external predictions in one row; make two rows"
+        )
+    if not row.published and not row.is_external:
+        raise InputError(
+            f"{source}: {key}.published: false is for rows of external predictions alone; remove "
+            "it, and write the row's line into the published file"
+        )

@@ -1,0 +1,205 @@
+"""Hash of the code that a stage uses: one part of a result's identity.
+
+The files are parsed, never imported. Comments, formatting, docstrings and other bare strings change
+nothing, and neither does the Python version; a changed constant or statement does, also in a module
+that is only reached through other modules.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from possam.runtime.errors import InputError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+EXCLUDED: frozenset[str] = frozenset(
+    {
+        "possam.cli",
+        "possam.datasets.catalogue",
+        "possam.datasets.options",
+        "possam.evaluation.options",
+        "possam.model.options",
+        "possam.params.assets",
+        "possam.params.benchmarks",
+        "possam.params.data",
+        "possam.params.external",
+        "possam.params.figures",
+        "possam.params.layout",
+        "possam.params.project",
+        "possam.params.reading",
+        "possam.params.runs",
+        "possam.params.scale",
+        "possam.params.tables",
+        "possam.pipeline.codehash",
+        "possam.reporting.tracking",
+        "possam.runtime.environment",
+        "possam.runtime.errors",
+        "possam.runtime.locks",
+        "possam.runtime.options",
+        "possam.runtime.progress",
+        "possam.runtime.provenance",
+        "possam.synthetic.options",
+        "possam.training.options",
+    }
+)
+"""Modules that check, present or record work and cannot change a result: not counted, not followed.
+
+The modules of parameters are among them because the resolved values are part of the identity
+themselves: a new table or a better message retrains nothing.
+"""
+
+_VERSION_NAMES = {"__version__", "__all__"}
+
+
+def module_closure(
+    *modules: str, package: Path = PACKAGE, excluded: frozenset[str] = EXCLUDED
+) -> tuple[str, ...]:
+    """The given modules and all modules of the package that they import, directly or not.
+
+    Args:
+        modules: dotted names, such as ``"possam.training.loop"``.
+        package: the package's folder; its name is the first part of the dotted names.
+        excluded: modules that do not count and whose own imports are not followed.
+
+    Returns:
+        Sorted dotted names; a module's parent packages are part of it, for Python runs them first.
+
+    Raises:
+        InputError: a given module does not exist, or a file is not valid Python.
+    """
+    return tuple(sorted(_closure(modules, package, excluded)))
+
+
+def code_hash(*modules: str, package: Path = PACKAGE, excluded: frozenset[str] = EXCLUDED) -> str:
+    """SHA-256 (hex) of the code of :func:`module_closure`, arguments and errors as there."""
+    digest = hashlib.sha256()
+    for name, (content, _) in sorted(_closure(modules, package, excluded).items()):
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _closure(
+    modules: tuple[str, ...], package: Path, excluded: frozenset[str]
+) -> dict[str, tuple[str, frozenset[str]]]:
+    for module in modules:
+        if _file_of(module, package) is None:
+            raise InputError(f"code hash: there is no module {module!r} in {package}")
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    pending = [name for module in modules for name in _with_parents(module)]
+    while pending:
+        module = pending.pop()
+        if module in found or module in excluded:
+            continue
+        path = _file_of(module, package)
+        if path is None:
+            continue
+        status = path.stat()
+        found[module] = _analyse(path, module, status.st_mtime_ns, status.st_size)
+        pending += [name for target in found[module][1] for name in _with_parents(target)]
+    return found
+
+
+def _with_parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _file_of(module: str, package: Path) -> Path | None:
+    """The file of a dotted name, or None where the name is a function, class or foreign module."""
+    first, *rest = module.split(".")
+    if first != package.name:
+        return None
+    base = package.joinpath(*rest)
+    for path in (base / "__init__.py", base.with_suffix(".py")):
+        if path.is_file() and (rest or path.name == "__init__.py"):
+            return path
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _analyse(path: Path, module: str, modified: int, size: int) -> tuple[str, frozenset[str]]:
+    """(Hash of the normalised code, names that it may import); cached until the file changes."""
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not valid Python: {error}") from error
+    parts: list[str] = []
+    imports: list[ast.AST] = []
+    _normalise(tree, parts, imports)
+    is_package = path.name == "__init__.py"
+    targets = frozenset(target for node in imports for target in _targets(node, module, is_package))
+    return hashlib.sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest(), targets
+
+
+def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
+    """Append a canonical text of ``node`` to ``parts``, and its import nodes to ``imports``.
+
+    Empty fields are left out: Python versions add fields (``type_params``), and an unused one must
+    not change the hash.
+    """
+    kind = node.__class__
+    if kind in _IMPORTING:
+        imports.append(node)
+    parts.append(kind.__name__)
+    parts.append("(")
+    for field in node._fields:
+        value = getattr(node, field, None)
+        if value is None or field in ("kind", "type_comment", "ctx"):
+            continue  # a Constant node without a value is the constant None
+        if isinstance(value, ast.AST):
+            parts.append(field)
+            _normalise(value, parts, imports)
+        elif isinstance(value, list):
+            if value:
+                parts.append(field)
+                parts.append("[")
+                for item in value:
+                    if not isinstance(item, ast.AST):
+                        parts.append(repr(item))
+                    elif _is_inert(item):
+                        continue
+                    else:
+                        _normalise(item, parts, imports)
+                    parts.append(",")
+                parts.append("]")
+        else:
+            parts.append(f"{field}={value!r};")
+    parts.append(")")
+
+
+def _is_inert(node: ast.AST) -> bool:
+    """Statements without effect: bare strings (docstrings), ``pass``, version and export lists."""
+    kind = node.__class__
+    if kind is ast.Expr:
+        value = node.value  # type: ignore[attr-defined]
+        return isinstance(value, ast.Constant) and isinstance(value.value, str)
+    if kind is ast.Assign:
+        targets = node.targets  # type: ignore[attr-defined]
+        return all(isinstance(t, ast.Name) and t.id in _VERSION_NAMES for t in targets)
+    return kind is ast.Pass
+
+
+_IMPORTING = (ast.Import, ast.ImportFrom, ast.Call)
+
+
+def _targets(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """Dotted names that an import statement or an ``import_module("...")`` call may load."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            anchor = module.split(".")
+            drop = node.level - 1 if is_package else node.level
+            anchor = anchor[: len(anchor) - drop]
+            base = ".".join([*anchor, base] if base else anchor)
+        yield base
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Call) and node.args:
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        argument = node.args[0]
+        if name in ("import_module", "__import__") and isinstance(argument, ast.Constant):
+            yield str(argument.value)

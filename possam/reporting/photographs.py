@@ -1,0 +1,200 @@
+"""Segment one photograph with any words.
+
+Words are written as one text: classes separated by ``;``, synonyms of a class by ``,``, for example
+``"cat; dog, puppy; road"``.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from possam.datasets.class_names import seen_classes
+from possam.datasets.label_runs import segment_table
+from possam.datasets.pixels import encode_ids
+from possam.evaluation.segment import segment_image
+from possam.model.options import InferenceOptions
+from possam.reporting.overlay import draw_overlay
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from possam.model.encoders.text import TextEmbeddings
+    from possam.model.inference import SegmentPrediction
+    from possam.model.segmenter import Segmenter
+
+Names = tuple[str, ...]
+
+
+def parse_words(text: str) -> list[Names]:
+    """Parse ``"cat; dog, puppy"`` into ``[("cat",), ("dog", "puppy")]``.
+
+    Runs of white space become one space; empty pieces are left out.
+
+    Raises:
+        InputError: no word at all, or a word that is written twice (in upper or lower case).
+    """
+    classes = []
+    seen: set[str] = set()
+    for group in text.split(";"):
+        names = tuple(name for piece in group.split(",") if (name := " ".join(piece.split())))
+        for name in names:
+            if name.casefold() in seen:
+                raise InputError(f"--words: {name!r} is written twice; name every word once")
+            seen.add(name.casefold())
+        if names:
+            classes.append(names)
+    if not classes:
+        raise InputError('--words: no word is given; write for example "cat; dog, puppy; road"')
+    return classes
+
+
+def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
+    """Which classes are things: all whose names ``text`` (``"road; sky"``) does not list.
+
+    Raises:
+        InputError: a listed name is not one of the vocabulary's.
+    """
+    listed = parse_words(text) if text.strip() else []
+    stuff = {name.casefold() for names in listed for name in names}
+    known = {name.casefold() for names in vocabulary for name in names}
+    if unknown := sorted(stuff - known):
+        raise InputError(
+            f"--stuff: {', '.join(unknown)}: not among the words; valid choices: "
+            f"{', '.join(sorted(known))}"
+        )
+    return [not any(name.casefold() in stuff for name in names) for names in vocabulary]
+
+
+def read_photograph(path: Path) -> NDArray[np.uint8]:
+    """Read any photograph as RGB (H,W,3) uint8, turned upright as its EXIF data says.
+
+    16-bit grey is scaled to 8 bits, CMYK converted, and transparency laid over white.
+
+    Raises:
+        InputError: no such file, not an image, truncated, or of a mode without colours.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            # Images without an EXIF orientation come back as they are.
+            return _as_rgb(ImageOps.exif_transpose(image), path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (
+        OSError,  # also Pillow's UnidentifiedImageError, and truncated files
+        SyntaxError,  # Pillow's error for broken PNG chunks
+        ValueError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InputError(
+            f"{path}: not a readable image ({error}); it may be truncated, or no image at all"
+        ) from error
+
+
+def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        grey = (deep.clip(0, 65535) / 257).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise InputError(f"{path}: floating-point pixels have no known range; save it as 8 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, layer)
+    return np.array(image.convert("RGB"))
+
+
+def predict_image(
+    *,
+    image: Path,
+    words: str,
+    stuff: str,
+    segmenter: "Segmenter",
+    embed: Callable[[Sequence[Names]], "TextEmbeddings"],
+    training_vocabulary: Sequence[Sequence[str]],
+    inference: InferenceOptions,
+    out: Path,
+) -> dict[str, Any]:
+    """Segment a photograph; write ``panoptic.png``, ``overlay.png`` and ``panoptic.json``.
+
+    Args:
+        image: the photograph, any size and mode.
+        words, stuff: see :func:`parse_words`, :func:`parse_stuff`.
+        segmenter: the model, on any device.
+        embed: turns names into the text embeddings of the model's CLIP.
+        training_vocabulary: the classes that the decoder was trained on (for the ensemble's
+            weights); empty: no word counts as seen.
+        inference: ensemble, merging and resolution.
+        out: folder; other files in it stay. Each file appears complete, the JSON last.
+
+    Returns:
+        The annotation in ``panoptic.json`` (COCO panoptic format): its ``segments_info`` holds each
+        segment's ``name``, ``score`` (0..1), ``area`` and ``bbox`` (pixels of the upright
+        photograph).
+
+    Raises:
+        InputError: unreadable photograph, empty or double words, ``out`` is a file.
+    """
+    vocabulary = parse_words(words)
+    things = parse_stuff(stuff, vocabulary)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; --out must name a folder")
+    pixels = read_photograph(image)
+    ids, segments = segment_image(
+        pixels,
+        segmenter=segmenter,
+        text=embed(vocabulary),
+        things=things,
+        seen=seen_classes(vocabulary, training_vocabulary),
+        inference=inference,
+    )
+    content = _describe(image, ids, segments, vocabulary, things)
+    overlay = draw_overlay(
+        pixels, ids, {s.id: s.category for s in segments}, [names[0] for names in vocabulary]
+    )
+    coded = Image.fromarray(encode_ids(ids))
+    for name, picture in (("panoptic.png", coded), ("overlay.png", overlay)):
+        with atomic_path(out / name) as temporary:
+            picture.save(temporary, format="PNG")
+    write_json(out / "panoptic.json", content)
+    return dict(content["annotations"][0])
+
+
+def _describe(
+    image: Path,
+    ids: NDArray[np.int32],
+    segments: Sequence["SegmentPrediction"],
+    vocabulary: Sequence[Names],
+    things: Sequence[bool],
+) -> dict[str, Any]:
+    shapes = {key: (area, box) for key, area, box in segment_table(ids)}
+    infos = [
+        {
+            "id": segment.id,
+            "category_id": segment.category,
+            "name": vocabulary[segment.category][0],
+            "isthing": int(things[segment.category]),
+            "score": round(float(segment.score), 6),
+            "area": shapes[segment.id][0],
+            "bbox": list(shapes[segment.id][1]),
+            "iscrowd": 0,
+        }
+        for segment in segments
+    ]
+    height, width = ids.shape
+    return {
+        "images": [{"id": 1, "file_name": image.name, "width": width, "height": height}],
+        "annotations": [{"image_id": 1, "file_name": "panoptic.png", "segments_info": infos}],
+        "categories": [
+            {"id": index, "name": names[0], "names": list(names), "isthing": int(thing)}
+            for index, (names, thing) in enumerate(zip(vocabulary, things, strict=True))
+        ],
+    }

@@ -1,0 +1,80 @@
+"""Every environment variable that this package reads or sets, typed, in one place."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+DEFAULT_SCALE = "mini"
+FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
+PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers of several training processes set, as PyTorch's own launcher does."""
+DATA_ROOTS_PREFIX = "POSSAM_DATA_ROOTS_"
+SOURCE_VARIABLE = "POSSAM_SOURCE"
+
+MLFLOW_DEFAULTS: dict[str, str] = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""Set before MLflow is imported, unless the user set them: no usage telemetry, and a dead tracking
+server is reported after seconds (MLflow's own settings retry for minutes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The variables that are read.
+
+    Attributes:
+        tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
+            ``mlflow.db`` in the working directory.
+        scale: ``POSSAM_SCALE``, the scale where no ``--scale`` is given; else ``mini``.
+        forkserver: ``POSSAM_FORKSERVER``, set by a pipeline for its jobs: the socket of
+            :mod:`possam.runtime.forkserver`; else None.
+        source: ``POSSAM_SOURCE``, set for jobs that run frozen sources: a JSON file with the git
+            state that they were taken from; else None.
+        slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
+        processes: those of :data:`PROCESS_VARIABLES` that are set.
+        data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that win over ``roots`` of
+            ``params/data.yaml``, by their name in small letters.
+    """
+
+    tracking_uri: str = DEFAULT_TRACKING_URI
+    scale: str = DEFAULT_SCALE
+    forkserver: str | None = None
+    source: str | None = None
+    slurm_job: str | None = None
+    processes: Mapping[str, str] = field(default_factory=dict)
+    data_roots: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
+        """Read ``variables`` (``os.environ`` if None). An empty variable counts as not set."""
+        values = os.environ if variables is None else variables
+
+        def read(name: str) -> str | None:
+            return values.get(name, "").strip() or None
+
+        uri = read("POSSAM_TRACKING_URI") or read("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+        scale = read("POSSAM_SCALE") or DEFAULT_SCALE
+        return cls(
+            tracking_uri=uri,
+            scale=scale,
+            forkserver=read(FORKSERVER_VARIABLE),
+            source=read(SOURCE_VARIABLE),
+            slurm_job=read("SLURM_JOB_ID"),
+            processes={name: value for name in PROCESS_VARIABLES if (value := read(name))},
+            data_roots={
+                name.removeprefix(DATA_ROOTS_PREFIX).lower(): folder
+                for name in sorted(values)
+                if name.startswith(DATA_ROOTS_PREFIX) and (folder := read(name)) is not None
+            },
+        )
+
+
+def apply_mlflow_defaults() -> None:
+    """Put :data:`MLFLOW_DEFAULTS` into the process environment; what the user set stays."""
+    for name, value in MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,116 @@
+"""Work on many items in several processes, its results in the order of the items."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+
+from possam.runtime.errors import PossamError
+from possam.runtime.memory import keep_freed_memory
+
+_WINDOW = 3
+"""Chunks a worker that are under way at once."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_chunks(
+    job: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    chunk: int,
+    preload: str,
+) -> Iterator[tuple[int, Result]]:
+    """``job`` over ``items`` in chunks: (length of the chunk, its result), in order.
+
+    A few chunks a worker are under way, so that memory does not grow with the items. The first
+    error, in the order of the items, is raised here as the job raised it. Workers end with this
+    process, and Ctrl-C is for this process alone.
+
+    Args:
+        job: sent to every worker once; picklable, and so are chunks, results and errors.
+        workers: processes; with one, or one chunk, everything is done in this process.
+        chunk: items that a worker gets at once.
+        preload: module that the workers find imported, for speed alone: a process has one fork
+            server, which the first call starts with its module; later calls' workers import what
+            they lack. Importing it raises nothing but ImportError.
+
+    Raises:
+        PossamError: a worker died.
+    """
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
+    workers = min(workers, len(chunks))
+    if workers <= 1:
+        keep_freed_memory()
+        for part in chunks:
+            yield len(part), job(part)
+        return
+    # Not forked from this process, which may have threads; its fork server has none.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    resource_tracker.ensure_running()  # the server would start it, and that unblocks Ctrl-C
+    with _uninterrupted():
+        forkserver.ensure_running()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))
+    try:
+        waiting: deque[tuple[int, Future[Any]]] = deque()
+        for part in chunks:
+            with _uninterrupted():  # this starts workers
+                waiting.append((len(part), pool.submit(_work, part)))
+            if len(waiting) >= _WINDOW * workers:
+                length, future = waiting.popleft()
+                yield length, future.result()
+        for length, future in waiting:
+            yield length, future.result()
+    except BrokenProcessPool as error:
+        raise PossamError(
+            "a worker process died, most likely for lack of memory; run again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait, at most for the seconds in which the fork server imports.
+
+    Processes that are started here do not get it at all: only this process answers to it. Otherwise
+    they would print how they were interrupted, or that what they were to begin with is gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_job: Callable[[Any], Any]
+
+
+def _begin(job: Callable[[Any], Any]) -> None:
+    """In a worker: keep the job, and end with the parent."""
+    global _job
+    _job = job
+    keep_freed_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(chunk: Sequence[Any]) -> Any:
+    return _job(chunk)

@@ -1,0 +1,184 @@
+"""``provenance.json``: what a result was made from, by which code, where and in which time."""
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from possam import __version__
+from possam.runtime.environment import Environment
+from possam.runtime.files import read_json, write_json
+
+PACKAGES = (
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "pillow",
+    "pycocotools",
+    "pydantic",
+    "safetensors",
+    "scipy",
+    "segment-anything",
+    "snakemake",
+    "timm",
+    "torch",
+    "torchvision",
+)
+"""Distributions whose version can change a result."""
+
+UNKNOWN = "unknown"
+
+
+def provenance(
+    *,
+    stage: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int | None,
+    started: float,
+    root: Path,
+) -> dict[str, Any]:
+    """Describe a finished stage, for JSON.
+
+    Args:
+        stage: the subcommand, for example ``"train"``.
+        parameters: the resolved parameters.
+        inputs: name or path of each input -> its hash.
+        seed: the stage's seed, None where nothing is random.
+        started: ``time.time()`` at the start, seconds; wall time is counted from it.
+        root: a folder of the checkout, for the git commit (of frozen sources: the one that they
+            were taken from, see :mod:`possam.launch.source`).
+
+    Returns:
+        Keys ``stage``, ``parameters``, ``inputs``, ``seed``, ``git`` (``commit``, ``dirty``,
+        ``note``), ``packages``, ``python``, ``hardware``, ``started`` (UTC), ``wall_time_s``,
+        ``peak_memory_mib``, ``slurm_job``. What cannot be found is ``"unknown"`` or null, never
+        left out.
+    """
+    frozen = Environment.load().source
+    return {
+        "stage": stage,
+        "parameters": dict(parameters),
+        "inputs": dict(sorted(inputs.items())),
+        "seed": seed,
+        "git": git_state(root) if frozen is None else read_json(frozen),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "hardware": hardware(),
+        "started": datetime.fromtimestamp(started, tz=UTC).isoformat(timespec="seconds"),
+        "wall_time_s": round(max(0.0, time.time() - started), 3),
+        "peak_memory_mib": peak_memory_mib(),
+        "slurm_job": Environment.load().slurm_job,
+    }
+
+
+def write_provenance(
+    path: str | Path,
+    *,
+    stage: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int | None,
+    started: float,
+    root: Path,
+) -> dict[str, Any]:
+    """Write :func:`provenance` to ``path``, atomically, and return it."""
+    content = provenance(
+        stage=stage, parameters=parameters, inputs=inputs, seed=seed, started=started, root=root
+    )
+    write_json(path, content)
+    return content
+
+
+def _run(command: list[str]) -> str | None:
+    """Standard output of a small command; None if it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Commit (hex digits, or ``"unknown"``), whether files differ from it (or None), and a note."""
+    if shutil.which("git") is None:
+        return {"commit": UNKNOWN, "dirty": None, "note": "git is not installed"}
+    git = ["git", "-C", str(root)]
+    commit = _run([*git, "rev-parse", "--verify", "HEAD"])
+    # Tables, pages and DVC's hashes are results of the commit, no change of it.
+    sources = [".", *(f":(exclude){path}" for path in ("results", "reports", "dvc.lock"))]
+    changes = _run([*git, "status", "--porcelain", "--", *sources])
+    if changes is None:
+        return {"commit": UNKNOWN, "dirty": None, "note": "git reports no checkout here"}
+    if commit is None:
+        return {"commit": UNKNOWN, "dirty": True, "note": "the checkout has no commit yet"}
+    note = f"{len(changes.splitlines())} files differ from the commit" if changes else ""
+    return {"commit": commit, "dirty": bool(changes), "note": note}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of :data:`PACKAGES` and of this package; ``"not installed"`` where absent."""
+    versions = {"possam": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, where the system tells them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores (all, and those this process may use), memory in GiB, GPU names, system."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_usable": usable_cores(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": _gpu_names(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model"):
+            return value.strip()
+    return platform.processor() or UNKNOWN
+
+
+def _gpu_names() -> list[str]:
+    """From torch where the stage has loaded it (loading it takes seconds), else from the driver."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        cuda = torch.cuda
+        return [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    listing = _run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    return listing.splitlines() if listing else []
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process or of one of its finished children, MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(user).ru_maxrss for user in users) * unit / 2**20, 1)

@@ -1,0 +1,77 @@
+"""Text embeddings on disk, by what they are made from: encoder, names, templates.
+
+A file holds one vocabulary, ``names`` (N, E) float32; its name is the hash of its identity, so that
+another encoder, name or template is another file. Files are never changed, only added.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from possam.model.encoders.text import TextEmbeddings, TextEncoder, embed_vocabulary, of_names
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_path, hash_json
+
+FORMAT = "possam-text-1"
+
+
+def embed_cached(
+    clip: TextEncoder,
+    vocabulary: Sequence[Sequence[str]],
+    *,
+    templates: Sequence[str],
+    encoder: Mapping[str, Any],
+    folder: Path,
+) -> TextEmbeddings:
+    """``embed_vocabulary``, read from ``folder`` where it was done before.
+
+    Args:
+        vocabulary, templates: see there.
+        encoder: JSON-able: everything that ``clip``'s embeddings depend on besides the sentences.
+        folder: of the files; made if it is missing.
+
+    Returns:
+        On the CPU; the same numbers whether they were read or made.
+
+    Raises:
+        InputError: a damaged file, or what ``embed_vocabulary`` refuses.
+    """
+    content = {
+        "format": FORMAT,
+        "encoder": dict(encoder),
+        "vocabulary": [list(synonyms) for synonyms in vocabulary],
+        "templates": list(templates),
+    }
+    path = folder / f"{hash_json(content)}.safetensors"
+    count = sum(map(len, vocabulary))
+    if path.is_file():
+        return of_names(_read(path, count), vocabulary)
+    text = embed_vocabulary(
+        clip, vocabulary, templates=templates, label=f"embed {count} names of classes"
+    )
+    names = text.names.cpu().contiguous()
+    with atomic_path(path) as temporary:
+        save_file({"names": names}, temporary, metadata={"sha256": _digest(names)})
+    return of_names(names, vocabulary)
+
+
+def _read(path: Path, count: int) -> Tensor:
+    """The embeddings of ``count`` names in a file."""
+    try:
+        names = load_file(path)["names"]
+        with safetensors.safe_open(path, framework="pt") as file:
+            digest = (file.metadata() or {}).get("sha256")
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run again") from error
+    if names.dim() != 2 or len(names) != count or _digest(names) != digest:
+        raise InputError(f"{path}: damaged (not what was written); delete it and run again")
+    return names
+
+
+def _digest(names: Tensor) -> str:
+    return hashlib.sha256(names.numpy().tobytes()).hexdigest()

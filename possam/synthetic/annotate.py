@@ -1,0 +1,293 @@
+"""Upstream-shaped annotations of one rendered scene: encoded images, segments, run lengths.
+
+Rendering and encoding a scene is one picklable task, so that processes can share the work.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.io import savemat
+
+from possam.synthetic.scenes import Scene, Split, render_scene, scene_rng
+from possam.synthetic.vocabulary import CLASSES, context_classes, domain_classes, domain_names
+
+JPEG_QUALITY = 95
+_VOID_SHARE = 0.1
+_CROWD_SHARE = 0.3
+_ID_STEP = 1_299_709
+_ID_LIMIT = 2**24 - 1
+ADE_FULL_FOLDER = "ADE20K_2021_17_01/images/ADE/validation/synthetic/scene"
+"""The one folder of the full release's scenes."""
+_MAT_HEADER = 116
+_MAT_TEXT = b"MATLAB 5.0 MAT-file, a procedural stand-in"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Scene ``index`` of a domain and split, with the number that its file names carry."""
+
+    domain: Literal["a", "b"]
+    split: Split
+    seed: int
+    index: int
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoScene:
+    """JPEG, panoptic PNG (id = R + 256 G + 65536 B), ``segments_info`` entries and instance
+    annotations.
+    """
+
+    number: int
+    jpeg: bytes
+    png: bytes
+    segments: list[dict[str, Any]]
+    instances: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdeScene:
+    """JPEG, semantic PNG (0 void, 1 to K), instance PNG (R class, G instance) and pixels of each
+    class.
+    """
+
+    number: int
+    jpeg: bytes
+    semantic: bytes
+    instance: bytes
+    pixels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdeFullScene:
+    """JPEG, label PNG (ADE index = (R // 10) * 256 + G, B: object) and the content of the JSON."""
+
+    number: int
+    jpeg: bytes
+    labels: bytes
+    objects: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextScene:
+    """JPEG and MATLAB file (``LabelMap``, uint16, 0 void, 1 to K)."""
+
+    number: int
+    jpeg: bytes
+    labels: bytes
+
+
+def coco_category_ids() -> dict[int, int]:
+    """World class index -> COCO-like category id: things from 1, stuff from 92, with gaps as
+    upstream has.
+    """
+    classes = domain_classes("a")
+    things = [c.index for c in classes if c.is_thing]
+    stuff = [c.index for c in classes if not c.is_thing]
+    ids = {index: 1 + k + k // 7 for k, index in enumerate(things)}
+    return ids | {index: 92 + k + k // 3 for k, index in enumerate(stuff)}
+
+
+def ade_indices() -> dict[int, int]:
+    """World class index -> semantic index, 1 to K in the order of domain B's list."""
+    return {c.index: k for k, c in enumerate(domain_classes("b"), start=1)}
+
+
+def ade_instance_indices() -> dict[int, int]:
+    """World class index of a thing -> instance class, 1 to T."""
+    things = [c.index for c in domain_classes("b") if c.is_thing]
+    return {index: k for k, index in enumerate(things, start=1)}
+
+
+def ade_full_indices() -> dict[int, int]:
+    """World class index -> ADE index of the full release: every class of the world, with gaps."""
+    return {c.index: 17 + 37 * c.index for c in CLASSES}
+
+
+def context_indices() -> dict[int, int]:
+    """World class index -> label of PASCAL Context's stand-in, 1 to K."""
+    return {c.index: k for k, c in enumerate(context_classes(), start=1)}
+
+
+def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """COCO's uncompressed run lengths: column-major, starting with the zeros."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [flat.size])))
+    return ([0] if flat[0] else []) + [int(run) for run in runs]
+
+
+def bounding_box(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """COCO's box of a mask: x, y, width, height."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """PNG bytes of a grey (H, W) or RGB (H, W, 3) image."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=6)
+    return stream.getvalue()
+
+
+def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """JPEG bytes of an RGB image, without chroma subsampling: colours name things here."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return stream.getvalue()
+
+
+def _annotated_scene(task: Task) -> tuple[Scene, npt.NDArray[np.uint8], np.random.Generator]:
+    """The scene, its ids with now and then an unlabelled patch, and a generator for more."""
+    rng = scene_rng(seed=task.seed, domain=task.domain, split=task.split, index=task.index)
+    scene = render_scene(rng, task.domain)
+    ids = scene.ids.copy()
+    if rng.random() < _VOID_SHARE:
+        size = ids.shape[0]
+        height, width = rng.integers(6, 17, 2)
+        top, left = rng.integers(0, size - 17, 2)
+        ids[top : top + height, left : left + width] = 0
+    return scene, ids, rng
+
+
+def coco_scene(task: Task) -> CocoScene:
+    """Render and annotate one scene in COCO's panoptic and instance formats.
+
+    Things of one class are now and then annotated together as a crowd (``iscrowd`` 1).
+    """
+    scene, ids, rng = _annotated_scene(task)
+    categories = coco_category_ids()
+    groups: dict[tuple[int, int], list[int]] = {}
+    names = [s.class_index for s in scene.segments]
+    merge = rng.random() < _CROWD_SHARE
+    for segment in scene.segments:
+        crowd = merge and segment.is_thing and names.count(segment.class_index) > 1
+        key = (segment.class_index, 0 if crowd else segment.id)
+        groups.setdefault(key, []).append(segment.id)
+    panoptic = np.zeros(ids.shape, np.int64)
+    segments, instances = [], []
+    for position, ((class_index, number), members) in enumerate(groups.items(), start=1):
+        mask = np.isin(ids, members)
+        if not mask.any():
+            continue
+        segment_id = (task.number * 7919 + position * _ID_STEP) % _ID_LIMIT + 1
+        panoptic[mask] = segment_id
+        shared = {
+            "area": int(mask.sum()),
+            "category_id": categories[class_index],
+            "iscrowd": int(number == 0),
+            "bbox": bounding_box(mask),
+        }
+        segments.append(shared | {"id": segment_id})
+        if CLASSES[class_index].is_thing:
+            code = {"counts": run_lengths(mask), "size": list(mask.shape)}
+            instances.append(shared | {"image_id": task.number, "segmentation": code})
+    parts = [(panoptic >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)]
+    return CocoScene(
+        number=task.number,
+        jpeg=encode_jpeg(scene.image),
+        png=encode_png(np.stack(parts, axis=-1)),
+        segments=segments,
+        instances=instances,
+    )
+
+
+def ade_scene(task: Task) -> AdeScene:
+    """Render and annotate one scene in the formats of ADEChallengeData2016 and
+    annotations_instance.
+    """
+    scene, ids, _ = _annotated_scene(task)
+    indices, instance_indices = ade_indices(), ade_instance_indices()
+    semantic = np.zeros(ids.shape, np.uint8)
+    instance = np.zeros((*ids.shape, 3), np.uint8)
+    count = 0
+    for segment in scene.segments:
+        mask = ids == segment.id
+        semantic[mask] = indices[segment.class_index]
+        if segment.is_thing and mask.any():
+            count += 1
+            instance[mask] = (instance_indices[segment.class_index], count, 0)
+    return AdeScene(
+        number=task.number,
+        jpeg=encode_jpeg(scene.image),
+        semantic=encode_png(semantic),
+        instance=encode_png(instance),
+        pixels=np.bincount(semantic.ravel(), minlength=len(indices) + 1),
+    )
+
+
+def ade_full_scene(task: Task) -> AdeFullScene:
+    """Render and annotate one scene in the format of the full ADE20K release."""
+    scene, ids, _ = _annotated_scene(task)
+    indices = ade_full_indices()
+    labels = np.zeros((*ids.shape, 3), np.uint8)
+    objects: list[dict[str, Any]] = []
+    for segment in scene.segments:
+        mask = ids == segment.id
+        if mask.any():
+            index = indices[segment.class_index]
+            labels[mask] = (index // 256 * 10, index % 256, 5 * (len(objects) + 1))
+            objects.append(_ade_object(len(objects), segment.class_index, mask))
+    return AdeFullScene(
+        number=task.number,
+        jpeg=encode_jpeg(scene.image),
+        labels=encode_png(labels),
+        objects={
+            "annotation": {
+                "filename": f"ADE_val_{task.number:08d}.jpg",
+                "folder": ADE_FULL_FOLDER,
+                "imsize": [*ids.shape, 3],
+                "source": {"folder": "", "filename": "", "origin": "rendered"},
+                "scene": ["synthetic", "scene"],
+                "object": objects,
+            }
+        },
+    )
+
+
+def _ade_object(number: int, class_index: int, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """One entry of ``annotation.object``; the polygon follows the mask's ends, row by row."""
+    rows = np.flatnonzero(mask.any(1))
+    left = mask[rows].argmax(1)
+    right = mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
+    names = domain_names("b", CLASSES[class_index])
+    return {
+        "id": number,
+        "name": ", ".join(names),
+        "name_ndx": ade_full_indices()[class_index],
+        "hypernym": [],
+        "raw_name": names[0],
+        "attributes": [],
+        "depth_ordering_rank": number + 1,
+        "occluded": "no",
+        "crop": "0",
+        "parts": {"hasparts": [], "ispartof": [], "part_level": 0},
+        "polygon": {
+            "x": [*left.tolist(), *right[::-1].tolist()],
+            "y": [*rows.tolist(), *rows[::-1].tolist()],
+        },
+    }
+
+
+def context_scene(task: Task) -> ContextScene:
+    """Render and annotate one scene in the format of PASCAL Context."""
+    scene, ids, _ = _annotated_scene(task)
+    indices = context_indices()
+    labels = np.zeros(ids.shape, np.uint16)
+    for segment in scene.segments:
+        labels[ids == segment.id] = indices[segment.class_index]
+    return ContextScene(number=task.number, jpeg=encode_jpeg(scene.image), labels=_mat(labels))
+
+
+def _mat(labels: npt.NDArray[np.uint16]) -> bytes:
+    """A MATLAB file with the variable ``LabelMap``."""
+    stream = io.BytesIO()
+    savemat(stream, {"LabelMap": labels}, do_compression=True)
+    # The first bytes are free text, into which scipy writes the time.
+    return _MAT_TEXT.ljust(_MAT_HEADER) + stream.getvalue()[_MAT_HEADER:]

@@ -1,0 +1,88 @@
+"""Zip and tar with fixed times, owners and modes: the same content gives the same bytes."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, cast
+
+from possam.runtime.files import atomic_path
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class FixedZip:
+    """Write a zip whose bytes depend on its members only. Folder entries are added as upstream has
+    them.
+    """
+
+    def __init__(self, target: Path | IO[bytes]) -> None:
+        self._zip = zipfile.ZipFile(target, "w")
+        self._folders: set[str] = set()
+
+    def add(self, name: str, content: bytes, *, compress: bool = False) -> None:
+        """Add a file; ``compress`` is for text, images are stored as they are."""
+        parts = name.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            self._folder("/".join(parts[:depth]) + "/")
+        info = zipfile.ZipInfo(name, _EPOCH)
+        info.create_system = 3
+        info.external_attr = 0o100644 << 16
+        info.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+        self._zip.writestr(info, content, compresslevel=6)
+
+    def _folder(self, name: str) -> None:
+        if name not in self._folders:
+            self._folders.add(name)
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.create_system = 3
+            info.external_attr = (0o40755 << 16) | 0x10
+            self._zip.writestr(info, b"")
+
+    def close(self) -> None:
+        """Write the central directory."""
+        self._zip.close()
+
+    def __enter__(self) -> "FixedZip":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def fixed_zip(path: Path) -> Iterator[FixedZip]:
+    """A :class:`FixedZip` that takes the name ``path`` when it is complete."""
+    with atomic_path(path) as temporary, FixedZip(temporary) as archive:
+        yield archive
+
+
+@contextmanager
+def fixed_tar(path: Path, *, compress: bool = False) -> Iterator[tarfile.TarFile]:
+    """A tar, plain or in gzip, that takes the name ``path`` when it is complete; fill it with
+    :func:`tar_add`.
+    """
+    with atomic_path(path) as temporary, ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(open(temporary, "wb"))
+        if compress:
+            # The header would hold time and name of the file.
+            packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0)
+            stream = cast(IO[bytes], stack.enter_context(packed))
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            yield archive
+
+
+def tar_add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file with fixed owner, mode and time."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = len(content), 0o644, 315532800
+    archive.addfile(info, io.BytesIO(content))

@@ -1,0 +1,245 @@
+"""Render labelled scenes of the mini world.
+
+A scene is one to three material regions with two to five things on them, 128 x 128 pixels. The two
+domains differ in layout (A: horizontal bands; B: Voronoi cells), sizes, lighting and noise. A
+thing's pattern (plain, striped, spotted, checkered, in two shades of its colour) is a nuisance.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from possam.runtime.progress import track
+from possam.synthetic.materials import TEXTURES, smooth_noise
+from possam.synthetic.vocabulary import COLOURS, Domain, WorldClass, domain_classes
+
+SIZE = 128
+"""Side of every scene in pixels."""
+
+Split = Literal["train", "val"]
+Array = npt.NDArray[np.floating]
+Ids = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+_DOMAIN_CODES: dict[str, int] = {"a": 1, "b": 2, "web": 3, "held": 4}
+_SPLIT_CODES: dict[str, int] = {"train": 1, "val": 2}
+_MIN_SEGMENT = 40
+_MIN_REGION = 150
+_OUTLINE = 1.14
+_PATTERNS = ("plain", "striped", "spotted", "checkered")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One segment of a scene: ``id`` in the scene's map, ``class_index`` into ``CLASSES``."""
+
+    id: int
+    class_index: int
+    is_thing: bool
+    area: int
+    """Visible pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """An image (uint8, (128, 128, 3), RGB), its segment ids (uint8, (128, 128), 0 = void) and its
+    segments.
+    """
+
+    image: npt.NDArray[np.uint8]
+    ids: Ids
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """What distinguishes the looks of two domains; lengths in pixels."""
+
+    bands: bool
+    max_things: int
+    radius: tuple[float, float]
+    stuff_gain: tuple[float, float]
+    thing_gain: tuple[float, float]
+    haze: float
+    noise: float
+
+
+STYLES: dict[str, Style] = {
+    "a": Style(bands=True, max_things=4, radius=(18, 28), stuff_gain=(0.95, 1.05),
+               thing_gain=(0.95, 1.05), haze=0, noise=3),
+    "b": Style(bands=False, max_things=5, radius=(16, 24), stuff_gain=(0.78, 1.0),
+               thing_gain=(0.8, 1.0), haze=10, noise=6),
+}  # fmt: skip
+
+
+def _grid(size: int) -> tuple[Array, Array]:
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    return x, y
+
+
+def shape_mask(shape: str, u: Array, v: Array) -> Mask:
+    """Whether points of the unit frame (u right, v down, the shape within [-1, 1]) lie inside
+    ``shape``.
+    """
+    if shape == "disc":
+        return np.hypot(u, v) < 0.9
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) < 0.8
+    if shape == "triangle":
+        return (v < 0.75) & (np.abs(u) * 1.7 < (v + 0.95) * 0.98)
+    if shape == "star":
+        turn = np.arctan2(u, -v) / (2 * np.pi) * 5
+        return np.hypot(u, v) < 0.4 + 0.62 * (np.abs(turn % 1 - 0.5) * 2) ** 1.3
+    if shape == "ring":
+        radius = np.hypot(u, v)
+        return (radius < 0.97) & (radius > 0.48)
+    if shape == "cross":
+        arms = (np.abs(u) < 0.32) | (np.abs(v) < 0.32)
+        return arms & (np.maximum(np.abs(u), np.abs(v)) < 0.97)
+    if shape == "crescent":
+        return (np.hypot(u, v) < 0.98) & (np.hypot(u - 0.5, v) > 0.78)
+    if shape == "bar":
+        return (np.abs(u) < 1) & (np.abs(v) < 0.3)
+    raise ValueError(f"unknown shape {shape!r}")
+
+
+def _pattern_mask(pattern: str, x: Array, y: Array, period: float) -> Mask:
+    if pattern == "striped":
+        return ((0.83 * x + 0.56 * y) / period) % 1 < 0.45
+    if pattern == "spotted":
+        return np.hypot(x / period % 1 - 0.5, y / period % 1 - 0.5) < 0.32
+    if pattern == "checkered":
+        return (x / period % 1 < 0.5) ^ (y / period % 1 < 0.5)
+    return np.zeros(x.shape, bool)
+
+
+def _shades(colour: str) -> tuple[Array, Array, Array]:
+    """Body, pattern and outline colour of a thing."""
+    body = np.array(COLOURS[colour], np.float32)
+    if colour == "black":
+        return body, body + 42, body + 85
+    return body, body * 0.72, body * 0.45
+
+
+def _layout(
+    rng: np.random.Generator, style: Style, regions: int, x: Array, y: Array
+) -> npt.NDArray[np.int64]:
+    """Number of the region at each pixel, 0 to regions - 1."""
+    if style.bands:
+        label = np.zeros(x.shape, np.int64)
+        for number, height in enumerate(np.sort(rng.uniform(0.25, 0.85, regions - 1)) * SIZE):
+            slope, wave, phase = rng.uniform(-0.25, 0.25), rng.uniform(8, 20), rng.uniform(0, 6)
+            label[y > height + slope * (x - SIZE / 2) + 4 * np.sin(x / wave + phase)] = number + 1
+        return label
+    centres = rng.uniform(0.1 * SIZE, 0.9 * SIZE, (regions, 2))
+    wobble = 3 * smooth_noise(rng, 5, SIZE)
+    distance = [np.hypot(x - a, y - b) + wobble * (k % 2) for k, (a, b) in enumerate(centres)]
+    return np.asarray(np.argmin(np.stack(distance), axis=0))
+
+
+def _paint_stuff(
+    rng: np.random.Generator, style: Style, stuff: list[WorldClass], image: Array, ids: Ids
+) -> list[WorldClass]:
+    x, y = _grid(SIZE)
+    count = min(int(rng.integers(1, 4)), len(stuff))
+    chosen = [stuff[k] for k in rng.choice(len(stuff), count, replace=False)]
+    label = _layout(rng, style, count, x, y)
+    areas = np.bincount(label.ravel(), minlength=count)
+    # A sliver is not a region: the largest one takes it over.
+    for k in np.flatnonzero(areas < _MIN_REGION):
+        label[label == k] = int(areas.argmax())
+    painted: list[WorldClass] = []
+    for k in np.flatnonzero(np.bincount(label.ravel(), minlength=count)):
+        inside = label == k
+        texture = TEXTURES[chosen[k].form](rng, x, y) * rng.uniform(*style.stuff_gain)
+        np.copyto(image, texture, where=inside[..., None], casting="same_kind")
+        painted.append(chosen[k])
+        ids[inside] = len(painted)
+    return painted
+
+
+def _paint_thing(
+    rng: np.random.Generator, style: Style, thing: WorldClass, image: Array, ids: Ids,
+    occupied: Mask, number: int,
+) -> bool:  # fmt: skip
+    """Try to place a thing where it covers little of the others; tell whether it found room."""
+    radius = rng.uniform(*style.radius)
+    for _ in range(8):
+        centre_x, centre_y = rng.uniform(radius * 0.7, SIZE - radius * 0.7, 2)
+        angle = rng.uniform(-0.3, 0.3)
+        reach = int(np.ceil(radius * 1.45))
+        left, top = max(0, int(centre_x) - reach), max(0, int(centre_y) - reach)
+        right, bottom = min(SIZE, int(centre_x) + reach + 1), min(SIZE, int(centre_y) + reach + 1)
+        y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
+        du, dv = (x - centre_x) / radius, (y - centre_y) / radius
+        u = du * np.cos(angle) + dv * np.sin(angle)
+        v = dv * np.cos(angle) - du * np.sin(angle)
+        inside = shape_mask(thing.form, u, v)
+        window = (slice(top, bottom), slice(left, right))
+        if np.count_nonzero(inside & occupied[window]) < 0.1 * np.count_nonzero(inside):
+            break
+    else:
+        return False
+    body, shade, outline = _shades(str(thing.colour))
+    palette = np.stack((outline, body, shade))
+    pattern = _PATTERNS[int(rng.integers(len(_PATTERNS)))]
+    period = rng.uniform(8, 11)
+    shaded = _pattern_mask(pattern, u * radius, v * radius, period)
+    core = shape_mask(thing.form, u * _OUTLINE, v * _OUTLINE)
+    paint = palette.take(core * (1 + shaded), axis=0)
+    lit = paint * (1 - 0.1 * (du + dv))[..., None] * rng.uniform(*style.thing_gain) + style.haze
+    np.copyto(image[window], lit, where=inside[..., None], casting="same_kind")
+    ids[window][inside] = number
+    occupied[window] |= inside
+    return True
+
+
+def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
+    """Render one scene of ``domain``; everything in it depends on ``rng`` only."""
+    classes = domain_classes(domain)
+    things = [c for c in classes if c.is_thing]
+    stuff = [c for c in classes if not c.is_thing]
+    style = STYLES[domain] if domain in STYLES else STYLES["ab"[int(rng.integers(2))]]
+    image = np.zeros((SIZE, SIZE, 3), np.float32)
+    ids = np.zeros((SIZE, SIZE), np.uint8)
+    content = _paint_stuff(rng, style, stuff, image, ids)
+    occupied = np.zeros((SIZE, SIZE), bool)
+    for _ in range(int(rng.integers(2, style.max_things + 1))):
+        thing = things[int(rng.integers(len(things)))]
+        if _paint_thing(rng, style, thing, image, ids, occupied, len(content) + 1):
+            content.append(thing)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * style.noise
+    final = np.zeros_like(ids)
+    segments: list[Segment] = []
+    for number, world_class in enumerate(content, start=1):
+        visible = ids == number
+        area = int(np.count_nonzero(visible))
+        if area < _MIN_SEGMENT:
+            continue
+        segment = Segment(id=len(segments) + 1, class_index=world_class.index,
+                          is_thing=world_class.is_thing, area=area)  # fmt: skip
+        segments.append(segment)
+        final[visible] = segment.id
+    return Scene(
+        image=np.clip(np.rint(image), 0, 255).astype(np.uint8), ids=final, segments=tuple(segments)
+    )
+
+
+def scene_rng(*, seed: int, domain: Domain, split: Split, index: int) -> np.random.Generator:
+    """The generator of scene ``index``: independent of how many scenes are rendered, and in what
+    order.
+    """
+    return np.random.default_rng([seed, _DOMAIN_CODES[domain], _SPLIT_CODES[split], index])
+
+
+def render_scenes(
+    count: int, *, domain: Domain, split: Split = "train", seed: int, start: int = 0
+) -> list[Scene]:
+    """Scenes ``start`` to ``start + count - 1`` of a domain and split, about 4 ms each."""
+    indices = track(range(start, start + count), total=count, label=f"scenes {domain} {split}")
+    return [
+        render_scene(scene_rng(seed=seed, domain=domain, split=split, index=i), domain)
+        for i in indices
+    ]

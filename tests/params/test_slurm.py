@@ -1,0 +1,81 @@
+"""``params/slurm.yaml``: faults are told with file and key; what is asked for has no pitfalls."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from possam.params.slurm import Allocation, Allocations, Kind
+from possam.runtime.errors import InputError
+
+PARAMS = Path(__file__).resolve().parents[2] / "params"
+Edit = Callable[[Callable[[dict[str, Any]], None]], Path]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Edit:
+    def edit(change: Callable[[dict[str, Any]], None]) -> Path:
+        folder = tmp_path / "params"
+        shutil.copytree(PARAMS / "scales", folder / "scales")
+        values = yaml.safe_load((PARAMS / "slurm.yaml").read_text())
+        change(values)
+        (folder / "slurm.yaml").write_text(yaml.safe_dump(values))
+        return folder
+
+    return edit
+
+
+def test_every_scale_and_kind_is_there() -> None:
+    allocations = Allocations(folder=PARAMS)
+    for scale in (path.stem for path in (PARAMS / "scales").glob("*.yaml")):
+        for kind in get_args(Kind):
+            assert allocations.of(scale, kind).world_size >= 1
+
+
+def test_the_paper_trains_on_one_node_of_eight_a100() -> None:
+    train = Allocations(folder=PARAMS).of("paper", "train")
+    assert (train.gres, train.nodes, train.world_size, train.device) == ("gpu:a100:8", 1, 8, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda v: v["defaults"].update(gpu=1),
+            r"slurm\.yaml: scales\..*: gpu: .*valid keys: .*gpus",
+        ),
+        (lambda v: v["scales"]["paper"]["train"].update(tasks=4), "one process a GPU"),
+        (lambda v: v["scales"]["paper"]["evaluate"].update(minutes="2h"), "evaluate: minutes"),
+        (lambda v: v["scales"]["smoke"]["convert"].update(tasks=2), "only trainings"),
+        (lambda v: v["scales"].update(huge={}), "unknown scale 'huge'"),
+        (lambda v: v["scales"]["smoke"].update(fetch={}), "fetch"),
+        (lambda v: v["defaults"].update(account="a; rm -r x"), "account"),
+        (lambda v: v["scales"]["mini"]["train"].update(gpu_type="a100"), "gpus of at least 1"),
+    ],
+)
+def test_what_is_wrong_is_told(edited: Edit, change: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Allocations(folder=edited(change))
+
+
+def test_a_scale_without_an_entry_is_told_when_it_is_used(edited: Edit) -> None:
+    allocations = Allocations(folder=edited(lambda v: v["scales"].pop("mini")))
+    assert allocations.of("smoke", "train").tasks == 2
+    with pytest.raises(InputError, match="'mini' has no entry; those that have: paper, smoke"):
+        allocations.of("mini", "train")
+
+
+def test_resources_never_ask_snakemake_for_tasks() -> None:
+    """With `gpu` or `tasks` Snakemake's executor asks for tasks a GPU: a stage runs repeatedly."""
+    for kind in get_args(Kind):
+        resources = Allocations(folder=PARAMS).of("paper", kind).resources
+        assert tuple(resources) == Allocation.RESOURCES
+        assert not {"tasks", "gpu", "gpus", "nodes", "mpi"} & set(resources)
+    evaluate = Allocations(folder=PARAMS).of("paper", "evaluate").resources
+    assert evaluate["gres"] == "gpu:a100:1" and evaluate["mem_mb"] == 60 * 1024
+    assert (
+        Allocations(folder=PARAMS).of("paper", "timing").resources["slurm_extra"] == "--exclusive"
+    )

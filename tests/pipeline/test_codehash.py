@@ -1,0 +1,140 @@
+"""The code hash follows what the code does, not how it is written down."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from possam.pipeline import codehash
+from possam.pipeline.codehash import code_hash, module_closure
+from possam.runtime.errors import InputError
+
+FILES = {
+    "__init__.py": '"""Package."""\n__version__ = "1.0"\n',
+    "loop.py": '"""Loop."""\nfrom demo.losses import dice\n\n\ndef run(x):\n    """Run."""\n'
+    "    from demo import lazy\n    return dice(x) + lazy.K\n",
+    "losses.py": "from demo.deep import scale\n\n\ndef dice(x):\n"
+    "    # reason\n    return scale(x) * 2\n",
+    "lazy.py": "K = 3\n",
+    "deep/__init__.py": "from .inner import scale\n",
+    "deep/inner.py": "def scale(x, unit=None):\n    return x\n",
+    "other.py": "VALUE = 1\n",
+    "progress.py": "from demo import other\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / "demo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "demo"
+
+
+def edit(package: Path, name: str, old: str, new: str) -> None:
+    path = package / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_closure_follows_imports_in_functions_relative_imports_and_packages(package: Path) -> None:
+    expected = ("demo", "demo.deep", "demo.deep.inner", "demo.lazy", "demo.loop", "demo.losses")
+    assert module_closure("demo.loop", package=package) == expected
+    assert module_closure("demo.other", package=package) == ("demo", "demo.other")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("loop.py", '"""Run."""', '"""Another text."""'),
+        ("loop.py", '    """Run."""\n', ""),
+        ("loop.py", '"""Loop."""', "# no docstring\n"),
+        ("losses.py", "# reason", "# a better reason"),
+        ("losses.py", "scale(x) * 2", "(\n        scale( x )*2\n    )"),
+        ("deep/inner.py", "    return x", "    'a note'\n\n    return x"),
+        ("__init__.py", "1.0", "2.0"),
+        ("other.py", "1", "2"),
+    ],
+)
+def test_unchanged_by_text_that_does_nothing(package: Path, name: str, old: str, new: str) -> None:
+    before = code_hash("demo.loop", package=package)
+    edit(package, name, old, new)
+    assert code_hash("demo.loop", package=package) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("losses.py", "* 2", "* 2.0"),
+        ("losses.py", "* 2", "+ 2"),
+        ("lazy.py", "3", "4"),
+        ("deep/inner.py", "return x", "return -x"),
+        ("deep/inner.py", "unit=None", "unit=1"),
+        ("deep/inner.py", "unit=None", "*, unit=None"),
+        ("deep/__init__.py", "from .inner", "from ..other import VALUE\nfrom .inner"),
+        ("loop.py", "lazy.K", "lazy.k"),
+        ("loop.py", "def run(x)", "def run(x: int)"),
+    ],
+)
+def test_changed_by_code_anywhere_in_the_closure(
+    package: Path, name: str, old: str, new: str
+) -> None:
+    before = code_hash("demo.loop", package=package)
+    edit(package, name, old, new)
+    assert code_hash("demo.loop", package=package) != before
+
+
+def test_excluded_modules_neither_count_nor_lead_on(package: Path) -> None:
+    edit(package, "loop.py", "from demo.losses", "import demo.progress\nfrom demo.losses")
+    excluded = frozenset({"demo.progress"})
+    closure = module_closure("demo.loop", package=package, excluded=excluded)
+    assert not {"demo.progress", "demo.other"} & set(closure)
+    assert {"demo.progress", "demo.other"} <= set(module_closure("demo.loop", package=package))
+
+
+def test_dynamic_imports_of_constant_names_count(package: Path) -> None:
+    edit(package, "lazy.py", "K = 3", 'import importlib\nK = importlib.import_module("demo.other")')
+    assert "demo.other" in module_closure("demo.loop", package=package)
+
+
+def test_order_of_the_given_modules_does_not_matter(package: Path) -> None:
+    assert code_hash("demo.lazy", "demo.other", package=package) == code_hash(
+        "demo.other", "demo.lazy", "demo.other", package=package
+    )
+
+
+def test_unknown_module_and_broken_file_are_named(package: Path) -> None:
+    with pytest.raises(InputError, match=r"demo\.nothing"):
+        code_hash("demo.nothing", package=package)
+    (package / "lazy.py").write_text("def broken(:\n")
+    with pytest.raises(InputError, match=r"lazy\.py"):
+        code_hash("demo.loop", package=package)
+
+
+def test_hash_does_not_depend_on_the_python_version(package: Path) -> None:
+    """Pinned: a hash that moved with the interpreter would retrain every run after an upgrade."""
+    assert code_hash("demo.loop", package=package) == PINNED
+
+
+def test_of_this_package_without_importing_it() -> None:
+    assert (codehash.PACKAGE / "cli.py").is_file()
+    probe = (
+        "import sys\nfrom possam.pipeline.codehash import module_closure\n"
+        "print(module_closure('possam.reporting.photographs'))\n"
+        "loaded = {'possam.reporting.photographs', 'possam.params.project', 'torch'}\n"
+        "assert not loaded & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "possam.datasets.class_names" in done.stdout
+    assert "possam.runtime.progress" not in done.stdout
+
+
+def test_excluded_modules_exist_or_are_presentation() -> None:
+    assert all(name.startswith("possam.") for name in codehash.EXCLUDED)
+    assert not {"possam.runtime.files", "possam.training.losses"} & codehash.EXCLUDED
+
+
+PINNED = "d2fc4f08034a7687d56d1e14309f85d482f14ca0718d702c77776d80fa0fb27a"

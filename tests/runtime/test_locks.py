@@ -1,0 +1,38 @@
+"""Locks: one holder, seen by others, free when the holder ends."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from possam.runtime.locks import hold, is_held
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "lock"
+    assert not is_held(path) and not path.exists()
+    waited: list[str] = []
+    with hold(path, timeout=0):
+        assert is_held(path)
+        with pytest.raises(TimeoutError, match="below/lock: held by another process"):
+            with hold(path, timeout=0.05, on_wait=lambda: waited.append("once")):
+                pytest.fail("two holders")
+    assert waited == ["once"] and not is_held(path)
+    with hold(path, timeout=0):
+        assert is_held(path)
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from possam.runtime.locks import hold\n"
+        "with hold(Path(sys.argv[1]), timeout=0): print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        assert is_held(path)
+        process.send_signal(signal.SIGKILL)
+    assert not is_held(path)

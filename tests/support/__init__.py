@@ -1,0 +1,1 @@
+"""Fakes, builders, oracles and helper programs of the tests."""

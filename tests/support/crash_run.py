@@ -1,0 +1,124 @@
+"""Kill training runs with SIGKILL, call them again, and print what came out as JSON.
+
+Run as ``python crash_run.py <folder>``. Each run is a forked child, so that torch is loaded once;
+this process itself never computes anything.
+"""
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from possam.runtime.files import sha256_file
+from possam.training.distributed import alone
+from possam.training.loop import train_run
+from possam.training.metrics import TIME_FIELDS
+from tests.support.training_fakes import (
+    FROZEN,
+    MODEL,
+    VOCABULARY,
+    DropoutPosSAM,
+    FakeSource,
+    loss_params,
+    text_embeddings,
+    training_params,
+)
+
+
+def run(directory: Path) -> None:
+    """The run that all children do: step 2 is not finite, dropout draws from the global state."""
+    train_run(
+        model=DropoutPosSAM(),
+        model_kwargs=MODEL,
+        source=FakeSource(poison=frozenset({2})),
+        text=text_embeddings(),
+        training=training_params(),
+        loss=loss_params(),
+        directory=directory,
+        seed=1,
+        identity={"run": "crash"},
+        frozen=FROZEN,
+        vocabulary=VOCABULARY,
+        place=alone("cpu"),
+    )
+
+
+def start(directory: Path, *, fatal_rename: int | None = None) -> int:
+    """Fork a child that runs; before its ``fatal_rename``-th rename it kills itself."""
+    child = os.fork()
+    if child:
+        return child
+    torch.set_num_threads(1)
+    with open(directory.parent / "log.txt", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    count, replace = 0, os.replace
+
+    def killing(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == fatal_rename:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments, **options)
+
+    os.replace = killing  # type: ignore[assignment]
+    try:
+        run(directory)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(3)
+    os._exit(0)
+
+
+def finish(child: int) -> int:
+    """Exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "weights": sha256_file(directory / "weights.safetensors"),
+        "metrics": [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in lines],
+        "files": sorted(str(path.relative_to(directory)) for path in directory.rglob("*")),
+    }
+
+
+def main(folder: Path) -> None:
+    # imported at the first step of an optimiser: once here instead of once a child
+    importlib.import_module("torch._dynamo")
+    began = time.monotonic()
+    code = finish(start(folder / "reference"))
+    usual = time.monotonic() - began
+    result: dict[str, Any] = {"reference": outcome(folder / "reference"), "code": code, "runs": []}
+    for rename in range(1, 100):
+        directory = folder / f"rename_{rename}"
+        codes = [finish(start(directory, fatal_rename=rename))]
+        if codes[0] == 0:
+            break  # the run has fewer renames
+        codes.append(finish(start(directory)))
+        result["runs"].append({"codes": codes, **outcome(directory)})
+    moments = random.Random(0)
+    for number in range(2):
+        directory, codes = folder / f"moment_{number}", []
+        while not codes or codes[-1] != 0:
+            child = start(directory)
+            if len(codes) < 3:
+                time.sleep(moments.uniform(0.1, 0.9) * usual)
+                os.kill(child, signal.SIGKILL)
+            codes.append(finish(child))
+            if codes[-1] not in (0, -signal.SIGKILL):
+                break
+        result["runs"].append({"codes": codes, **outcome(directory)})
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

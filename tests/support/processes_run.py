@@ -1,0 +1,164 @@
+"""Train one run with several processes over gloo, some of which die, and print the end as JSON.
+
+Run as ``python processes_run.py <folder>``. Each process is a forked child, so that torch is loaded
+once; this process itself never computes anything.
+"""
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from possam.runtime.errors import InputError, PossamError
+from possam.training.distributed import Place, join
+from possam.training.loop import train_run
+from possam.training.targets import Batch
+from tests.support.crash_run import finish, outcome
+from tests.support.training_fakes import (
+    FROZEN,
+    MODEL,
+    VOCABULARY,
+    DropoutPosSAM,
+    FakeSource,
+    loss_params,
+    text_embeddings,
+    training_params,
+)
+
+TRAINING = training_params(batch_size=6, micro_batch=1)
+STEP, LAST = 3, 1
+"""When, and in which process of two, something happens; the last checkpoint is of two steps."""
+
+
+class EventfulSource(FakeSource):
+    """Step 2 is not finite, because of its slice 4 alone; ``event`` comes before a step."""
+
+    def __init__(self, place: Place, event: Callable[[int, int], None]) -> None:
+        super().__init__(poison=frozenset({2 * 6 + 4}), division=place.divide(TRAINING))
+        self._rank, self._event = place.rank, event
+
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        for step, slices in enumerate(super().batches(start, stop), start=start):
+            self._event(step, self._rank)
+            yield slices
+
+
+def nothing(step: int, rank: int) -> None:
+    pass
+
+
+def die(step: int, rank: int) -> None:
+    if (step, rank) == (STEP, LAST):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(step: int, rank: int) -> None:
+    if (step, rank) == (STEP, LAST):
+        raise InputError("images/7.jpg: damaged")
+
+
+def run(directory: Path, event: Callable[[int, int], None], *, strange: bool) -> None:
+    with join("cpu") as place:
+        model = DropoutPosSAM()
+        if strange and place.rank == LAST:
+            with torch.no_grad():
+                next(model.parameters()).add_(1.0)
+        train_run(
+            model=model,
+            model_kwargs=MODEL,
+            source=EventfulSource(place, event),
+            text=text_embeddings(),
+            training=TRAINING,
+            loss=loss_params(),
+            directory=directory,
+            seed=1,
+            identity={"run": "processes"},
+            frozen=FROZEN,
+            vocabulary=VOCABULARY,
+            place=place,
+        )
+
+
+def start(
+    directory: Path, count: int, event: Callable[[int, int], None], *, strange: bool = False
+) -> list[int]:
+    """Fork the processes of one training; what they say goes to ``<directory>.<rank>.txt``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if not child:
+            log = open(directory.with_suffix(f".{rank}.txt"), "w")  # noqa: SIM115
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            torch.set_num_threads(1)
+            values = (rank, count, rank, "127.0.0.1", port)
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+            os.environ.update(zip(names, map(str, values), strict=True))
+            code = 0
+            try:
+                run(directory, event, strange=strange)
+            except PossamError as error:
+                print(f"{type(error).__name__}: {error}", flush=True)
+                code = 2
+            except BaseException as error:
+                print(repr(error), flush=True)
+                code = 3
+            os._exit(code)
+        children.append(child)
+    return children
+
+
+def said(directory: Path, count: int) -> list[str]:
+    return [directory.with_suffix(f".{rank}.txt").read_text() for rank in range(count)]
+
+
+def main(folder: Path) -> None:
+    importlib.import_module("torch._dynamo")  # see crash_run
+    result: dict[str, Any] = {}
+
+    def train(
+        name: str, count: int, event: Callable[[int, int], None] = nothing, **options: bool
+    ) -> dict[str, Any]:
+        directory = folder / name
+        codes = [finish(child) for child in start(directory, count, event, **options)]
+        entry = {"codes": codes, "said": said(directory, count)}
+        entry["files"] = sorted(path.name for path in directory.rglob("*"))
+        return {**entry, **outcome(directory)} if not any(codes) else entry
+
+    result["one"] = train("one", 1)
+    result["three"] = train("three", 3)
+    result["killed"] = train("killed", 2, die)
+    result["resumed"] = train("killed", 6)
+
+    children = start(folder / "moment", 2, nothing)
+    deadline = time.monotonic() + 60
+    while not (folder / "moment/checkpoints/step_000000002").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    for child in children:
+        finish(child)
+    result["all_killed"] = train("moment", 2)
+
+    result["failed"] = train("failed", 2, fail)
+    result["strange"] = train("strange", 2, strange=True)
+    for path in (folder / "failed").glob("checkpoints/*/state.pt"):
+        path.write_bytes(b"")
+    result["damaged"] = train("failed", 2)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,103 @@
+"""Scenes: exact repeats, and labels that agree with themselves."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from possam.synthetic.scene_set import pack_scenes, segment_masks
+from possam.synthetic.scenes import (
+    SIZE,
+    render_scene,
+    render_scenes,
+    scene_rng,
+    shape_mask,
+)
+from possam.synthetic.vocabulary import CLASSES, SHAPES, domain_classes
+
+DOMAINS = ("a", "b", "web", "held")
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), domain=st.sampled_from(DOMAINS))
+def test_segments_partition_the_scene(seed: int, domain: str) -> None:
+    scene = render_scene(np.random.default_rng(seed), domain)  # type: ignore[arg-type]
+    assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
+    assert scene.ids.shape == (SIZE, SIZE) and scene.ids.dtype == np.uint8
+    allowed = {c.index: c.is_thing for c in domain_classes(domain)}  # type: ignore[arg-type]
+    assert [s.id for s in scene.segments] == list(range(1, len(scene.segments) + 1))
+    for segment in scene.segments:
+        assert segment.area == (scene.ids == segment.id).sum() >= 40
+        assert allowed[segment.class_index] == segment.is_thing
+    assert sum(s.area for s in scene.segments) == (scene.ids > 0).sum()
+    # What is left unlabelled are slivers only.
+    assert (scene.ids == 0).mean() < 0.02
+    stuff = [s.class_index for s in scene.segments if not s.is_thing]
+    assert 1 <= len(stuff) <= 3 and len(set(stuff)) == len(stuff)
+
+
+def test_a_scene_depends_on_seed_domain_split_and_index_only() -> None:
+    first = render_scenes(5, domain="b", split="val", seed=3)
+    again = render_scenes(2, domain="b", split="val", seed=3, start=3)
+    for one, two in zip(first[3:], again, strict=True):
+        assert np.array_equal(one.image, two.image) and np.array_equal(one.ids, two.ids)
+        assert one.segments == two.segments
+    others = (
+        scene_rng(seed=4, domain="b", split="val", index=3),
+        scene_rng(seed=3, domain="a", split="val", index=3),
+        scene_rng(seed=3, domain="b", split="train", index=3),
+        scene_rng(seed=3, domain="b", split="val", index=4),
+    )
+    for rng in others:
+        assert not np.array_equal(render_scene(rng, "b").image, first[3].image)
+
+
+def test_every_class_of_a_domain_occurs() -> None:
+    found = {s.class_index for x in render_scenes(150, domain="b", seed=0) for s in x.segments}
+    assert found == {c.index for c in domain_classes("b")}
+
+
+def test_a_thing_has_its_colour() -> None:
+    """The mean colour of a red thing is red, of a blue one blue, whatever pattern and light."""
+    for scene in render_scenes(40, domain="b", seed=1):
+        for segment in scene.segments:
+            colour = CLASSES[segment.class_index].colour
+            mean = scene.image[scene.ids == segment.id].mean(0)
+            if colour == "red":
+                assert mean[0] > 2 * max(mean[1], mean[2])
+            elif colour == "blue":
+                assert mean[2] > 1.5 * max(mean[0], mean[1])
+            elif colour == "black":
+                assert mean.max() < 90
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_fill_part_of_the_unit_frame(shape: str) -> None:
+    v, u = np.mgrid[-2:2:201j, -2:2:201j].astype(np.float32)  # type: ignore[misc]
+    inside = shape_mask(shape, u, v)
+    assert not (inside & (np.hypot(u, v) > 1.3)).any()
+    assert 0.5 < inside.sum() * 0.02**2 < 3.0
+
+
+def test_hand_computed_shape_points() -> None:
+    u, v = np.array([0.0, 0.0, 0.7, -0.9]), np.array([0.0, 0.7, 0.7, 0.0])
+    assert shape_mask("disc", u, v).tolist() == [True, True, False, False]
+    assert shape_mask("square", u, v).tolist() == [True, True, True, False]
+    assert shape_mask("ring", u, v).tolist() == [False, True, False, True]
+    assert shape_mask("cross", u, v).tolist() == [True, True, False, True]
+    with pytest.raises(ValueError, match="heptagon"):
+        shape_mask("heptagon", u, v)
+
+
+def test_packed_scenes_keep_images_ids_and_classes() -> None:
+    scenes = render_scenes(4, domain="a", seed=5)
+    packed = pack_scenes(scenes)
+    assert len(packed) == 4
+    for k, scene in enumerate(scenes):
+        assert np.array_equal(packed.images[k].numpy().transpose(1, 2, 0), scene.image)
+        present = packed.classes[k][packed.classes[k] >= 0].tolist()
+        assert present == [s.class_index for s in scene.segments]
+    masks = segment_masks(packed.ids, packed.classes.shape[1])
+    areas = torch.tensor([[s.area for s in scenes[2].segments]])
+    assert torch.equal(masks[2].sum((1, 2))[: areas.shape[1]].long(), areas[0])

@@ -1,0 +1,112 @@
+"""Every command of the README is run, at smoke scale, in a copy of the project."""
+
+import re
+import shutil
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from tests.whole.conftest import REPOSITORY, Workspace, dvc, restore, served
+
+pytestmark = pytest.mark.pipeline
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    re.sub(r"\s+#.*", "", line).strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def prepare(workspace: Workspace) -> None:
+    """The files that the README's examples name."""
+    folder = workspace.folder
+    Image.effect_noise((96, 80), 60).convert("RGB").save(folder / "photo.jpg")
+    before = folder / "path/to/before/results/smoke/evaluations"
+    if not before.exists():
+        shutil.copytree(folder / "results/smoke/evaluations", before)
+    upstream, raw = folder / "path/to/coco", folder / "data/smoke/raw"
+    if not upstream.exists():
+        shutil.copytree(raw / "synthetic_coco_val_images/val2017", upstream / "val2017")
+        shutil.copytree(raw / "synthetic_coco_panoptic/annotations", upstream / "annotations")
+        instances = raw / "synthetic_coco_instances/annotations/instances_val2017.json"
+        shutil.copy(instances, upstream / "annotations")
+        shutil.copy(
+            folder / "data/smoke/assets/synthetic_coco_with_prompt_eng.txt", folder / "names.txt"
+        )
+        truth = folder / "data/smoke/datasets/coco_val"
+        shutil.copy(truth / "annotations.json", folder / "predictions.json")
+        shutil.copytree(truth / "panoptic", folder / "predictions")
+
+
+def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
+    assert COMMANDS[:2] == ["make table1", "make test"]
+
+
+@pytest.fixture(scope="module")
+def unpinned(pinned: tuple[Workspace, str], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A small finished pipeline whose results DVC and git do not know yet."""
+    folder = tmp_path_factory.mktemp("readme") / "project"
+    shutil.copytree(pinned[0].folder, folder, symlinks=True)
+    workspace = Workspace(folder)
+    restore(workspace)
+    dvc(workspace, "remote", "remove", "store")
+    (folder / "dvc.lock").unlink()
+    workspace.run("git", "rm", "-r", "--quiet", "--cached", "dvc.lock", "results")
+    workspace.run("git", "commit", "--quiet", "--all", "--message", "Not pinned")
+    return workspace
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("dvc ", "git "))])
+def test_storing(unpinned: Workspace, command: str) -> None:
+    """The commands build on each other: they are run in their order."""
+    line = command.replace("mini", "smoke")
+    done = unpinned.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
+    assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
+    if command.startswith(("dvc repro", "dvc checkout")):
+        assert "up to date" in dvc(unpinned, "status")
+    if command == "dvc params diff":
+        assert "possam_b_ade20k.loss.dice_weight" in done.stdout
+    if command == "dvc plots show":
+        assert (unpinned.folder / "dvc_plots/index.html").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("dvc ", "git "))])
+def test_command(finished: Workspace, command: str) -> None:
+    prepare(finished)
+    if command == "make ui":
+        check_ui(finished)
+        return
+    line = command.replace("mini", "smoke")
+    if command in ("make test", "make parity"):  # this very suite, and one of its own length
+        line = f"PYTEST_ADDOPTS='--collect-only -q -p no:cacheprovider' {command} CORES=1"
+    if command == "make study":  # continuous integration runs all of it, as make smoke
+        line = "snakemake -n $(make -s -n study | grep -o 're[a-z]*/smoke/[^ ]*')"
+    done = finished.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
+    assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
+    if command.startswith("possam predict"):
+        folder = finished.folder / command.split("--out ")[1]
+        assert {p.name for p in folder.iterdir()} == {
+            "panoptic.png",
+            "panoptic.json",
+            "overlay.png",
+        }
+    if command == "make study":
+        for line in (r"^table\s+7$", r"^report\s+1$"):
+            assert re.search(line, done.stdout + done.stderr, re.MULTILINE), line
+    if command.startswith("possam compare"):
+        assert "## PQ" in done.stdout and "+0.0 [+0.0, +0.0]" in done.stdout
+    if command.startswith("possam score"):
+        assert "PQ: 100.0000" in done.stdout
+    if command == "snakemake results/mini/table1.csv":
+        assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def check_ui(workspace: Workspace) -> None:
+    """``make ui`` answers with MLflow's page and stops at Ctrl-C."""
+    with served(workspace, "make", "ui", port=5000) as address:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b"MLflow" in answer.read()
