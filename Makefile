@@ -57,10 +57,11 @@ paper-step: $(READY) ## two training steps of the paper's largest model on a CPU
 test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and the contracts of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY) ## let ruff format the sources
 	$(BIN)/ruff check --fix .
