@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.layers import LayerNorm, MultiHeadAttention
+from possam.model.ops.resampling import resample_area
 from possam.model.options import ModelOptions
 
 
@@ -29,7 +30,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (B, Q, C) float32; zeros where a mask is empty.
     """
-    masks = F.interpolate(masks, size=features.shape[-2:], mode="area")
+    masks = resample_area(masks, (features.shape[-2], features.shape[-1]))
     weights = masks.to(features.dtype).flatten(2)
     total = weights.sum(-1, keepdim=True).float()
     pooled = weights @ features.flatten(2).transpose(1, 2)

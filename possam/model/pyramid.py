@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.layers import LayerNorm2d
+from possam.model.ops.resampling import resample_area
 
 SCALES = 4
 
@@ -109,7 +110,4 @@ class StagePyramid(Pyramid):
         """Four maps (B, C_i, H_i, W_i) -> the same of H, H / 2, H / 4, H / 8 (rounded up)."""
         height, width = maps[0].shape[-2:]
         sizes = [(-(-height // 2**index), -(-width // 2**index)) for index in range(SCALES)]
-        return [
-            F.interpolate(stage, size=size, mode="area")
-            for stage, size in zip(maps, sizes, strict=True)
-        ]
+        return [resample_area(stage, size) for stage, size in zip(maps, sizes, strict=True)]

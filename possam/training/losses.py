@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
-    interpolate,
     log_softmax,
 )
 
+from possam.model.ops.resampling import resample_area
 from possam.training.matching import (
     Matches,
     PaddedTargets,
@@ -238,7 +238,7 @@ def mask_iou(logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
     pair without any pixel has IoU 0.
     """
     size = (logits.shape[-2], logits.shape[-1])
-    small = (interpolate(padded.masks, size=size, mode="area") >= 0.5).flatten(2)
+    small = (resample_area(padded.masks, size) >= 0.5).flatten(2)
     truth = small[matches.image, matches.target].float()
     found = (logits > 0).flatten(1).float()
     overlap = (truth * found).sum(1)
