@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from possam.model.ops.attention import softmax_of_short_rows
 from possam.model.ops.deformable import sample_sum
 
 
@@ -65,7 +66,7 @@ class DeformableAttention(nn.Module):
         # Sampling places need float32: bfloat16 resolves 1/256 of the image at best.
         offsets = self.sampling_offsets(query).float().unflatten(-1, (*sites, 2))
         weights = self.attention_weights(query).float().unflatten(-1, (self.heads, -1))
-        weights = weights.softmax(-1).unflatten(-1, sites[1:])
+        weights = softmax_of_short_rows(weights).unflatten(-1, sites[1:])
         return self.output_proj(
             sample_sum(values, offsets, weights, references=references, shapes=shapes)
         )

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention, in float32 on a CPU.
+"""Attention on a CPU: in float32, and softmax by columns.
 
-PyTorch's fused CPU kernel is two to six times slower in bfloat16 than in float32: a training step
+PyTorch's fused kernel is two to six times slower in bfloat16 than in float32 there: a training step
 of the mini scale (30 queries, 256 tokens, 4 heads) spends 20 ms less of 450 ms in attention.
 
 Shapes: B images, M heads, Q queries, N tokens, D channels per head.
@@ -32,3 +32,15 @@ def attend_plain(
         (B, M, Q, D).
     """
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+
+
+def softmax_of_short_rows(rows: Tensor) -> Tensor:
+    """``rows.softmax(-1)`` of many rows of few numbers; on a CPU column by column.
+
+    PyTorch takes four times as long, transpositions included, row by row: 14 ms of a training step
+    of 450 ms (65,000 rows of 12 weights).
+    """
+    if rows.device.type != "cpu":
+        return rows.softmax(-1)
+    columns = rows.flatten(0, -2).T.contiguous()
+    return columns.softmax(0).T.contiguous().view(rows.shape)
