@@ -18,7 +18,8 @@ def sam_encoder() -> Iterator[Case]:
     """ViT-B, random weights of the official layout, one 1024 x 1024 image: fp32, then bf16."""
     import torch
 
-    from possam.model.encoders.sam import build_sam, find_architecture, run_encoder
+    from possam.model.encoders.sam import build_sam, find_architecture
+    from possam.model.ops.sam_encoder import run_encoder
 
     torch.manual_seed(0)
     encoder = build_sam(find_architecture("vit_b")).image_encoder.requires_grad_(False)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import Case
 
 if TYPE_CHECKING:
-    from possam.model.compilation import Compilation
-    from possam.model.segmenter import Precision, Segmenter
+    from possam.model.options import Compilation, Precision
+    from possam.model.segmenter import Segmenter
     from possam.params.project import Project
 
 SIDE = 1024

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as mask2former
 
+from possam.model.encoders.mask2former import convert_mask2former
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import Geometry, MaskScores, classify
-from possam.model.mask2former import convert_mask2former
 from possam.model.options import InferenceOptions, ModelOptions
 from possam.model.pooling import hard_masks, mask_pool
 from possam.model.region_decoder import Mask2FormerDecoder
@@ -179,11 +179,7 @@ def classify_with(
         possam=segmenter.possam,
         clip_logit_scale=segmenter.clip.logit_scale,
         seen=seen,
-        ensemble=inference.ensemble,
-        alpha=inference.alpha,
-        beta=inference.beta,
-        mase_confidence=inference.mase_confidence,
-        iou_weighting=inference.iou_weighting,
+        options=inference,
     )
 
 

@@ -155,7 +155,7 @@ def queries(
     from possam.model.possam import build_possam
     from possam.model.region_decoder import Mask2FormerDecoder
     from possam.model.segmenter import Segmenter
-    from possam.stages.common import model_arguments
+    from possam.stages.common import tower_widths
 
     towers: Any = segmenter.features
     decoder = segmenter.possam.decoder
@@ -168,8 +168,8 @@ def queries(
     points = {}
     for number in numbers:
         params = project.scale.model.model_copy(update={"queries": number})
-        arguments = model_arguments(params, sam=towers.sam, clip=towers.clip)
-        own: Any = build_possam(**arguments, seed=0).eval().requires_grad_(False)
+        widths = tower_widths(sam=towers.sam, clip=towers.clip)
+        own: Any = build_possam(params, **widths, seed=0).eval().requires_grad_(False)
         own.decoder = AfterPixelDecoder(own.decoder, decoded)
         whole = Segmenter(sam=towers.sam, clip=towers.clip, possam=own, precision="fp32")
         predict = partial(whole.predict_from_features, *maps, image_size=(side, side))

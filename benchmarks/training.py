@@ -98,12 +98,12 @@ def step_cases(
     )
     for kind, masks, parts in kinds:
         network = build_possam(
+            model,
             backbone_channels=(inputs.sam[0],),
             clip_channels=inputs.clip[0],
             embed_dim=inputs.embed_dim,
             logit_scale=20.0,
             seed=0,
-            **model.model_dump(),
         )
         shared: dict[str, Any] = {"text": text, "training": training, "loss": loss, "seed": 1}
         naive = NaiveTrainer(network, model=model, masks=masks, **shared)

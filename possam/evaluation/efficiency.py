@@ -1,15 +1,14 @@
 """What a model costs (paper, Table 0.B.1): its parameters, counted without allocating them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from possam.model.encoders.clip import FrozenClip, build_open_clip
 from possam.model.encoders.sam import SamEncoder, build_sam, find_architecture
+from possam.model.options import ModelOptions
 from possam.model.possam import build_possam
 
 
@@ -27,7 +26,7 @@ class ParameterCount:
 
 
 def count_parameters(
-    *, sam_architecture: str | None, clip_config: Path | str, model: Mapping[str, Any]
+    *, sam_architecture: str | None, clip_config: Path | str, model: ModelOptions
 ) -> ParameterCount:
     """Count on the meta device: the networks are built, but their weights are never stored.
 
@@ -35,7 +34,7 @@ def count_parameters(
         sam_architecture: a key of :data:`~possam.model.encoders.sam.ARCHITECTURES`; None without
             SAM (FC-CLIP).
         clip_config: an open_clip JSON file or the name of a built-in open_clip model.
-        model: the fields of the ``model`` parameters.
+        model: widths and choices of the trainable part.
 
     Raises:
         InputError: an unknown architecture, or a configuration that cannot be built.
@@ -48,12 +47,12 @@ def count_parameters(
             sam = SamEncoder(build_sam(find_architecture(sam_architecture)).image_encoder)
             channels, frozen = [sam.channels], frozen + _count(sam)
         possam = build_possam(
+            model,
             backbone_channels=channels,
             clip_channels=clip.dense_channels,
             embed_dim=clip.embed_dim,
             logit_scale=1.0,  # an initial value; nothing is computed here
             seed=0,
-            **model,
         )
     return ParameterCount(trainable=_count(possam), frozen=frozen)
 

@@ -21,11 +21,11 @@ from possam.model.inference import (
     Geometry,
     MaskScores,
     classify,
-    full_probabilities,
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
+from possam.model.ops.strips import full_probabilities
 from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.model.resolution import ResizedImage, resize_for_test
 from possam.model.segmenter import Segmenter
@@ -184,9 +184,7 @@ def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[in
 
 def _load(dataset: ConvertedDataset, position: int, resolution: ResolutionOptions) -> ResizedImage:
     pixels = torch.from_numpy(dataset.image(position)).permute(2, 0, 1)
-    return resize_for_test(
-        pixels, policy=resolution.policy, size=resolution.size, max_size=resolution.max_size
-    )
+    return resize_for_test(pixels, resolution)
 
 
 @torch.inference_mode()
@@ -214,11 +212,7 @@ def _predict_all(
                     possam=segmenter.possam,
                     clip_logit_scale=segmenter.clip.logit_scale,
                     seen=seen,
-                    ensemble=variant.inference.ensemble,
-                    alpha=variant.inference.alpha,
-                    beta=variant.inference.beta,
-                    mase_confidence=variant.inference.mase_confidence,
-                    iou_weighting=variant.inference.iou_weighting,
+                    options=variant.inference,
                 )
                 for variant in variants
             ]

@@ -1,9 +1,10 @@
 """Choices of evaluation."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from possam.model.options import Compilation
 from possam.runtime.options import Count, Options, Positive
 
 
@@ -18,4 +19,4 @@ class EvaluationOptions(Options):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
     check_panopticapi: bool
     batch_size: Positive
-    compile: Literal["none", "inductor", "cuda_graphs"]
+    compile: Compilation

@@ -33,16 +33,10 @@ def segment_image(
     Returns:
         Ids (H,W), 0 = no segment, and the segments.
     """
-    resolution = inference.resolution
     device = next(segmenter.parameters()).device
     clip: Any = segmenter.clip
     with torch.inference_mode():
-        test = resize_for_test(
-            torch.from_numpy(pixels).permute(2, 0, 1),
-            policy=resolution.policy,
-            size=resolution.size,
-            max_size=resolution.max_size,
-        )
+        test = resize_for_test(torch.from_numpy(pixels).permute(2, 0, 1), inference.resolution)
         raw = segmenter(test.pixels[None].to(device))
         scores = classify(
             raw,
@@ -50,11 +44,7 @@ def segment_image(
             possam=segmenter.possam,
             clip_logit_scale=clip.logit_scale,
             seen=torch.tensor(list(seen), device=device),
-            ensemble=inference.ensemble,
-            alpha=inference.alpha,
-            beta=inference.beta,
-            mase_confidence=inference.mase_confidence,
-            iou_weighting=inference.iou_weighting,
+            options=inference,
         )
         geometry = Geometry(
             padded=raw.padded_size, content=test.content_size, output=test.original_size

@@ -6,21 +6,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from possam.model.options import Compilation
 from possam.model.segmenter import RawPrediction, Segmenter
 from possam.runtime.errors import InputError, PossamError
 
-Compilation = Literal["none", "inductor", "cuda_graphs"]
 _SIZES = 1024
-"""Graphs of so many sizes of images may be kept; PyTorch's own limit is 8."""
+"""How many sizes of images may have a graph; PyTorch's own limit is 8."""
 
 
 def compiled(segmenter: Segmenter, compilation: Compilation) -> Segmenter:
     """``segmenter`` as ``compilation`` says, over the same weights.
 
     ``inductor``: towers and decoders run as fused kernels. ``cuda_graphs``: the same, and each
-    graph's kernels are launched at once; on CUDA alone. Results differ by rounding. Every size of
+    graph's kernels are launched at once; only on CUDA. Results differ by rounding. Every size of
     images is compiled at its first use, which takes minutes: it pays where many images share few
-    sizes, and not on a CPU, where the network as it is is faster. Warm up before you measure.
+    sizes, and not on a CPU, where the uncompiled network is faster. Warm up before you measure.
 
     Raises:
         InputError: ``cuda_graphs`` for a model that is not on CUDA.
@@ -31,7 +31,7 @@ def compiled(segmenter: Segmenter, compilation: Compilation) -> Segmenter:
 
 
 class CompiledSegmenter(Segmenter):
-    """What :func:`compiled` returns; without gradients alone."""
+    """What :func:`compiled` returns; only for use without gradients."""
 
     def __init__(self, segmenter: Segmenter, compilation: Literal["inductor", "cuda_graphs"]):
         """See :func:`compiled`."""
@@ -55,10 +55,10 @@ class CompiledSegmenter(Segmenter):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> RawPrediction:
-        """As :meth:`Segmenter.forward`; what it returned before is lost with CUDA graphs.
+        """As :meth:`Segmenter.forward`; with CUDA graphs, what it returned before is overwritten.
 
         Raises:
-            PossamError: what compiles (a C++ compiler, Triton) failed, or there are too many sizes.
+            PossamError: the compiler (C++, Triton) failed, or there are too many sizes.
         """
         torch.compiler.cudagraph_mark_step_begin()
         limits: dict[str, Any] = {

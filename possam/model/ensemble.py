@@ -1,65 +1,75 @@
 """Ensembles of the two classifications of a mask (paper, section 3.5, Algorithm 1, Table 7).
 
-Both take class probabilities without void and give probabilities that sum to 1. The weight ``w`` of
-the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 is the LDP branch alone, 1
-the CLIP branch alone. Everything is computed in float32, in the log domain.
+They take class probabilities without void and give probabilities that sum to 1. The weight ``w`` of
+the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 is only the LDP branch, 1
+only the CLIP branch. Everything is computed in float32, in the log domain.
+
+The functions stand in ``registry.ENSEMBLES``.
 
 Shapes: K classes; leading dimensions are free.
 """
 
-from typing import Literal
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Confidence = Literal["class", "mask"]
+from possam.model.options import Confidence, InferenceOptions
+
+
+class Ensemble(Protocol):
+    """What every function of ``registry.ENSEMBLES`` takes and gives."""
+
+    def __call__(
+        self, p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions
+    ) -> Tensor:
+        """Combine.
+
+        Args:
+            p_ldp, p_clip: (..., K), each summing to 1 over the classes.
+            seen: (K,) bool, True for classes with a training synonym.
+            options: ``alpha`` and ``beta``, CLIP's weights, and ``mase_confidence``.
+
+        Returns:
+            (..., K) float32, summing to 1.
+        """
+        ...
+
+
+def ldp_only(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions) -> Tensor:
+    """The classification by the trained embeddings; see :class:`Ensemble`."""
+    return p_ldp
+
+
+def clip_only(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions) -> Tensor:
+    """The classification by CLIP's pooled features; see :class:`Ensemble`."""
+    return p_clip
 
 
 def geometric_ensemble(
-    p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, alpha: float, beta: float
+    p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions
 ) -> Tensor:
     """Weighted geometric mean with fixed weights: p_ldp^(1 - w) * p_clip^w, normalised.
 
-    Args:
-        p_ldp, p_clip: (..., K), each summing to 1 over the classes.
-        seen: (K,) bool, True for classes with a training synonym.
-        alpha, beta: CLIP's weight, 0 to 1, for seen and for unseen classes.
-
-    Returns:
-        (..., K) float32.
+    See :class:`Ensemble`.
     """
-    if alpha == beta and alpha in (0.0, 1.0):
-        return _single_branch(p_ldp if alpha == 0.0 else p_clip)
-    weight = torch.where(seen, alpha, beta).to(p_ldp.device, torch.float32)
-    return _mean(_log(p_ldp), _log(p_clip), weight)
+    if options.alpha == options.beta and options.alpha in (0.0, 1.0):
+        return _single_branch(p_ldp if options.alpha == 0.0 else p_clip)
+    return _mean(_log(p_ldp), _log(p_clip), _base_weight(seen, options, p_ldp.device))
 
 
-def mase(
-    p_ldp: Tensor,
-    p_clip: Tensor,
-    *,
-    seen: Tensor,
-    alpha: float,
-    beta: float,
-    confidence: Confidence,
-) -> Tensor:
+def mase(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions) -> Tensor:
     """Mask-aware selective ensembling: a geometric mean whose weights follow the confidences.
 
     The listing of Algorithm 1 is lost; this realises its description (see :func:`mase_weight`).
-    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`.
-
-    Args:
-        p_ldp, p_clip, seen, alpha, beta: as :func:`geometric_ensemble`.
-        confidence: ``class``: each class's own probability; ``mask``: the mask's highest one.
-
-    Returns:
-        (..., K) float32, summing to 1.
+    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`. See
+    :class:`Ensemble`.
     """
-    if alpha == beta and alpha in (0.0, 1.0):
-        return _single_branch(p_ldp if alpha == 0.0 else p_clip)
+    if options.alpha == options.beta and options.alpha in (0.0, 1.0):
+        return _single_branch(p_ldp if options.alpha == 0.0 else p_clip)
     log_ldp, log_clip = _log(p_ldp), _log(p_clip)
-    base = torch.where(seen, alpha, beta).to(p_ldp.device, torch.float32)
-    return _mean(log_ldp, log_clip, _weight(log_ldp, log_clip, base, confidence))
+    base = _base_weight(seen, options, p_ldp.device)
+    return _mean(log_ldp, log_clip, _weight(log_ldp, log_clip, base, options.mase_confidence))
 
 
 def mase_weight(p_ldp: Tensor, p_clip: Tensor, *, weight: Tensor, confidence: Confidence) -> Tensor:
@@ -75,6 +85,10 @@ def mase_weight(p_ldp: Tensor, p_clip: Tensor, *, weight: Tensor, confidence: Co
         (..., K) float32 of 0..1.
     """
     return _weight(_log(p_ldp), _log(p_clip), weight.float(), confidence)
+
+
+def _base_weight(seen: Tensor, options: InferenceOptions, device: torch.device) -> Tensor:
+    return torch.where(seen, options.alpha, options.beta).to(device, torch.float32)
 
 
 def _weight(log_ldp: Tensor, log_clip: Tensor, weight: Tensor, confidence: Confidence) -> Tensor:

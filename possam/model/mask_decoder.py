@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from possam.model.layers import (
     MLP,
     FeedForward,
+    LayerNorm,
     MultiHeadAttention,
-    resize_bilinear,
     sine_positions,
 )
-from possam.model.ops.norms import LayerNorm
 from possam.model.pixel_decoder import LEVELS
 
 
@@ -34,8 +34,8 @@ class MaskedDecoderLayer(nn.Module):
         for linear in (self.ffn.fc1, self.ffn.fc2):
             nn.init.xavier_uniform_(linear.weight)
         for attention in (self.cross_attention, self.self_attention):
-            # The reference keeps one (3 C, C) matrix for query, key and value: Xavier's bound of
-            # it is that of a (C, C) matrix times the square root of one half.
+            # The reference keeps one (3 C, C) matrix for query, key and value: its Xavier bound is
+            # that of a (C, C) matrix times the square root of one half.
             for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
                 nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
                 nn.init.zeros_(linear.bias)
@@ -90,7 +90,7 @@ class MaskDecoder(nn.Module):
         Args:
             levels: three token maps (B, H_i * W_i, C), coarsest first; ``shapes`` their (H_i, W_i).
             mask_features: (B, C_mask, H, W).
-            all_layers: return every layer, the initial queries first; else the last layer alone.
+            all_layers: return every layer, the initial queries first; else only the last layer.
 
         Returns:
             region features (B, L, Q, C), normalised, and mask embeddings (B, L, Q, C_mask), with
@@ -102,9 +102,12 @@ class MaskDecoder(nn.Module):
             value + sine_positions(*shape, value.shape[-1], device=value.device)
             for value, shape in zip(values, shapes, strict=True)
         ]
-        # Bilinear resizing is linear: resizing the mask features once a level gives the same
+        # Bilinear resizing is linear: resizing the mask features once per level gives the same
         # attention masks as resizing every layer's mask logits.
-        resized = [resize_bilinear(mask_features.detach(), shape).flatten(2) for shape in shapes]
+        resized = [
+            F.interpolate(mask_features.detach(), size=shape, mode="bilinear", align_corners=False)
+            for shape in shapes
+        ]
         queries = self.query_features.expand(len(mask_features), -1, -1)
         features = [self.norm(queries)]
         embeddings = [self.mask_head(features[-1])]
@@ -115,7 +118,7 @@ class MaskDecoder(nn.Module):
                 self.query_positions,
                 keys=keys[level],
                 values=values[level],
-                allowed=attention_mask(embeddings[-1].detach() @ resized[level]),
+                allowed=attention_mask(embeddings[-1].detach() @ resized[level].flatten(2)),
             )
             features.append(self.norm(queries))
             embeddings.append(self.mask_head(features[-1]))

@@ -1,39 +1,76 @@
 """Choices of the network and of inference: their names, ranges and meaning, written once."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
+from possam.model.registry import DECODERS, ENSEMBLES, POOLINGS, PYRAMIDS, module_of
 from possam.runtime.options import Count, Options, Positive, Unit
 
 CLIP = "clip"
 """Name of a feature tower beside the SAM sizes: the stages of CLIP, its dense map the last."""
 
+Backbone = Literal["sam", "clip"]
+"""The maps that masks are made from: SAM's one, or the four stages of CLIP."""
+Interaction = Literal["mask", "image"]
+"""Which tokens attend to each other in LDP: the two of one mask, or those of all masks."""
+RegionFeatures = Literal["mask_features", "neck", "queries"]
+"""The paper's "SAM features" of a mask: the decoder's mask features or SAM's output, pooled inside
+the mask, or the features of the mask's query.
+"""
+Confidence = Literal["class", "mask"]
+"""What MASE compares: each class's own probability, or the mask's highest one."""
+ResolutionPolicy = Literal["shortest_edge", "letterbox", "native"]
+Precision = Literal["fp32", "bf16"]
+"""What networks compute in: float32, or bfloat16 by autocast."""
+Compilation = Literal["none", "inductor", "cuda_graphs"]
+"""How a network runs at test time: see ``possam.model.compilation``."""
+
+
+def _one_of(kinds: Mapping[str, str]) -> AfterValidator:
+    """Check that a name is one of a registry's; read when parameters are, not at import."""
+
+    def check(name: str) -> str:
+        if name not in kinds:
+            raise ValueError(f"unknown {name!r}; valid choices: {', '.join(kinds)}")
+        return name
+
+    return AfterValidator(check)
+
 
 class ModelOptions(Options):
     """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).
 
-    ``backbone: clip`` makes masks from the stages of CLIP alone, as FC-CLIP does. ``two_way`` is
+    ``backbone: clip`` makes masks from the stages of CLIP only, as FC-CLIP does. ``two_way`` is
     SAM's decoder: it reads SAM's one map, without pyramid and pixel decoder.
     """
 
-    backbone: Literal["sam", "clip"]
+    backbone: Backbone
     hidden_dim: Positive
     queries: Positive
     heads: Positive
-    pyramid: Literal["fpn", "resample", "stages"] | None
+    pyramid: str | None
     pixel_encoder_layers: Count
     pixel_encoder_ffn: Positive
     deformable_points: Positive
-    decoder: Literal["mask2former", "two_way"]
+    decoder: Annotated[str, _one_of(DECODERS)]
     decoder_layers: Positive
     decoder_ffn: Positive
-    pooling: Literal["ldp", "cross_attention", "region", "clip"]
+    pooling: Annotated[str, _one_of(POOLINGS)]
     pooling_dim: Positive
     pooling_heads: Positive
-    pooling_interaction: Literal["mask", "image"]
-    region_features: Literal["mask_features", "neck", "queries"]
+    pooling_interaction: Interaction
+    region_features: RegionFeatures
     iou_head: bool
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Dotted names of the modules of the chosen parts, sorted: code that the model uses."""
+        found = {module_of(DECODERS, self.decoder), module_of(POOLINGS, self.pooling)}
+        if self.pyramid is not None:
+            found.add(module_of(PYRAMIDS[self.backbone], self.pyramid))
+        return tuple(sorted(found))
 
     @model_validator(mode="after")
     def _divisible(self) -> "ModelOptions":
@@ -46,7 +83,7 @@ class ModelOptions(Options):
     @model_validator(mode="after")
     def _parts_fit(self) -> "ModelOptions":
         """Every choice is read: a part that is not there has no choices."""
-        pyramids: tuple[str | None, ...] = ("fpn", "resample")
+        pyramids: tuple[str | None, ...] = tuple(PYRAMIDS[self.backbone])
         if self.decoder == "two_way":
             if self.backbone != "sam":
                 raise ValueError("decoder: two_way reads SAM's one map; set backbone: sam")
@@ -57,8 +94,6 @@ class ModelOptions(Options):
             if self.hidden_dim % (2 * self.heads) or self.hidden_dim % 8:
                 raise ValueError("decoder: two_way needs hidden_dim a multiple of 2 heads and of 8")
             pyramids = (None,)
-        elif self.backbone == "clip":
-            pyramids = ("stages",)
         if self.pyramid not in pyramids:
             valid = ", ".join("null" if name is None else name for name in pyramids)
             raise ValueError(
@@ -73,9 +108,15 @@ class ModelOptions(Options):
 
 
 class ResolutionOptions(Options):
-    """Test resolution in pixels: ``shortest_edge`` is ``size``, the longer at most ``max_size``."""
+    """Test resolution in pixels.
 
-    policy: Literal["shortest_edge", "letterbox", "native"]
+    ``shortest_edge``: the shorter side becomes ``size``, unless the longer one would exceed
+    ``max_size`` (then that becomes ``max_size``), as detectron2 and ODISE do. ``letterbox``: the
+    longer side becomes ``size``, as SAM does, and the image is padded to a square. ``native``:
+    unchanged.
+    """
+
+    policy: ResolutionPolicy
     size: Positive
     max_size: Positive
 
@@ -83,19 +124,29 @@ class ResolutionOptions(Options):
 class InferenceOptions(Options):
     """Ensembling (paper, section 3.5) and panoptic merging (Mask2Former, FC-CLIP)."""
 
-    ensemble: Literal["mase", "geometric", "ldp", "clip"]
+    ensemble: Annotated[str, _one_of(ENSEMBLES)]
     alpha: Unit
     beta: Unit
-    mase_confidence: Literal["class", "mask"]
+    mase_confidence: Confidence
     iou_weighting: bool
     object_threshold: Unit
     overlap_threshold: Unit
     instance_top_k: Positive
     resolution: ResolutionOptions
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The dotted name of the module of the chosen ensemble: code that inference uses."""
+        return (module_of(ENSEMBLES, self.ensemble),)
+
 
 class AutomaticMaskOptions(Options):
-    """SAM's automatic masks (figures): its point grid and thresholds on IoU, stability, overlap."""
+    """SAM's automatic masks (figures): its point grid and thresholds on IoU, stability, overlap.
+
+    The grid has the square of ``points_per_side``. ``iou_threshold``: lowest predicted IoU;
+    ``stability_threshold``: lowest IoU of a mask's versions with a stricter and a laxer cut;
+    ``nms_threshold``: highest IoU of two masks' boxes.
+    """
 
     points_per_side: Positive
     iou_threshold: Unit

@@ -3,19 +3,15 @@
 Shapes: B images, N tokens of the three coarse levels, C channels, H W.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from possam.model.deformable import DeformableAttention, reference_points
-from possam.model.layers import (
-    FeedForward,
-    double_bilinear,
-    resize_bilinear,
-    sine_positions,
-)
-from possam.model.ops.norms import GroupNorm, LayerNorm
+from possam.model.layers import FeedForward, LayerNorm, sine_positions
 
 LEVELS = 3
 """Scales that attend to each other: 1/32, 1/16 and 1/8."""
@@ -99,32 +95,28 @@ class PixelDecoder(nn.Module):
         finest, *coarse = maps
         coarse.reverse()
         shapes = [(level.shape[-2], level.shape[-1]) for level in coarse]
-        tokens = torch.cat(
-            [
-                projection(level).flatten(2).transpose(1, 2)
-                for projection, level in zip(self.input_projections, coarse, strict=True)
-            ],
-            dim=1,
-        )
-        device = tokens.device
+        projected = [
+            projection(level).flatten(2).transpose(1, 2)
+            for projection, level in zip(self.input_projections, coarse, strict=True)
+        ]
+        tokens = torch.cat(projected, dim=1)
         if self.level_embed is not None:
-            positions = torch.cat(
-                [
-                    sine_positions(*shape, tokens.shape[-1], device=device) + embed
-                    for shape, embed in zip(shapes, self.level_embed, strict=True)
-                ]
-            )
-            references = reference_points(shapes, device=device)
+            encoded = [
+                sine_positions(*shape, tokens.shape[-1], device=tokens.device) + embed
+                for shape, embed in zip(shapes, self.level_embed, strict=True)
+            ]
+            positions = torch.cat(encoded)
+            references = reference_points(shapes, device=tokens.device)
             for layer in self.layers:
                 tokens = layer(tokens, positions, references=references, shapes=shapes)
         levels = list(tokens.split([h * w for h, w in shapes], dim=1))
         lateral = self.lateral(finest)
-        finest_level = levels[-1].transpose(1, 2).unflatten(2, shapes[-1]).to(lateral.dtype)
-        size = (lateral.shape[-2], lateral.shape[-1])
-        if size == (2 * shapes[-1][0], 2 * shapes[-1][1]):
-            upsampled = double_bilinear(finest_level)
-        else:
-            upsampled = resize_bilinear(finest_level, size)
+        upsampled = F.interpolate(
+            levels[-1].transpose(1, 2).unflatten(2, shapes[-1]).to(lateral.dtype),
+            size=lateral.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+        )
         return self.mask_projection(self.output(lateral + upsampled)), levels, shapes
 
 
@@ -144,3 +136,15 @@ def _fpn_conv(channels: int, out: int, kernel: int, *, bias: bool) -> nn.Conv2d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with Mask2Former's 32 groups, or fewer where 32 does not divide C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        # Of maps with their channels innermost PyTorch's backward pass is eight times slower.
+        return super().forward(input.contiguous())

@@ -1,24 +1,23 @@
 """Mask pooling and what turns pooled features into embeddings (paper, section 3.4, Table 5).
 
+The classes stand in ``registry.POOLINGS``: a new one needs a class and a line there.
+
 Shapes: B images, Q masks, N tokens, C channels, E CLIP embedding, H W of masks, h w of features.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.layers import MultiHeadAttention, area_resample
-from possam.model.ops.norms import LayerNorm
-
-PoolingName = Literal["ldp", "cross_attention", "region", "clip"]
-Interaction = Literal["mask", "image"]
+from possam.model.layers import LayerNorm, MultiHeadAttention
+from possam.model.ops.resampling import resample_area
+from possam.model.options import ModelOptions
 
 
 def hard_masks(mask_logits: Tensor) -> Tensor:
     """1 where a logit is positive, else 0, in the logits' type; carries no gradient."""
     logits = mask_logits.detach()
+    # Written as floats at once: a comparison that is converted afterwards takes ten times as long.
     return torch.gt(logits, 0, out=torch.empty_like(logits))
 
 
@@ -33,8 +32,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (B, Q, C) float32; zeros where a mask is empty.
     """
-    if masks.shape[-2:] != features.shape[-2:]:
-        masks = area_resample(masks, (features.shape[-2], features.shape[-1]))
+    masks = resample_area(masks, (features.shape[-2], features.shape[-1]))
     weights = masks.to(features.dtype).flatten(2)
     total = weights.sum(-1, keepdim=True).float()
     pooled = weights @ features.flatten(2).transpose(1, 2)
@@ -66,7 +64,9 @@ class Mixer(nn.Module):
 class RegionPooling(nn.Module):
     """Interface: region and CLIP features of each mask -> one embedding in CLIP's space.
 
-    Region features are the paper's "SAM features": see ``region_features`` of the model parameters.
+    Region features are the paper's "SAM features": see ``options.RegionFeatures``. A pooling is
+    built with the options of the model, ``region_channels`` (Cr), ``clip_channels`` (Cc) and
+    ``embed_dim`` (E).
     """
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
@@ -77,32 +77,27 @@ class RegionPooling(nn.Module):
 class LocalDiscriminativePooling(RegionPooling):
     """The paper's LDP: two projected streams, fused by self-attention, projected, normalised.
 
-    With ``interaction="mask"`` the two tokens of each mask attend to each other; with ``"image"``
-    all tokens of all masks of an image do.
+    With ``pooling_interaction: mask`` the two tokens of each mask attend to each other; with
+    ``image`` all tokens of all masks of an image do.
     """
 
     def __init__(
-        self,
-        *,
-        region_channels: int,
-        clip_channels: int,
-        dim: int,
-        heads: int,
-        embed_dim: int,
-        interaction: Interaction,
+        self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
     ) -> None:
         super().__init__()
-        self.interaction = interaction
+        dim = options.pooling_dim
+        self.interaction = options.pooling_interaction
         self.region_stream = Stream(region_channels, dim)
         self.clip_stream = Stream(clip_channels, dim)
         self.stream_embed = nn.Parameter(torch.empty(2, dim))
         self.attention_norm = LayerNorm(dim)
-        self.attention = MultiHeadAttention(channels=dim, heads=heads)
+        self.attention = MultiHeadAttention(channels=dim, heads=options.pooling_heads)
         self.mixer = Mixer(dim)
         self.output = nn.Sequential(LayerNorm(2 * dim), nn.Linear(2 * dim, embed_dim))
         nn.init.normal_(self.stream_embed, std=0.02)
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
         streams = (self.region_stream(region_tokens), self.clip_stream(clip_tokens))
         tokens = torch.stack(streams, dim=2) + self.stream_embed  # (B, Q, 2, D)
         placed = self.attention_norm(tokens)
@@ -116,23 +111,25 @@ class LocalDiscriminativePooling(RegionPooling):
 class CrossAttentionPooling(RegionPooling):
     """Table 5's cross-attention: region features are queries, CLIP features keys and values.
 
-    A mask looks at the CLIP tokens of all masks of its image: attention to its own alone would
-    have one key, and so no choice to make.
+    A mask attends to the CLIP tokens of all masks of its image: its own token only would be one
+    key, and so no choice to make.
     """
 
     def __init__(
-        self, *, region_channels: int, clip_channels: int, dim: int, heads: int, embed_dim: int
+        self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
     ) -> None:
         super().__init__()
+        dim = options.pooling_dim
         self.region_stream = Stream(region_channels, dim)
         self.clip_stream = Stream(clip_channels, dim)
         self.query_norm = LayerNorm(dim)
         self.key_norm = LayerNorm(dim)
-        self.attention = MultiHeadAttention(channels=dim, heads=heads)
+        self.attention = MultiHeadAttention(channels=dim, heads=options.pooling_heads)
         self.mixer = Mixer(dim)
         self.output = nn.Sequential(LayerNorm(dim), nn.Linear(dim, embed_dim))
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
         tokens = self.region_stream(region_tokens)
         keys = self.key_norm(self.clip_stream(clip_tokens))
         tokens = self.mixer(tokens + self.attention(self.query_norm(tokens), keys, keys))
@@ -140,49 +137,41 @@ class CrossAttentionPooling(RegionPooling):
 
 
 class SingleStreamPooling(RegionPooling):
-    """Table 5's mask pooling of one kind of features (``source``), projected and normalised."""
+    """Table 5's mask pooling of one kind of features, projected and normalised."""
 
-    def __init__(
-        self, *, source: Literal["region", "clip"], channels: int, dim: int, embed_dim: int
-    ) -> None:
+    def __init__(self, options: ModelOptions, *, channels: int, embed_dim: int) -> None:
         super().__init__()
-        self.source = source
+        dim = options.pooling_dim
         self.stream = Stream(channels, dim)
         self.mixer = Mixer(dim)
         self.output = nn.Sequential(LayerNorm(dim), nn.Linear(dim, embed_dim))
 
-    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        tokens = region_tokens if self.source == "region" else clip_tokens
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, Q, C) -> (B, Q, E) float32 of unit norm."""
         return F.normalize(self.output(self.mixer(self.stream(tokens))).float(), dim=-1)
 
 
-def build_pooling(
-    name: PoolingName,
-    *,
-    region_channels: int,
-    clip_channels: int,
-    dim: int,
-    heads: int,
-    embed_dim: int,
-    interaction: Interaction,
-) -> RegionPooling:
-    """The pooling called ``name``; ``interaction`` concerns ``ldp`` alone."""
-    if name == "ldp":
-        return LocalDiscriminativePooling(
-            region_channels=region_channels,
-            clip_channels=clip_channels,
-            dim=dim,
-            heads=heads,
-            embed_dim=embed_dim,
-            interaction=interaction,
-        )
-    if name == "cross_attention":
-        return CrossAttentionPooling(
-            region_channels=region_channels,
-            clip_channels=clip_channels,
-            dim=dim,
-            heads=heads,
-            embed_dim=embed_dim,
-        )
-    channels = region_channels if name == "region" else clip_channels
-    return SingleStreamPooling(source=name, channels=channels, dim=dim, embed_dim=embed_dim)
+class RegionOnlyPooling(SingleStreamPooling):
+    """Only the region features, "SAM features" in Table 5."""
+
+    def __init__(
+        self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
+    ) -> None:
+        super().__init__(options, channels=region_channels, embed_dim=embed_dim)
+
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
+        return self.embed(region_tokens)
+
+
+class ClipOnlyPooling(SingleStreamPooling):
+    """Only CLIP's features."""
+
+    def __init__(
+        self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
+    ) -> None:
+        super().__init__(options, channels=clip_channels, embed_dim=embed_dim)
+
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
+        return self.embed(clip_tokens)

@@ -1,29 +1,36 @@
 """Four scales for the pixel decoder: from SAM's one map (paper, section 3.3: "FPN"), or CLIP's.
 
+The classes stand in ``registry.PYRAMIDS``.
+
 Shapes: B images, C channels, H W (of SAM's map, stride 16 at patch size 16).
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.ops.norms import LayerNorm2d
-from possam.runtime.errors import InputError
+from possam.model.layers import LayerNorm2d
+from possam.model.ops.resampling import resample_area
 
-PyramidName = Literal["fpn", "resample", "stages"]
 SCALES = 4
 
 
 class Pyramid(nn.Module):
     """Interface: the backbone's maps -> four maps, finest first.
 
+    A pyramid is built with the ``channels`` of the backbone's maps, and ``out_channels``, those of
+    its own four, unless it leaves them as they are.
+
     Attributes:
         out_channels: of the four maps.
     """
 
     out_channels: tuple[int, ...]
+
+    def forward(self, *maps: Tensor) -> list[Tensor]:
+        """Maps (B, C_i, H_i, W_i), finest first -> four maps, each half as fine as the last."""
+        raise NotImplementedError
 
 
 class SimplePyramid(Pyramid):
@@ -34,18 +41,19 @@ class SimplePyramid(Pyramid):
     here, since the paper names convolutions and deconvolutions only.
     """
 
-    def __init__(self, *, channels: int, out_channels: int) -> None:
+    def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.out_channels = (out_channels,) * SCALES
-        half, quarter = channels // 2, channels // 4
+        (full,) = channels
+        half, quarter = full // 2, full // 4
         self.up4 = nn.Sequential(
-            nn.ConvTranspose2d(channels, half, 2, stride=2),
+            nn.ConvTranspose2d(full, half, 2, stride=2),
             LayerNorm2d(half),
             nn.GELU(),
             nn.ConvTranspose2d(half, quarter, 2, stride=2),
         )
-        self.up2 = nn.ConvTranspose2d(channels, half, 2, stride=2)
-        self.down2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.up2 = nn.ConvTranspose2d(full, half, 2, stride=2)
+        self.down2 = nn.Conv2d(full, full, 3, stride=2, padding=1)
         self.out = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(width, out_channels, 1, bias=False),
@@ -53,73 +61,53 @@ class SimplePyramid(Pyramid):
                 nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
                 LayerNorm2d(out_channels),
             )
-            for width in (quarter, half, channels, channels)
+            for width in (quarter, half, full, full)
         )
 
-    def forward(self, features: Tensor) -> list[Tensor]:
+    def forward(self, *maps: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> four maps of out_channels, finest first: 4H, 2H, H, ceil(H / 2)."""
-        maps = (self.up4(features), self.up2(features), features, self.down2(features))
-        return [out(level) for out, level in zip(self.out, maps, strict=True)]
+        (features,) = maps
+        scales = (self.up4(features), self.up2(features), features, self.down2(features))
+        return [out(level) for out, level in zip(self.out, scales, strict=True)]
 
 
 class ResampledPyramid(Pyramid):
     """Table 4's "no FPN": the single map resampled to four scales, each with a 1 x 1 projection."""
 
-    def __init__(self, *, channels: int, out_channels: int) -> None:
+    def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.out_channels = (out_channels,) * SCALES
-        self.out = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for _ in range(SCALES))
+        (full,) = channels
+        self.out = nn.ModuleList(nn.Conv2d(full, out_channels, 1) for _ in range(SCALES))
 
-    def forward(self, features: Tensor) -> list[Tensor]:
+    def forward(self, *maps: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> four maps of out_channels, finest first: 4H, 2H, H, ceil(H / 2)."""
-        height, width = features.shape[-2:]
-        maps = [
-            F.interpolate(
-                out(features), size=(height * up, width * up), mode="bilinear", align_corners=False
-            )
-            for out, up in zip(self.out[:2], (4, 2), strict=True)
-        ]
-        coarse = ((height + 1) // 2, (width + 1) // 2)
-        maps.append(self.out[2](features))
+        (features,) = maps
         # A 1 x 1 convolution and a resampling commute, so each runs on the smaller map.
-        maps.append(self.out[3](F.interpolate(features, size=coarse, mode="area")))
-        return maps
+        fine = [
+            F.interpolate(out(features), scale_factor=factor, mode="bilinear", align_corners=False)
+            for out, factor in zip(self.out[:2], (4, 2), strict=True)
+        ]
+        height, width = features.shape[-2:]
+        coarse = ((height + 1) // 2, (width + 1) // 2)
+        halved = F.interpolate(features, size=coarse, mode="area")
+        return [*fine, self.out[2](features), self.out[3](halved)]
 
 
 class StagePyramid(Pyramid):
     """FC-CLIP's scales: the four stages of CLIP's ConvNeXt, each half as fine as the one before.
 
     Stages that halve the resolution are taken as they are; those that keep it (the synthetic CLIP
-    has strides 4, 8, 8 and 8) are averaged down to the scale that is their turn. Nothing is learned
-    here: the pixel decoder projects and normalises each stage.
+    has strides 4, 8, 8 and 8) are averaged down to their scale. Nothing is learned here: the pixel
+    decoder projects and normalises each stage.
     """
 
-    def __init__(self, *, channels: Sequence[int]) -> None:
+    def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.out_channels = tuple(channels)
 
-    def forward(self, *stages: Tensor) -> list[Tensor]:
+    def forward(self, *maps: Tensor) -> list[Tensor]:
         """Four maps (B, C_i, H_i, W_i) -> the same of H, H / 2, H / 4, H / 8 (rounded up)."""
-        height, width = stages[0].shape[-2:]
-        maps = []
-        for index, stage in enumerate(stages):
-            size = (-(-height // 2**index), -(-width // 2**index))
-            same = stage.shape[-2:] == size
-            maps.append(stage if same else F.interpolate(stage, size=size, mode="area"))
-        return maps
-
-
-def build_pyramid(
-    name: PyramidName | None, *, channels: Sequence[int], out_channels: int
-) -> Pyramid:
-    """The pyramid called ``name`` over maps of ``channels``.
-
-    ``out_channels`` concerns those over SAM's one map. No pyramid (``None``) is an
-    :class:`InputError`: without one there is no pixel decoder.
-    """
-    if name is None:
-        raise InputError("model.pyramid: null: the pixel decoder needs four scales; name a pyramid")
-    if name == "stages":
-        return StagePyramid(channels=channels)
-    kind = SimplePyramid if name == "fpn" else ResampledPyramid
-    return kind(channels=channels[0], out_channels=out_channels)
+        height, width = maps[0].shape[-2:]
+        sizes = [(-(-height // 2**index), -(-width // 2**index)) for index in range(SCALES)]
+        return [resample_area(stage, size) for stage, size in zip(maps, sizes, strict=True)]

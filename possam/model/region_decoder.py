@@ -1,5 +1,7 @@
 """From a backbone's maps to regions: the interface of the decoders, and Mask2Former's.
 
+The classes stand in ``registry.DECODERS``.
+
 Shapes: B images, Q queries, L layers, C channels, H W.
 """
 
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from possam.model.mask_decoder import MaskDecoder
+from possam.model.options import ModelOptions
 from possam.model.pixel_decoder import PixelDecoder
-from possam.model.pyramid import Pyramid
+from possam.model.registry import PYRAMIDS, load_part
 
 
 class Regions(NamedTuple):
@@ -30,7 +33,9 @@ class Regions(NamedTuple):
 
 
 class RegionDecoder(nn.Module):
-    """Interface: the backbone's maps -> regions of all layers, or of the last alone.
+    """Interface: the backbone's maps -> regions of all layers, or only of the last.
+
+    A decoder is built with the options of the model, and ``backbone_channels`` of the maps.
 
     Attributes:
         mask_channels: channels of the mask features.
@@ -46,17 +51,33 @@ class RegionDecoder(nn.Module):
 class Mask2FormerDecoder(RegionDecoder):
     """Four scales, the pixel decoder over them, and masked-attention queries on its output."""
 
-    def __init__(
-        self, *, pyramid: Pyramid, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder
-    ) -> None:
+    def __init__(self, options: ModelOptions, *, backbone_channels: Sequence[int]) -> None:
         super().__init__()
-        self.pyramid = pyramid
-        self.pixel_decoder = pixel_decoder
-        self.mask_decoder = mask_decoder
-        self.mask_channels = pixel_decoder.mask_channels
+        width = self.mask_channels = options.hidden_dim
+        self.pyramid = load_part(PYRAMIDS[options.backbone], options.pyramid)(
+            channels=backbone_channels, out_channels=width
+        )
+        self.pixel_decoder = PixelDecoder(
+            in_channels=self.pyramid.out_channels,
+            channels=width,
+            mask_channels=width,
+            heads=options.heads,
+            layers=options.pixel_encoder_layers,
+            ffn=options.pixel_encoder_ffn,
+            points=options.deformable_points,
+        )
+        self.mask_decoder = MaskDecoder(
+            channels=width,
+            mask_channels=width,
+            queries=options.queries,
+            heads=options.heads,
+            layers=options.decoder_layers,
+            ffn=options.decoder_ffn,
+        )
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
-        # Channels innermost, as norms over channels and 1 x 1 convolutions want them.
+        """Maps (B, C_i, H_i, W_i), finest first -> regions of the finest scale."""
+        # Channels innermost, as norms over channels and 1 x 1 convolutions read them.
         maps = [level.contiguous(memory_format=torch.channels_last) for level in backbone]
         mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*maps))
         features, embeddings = self.mask_decoder(

@@ -5,23 +5,22 @@ Shapes: B images, Q queries, C channels, E CLIP embedding, H W of images.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.ops.fast_linear import FastLinears
+from possam.model.options import Precision
 from possam.model.possam import PosSAM
 from possam.model.pyramid import SCALES
 from possam.model.resolution import pad_image
 from possam.runtime.errors import InputError
 
-Precision = Literal["fp32", "bf16"]
-
 
 class SamTower(Protocol):
-    """What of the SAM encoder is needed here."""
+    """What the SAM encoder needs to have."""
 
     @property
     def stride(self) -> int: ...
@@ -30,7 +29,7 @@ class SamTower(Protocol):
 
 
 class ClipTower(Protocol):
-    """What of CLIP's image side is needed here."""
+    """What CLIP's image side needs to have."""
 
     @property
     def stride(self) -> int: ...
@@ -52,7 +51,7 @@ class RawPrediction:
     Attributes:
         mask_logits: (B, Q, h, w) float32, positive inside, covering the padded image.
         ldp_embeddings, clip_embeddings: (B, Q, E) float32, unit norm.
-        iou: (B, Q) 0..1, the IoU expected; ``None`` for a model without an IoU head.
+        iou: (B, Q) 0..1, the expected IoU; ``None`` for a model without an IoU head.
         padded_size: (H', W') of the padded images; image_size: (H, W) as given.
     """
 

@@ -12,8 +12,8 @@ from segment_anything.modeling import TwoWayTransformer
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
 
-from possam.model.layers import MLP
-from possam.model.ops.norms import LayerNorm2d, exchange_layer_norms
+from possam.model.layers import MLP, LayerNorm2d, exchange_layer_norms
+from possam.model.options import ModelOptions
 from possam.model.region_decoder import RegionDecoder, Regions
 
 UPSCALED_SHARE = 8
@@ -23,25 +23,26 @@ UPSCALED_SHARE = 8
 class TwoWayDecoder(RegionDecoder):
     """Queries and the image's tokens attend to each other on SAM's one map; no pixel decoder.
 
-    Every layer predicts, as in Mask2Former: its queries end with SAM's final attention and norm,
-    which all layers share, so that layer k gives what a transformer of k layers would. All masks
-    are made on one upscaled map, that of the last layer's image tokens.
+    Every layer predicts, as in Mask2Former: its queries pass through SAM's final attention and
+    norm, which all layers share, so that layer k gives what a transformer of k layers would. All
+    masks are made on one upscaled map, that of the last layer's image tokens.
 
     SAM has one hypernetwork MLP for each of its four output tokens; here all queries share one.
     """
 
-    def __init__(
-        self, *, in_channels: int, channels: int, queries: int, heads: int, layers: int, ffn: int
-    ) -> None:
-        """``channels``: a multiple of 8 and of twice ``heads``; ``in_channels``: of SAM's map."""
+    def __init__(self, options: ModelOptions, *, backbone_channels: Sequence[int]) -> None:
         super().__init__()
+        (in_channels,), channels = backbone_channels, options.hidden_dim
         self.mask_channels = channels // UPSCALED_SHARE
         same = in_channels == channels
         self.projection = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1)
         self.positions = PositionEmbeddingRandom(channels // 2)
-        self.queries = nn.Parameter(torch.empty(queries, channels))
+        self.queries = nn.Parameter(torch.empty(options.queries, channels))
         self.transformer = TwoWayTransformer(
-            depth=layers, embedding_dim=channels, num_heads=heads, mlp_dim=ffn
+            depth=options.decoder_layers,
+            embedding_dim=channels,
+            num_heads=options.heads,
+            mlp_dim=options.decoder_ffn,
         )
         exchange_layer_norms(self.transformer)
         self.upscaling = nn.Sequential(
@@ -55,6 +56,7 @@ class TwoWayDecoder(RegionDecoder):
         nn.init.normal_(self.queries)
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
+        """One map (B, C, H, W) -> regions, with mask features (B, C / 8, 4 H, 4 W)."""
         (image,) = backbone
         image = self.projection(image)
         size = (image.shape[-2], image.shape[-1])
@@ -87,7 +89,7 @@ def run_two_way(
         transformer: of ``segment_anything``.
         queries: (B, Q, C), the initial ones; SAM adds them as positions in every layer.
         tokens: (B, N, C), of the image; positions: (N, C), theirs.
-        all_layers: the queries of every layer, the initial ones first; else of the last alone.
+        all_layers: the queries of every layer, the initial ones first; else only of the last.
 
     Returns:
         queries (B, L, Q, C) after the final attention and norm, and the last image tokens.

@@ -22,6 +22,7 @@ EXCLUDED: frozenset[str] = frozenset(
         "possam.datasets.options",
         "possam.evaluation.options",
         "possam.model.options",
+        "possam.model.registry",
         "possam.params.assets",
         "possam.params.benchmarks",
         "possam.params.data",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from possam.model.options import CLIP, ModelOptions
+from possam.model.options import CLIP
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.errors import InputError
@@ -212,16 +212,13 @@ def embed_names(
     return embed_cached(clip, vocabulary, templates=templates, encoder=encoder, folder=layout.text)
 
 
-def model_arguments(
-    model: ModelOptions, *, sam: "SamEncoder | None", clip: "FrozenClip"
-) -> dict[str, Any]:
-    """Arguments of ``build_possam`` (without the seed) for the given towers."""
+def tower_widths(*, sam: "SamEncoder | None", clip: "FrozenClip") -> dict[str, Any]:
+    """What ``build_possam`` needs to know of the given towers, by the names of its arguments."""
     return {
         "backbone_channels": list(clip.stage_channels) if sam is None else [sam.channels],
         "clip_channels": clip.dense_channels,
         "embed_dim": clip.embed_dim,
         "logit_scale": clip.logit_scale,
-        **model.model_dump(),
     }
 
 

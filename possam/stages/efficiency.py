@@ -23,7 +23,7 @@ def print_parameters(project: Project) -> None:
         count = count_parameters(
             sam_architecture=None if size is None else scale.towers.sam[size].architecture,
             clip_config=config,
-            model=model.model_dump(),
+            model=model,
         )
         numbers = (count.trainable, count.frozen, count.total)
         cut = " + ".join(str(millions(number)) for number in numbers[:2])

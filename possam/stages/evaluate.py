@@ -19,8 +19,8 @@ from possam.stages.common import (
     finished_run,
     frozen_hashes,
     load_towers,
-    model_arguments,
     set_up_process,
+    tower_widths,
 )
 
 EVALUATION_CODE = (
@@ -107,7 +107,7 @@ def evaluate(
     }
     sam, clip = load_towers(layout, run.sam)
     if condition == "untrained":
-        possam = build_possam(**model_arguments(run.model, sam=sam, clip=clip), seed=run.seed)
+        possam = build_possam(run.model, **tower_widths(sam=sam, clip=clip), seed=run.seed)
         run_identity = "untrained"
     else:
         weights = layout.run(name, run.seed) / "weights.safetensors"
@@ -119,13 +119,15 @@ def evaluate(
         names = shuffle_names(names, seed=run.seed)
     record = StageRecord("evaluate", parameters, inputs, seed=run.seed)
     segmenter = Segmenter(sam=sam, clip=clip, possam=possam, precision=scale.towers.precision)
+    # The parts that the options name are imported through the registry, which is not counted.
+    parts = {*run.model.modules, *(m for own in variants.values() for m in own.modules)}
     identity = {
         **parameters,
         "scale": project.name,
         "synthetic": scale.synthetic,
         "run_identity": run_identity,
         "inputs": inputs,
-        "code": code_identity(EVALUATION_CODE),
+        "code": code_identity((*EVALUATION_CODE, *parts)),
     }
     out = layout.evaluation(name, run.seed, benchmark, condition)
     shared: dict[str, Any] = {
@@ -141,7 +143,7 @@ def evaluate(
         counts = count_parameters(
             sam_architecture=None if run.sam is None else scale.towers.sam[run.sam].architecture,
             clip_config=clip_config(layout),
-            model=run.model.model_dump(),
+            model=run.model,
         )
         measure_efficiency(
             **shared,

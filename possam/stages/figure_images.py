@@ -17,7 +17,7 @@ from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.clusters import cluster_features, matched_labels
 from possam.evaluation.segment import segment_image
-from possam.model.automatic_masks import automatic_masks
+from possam.model.encoders.automatic_masks import automatic_masks
 from possam.model.encoders.sam import SamEncoder
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import Geometry
@@ -237,7 +237,7 @@ class _Trained:
 
 def _masks_panel(project: Project, sam: Sam, image: NDArray[np.uint8]) -> Panel:
     """SAM's automatic masks, smaller ones over larger ones."""
-    masks = automatic_masks(sam, image, **project.scale.automatic_masks.model_dump())
+    masks = automatic_masks(sam, image, project.scale.automatic_masks)
     ids = np.zeros(image.shape[:2], dtype=np.int32)
     for number, mask in enumerate(masks, start=1):
         ids[mask] = number
@@ -318,7 +318,7 @@ class _Clusters:
         """(H,W), 1 to k, of an RGB image (H,W,3)."""
         test = resize_for_test(
             torch.from_numpy(image).permute(2, 0, 1),
-            **self.project.scale.inference.resolution.model_dump(),
+            self.project.scale.inference.resolution,
         )
         height, width = test.pixels.shape[1:]
         padded = (height + -height % self.stride, width + -width % self.stride)

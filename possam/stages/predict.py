@@ -15,13 +15,14 @@ from possam.stages.common import (
     embed_names,
     frozen_hashes,
     load_towers,
-    model_arguments,
     set_up_process,
+    tower_widths,
 )
 
 if TYPE_CHECKING:
     from possam.model.encoders.text import TextEmbeddings
-    from possam.model.segmenter import Precision, Segmenter
+    from possam.model.options import Precision
+    from possam.model.segmenter import Segmenter
 
 
 def random_segmenter(
@@ -50,7 +51,7 @@ def random_segmenter(
         torch.manual_seed(seed)
         sam = SamEncoder(build_sam(find_architecture(architecture)).image_encoder)
         clip = load_clip(config=clip_config(Layout(project)), checkpoint=None, random_init=True)
-    possam = build_possam(**model_arguments(scale.model, sam=sam, clip=clip), seed=seed)
+    possam = build_possam(scale.model, **tower_widths(sam=sam, clip=clip), seed=seed)
     return Segmenter(
         sam=sam, clip=clip, possam=possam, precision=precision or scale.towers.precision
     )

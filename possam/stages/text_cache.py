@@ -16,6 +16,7 @@ from torch import Tensor
 from possam.model.encoders.text import TextEmbeddings, TextEncoder, embed_vocabulary, of_names
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path, hash_json
+from possam.runtime.progress import Progress
 
 FORMAT = "possam-text-1"
 
@@ -51,9 +52,9 @@ def embed_cached(
     count = sum(map(len, vocabulary))
     if path.is_file():
         return of_names(_read(path, count), vocabulary)
-    text = embed_vocabulary(
-        clip, vocabulary, templates=templates, label=f"embed {count} names of classes"
-    )
+    sentences, label = count * len(templates), f"embed {count} names of classes"
+    with Progress(sentences, label=label, unit="sentences") as progress:
+        text = embed_vocabulary(clip, vocabulary, templates=templates, report=progress.update)
     names = text.names.cpu().contiguous()
     with atomic_path(path) as temporary:
         save_file({"names": names}, temporary, metadata={"sha256": _digest(names)})

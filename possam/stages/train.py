@@ -23,9 +23,9 @@ from possam.stages.common import (
     embed_names,
     frozen_hashes,
     load_towers,
-    model_arguments,
     set_up_process,
     tower_hash,
+    tower_widths,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def training_identity(
         "scale": layout.project.name,
         "parameters": run.model_dump(mode="json"),
         "inputs": inputs,
-        "code": code_identity(TRAINING_CODE, package=package),
+        # The parts that the options name are imported through the registry, which is not counted.
+        "code": code_identity((*TRAINING_CODE, *run.model.modules), package=package),
     }
 
 
@@ -170,7 +171,7 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
 
 def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> None:
     from possam.datasets.format import ConvertedDataset
-    from possam.model.mask2former import start_from_mask2former
+    from possam.model.encoders.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
     from possam.training.loop import train_run
 
@@ -189,14 +190,14 @@ def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> 
 
     sam, clip = load_towers(layout, run.sam)
     text = embed_names(layout, clip, dataset.vocabulary, templates=run.templates)
-    arguments = model_arguments(run.model, sam=sam, clip=clip)
-    model = build_possam(**arguments, seed=run.seed)
+    widths = tower_widths(sam=sam, clip=clip)
+    model = build_possam(run.model, **widths, seed=run.seed)
     source = _source(layout, run, dataset, sam=sam, clip=clip, place=place)
     with contextlib.ExitStack() as stack:
         place.first(lambda: stack.enter_context(_only_one(directory)))
         summary = train_run(
             model=model,
-            model_kwargs=arguments,
+            model_kwargs={**widths, **run.model.model_dump()},
             source=source,
             text=text,
             training=run.training,

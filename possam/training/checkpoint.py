@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from possam.model.possam import PosSAM, build_possam
+from possam.model.possam import PosSAM, rebuild_possam
 from possam.runtime.errors import InputError, WrongVariantError
 from possam.runtime.files import (
     atomic_directory,
@@ -272,7 +272,7 @@ def load_trained(path: str | Path, *, frozen: Mapping[str, str]) -> PosSAM:
                 f"{path}: trained over {tower} {trained}, but the {tower} given is {given}; use "
                 "the towers that it was trained over"
             )
-    model = build_possam(**metadata["model"], seed=0)
+    model = rebuild_possam(metadata["model"], seed=0)
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:

@@ -9,7 +9,7 @@ may come in slices: each is divided by what the whole batch has (Mask2Former doe
 that the slices' losses add up to the loss of the batch, however it is cut.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.functional import (
     log_softmax,
 )
 
-from possam.model.layers import area_resample
+from possam.model.ops.resampling import resample_area
 from possam.training.matching import (
     Matches,
     PaddedTargets,
@@ -69,7 +69,6 @@ class Criterion:
         targets: Sequence[Target],
         generator: torch.Generator,
         counts: Sequence[int] | None = None,
-        select: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> Losses:
         """Match every layer and sum its losses; computed in float32.
 
@@ -80,8 +79,6 @@ class Criterion:
             targets: B targets on the same device.
             generator: source of the points, on the same device.
             counts: targets of each image of the whole batch, if the B images are a slice of it.
-            select: masks (M, h, w) of pairs' layers, images and queries, (M,) each, with their
-                gradient; by default taken from ``mask_logits``.
         """
         if not isinstance(mask_logits, Tensor):
             mask_logits = torch.stack(tuple(mask_logits))
@@ -91,7 +88,7 @@ class Criterion:
         class_logits = class_logits.float()
         matches = self.match(mask_logits, class_logits, padded, generator=generator)
         pairs = (matches.layer, matches.image, matches.query)
-        masks = (select(*pairs) if select else mask_logits[pairs]).float()
+        masks = mask_logits[pairs].float()
         points = uncertain_points(
             masks.detach(),
             count=self.params.points,
@@ -241,7 +238,7 @@ def mask_iou(logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
     pair without any pixel has IoU 0.
     """
     size = (logits.shape[-2], logits.shape[-1])
-    small = (area_resample(padded.masks, size) >= 0.5).flatten(2)
+    small = (resample_area(padded.masks, size) >= 0.5).flatten(2)
     truth = small[matches.image, matches.target].float()
     found = (logits > 0).flatten(1).float()
     overlap = (truth * found).sum(1)

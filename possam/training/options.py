@@ -1,10 +1,11 @@
 """Choices of training: loss weights and the recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from possam.datasets.options import AugmentationOptions
+from possam.model.options import Precision
 from possam.runtime.options import Count, Options, Positive, Rate, Unit, Weight
 
 
@@ -38,7 +39,7 @@ class TrainingOptions(Options):
     milestones: tuple[Positive, ...]
     gamma: Rate
     clip_norm: Rate
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     activation_checkpointing: bool
     feature_cache: bool
     augmentation: AugmentationOptions

@@ -110,7 +110,6 @@ class Trainer:
             targets=batch.targets,
             counts=counts,
             generator=generator,
-            select=output.select_masks,
         )
 
     @contextlib.contextmanager

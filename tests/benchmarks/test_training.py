@@ -37,12 +37,12 @@ def _run() -> tuple[ModelOptions, TrainingOptions, LossOptions]:
 
 def _network(model: ModelOptions) -> PosSAM:
     return build_possam(
+        model,
         backbone_channels=(INPUTS.sam[0],),
         clip_channels=INPUTS.clip[0],
         embed_dim=INPUTS.embed_dim,
         logit_scale=20.0,
         seed=0,
-        **model.model_dump(),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from possam.evaluation.efficiency import ParameterCount, count_parameters
 from possam.model.encoders.clip import load_clip
 from possam.model.encoders.sam import ARCHITECTURES, SamEncoder, build_sam
+from possam.model.options import ModelOptions
 from possam.model.possam import build_possam
 from possam.params.project import Project
 from possam.stages.efficiency import millions, print_parameters
@@ -33,7 +34,7 @@ def counts() -> dict[str, ParameterCount]:
         size: count_parameters(
             sam_architecture=tower.architecture,
             clip_config=scale.towers.clip.config,
-            model=scale.model.model_dump(),
+            model=scale.model,
         )
         for size, tower in scale.towers.sam.items()
     }
@@ -73,11 +74,12 @@ def test_a_real_model_has_as_many_parameters_as_the_meta_device_counts() -> None
         "logit_scale": 10.0,
         "seed": 0,
     }
-    for tower, channels, model in (
+    for tower, channels, fields in (
         ("synthetic_b", [sam.channels], widths),
         (None, clip.stage_channels, widths | stages),
     ):
-        built = build_possam(backbone_channels=channels, **shared, **model)
+        model = ModelOptions.model_validate(fields)
+        built = build_possam(model, backbone_channels=channels, **shared)
         count = count_parameters(sam_architecture=tower, clip_config=CLIP_CONFIG, model=model)
         assert count.trainable == sum(parameter.numel() for parameter in built.parameters())
         frozen = [clip] if tower is None else [clip, sam]

@@ -13,7 +13,7 @@ from possam.evaluation.evaluate import evaluate_run
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.reader import PredictionReader
 from possam.evaluation.statistics import ImageStatistics
-from possam.model.inference import STRIP_CELLS
+from possam.model.ops.strips import STRIP_CELLS
 from possam.model.segmenter import Segmenter
 from tests.support.answers import SEEN, Oracle, inference, text
 from tests.support.model_fakes import FakeClip, FakeSam, random_text, small_possam

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from possam.model.automatic_masks import automatic_masks
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
-from possam.model.automatic_masks import automatic_masks
 from possam.model.encoders.sam import load_sam
 
 TOWERS = Path(__file__).resolve().parents[2] / "data/towers"

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import SwinConfig
-
 from possam.model.mask2former import (
     convert_mask2former,
     describe_decoders,
     start_from_mask2former,
 )
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import SwinConfig
+
 from possam.model.possam import PosSAM, build_possam
 from possam.runtime.errors import InputError, WrongVariantError
 from tests.support.mask2former_reference import Sizes, config_of, our_decoders, randomise, reference

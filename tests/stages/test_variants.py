@@ -91,13 +91,13 @@ def run(project: Project) -> Callable[[str], dict[str, Any]]:
 
 def assert_trained(project: Project, name: str) -> None:
     """Weights as promised, and every one of them moved."""
-    from possam.model.possam import build_possam
+    from possam.model.possam import rebuild_possam
 
     directory = Layout(project).run(name, SEED)
     record, weights = read_json(directory / "run.json"), directory / "weights.safetensors"
     assert record["weights_sha256"] == sha256_file(weights)
     metadata = read_metadata(weights)
-    start = build_possam(**metadata["model"], seed=SEED)
+    start = rebuild_possam(metadata["model"], seed=SEED)
     tensors = load_file(weights)
     assert record["trainable_parameters"] == sum(p.numel() for p in start.parameters())
     for key, value in start.named_parameters():

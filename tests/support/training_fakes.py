@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from possam.datasets.format import ImageRecord, Segment
 from possam.datasets.options import AugmentationOptions
 from possam.model.encoders.text import TextEmbeddings
-from possam.model.possam import PosSAM, build_possam
+from possam.model.possam import PosSAM, rebuild_possam
 from possam.training.division import Division
 from possam.training.options import LossOptions, TrainingOptions
 from possam.training.sources import SampleOrder
@@ -95,7 +95,7 @@ def text_embeddings(num_classes: int = 3, channels: int = 8) -> TextEmbeddings:
 
 
 def possam(**changes: Any) -> PosSAM:
-    return build_possam(**{**MODEL, **changes}, seed=3)
+    return rebuild_possam({**MODEL, **changes}, seed=3)
 
 
 class DropoutPosSAM(nn.Module):

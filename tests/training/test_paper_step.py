@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from possam.datasets.coco import convert_coco
 from possam.model.encoders.clip import build_open_clip
 from possam.model.encoders.sam import build_sam, find_architecture
-from possam.model.possam import build_possam
+from possam.model.possam import rebuild_possam
 from possam.runtime.files import read_json
 from possam.training.checkpoint import read_metadata
 
@@ -115,6 +115,6 @@ def parameters_that_moved(folder: Path) -> tuple[int, int]:
     """How many trained numbers differ from their initial values, and how many there are."""
     trained = load_file(folder / "weights.safetensors")
     metadata = read_metadata(folder / "weights.safetensors")
-    initial = dict(build_possam(**metadata["model"], seed=0).named_parameters())
+    initial = dict(rebuild_possam(metadata["model"], seed=0).named_parameters())
     moved = sum(int((trained[name] != value).sum()) for name, value in initial.items())
     return moved, sum(value.numel() for value in initial.values())

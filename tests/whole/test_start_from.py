@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from possam.model.mask2former import convert_mask2former
+from possam.model.encoders.mask2former import convert_mask2former
 from possam.params.project import Project
 from possam.runtime.files import read_json, sha256_file
 from tests.whole.conftest import Workspace

@@ -1,7 +1,6 @@
-"""The frozen SAM: architectures, checkpoints, and a fast encoder over segment_anything's own
-weights.
+"""The frozen SAM: architectures, checkpoints, and its image encoder.
 
-Shapes: B images, C channels, H W pixels, h w tokens (H / patch, W / patch, rounded up).
+Shapes: B images, C channels, H W pixels.
 """
 
 from collections.abc import Mapping
@@ -19,34 +18,19 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
-from segment_anything.modeling.image_encoder import (
-    Attention,
-    Block,
-    get_rel_pos,
-    window_unpartition,
-)
 from torch import Tensor, nn
 
 from possam.model.encoders.state_dicts import read_state_dict
-from possam.model.ops.fast_linear import fast_linear, fast_linear_gelu
+from possam.model.ops.sam_encoder import run_encoder
 from possam.runtime.errors import InputError, WrongVariantError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-_MANY_TOKENS = 1024
-"""From here on attention on a CPU is faster in rows than fused."""
-_ROWS = 512
-"""Queries of a head whose scores are there at a time: 8 MiB for the 64 x 64 tokens of an image."""
-
-_MASK_CELLS = 1 << 21
-"""Biases of windows that are there at a time: 8 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamArchitecture:
-    """Everything that ``segment_anything`` needs to build one SAM (Kirillov et al. 2023, appendix
-    A).
-    """
+    """What ``segment_anything`` needs to build one SAM (Kirillov et al. 2023, appendix A)."""
 
     name: str
     embed_dim: int
@@ -229,152 +213,6 @@ def load_sam(path: str | Path, *, architecture: str) -> Sam:
     except RuntimeError as error:
         raise InputError(f"{path}: the state dict of {found.name} is damaged: {error}") from error
     return sam
-
-
-def _attend(attention: Attention, qkv: Tensor) -> Tensor:
-    """``Attention.forward`` between its two projections: (B, h, w, 3 C) -> (B, h, w, C).
-
-    The decomposed relative position bias is ``q . rel_h[y] + q . rel_w[x]`` for a key at (y, x).
-    """
-    batch, height, width, channels = qkv.shape
-    heads, channels = attention.num_heads, channels // 3
-    qkv = qkv.view(batch, height * width, 3, heads, channels // heads)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    grid = query.unflatten(2, (height, width))
-    table_h = get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype)
-    table_w = get_rel_pos(width, width, attention.rel_pos_w).to(query.dtype)
-    bias_h = torch.einsum("bnyxc,ykc->bnyxk", grid, table_h).flatten(2, 3)
-    bias_w = torch.einsum("bnyxc,xkc->bnyxk", grid, table_w).flatten(2, 3)
-    query = query * attention.scale
-    attend = _attend_fused
-    if qkv.device.type == "cpu" and not torch.is_grad_enabled():
-        attend = _attend_in_rows if height * width >= _MANY_TOKENS else _attend_in_windows
-    out = attend(query, key, value, bias_h, bias_w)
-    return out.transpose(1, 2).reshape(batch, height, width, channels)
-
-
-def _attend_fused(
-    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
-) -> Tensor:
-    """Attention (B, n, h w, D) with biases (B, n, h w, h) and (B, n, h w, w), on fused kernels.
-
-    The biases appended to the queries and a one-hot code of y and x appended to the keys make the
-    bias part of the dot product: exact, and no (h w)^2 bias is ever stored.
-    """
-    height, width, size = bias_h.shape[-1], bias_w.shape[-1], value.shape[-1]
-    rows = torch.eye(height, dtype=query.dtype, device=query.device)
-    columns = torch.eye(width, dtype=query.dtype, device=query.device)
-    code = torch.cat((rows.repeat_interleave(width, dim=0), columns.repeat(height, 1)), dim=1)
-    query = torch.cat((query, bias_h, bias_w), dim=-1)
-    key = torch.cat((key, code.expand(*key.shape[:2], -1, -1)), dim=-1)
-    # Fused kernels want one head size for queries, keys and values.
-    value = F.pad(value, (0, height + width))
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
-
-
-@torch.compiler.disable
-def _attend_in_rows(
-    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
-) -> Tensor:
-    """The same on a CPU, a head and some rows of queries at a time, in float32.
-
-    The fused kernel works on appended biases and padded values three times as long as it did
-    without, and multiplies through MKL; here the bias is added to scores that lie in the cache.
-    """
-    batch, heads, tokens, _ = query.shape
-    height, width = bias_h.shape[-1], bias_w.shape[-1]
-    out = torch.empty_like(query)
-    scores = torch.empty(_ROWS, tokens)
-    with torch.autocast("cpu", enabled=False):
-        for image in range(batch):
-            for head in range(heads):
-                keys = key[image, head].float().contiguous()
-                values = value[image, head].float().t().contiguous()
-                for start in range(0, tokens, _ROWS):
-                    part = (image, head, slice(start, start + _ROWS))
-                    rows = fast_linear(query[part].float(), keys)
-                    grid = rows.view(-1, height, width)
-                    grid += bias_h[part].float()[:, :, None]
-                    grid += bias_w[part].float()[:, None, :]
-                    probs = torch.softmax(rows, dim=-1, out=scores[: len(rows)])
-                    out[part] = fast_linear(probs, values)
-    return out
-
-
-@torch.compiler.disable
-def _attend_in_windows(
-    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
-) -> Tensor:
-    """The same for many short sequences on a CPU, in float32: the biases of a few windows at a time
-    are a mask of the fused kernel, which is several times slower in bfloat16, and would round them.
-    """
-    windows, heads, tokens, _ = query.shape
-    count = max(1, _MASK_CELLS // (heads * tokens**2))
-    out = torch.empty_like(query)
-    with torch.autocast("cpu", enabled=False):
-        for start in range(0, windows, count):
-            part = slice(start, start + count)
-            bias = bias_h[part].float().unsqueeze(-1) + bias_w[part].float().unsqueeze(-2)
-            q, k, v = (tensor[part].float() for tensor in (query, key, value))
-            out[part] = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias.flatten(-2), scale=1.0
-            )
-    return out
-
-
-def _to_windows(x: Tensor, size: int, fill: Tensor) -> Tensor:
-    """(B, h, w, C) -> (windows, size, size, C), cells outside the map holding ``fill`` (C)."""
-    batch, height, width, channels = x.shape
-    rows, columns = -(-height // size), -(-width // size)
-    if (rows * size, columns * size) != (height, width):
-        padded = x.new_empty(batch, rows * size, columns * size, channels)
-        padded[:, :height, :width] = x
-        padded[:, :height, width:] = fill
-        padded[:, height:] = fill
-        x = padded
-    x = x.view(batch, rows, size, columns, size, channels).transpose(2, 3)
-    return x.reshape(-1, size, size, channels)
-
-
-def _run_block(block: Block, x: Tensor) -> Tensor:
-    """``Block.forward``, (B, h, w, C) -> the same.
-
-    Cells that only fill up windows are zeros before the projection to queries, keys and values,
-    which makes its bias of them; so they are added after it. What they attend to is dropped.
-    """
-    attention, mlp, size = block.attn, block.mlp, (x.shape[1], x.shape[2])
-    qkv = fast_linear(block.norm1(x), attention.qkv.weight, attention.qkv.bias)
-    window = block.window_size
-    if window > 0:
-        mixed = _attend(attention, _to_windows(qkv, window, attention.qkv.bias))
-        padded = tuple(-(-side // window) * window for side in size)
-        mixed = window_unpartition(mixed, window, padded, size)
-    else:
-        mixed = _attend(attention, qkv)
-    x = x + fast_linear(mixed, attention.proj.weight, attention.proj.bias)
-    hidden = fast_linear_gelu(block.norm2(x), mlp.lin1.weight, mlp.lin1.bias)
-    return x + fast_linear(hidden, mlp.lin2.weight, mlp.lin2.bias)
-
-
-def run_encoder(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
-    """``ImageEncoderViT.forward`` for any size that is a multiple of the patch, on fused attention.
-
-    ``images``: normalised (B, 3, H, W). Returns (B, C, h, w). The absolute position embedding is
-    interpolated (bicubic) when the grid differs from the pretrained one; segment_anything does the
-    same with the relative tables of global layers.
-    """
-    x = encoder.patch_embed(images)
-    position = encoder.pos_embed
-    if position is not None:
-        if position.shape[1:3] != x.shape[1:3]:
-            position = F.interpolate(
-                position.permute(0, 3, 1, 2), size=x.shape[1:3], mode="bicubic", align_corners=False
-            ).permute(0, 2, 3, 1)
-        x = x + position
-    for block in encoder.blocks:
-        x = _run_block(block, x)
-    out: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
-    return out
 
 
 class SamEncoder(nn.Module):

@@ -3,8 +3,7 @@
 Shapes: K classes, N names (K classes with one or more synonyms each), E CLIP embedding.
 """
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from possam.runtime.errors import InputError
-from possam.runtime.progress import Progress
 
 
 class TextEncoder(Protocol):
-    """What of CLIP is needed here."""
+    """What CLIP needs to have."""
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Unit-norm (len(texts), E)."""
@@ -29,7 +27,7 @@ class TextEmbeddings:
     """Embedded vocabulary.
 
     Attributes:
-        names: (N, E) float32, unit norm, one row a name, averaged over templates.
+        names: (N, E) float32, unit norm, one row per name, averaged over templates.
         class_index: (N,) int64, ascending: the class of each name, each of 0..K-1 at least once.
         num_classes: K.
     """
@@ -40,12 +38,12 @@ class TextEmbeddings:
 
     def __post_init__(self) -> None:
         if self.num_classes < 1 or len(self.names) < 1:
-            raise InputError("vocabulary: it is empty; give one class name at least")
+            raise InputError("vocabulary: it is empty; give at least one class name")
         index = self.class_index
         if len(index) != len(self.names) or self.names.dim() != 2:
             raise InputError(
                 f"vocabulary: {len(index)} class indices for names of shape "
-                f"{tuple(self.names.shape)}; give (N, E) names and one index a name"
+                f"{tuple(self.names.shape)}; give (N, E) names and one index per name"
             )
         expected = torch.arange(self.num_classes, device=index.device)
         if not torch.equal(torch.unique_consecutive(index), expected):
@@ -80,23 +78,23 @@ def embed_vocabulary(
     *,
     templates: Sequence[str],
     batch_size: int = 1024,
-    label: str | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> TextEmbeddings:
     """Embed every synonym of every class in every template, and average over the templates.
 
     Args:
         vocabulary: synonyms of each class, in the order of the classes.
         templates: sentences with one ``{}`` for the name (decisions: ViLD's 14).
-        batch_size: sentences in one call of the encoder.
-        label: what the progress is called; ``None``: it is not shown.
+        batch_size: sentences per call of the encoder.
+        report: called after each batch with its number of sentences.
 
     Raises:
         InputError: an empty vocabulary, a class without a name, a template without ``{}``.
     """
     if not vocabulary:
-        raise InputError("vocabulary: it is empty; give one class name at least")
+        raise InputError("vocabulary: it is empty; give at least one class name")
     if not templates:
-        raise InputError("templates: there is none; give one at least, such as 'a photo of a {}'")
+        raise InputError("templates: there is none; give at least one, such as 'a photo of a {}'")
     for template in templates:
         if template.count("{}") != 1:
             raise InputError(f"templates: {template!r} must contain {{}} once, for the name")
@@ -106,20 +104,16 @@ def embed_vocabulary(
     names = [name for synonyms in vocabulary for name in synonyms]
     sentences = [template.replace("{}", name) for name in names for template in templates]
     encoded = []
-    with contextlib.ExitStack() as stack:
-        progress = None
-        if label is not None:
-            progress = stack.enter_context(Progress(len(sentences), label=label, unit="sentences"))
-        for start in range(0, len(sentences), batch_size):
-            part = sentences[start : start + batch_size]
-            encoded.append(clip.encode_text(part).float())
-            if progress is not None:
-                progress.update(len(part))
+    for start in range(0, len(sentences), batch_size):
+        part = sentences[start : start + batch_size]
+        encoded.append(clip.encode_text(part).float())
+        if report is not None:
+            report(len(part))
     averaged = torch.cat(encoded).unflatten(0, (len(names), len(templates))).mean(1)
     return of_names(F.normalize(averaged, dim=-1), vocabulary)
 
 
 def of_names(names: Tensor, vocabulary: Sequence[Sequence[str]]) -> TextEmbeddings:
-    """The embedded vocabulary whose names, class by class, have the embeddings ``names``."""
+    """The vocabulary whose names, class by class, have the embeddings ``names`` (N, E)."""
     class_index = [index for index, synonyms in enumerate(vocabulary) for _ in synonyms]
     return TextEmbeddings(names, torch.tensor(class_index, device=names.device), len(vocabulary))

@@ -4,9 +4,10 @@ A program takes a block of queries of one head of one image through all levels a
 nothing as large as the samples is ever written. Where several samples touch a cell, its gradient is
 summed atomically, as by PyTorch's own ``grid_sample``: in no fixed order.
 
-Import this only where Triton is wanted: importing it imports Triton.
+Importing this module imports Triton, which exists on Linux only.
 
-Shapes: B images, Q queries, N cells of all levels, M heads, L levels, P points, D channels a head.
+Shapes: B images, Q queries, N cells of all levels, M heads, L levels, P points, D channels per
+head.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _BLOCK = 32
-"""Queries of a program."""
+"""Queries per program."""
 
 
 @triton.jit
@@ -35,7 +36,7 @@ def _read_cells(values, row, column, height, width, step, lanes, kept):
 def _find(offsets, centre, side, kept):
     """The cell before each sample along one side of the map, and how far behind it: (BLOCK, 1)."""
     place = tl.load(offsets, mask=kept, other=0.0) + centre * side - 0.5
-    # Beyond the cells around the map all is zero, however far.
+    # Beyond the cells around the map everything is zero, however far.
     place = tl.minimum(tl.maximum(place, -2.0), side + 1.0)
     cell = tl.floor(place)
     return cell.to(tl.int32), (place - cell)[:, None]
@@ -117,7 +118,7 @@ def _backward(
     lanes = (lane, lane < channels)
     step = heads * channels
     places = own[:, None] * channels + lane[None, :]
-    wanted = tl.load(gradient + places, mask=kept[:, None] & lanes[1][None, :], other=0.0)
+    grad_output = tl.load(gradient + places, mask=kept[:, None] & lanes[1][None, :], other=0.0)
     for level in range(LEVELS):
         height, width, first = _level(sizes, level, image, cells)
         start = first * step + head * channels
@@ -131,13 +132,13 @@ def _backward(
             upper = a[0] + right * (b[0] - a[0])
             lower = c[0] + right * (d[0] - c[0])
             slope_x = (1 - below) * (b[0] - a[0]) + below * (d[0] - c[0])
-            to_weight = tl.sum(wanted * (upper + below * (lower - upper)), axis=1)
-            to_x = weight * tl.sum(wanted * slope_x, axis=1)
-            to_y = weight * tl.sum(wanted * (lower - upper), axis=1)
+            to_weight = tl.sum(grad_output * (upper + below * (lower - upper)), axis=1)
+            to_x = weight * tl.sum(grad_output * slope_x, axis=1)
+            to_y = weight * tl.sum(grad_output * (lower - upper), axis=1)
             tl.store(d_weights + sample, to_weight, mask=kept)
             tl.store(d_offsets + 2 * sample, to_x, mask=kept)
             tl.store(d_offsets + 2 * sample + 1, to_y, mask=kept)
-            share = weight[:, None] * wanted
+            share = weight[:, None] * grad_output
             tl.atomic_add(d_maps + a[1], share * (1 - right) * (1 - below), mask=a[2])
             tl.atomic_add(d_maps + b[1], share * right * (1 - below), mask=b[2])
             tl.atomic_add(d_maps + c[1], share * (1 - right) * below, mask=c[2])
@@ -189,18 +190,7 @@ def sample_sum(
     references: Tensor,
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the maps; with derivatives.
-
-    Args:
-        values: (B, N, M, D) float32.
-        offsets: (B, Q, M, L, P, 2) float32, x, y in cells of the level.
-        weights: (B, Q, M, L, P) float32.
-        references: (Q, 2) float32, x, y in 0..1; gets no gradient.
-        shapes: (H, W) of each level.
-
-    Returns:
-        (B, Q, M * D) float32.
-    """
+    """:func:`~possam.model.ops.deformable.sample_plain` of float32 on CUDA."""
     first, sizes = 0, []
     for height, width in shapes:
         sizes.append((height, width, first))
