@@ -305,10 +305,9 @@ def draw_batch(inputs: Inputs, *, images: int) -> "Batch":
 
 def loader_case(*, images: int, size: tuple[int, int], side: int) -> Iterator[Case]:
     """Samples of a drawn data set in COCO's layout, in this process, with large-scale jitter."""
-    from benchmarks.conversion import write_coco
+    from benchmarks.conversion import convert_coco, write_coco
     from benchmarks.naive_training import read_sample
     from possam.datasets.augmentation import AugmentationSettings
-    from possam.datasets.coco import convert_coco
     from possam.datasets.format import ConvertedDataset
     from possam.datasets.loader import SegmentationDataset
 

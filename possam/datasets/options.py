@@ -4,20 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from possam.datasets.catalogue import DATASETS, TRAINABLE
+from possam.datasets.catalogue import datasets, trainable
 from possam.runtime.options import Options, Positive, Rate
 
 
 def _known(name: str) -> str:
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set; valid choices: {', '.join(DATASETS)}")
+    if name not in datasets():
+        raise ValueError(f"unknown data set; valid choices: {', '.join(datasets())}")
     return name
 
 
-def trainable(name: str) -> str:
-    if name not in TRAINABLE:
+def can_train(name: str) -> str:
+    """``name`` if a run can train on this data set."""
+    if name not in trainable():
         raise ValueError(
-            f"this data set has no training split; valid choices: {', '.join(TRAINABLE)}"
+            f"this data set has no training split; valid choices: {', '.join(trainable())}"
         )
     return name
 
@@ -26,7 +27,7 @@ DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class AugmentationOptions(Options):
-    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``. ``size`` in pixels."""
+    """``lsj``: large-scale jitter, crop, mirror; ``flip``: mirror only. ``size`` in pixels."""
 
     policy: Literal["lsj", "flip", "none"]
     size: Positive

@@ -1,7 +1,7 @@
 """Check a converted data set against itself: every count, id, area, size and hash."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,8 @@ from possam.datasets.format import (
 )
 from possam.datasets.label_runs import segment_table
 from possam.datasets.photos import check_photo
-from possam.datasets.pixels import (
-    Array,
-    class_map,
-    decode_file,
-    decode_ids,
-    decode_semantic,
-)
+from possam.datasets.pixels import Array, class_map, decode_file, decode_ids, decode_semantic
+from possam.datasets.records import UPSTREAM_INSTANCES
 from possam.runtime.errors import InputError
 from possam.runtime.pools import in_chunks
 from possam.runtime.progress import Progress
@@ -34,7 +29,12 @@ from possam.runtime.progress import Progress
 _SHOWN = 20
 
 
-def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
+def validate_dataset(
+    directory: Path,
+    *,
+    workers: int = 1,
+    more: Callable[[ConvertedDataset], list[str]] | None = None,
+) -> dict[str, Any]:
     """Check everything that a converted data set promises.
 
     Files and hashes as in the manifest; unique image ids and files; image, panoptic and semantic
@@ -42,6 +42,11 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     in range; both maps agree on stuff; counts and label histogram recounted; instances of thing
     classes, of their image's size, with the area that their mask has or, from upstream polygons, a
     positive one; at least half of the images have a labelled pixel, and a segment.
+
+    Args:
+        directory: folder of the data set.
+        workers: processes.
+        more: what this data set promises besides: one message per fault.
 
     Returns:
         Report: ``counts`` (the manifest's), and what is no fault but worth a look: ``void_images``
@@ -54,7 +59,7 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     """
     directory = Path(directory)
     dataset = ConvertedDataset.open(directory)
-    faults = _static_faults(dataset)
+    faults = _static_faults(dataset) + ([] if more is None else more(dataset))
     size = len(dataset.categories)
     pixels, segments = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     void_pixels, void_images = 0, []
@@ -225,7 +230,7 @@ def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> Any:
     counts = np.zeros(len(dataset.categories), dtype=np.int64)
     things = {category.index for category in dataset.categories if category.is_thing}
     sizes = {record.id: [record.height, record.width] for record in dataset.images}
-    counted = dataset.manifest["instances"] in ("panoptic segments", "none (semantic regions)")
+    counted = not dataset.manifest["instances"].startswith(UPSTREAM_INSTANCES)
     seen: set[int] = set()
     for entry in dataset.instances()["annotations"]:
         where = f"{path}: annotation {entry['id']}"

@@ -32,3 +32,5 @@ def check(scale: str | None) -> None:
             f"{len(load_figures(project))} figures, "
             f"{len(project.scale.assets)} assets"
         )
+        for reason in project.unserved.values():
+            print(f"  not at this scale: {reason}")

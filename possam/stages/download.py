@@ -80,7 +80,7 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
         local = None if file.is_file() else find(name, project.assets, data)
         if isinstance(local, LocalParts):
             note = layout.assets / f".{name}.unpacked.json"
-            facts = link_parts(name, local, raw, data=data, note=note)
+            facts = link_parts(name, local, raw, note=note)
             record_unpacked(
                 asset, name=name, directory=layout.assets, facts=facts,
                 source=f"data root {local.root}",

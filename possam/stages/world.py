@@ -27,7 +27,7 @@ def make_world(project: Project, *, workers: int) -> None:
         ade20k_train=world.ade20k_train,
         ade20k_val=world.ade20k_val,
         ade20k_full_val=world.ade20k_full_val,
-        pascal_context_val=world.pascal_context_val,
+        pascal_context_459_val=world.pascal_context_459_val,
         seed=world.seed,
         workers=workers,
     )

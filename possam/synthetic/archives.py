@@ -205,7 +205,7 @@ def _produce(
 
 def write_world(
     directory: Path, *, coco_train: int, coco_val: int, ade20k_train: int, ade20k_val: int,
-    ade20k_full_val: int, pascal_context_val: int, seed: int, workers: int = 1,
+    ade20k_full_val: int, pascal_context_459_val: int, seed: int, workers: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Write all archives and class-name files into ``directory``, and ``manifest.json`` last.
 
@@ -216,7 +216,7 @@ def write_world(
     counts = {
         "coco_train": coco_train, "coco_val": coco_val,
         "ade20k_train": ade20k_train, "ade20k_val": ade20k_val,
-        "ade20k_full_val": ade20k_full_val, "pascal_context_val": pascal_context_val,
+        "ade20k_full_val": ade20k_full_val, "pascal_context_459_val": pascal_context_459_val,
     }  # fmt: skip
     for name, value in (*counts.items(), ("workers", workers)):
         if value < 1:
@@ -245,7 +245,7 @@ def write_world(
         })  # fmt: skip
         full = _tasks("b", "val", count=ade20k_full_val, seed=seed, first=1)
         write_ade_full(directory, make(ade_full_scene, full))
-        context = _context_tasks(pascal_context_val, seed)
+        context = _context_tasks(pascal_context_459_val, seed)
         write_context(directory, make(context_scene, context))
     write_class_files(directory)
     names = (

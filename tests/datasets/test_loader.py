@@ -18,11 +18,10 @@ from possam.datasets.augmentation import (
     apply_placement,
     draw_placement,
 )
-from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.loader import SegmentationDataset, collate
 from possam.runtime.errors import InputError
-from tests.support.layouts import coco_ids, make_coco, save_rgb_ids
+from tests.support.layouts import coco_ids, convert_coco, make_coco, save_rgb_ids
 
 LSJ = AugmentationSettings(policy="lsj", size=16, min_scale=0.1, max_scale=2.0)
 FLIP = AugmentationSettings(policy="flip", size=16, min_scale=1.0, max_scale=1.0)

@@ -11,10 +11,8 @@ from PIL import Image
 from scipy.io import savemat
 from torch import Tensor, nn
 
-from possam.datasets.ade20k_full import convert_ade20k_full
 from possam.datasets.class_names import read_class_names, seen_classes
 from possam.datasets.format import ConvertedDataset
-from possam.datasets.pascal_context import convert_pascal_context
 from possam.evaluation.evaluate import evaluate_run
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import score
@@ -23,6 +21,7 @@ from possam.model.encoders.text import TextEmbeddings
 from possam.model.segmenter import RawPrediction
 from possam.runtime.errors import InputError
 from tests.support.answers import inference
+from tests.support.layouts import convert_ade20k_full, convert_pascal_context
 
 FACTS = Path(__file__).resolve().parents[2] / "params" / "facts"
 SIZE = (20, 24)

@@ -24,7 +24,7 @@ from possam.synthetic.vocabulary import CLASSES
 
 COUNTS = {
     "coco_train": 6, "coco_val": 3, "ade20k_train": 5, "ade20k_val": 3, "ade20k_full_val": 3,
-    "pascal_context_val": 4,
+    "pascal_context_459_val": 4,
 }  # fmt: skip
 
 
