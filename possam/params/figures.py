@@ -226,14 +226,21 @@ def load_figures(project: Project) -> dict[str, FigureParams]:
     return {name: figure for name, figure in found.items() if not _lack(project, figure)}
 
 
+def unserved_figures(project: Project) -> dict[str, str]:
+    """For each figure that the scale lacks data for: what it lacks."""
+    path, found = project.folder / "figures.yaml", _read_figures(project)
+    lacks = {name: _lack(project, figure) for name, figure in found.items()}
+    return {name: f"{path}: {name}: {lack}" for name, lack in lacks.items() if lack}
+
+
 def find_figure(project: Project, name: str) -> FigureParams:
     """The figure called ``name``.
 
     Raises:
         InputError: no such figure (with those that are there), or the scale lacks its data.
     """
-    figures, path = _read_figures(project), project.folder / "figures.yaml"
-    choose("figure", name, figures, str(path), "figure")
-    if lack := _lack(project, figures[name]):
-        raise InputError(f"{path}: {name}: {lack}")
+    figures = _read_figures(project)
+    choose("figure", name, figures, str(project.folder / "figures.yaml"), "figure")
+    if name in (unserved := unserved_figures(project)):
+        raise InputError(unserved[name])
     return figures[name]

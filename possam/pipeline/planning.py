@@ -13,7 +13,7 @@ from possam.assets.inventory import Held, take_inventory, unpacked_bytes
 from possam.datasets.catalogue import datasets
 from possam.model.options import CLIP
 from possam.params.data import load_data
-from possam.params.figures import load_figures
+from possam.params.figures import load_figures, unserved_figures
 from possam.params.layout import FIGURE_CARD, REPORT, RUN, TABLE_CSV, Layout
 from possam.params.plan import HardwareParams, PlanParams, load_plan, tower_key
 from possam.params.project import Project
@@ -94,8 +94,11 @@ def resolve_targets(pipeline: Pipeline, scale: str, names: Sequence[str]) -> lis
     """
     project = pipeline.project(scale)
     prefix, figures = project.prefix, load_figures(project)
+    unserved = project.unserved | unserved_figures(project)
     found: list[str] = []
     for name in names or project.tables:
+        if name in unserved:
+            raise InputError(unserved[name])
         if name in project.tables:
             found.append(TABLE_CSV.format(prefix=prefix, table=name))
         elif name in figures:
