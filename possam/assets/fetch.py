@@ -1,4 +1,4 @@
-"""Fetch upstream files: resumable, checked before they get their name, each with a record.
+"""Fetch upstream files: resumable, checked before they are renamed, each with a record.
 
 In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that
 the pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden
@@ -7,10 +7,10 @@ file of a user's data root is a link; an archive that is unpacked there has a re
 """
 
 import contextlib
-import fcntl
 import hashlib
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from possam.assets.download import download
 from possam.params.assets import AssetParams
 from possam.runtime.errors import ChecksumError, InputError, PossamError
 from possam.runtime.files import atomic_path, read_json, write_json
+from possam.runtime.locks import hold
 from possam.runtime.progress import Progress
 
 _CHUNK = 1 << 20
@@ -29,7 +30,7 @@ PINS = "pins.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Expected:
-    """What a file must be. ``algorithm`` None: nothing is published and nothing is pinned yet."""
+    """What a file must be. ``algorithm`` None: no checksum is published, and none pinned yet."""
 
     algorithm: str | None
     digest: str | None
@@ -68,7 +69,7 @@ def fetch(
     Args:
         asset: what to fetch, from ``params/assets.yaml``.
         name: the asset's key there.
-        directory: where files and records go; one folder a scale.
+        directory: where files and records go; one folder per scale.
         world_manifest: the procedural world's manifest; its folder replaces ``{world}``.
         base: folder that relative ``file:`` paths and manifests start from (the repository).
         local: the file in a data root of the user, taken instead of ``urls``: checked and linked.
@@ -89,7 +90,7 @@ def fetch(
         facts = _present(target, expected, name, replaceable=bool(asset.urls))
         if facts is None:
             facts = _obtain(
-                asset, name, target, expected, _Places(world_manifest, base), local,
+                asset, name, target, expected, _Paths(world_manifest, base), local,
                 retries=retries, backoff=backoff, timeout=timeout,
             )  # fmt: skip
         if expected.algorithm is None:
@@ -148,20 +149,14 @@ def record_unpacked(
     _record(asset, name, directory, facts, checksum=f"unpacked-sha256:{digest}", pinned=True)
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one asset; a second process waits for the first one's file."""
-    with open(path, "a", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"{name}: another process fetches it; waiting\n")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock, also after a crash
+def _exclusive(path: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Hold a lock; a second process waits until the first one has the file."""
+    waiting = f"{name}: another process fetches it; waiting\n"
+    return hold(path, timeout=math.inf, on_wait=lambda: print(waiting, end="", file=sys.stderr))
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Paths:
     """Resolves ``{world}`` and relative paths."""
 
     world_manifest: Path | None
@@ -200,7 +195,7 @@ def _expectation(
         return _Expected(
             algorithm=algorithm, digest=value, size=asset.size, pinned=False, origin="assets.yaml"
         )
-    path = _Places(world_manifest, base).path(value, name=name, field="checksum")
+    path = _Paths(world_manifest, base).path(value, name=name, field="checksum")
     manifest = read_json(path)
     try:
         entry = manifest["files"][asset.file]
@@ -311,7 +306,7 @@ def _obtain(
     name: str,
     target: Path,
     expected: _Expected,
-    places: _Places,
+    paths: _Paths,
     local: Path | None,
     *,
     retries: int,
@@ -332,7 +327,7 @@ def _obtain(
     for url in asset.urls:
         try:
             if url.startswith("file:"):
-                source = places.path(url.removeprefix("file:"), name=name, field="urls")
+                source = paths.path(url.removeprefix("file:"), name=name, field="urls")
                 _copy(source, partial, name)
             else:
                 download(

@@ -33,13 +33,13 @@ class LocalParts:
 def find(
     name: str, assets: Mapping[str, AssetParams], data: DataParams
 ) -> LocalFile | LocalParts | None:
-    """What a user's folder holds of asset ``name``; None without a root, or if nothing is there.
+    """Where asset ``name`` lies in its root; None if it has no root, or is not there.
 
     An unpacked archive is preferred to the archive: it needs no further disk space.
 
     Raises:
         InputError: the root is no folder; it holds a part of the asset and lacks another; or it
-            holds no asset of this root at all (another folder must have been meant).
+            holds no asset of this root at all (probably the wrong folder).
     """
     root = data.root_of(name)
     if root is None:
@@ -85,7 +85,7 @@ def _holds(root: Path, placed: PlacedParams, file: str) -> bool:
 def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> dict[str, Any]:
     """Check the parts and make ``directory`` a folder of links to them.
 
-    Names and sizes are always looked through; contents are hashed again only if a name, size or
+    Names and sizes are always checked; contents are hashed again only if a name, size or
     time changed since ``note`` was written.
 
     Returns:

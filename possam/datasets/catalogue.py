@@ -79,6 +79,16 @@ class UpstreamDataset:
         return {part: role.format(split=split) for part, role in self.roles.items()}
 
 
+def one_file(path: str, *elsewhere: str) -> dict[str, Any]:
+    """A part of an unpacked archive, for ``on_disk``: a file and where else users keep it."""
+    return {"path": path, "places": [path, *elsewhere]}
+
+
+def many_files(path: str, *elsewhere: str, **files: Any) -> dict[str, Any]:
+    """A folder of an unpacked archive, and the files in it (``suffix``, ``exactly``, ...)."""
+    return one_file(path, *elsewhere) | {"files": [files]}
+
+
 def module_of(dataset: str) -> str:
     """Dotted name of the module that declares and reads ``dataset``."""
     return f"{_PACKAGE}.{dataset}"

@@ -1,4 +1,4 @@
-"""Class-name files: one line a class, ``index:name,synonym,...``, as OpenSeg and ODISE use them.
+"""Class-name files: one line per class, ``index:name,synonym,...``, as OpenSeg and ODISE use them.
 
 Beside them, CSV tables of facts about the classes of a data set.
 """

@@ -2,7 +2,7 @@
 
 Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its files and
 a part file there (written last); a second run keeps the parts whose sources did not change. When
-all are there, the JSON files are put together part by part and the folder takes its name.
+all are there, the JSON files are assembled from the parts and the folder is renamed.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
 
     Raises:
         InputError: the first task, in their order, that cannot be converted.
-        PossamError: a worker died; what is converted already is kept for the next run.
+        PossamError: a worker died; what is already converted is kept for the next call.
     """
     tasks, image_root = source.tasks, source.image_root
     if not tasks:
@@ -82,7 +82,7 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     shutil.rmtree(staging / _PARTS)
     (staging / "identity.json").unlink()
     for folder in folders:
-        _drop_strangers(staging / folder, {_file_name(task, folder) for task in tasks})
+        _remove_others(staging / folder, {_file_name(task, folder) for task in tasks})
     write_json(staging / MANIFEST, manifest)
     publish(staging, out)
     return manifest
@@ -106,15 +106,15 @@ def _prepare(staging: Path, identity: dict[str, Any]) -> None:
     write_json(path, identity)
 
 
-def _drop_strangers(folder: Path, expected: set[str]) -> None:
-    """Remove files of an earlier, interrupted conversion of another set of images."""
+def _remove_others(folder: Path, expected: set[str]) -> None:
+    """Remove files that an interrupted conversion of other images left."""
     for path in folder.iterdir():
         if path.name not in expected:
             path.unlink()
 
 
 def publish(staging: Path, out: Path) -> None:
-    """Let the folder ``staging``, a sibling of ``out``, take its name and its place."""
+    """Rename the folder ``staging``, a sibling of ``out``, to ``out``, which it replaces."""
     if not out.exists():
         os.replace(staging, out)
         return
@@ -134,7 +134,7 @@ def _part_path(staging: Path, task: Task) -> Path:
 
 
 def _signature(task: Task) -> str:
-    """What the converted image depends on: its sources (size and time) and its annotation."""
+    """Hash of what the converted image depends on: its files (size, time) and its payload."""
     stats = []
     for path in (task.image, *task.sources):
         try:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from possam.datasets.catalogue import datasets, trainable
 from possam.runtime.options import Options, Positive, Rate
@@ -33,3 +33,9 @@ class AugmentationOptions(Options):
     size: Positive
     min_scale: Rate
     max_scale: Rate
+
+    @model_validator(mode="after")
+    def _scales(self) -> "AugmentationOptions":
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
+        return self

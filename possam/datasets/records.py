@@ -1,4 +1,4 @@
-"""What a data set's reader returns and a conversion writes: classes, segments, images to convert.
+"""What a data set's reader returns: classes, images to convert, converted images.
 
 Nothing here needs numpy, so that the modules of data sets can be found quickly.
 """

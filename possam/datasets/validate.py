@@ -1,4 +1,4 @@
-"""Check a converted data set against itself: every count, id, area, size and hash."""
+"""Check that a converted data set is consistent: every count, id, area, size and hash."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -49,12 +49,12 @@ def validate_dataset(
         more: what this data set promises besides: one message per fault.
 
     Returns:
-        Report: ``counts`` (the manifest's), and what is no fault but worth a look: ``void_images``
-        (ids of images without a labelled pixel), ``empty_images`` (without a segment),
+        ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of
+        images without a labelled pixel), ``empty_images`` (without a segment) and
         ``absent_classes`` (without a pixel here).
 
     Raises:
-        InputError: one line a fault (the first twenty, and how many there are).
+        InputError: one line per fault (the first twenty, and how many there are).
         PossamError: a worker died.
     """
     directory = Path(directory)
@@ -120,7 +120,7 @@ def validate_dataset(
 
 
 def _static_faults(dataset: ConvertedDataset) -> list[str]:
-    """What can be told without reading pixels."""
+    """Faults that show without reading pixels."""
     where, faults = str(dataset.directory), []
     if [category.index for category in dataset.categories] != list(range(len(dataset.categories))):
         faults.append(f"{where}: category ids are not 0..K-1 in order")
@@ -214,9 +214,9 @@ def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
 
 
 def _disagreeing(ids: Array, labels: Array, record: ImageRecord, is_thing: Array) -> int:
-    """Pixels whose two maps say different things, which only instances may do.
+    """Number of pixels whose maps disagree without an instance as the reason.
 
-    Instances lie over other classes, and a thing without an instance is void.
+    Instances may lie over other classes, and a thing without an instance is void.
     """
     classes = class_map(ids, {segment.id: segment.category for segment in record.segments})
     thing = np.append(is_thing, False)  # the last one is for void, -1

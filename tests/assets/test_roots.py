@@ -383,7 +383,7 @@ def test_all_assets_are_listed_and_one_failure_keeps_no_other(
     monkeypatch.setattr("possam.assets.fetch.download", refuse)
     with pytest.raises(InputError) as error:
         download_assets(paper, ["sam_vit_b", "coco_panoptic", "ade20k_full"])
-    assert "2 of 3 assets could not be had" in str(error.value)
+    assert "2 of 3 assets could not be fetched" in str(error.value)
     assert "sam_vit_b_01ec64.pth: no network here" in str(error.value)
     assert raw("coco_panoptic").is_dir()
 

@@ -162,7 +162,7 @@ def test_what_needs_missing_data_names_file_key_and_remedy(street: Edit) -> None
         r"params/tables\.yaml: table2: benchmark street: ": lambda: mini.table("table2"),
         "tables.yaml: table2: .*": lambda: pipeline.table_inputs("mini/", "table2"),
         "figures.yaml: qualitative: benchmark street: ": lambda: find_figure(mini, "qualitative"),
-        r"training_curves: .*table2: .*": lambda: pipeline.figure_inputs("mini/", "training_curves"),
+        "training_curves: .*table2: .*": lambda: find_figure(mini, "training_curves"),
         "yaml: table2: .*": lambda: resolve_targets(pipeline, "mini", ["table2"]),
         "yaml: qualitative: .*": lambda: resolve_targets(pipeline, "mini", ["qualitative"]),
     }

@@ -11,7 +11,7 @@ import torch
 from possam.model.encoders.sam import ARCHITECTURES, build_sam
 from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import read_json
-from possam.synthetic.averaging import WeightAverage
+from possam.synthetic.fitting import WeightAverage
 from possam.synthetic.pretrain_clip import ClipSettings, pool_regions, pretrain_clip
 from possam.synthetic.pretrain_sam import (
     VARIANTS,

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from possam.datasets.catalogue import FolderLayout, UpstreamDataset
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files
 from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
@@ -50,19 +50,16 @@ def _from_folder(
     )
 
 
-def _on_disk(folder: str, suffix: str, *, elsewhere: str, content: bool = False) -> list[dict]:
+def _on_disk(folder: str, elsewhere: str, **files: Any) -> list[dict[str, Any]]:
     """Both splits of ``folder``, where every image has one file."""
     return [
-        {
-            "path": f"{folder}/{split}",
-            "places": [f"{folder}/{split}", f"{elsewhere}/{split}"],
-            "files": [{"suffix": suffix, "exactly": f"ade20k.{ours}", "content": content}],
-        }
+        many_files(f"{folder}/{split}", f"{elsewhere}/{split}", exactly=f"ade20k.{ours}", **files)
         for split, ours in SPLITS.items()
     ]
 
 
 _ROOT = "ADEChallengeData2016"
+_PNG = {"suffix": ".png", "content": True}
 
 DECLARATION = UpstreamDataset(
     images={"train": 20210, "val": 2000},
@@ -84,18 +81,15 @@ DECLARATION = UpstreamDataset(
     on_disk={
         "ade20k": {
             "root": "ade20k",
-            "parts": _on_disk(f"{_ROOT}/images", ".jpg", elsewhere="images")
-            + _on_disk(f"{_ROOT}/annotations", ".png", elsewhere="annotations", content=True),
+            "parts": _on_disk(f"{_ROOT}/images", "images", suffix=".jpg")
+            + _on_disk(f"{_ROOT}/annotations", "annotations", **_PNG),
         },
         "ade20k_instances": {
             "root": "ade20k",
-            "parts": _on_disk(
-                "annotations_instance", ".png", content=True,
-                elsewhere=f"{_ROOT}/annotations_instance",
-            ),
+            "parts": _on_disk("annotations_instance", f"{_ROOT}/annotations_instance", **_PNG),
         },
     },
-)  # fmt: skip
+)
 
 
 def read_ade20k(

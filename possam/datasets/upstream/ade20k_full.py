@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from possam.datasets.catalogue import FolderLayout, UpstreamDataset
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
 from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.records import Category, Converted, Source, Task
 from possam.datasets.upstream.ade20k import SPLITS, image_number, split_folder
@@ -80,13 +80,12 @@ DECLARATION = UpstreamDataset(
         "ade20k_full": {
             "root": "ade20k_full",
             "parts": [
-                {
-                    "path": f"ADE20K_2021_17_01/{_VALIDATION}",
-                    "places": [f"ADE20K_2021_17_01/{_VALIDATION}", _VALIDATION],
+                one_file(f"ADE20K_2021_17_01/{_VALIDATION}", _VALIDATION)
+                | {
                     "files": [
                         {"suffix": ".jpg", "exactly": "ade20k_full.val"},
                         {"suffix": _LABEL, "exactly": "ade20k_full.val", "content": True},
-                    ],
+                    ]
                 }
             ],
         }

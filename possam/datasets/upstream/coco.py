@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from possam.datasets.catalogue import FolderLayout, UpstreamDataset
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_class_index
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
@@ -50,24 +50,21 @@ def _from_folder(root: Path, split: str, *, class_names: Path) -> Source:
 
 def _images_on_disk(split: str) -> dict[str, Any]:
     name = _SPLITS[split]
-    files = [{"suffix": ".jpg", "exactly": f"coco.{split}"}]
-    part = {"path": name, "places": [name, f"images/{name}"], "files": files}
+    part = many_files(name, f"images/{name}", suffix=".jpg", exactly=f"coco.{split}")
     return {"root": "coco", "parts": [part]}
 
 
 def _json_on_disk(kind: str) -> list[dict[str, Any]]:
-    paths = [f"annotations/{kind}_{name}.json" for name in _SPLITS.values()]
-    return [{"path": path, "places": [path]} for path in paths]
+    return [one_file(f"annotations/{kind}_{name}.json") for name in _SPLITS.values()]
 
 
 _MAPS_ON_DISK = [
-    {
-        "path": f"annotations/panoptic_{name}",
-        "places": [f"annotations/panoptic_{name}", f"panoptic_{name}"],
-        "files": [{"suffix": ".png", "exactly": f"coco.{split}", "content": True}],
-    }
+    many_files(
+        f"annotations/panoptic_{name}", f"panoptic_{name}",
+        suffix=".png", exactly=f"coco.{split}", content=True,
+    )
     for split, name in _SPLITS.items()
-]
+]  # fmt: skip
 
 DECLARATION = UpstreamDataset(
     images={"train": 118287, "val": 5000},

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from possam.datasets.catalogue import FolderLayout, UpstreamDataset
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_label_names
 from possam.datasets.records import Converted, Source, Task
 from possam.runtime.errors import InputError
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from possam.datasets.pixels import Array
 
 _VARIABLE = "LabelMap"
-_LISTING = "ImageSets/Main/val.txt"
+_ABOVE = ("VOCdevkit/VOC2010/", "VOC2010/", "")
+"""Folders that VOC 2010 lies in, as the archive has them and as users keep them."""
 
 
 def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
@@ -57,35 +58,24 @@ DECLARATION = UpstreamDataset(
         "pascal_voc_2010": {
             "root": "pascal",
             "parts": [
-                {
-                    "path": f"VOCdevkit/VOC2010/{_LISTING}",
-                    "places": [
-                        f"{above}{_LISTING}" for above in ("VOCdevkit/VOC2010/", "VOC2010/", "")
-                    ],
-                },
-                {
-                    "path": "VOCdevkit/VOC2010/JPEGImages",
-                    "places": [
-                        f"{above}JPEGImages" for above in ("VOCdevkit/VOC2010/", "VOC2010/", "")
-                    ],
-                    "files": [{"suffix": ".jpg", "at_least": "pascal_context_459.val"}],
-                },
+                one_file(*(f"{above}ImageSets/Main/val.txt" for above in _ABOVE)),
+                many_files(
+                    *(f"{above}JPEGImages" for above in _ABOVE),
+                    suffix=".jpg", at_least="pascal_context_459.val",
+                ),
             ],
         },
         "pascal_context_459": {
             "root": "pascal",
             "parts": [
-                {
-                    "path": "trainval",
-                    "places": ["trainval", "VOCdevkit/VOC2010/trainval", "VOC2010/trainval"],
-                    "files": [
-                        {"suffix": ".mat", "at_least": "pascal_context_459.val", "content": True}
-                    ],
-                }
+                many_files(
+                    "trainval", "VOCdevkit/VOC2010/trainval", "VOC2010/trainval",
+                    suffix=".mat", at_least="pascal_context_459.val", content=True,
+                )
             ],
         },
     },
-)
+)  # fmt: skip
 
 
 def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: str) -> Source:
@@ -156,7 +146,7 @@ def read_label_map(path: Path, num_classes: int) -> Array:
 
     try:
         content = loadmat(path, variable_names=[_VARIABLE])
-    except Exception as error:  # of many kinds, zlib's and bare ones among them
+    except Exception as error:  # scipy raises many kinds, also bare Exception
         raise InputError(
             f"{path}: not a readable MATLAB file ({error}); it may be truncated: unpack asset "
             "pascal_context_459 again"
