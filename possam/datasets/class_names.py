@@ -52,15 +52,6 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
     return classes
 
 
-def read_class_names(path: Path) -> list[tuple[str, ...]]:
-    """Names of each class, in the file's order: the vocabulary of contiguous indices 0..K-1.
-
-    Raises:
-        InputError: see :func:`read_class_index`.
-    """
-    return list(read_class_index(path).values())
-
-
 def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
     """As :func:`read_class_index`, for label maps whose classes are 1..K and whose 0 is void.
 

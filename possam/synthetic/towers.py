@@ -17,7 +17,7 @@ from typing import Any
 from possam.model.encoders.clip import load_clip
 from possam.model.encoders.sam import load_sam
 from possam.runtime.errors import InputError
-from possam.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from possam.runtime.files import atomic_directory, sha256_file, write_json
 from possam.runtime.provenance import provenance
 from possam.synthetic.fitting import one_thread
 from possam.synthetic.pretrain_clip import (
@@ -90,21 +90,6 @@ def measure_quality(
         }
         for tower, domains in figures.items()
     }
-
-
-def check_files(towers: Path) -> dict[str, Any]:
-    """Compare the files of a folder with its provenance and return the provenance.
-
-    Raises :class:`InputError` that names the first file that is missing or differs.
-    """
-    record: dict[str, Any] = read_json(towers / PROVENANCE_NAME)
-    for name in tower_files():
-        path = towers / name
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; rebuild the towers")
-        if record["files"].get(name, {}).get("sha256") != sha256_file(path):
-            raise InputError(f"{path}: differs from {PROVENANCE_NAME}; rebuild the towers")
-    return record
 
 
 def write_towers_provenance(

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 from torch import Tensor, nn
 
-from possam.datasets.class_names import read_class_names, seen_classes
+from possam.datasets.class_names import read_class_index, seen_classes
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.evaluate import evaluate_run
 from possam.evaluation.options import EvaluationOptions
@@ -166,7 +166,8 @@ def test_a_model_is_evaluated_on_459_classes(
     tmp_path: Path,
     wrong: dict[int, int],
 ) -> None:
-    seen = seen_classes(context.vocabulary, read_class_names(labels_of(shared, "coco_panoptic")))
+    training = read_class_index(labels_of(shared, "coco_panoptic")).values()
+    seen = seen_classes(context.vocabulary, list(training))
     result = evaluate_run(
         segmenter=Oracle(context, wrong=wrong),
         dataset=context,
