@@ -10,7 +10,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 from possam.runtime import forkserver
-from possam.datasets.catalogue import DATASETS
+from possam.datasets.catalogue import datasets
 from possam.pipeline.dvc_file import own_records
 from possam.params.slurm import Allocation, Allocations
 from possam.params.layout import (
@@ -64,7 +64,7 @@ wildcard_constraints:
     seed=r"\d+",
     asset=r"\w+",
     tower=r"\w+",
-    dataset="|".join(DATASETS),
+    dataset="|".join(datasets()),
     split="train|val",
     benchmark=r"\w+",
     condition="|".join(CONDITIONS),

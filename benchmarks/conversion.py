@@ -42,7 +42,6 @@ def cases(
 
 def _ade20k(folder: Path, *, images: int, size: tuple[int, int]) -> Iterator[Case]:
     from benchmarks.naive_conversion import prepare_ade20k
-    from possam.datasets.ade20k import convert_ade20k
     from possam.datasets.validate import validate_dataset
 
     arguments = write_ade20k(folder / "upstream", images=images, size=size)
@@ -80,7 +79,6 @@ def _ade20k(folder: Path, *, images: int, size: tuple[int, int]) -> Iterator[Cas
 
 def _coco(folder: Path, *, images: int, size: tuple[int, int]) -> Case:
     from benchmarks.naive_conversion import prepare_coco_semantic
-    from possam.datasets.coco import convert_coco
 
     arguments = write_coco(folder / "upstream", images=images, size=size)
     return Case(
@@ -100,6 +98,23 @@ def _coco(folder: Path, *, images: int, size: tuple[int, int]) -> Case:
         note="the reference writes semantic maps and nothing else; here photographs are decoded, "
         "areas and boxes recounted, instances made run-length codes, and files hashed",
     )
+
+
+def convert_coco(*, split: str, out: Path, workers: int, **files: Any) -> None:
+    """Convert a folder in COCO's layout; ``files`` as :func:`write_coco` returns them."""
+    from possam.datasets.conversion import convert
+    from possam.datasets.upstream.coco import read_coco
+
+    convert(read_coco(**files), name="coco", split=split, out=out, workers=workers)
+
+
+def convert_ade20k(*, split: str, out: Path, workers: int, **files: Any) -> None:
+    """As :func:`convert_coco`, in ADE20K's layout."""
+    from possam.datasets.conversion import convert
+    from possam.datasets.upstream.ade20k import read_ade20k
+
+    source = read_ade20k(split=split, **files)
+    convert(source, name="ade20k", split=split, out=out, workers=workers)
 
 
 def _to_new_folder(

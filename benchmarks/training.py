@@ -305,14 +305,13 @@ def draw_batch(inputs: Inputs, *, images: int) -> "Batch":
 
 def loader_case(*, images: int, size: tuple[int, int], side: int) -> Iterator[Case]:
     """Samples of a drawn data set in COCO's layout, in this process, with large-scale jitter."""
-    from benchmarks.conversion import write_coco
+    from benchmarks.conversion import convert_coco, write_coco
     from benchmarks.naive_training import read_sample
-    from possam.datasets.augmentation import AugmentationSettings
-    from possam.datasets.coco import convert_coco
     from possam.datasets.format import ConvertedDataset
     from possam.datasets.loader import SegmentationDataset
+    from possam.datasets.options import AugmentationOptions
 
-    jitter = AugmentationSettings(policy="lsj", size=side, min_scale=0.1, max_scale=2.0)
+    jitter = AugmentationOptions(policy="lsj", size=side, min_scale=0.1, max_scale=2.0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         arguments = write_coco(root / "upstream", images=images, size=size)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam import __version__
-from possam.datasets.catalogue import DATASETS
+from possam.datasets.catalogue import datasets
 from possam.runtime import forkserver
 from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError, JobFailedError, PossamError
@@ -340,22 +340,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage(
         "convert-files",
         _convert_files,
-        "convert any folder in the layout of COCO panoptic, ADE20K or PASCAL Context",
+        "convert any folder in the layout of a data set, such as COCO panoptic",
         scale=False,
     )
-    sub.add_argument("layout", choices=list(DATASETS))
-    sub.add_argument(
-        "root",
-        type=Path,
-        help="the upstream folder (ade20k: ADEChallengeData2016; ade20k_full: ADE20K_2021_17_01; "
-        "pascal_context_459: VOC2010, with trainval/*.mat in it)",
-    )
-    sub.add_argument(
-        "--split",
-        required=True,
-        help="coco: train2017, val2017; ade20k, ade20k_full: training, validation; "
-        "pascal_context_459: train, val",
-    )
+    layouts = {name: found for name, one in datasets().items() if (found := one.folder)}
+    roots = "; ".join(f"{name}: {one.root}" for name, one in layouts.items())
+    splits = "; ".join(f"{name}: {', '.join(one.splits)}" for name, one in layouts.items())
+    sub.add_argument("layout", choices=list(layouts))
+    sub.add_argument("root", type=Path, help=f"the upstream folder ({roots})")
+    sub.add_argument("--split", required=True, help=splits)
     sub.add_argument("--class-names", type=Path, required=True, help="file of names with synonyms")
     sub.add_argument(
         "--class-table",

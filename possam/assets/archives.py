@@ -1,4 +1,4 @@
-"""Unpack zip and tar archives from strangers: nothing outside the folder, no links, no bombs."""
+"""Unpack untrusted zip and tar archives: nothing outside the folder, no links, no bombs."""
 
 import contextlib
 import hashlib
@@ -128,7 +128,7 @@ def unpack(
 def is_unpacked(directory: Path, source_sha256: str) -> bool:
     """Whether ``directory`` holds all files of the archive of this hash, each of its size.
 
-    Counts and sizes are compared, not contents: a folder of 100,000 files is looked through in
+    Counts and sizes are compared, not contents: a folder of 100,000 files is checked in
     seconds.
     """
     if not (directory / RECORD).is_file():
@@ -145,12 +145,12 @@ def is_unpacked(directory: Path, source_sha256: str) -> bool:
 
 
 def check_archive(archive: Path) -> None:
-    """Look through an archive without unpacking it: complete, readable, and nothing hostile in it.
+    """Check an archive without unpacking it: complete, readable, only members that may be unpacked.
 
     Contents of a zip's members are not decompressed: their checksums are checked by :func:`unpack`.
 
     Raises:
-        InputError: as :func:`unpack`, but for what only unpacking shows.
+        InputError: as :func:`unpack`, except for what only unpacking shows.
     """
     budget = _Budget(
         archive, archive.parent, max_bytes=MAX_BYTES, max_files=MAX_FILES, max_ratio=MAX_RATIO

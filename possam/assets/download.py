@@ -37,7 +37,7 @@ def download(
     backoff: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
-    """Fetch ``url`` into ``partial``; what an earlier call left there is continued if it can be.
+    """Fetch ``url`` into ``partial``, from where an earlier call stopped if possible.
 
     The transfer goes on from the end of ``partial`` when the server answers 206 for the same
     version of the file (``If-Range``), and starts again otherwise. An attempt fails after
@@ -45,7 +45,7 @@ def download(
     download. The pause before attempt n + 1 is ``backoff * 2 ** (n - 1)`` s, at most a minute.
 
     Raises:
-        ChecksumError: the server's file has another size than ``size`` bytes (nothing is kept).
+        ChecksumError: the size of the server's file is not ``size`` bytes (nothing is kept).
         InputError: the server refuses, the disk is full, or the attempts are used up; in
             the last two cases the partial file is kept for the next call.
     """
@@ -171,7 +171,7 @@ def _receive(
             progress.update(received // _MEGABYTE - progress.done)
             if limit is not None and received > limit:
                 break
-    # Reading in pieces does not raise on a connection that ends early; the length tells.
+    # Reading in pieces does not raise on a connection that ends early, so lengths are compared.
     if limit is not None and received < limit:
         raise _Retry(f"the connection ended at byte {received} of {limit}")
 

@@ -1,4 +1,4 @@
-"""Fetch upstream files: resumable, checked before they get their name, each with a record.
+"""Fetch upstream files: resumable, checked before they are renamed, each with a record.
 
 In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that
 the pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden
@@ -7,11 +7,11 @@ file of a user's data root is a link; an archive that is unpacked there has a re
 """
 
 import contextlib
-import fcntl
 import hashlib
+import math
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from possam.assets.download import download
 from possam.params.assets import AssetParams
 from possam.runtime.errors import ChecksumError, InputError, PossamError
 from possam.runtime.files import atomic_path, read_json, write_json
+from possam.runtime.locks import hold
 from possam.runtime.progress import Progress
 
 _CHUNK = 1 << 20
@@ -27,13 +28,14 @@ _MEGABYTE = 1_000_000
 PINS = "pins.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Expected:
-    """What a file must be. ``algorithm`` None: nothing is published and nothing is pinned yet."""
+    """What a file must be. ``algorithm`` None: no checksum is published, and none pinned yet."""
 
     algorithm: str | None
     digest: str | None
     size: int | None
+    _: KW_ONLY
     pinned: bool
     origin: str
 
@@ -68,7 +70,7 @@ def fetch(
     Args:
         asset: what to fetch, from ``params/assets.yaml``.
         name: the asset's key there.
-        directory: where files and records go; one folder a scale.
+        directory: where files and records go; one folder per scale.
         world_manifest: the procedural world's manifest; its folder replaces ``{world}``.
         base: folder that relative ``file:`` paths and manifests start from (the repository).
         local: the file in a data root of the user, taken instead of ``urls``: checked and linked.
@@ -81,24 +83,21 @@ def fetch(
         ChecksumError: the file found is not the file expected; it is removed.
         InputError: no source could deliver, or no source is known (the message says what to do).
     """
-    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    target = directory / asset.file
+    patience = {"retries": retries, "backoff": backoff, "timeout": timeout}
+    fetching = _Fetching(asset, name, directory, world_manifest, base, patience)
     with _exclusive(directory / f".{asset.file}.lock", name):
-        expected = _expectation(asset, name, directory, world_manifest, base)
-        facts = _present(target, expected, name, replaceable=bool(asset.urls))
+        expected = fetching.expected()
+        facts = fetching.present(expected)
         if facts is None:
-            facts = _obtain(
-                asset, name, target, expected, _Places(world_manifest, base), local,
-                retries=retries, backoff=backoff, timeout=timeout,
-            )  # fmt: skip
+            facts = fetching.link(local, expected) if local else fetching.obtain(expected)
         if expected.algorithm is None:
             if asset.unpack:
-                check_archive(target)  # or a truncated file would be pinned
+                check_archive(fetching.target)  # or a truncated file would be pinned
             _pin(directory, asset.file, facts, name)
         checksum = f"{expected.algorithm or 'sha256'}:{expected.digest or facts['sha256']}"
         _record(asset, name, directory, facts, checksum=checksum, pinned=expected.pinned)
-    return target
+    return fetching.target
 
 
 def _record(
@@ -113,9 +112,7 @@ def _record(
     record = {
         "asset": name,
         "file": asset.file,
-        "bytes": facts["bytes"],
-        "sha256": facts["sha256"],
-        "source": facts["source"],
+        **{key: facts[key] for key in ("bytes", "sha256", "source")},
         "checksum": checksum,
         "pinned": pinned,
         "licence": asset.licence,
@@ -148,71 +145,10 @@ def record_unpacked(
     _record(asset, name, directory, facts, checksum=f"unpacked-sha256:{digest}", pinned=True)
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one asset; a second process waits for the first one's file."""
-    with open(path, "a", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"{name}: another process fetches it; waiting\n")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock, also after a crash
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Resolves ``{world}`` and relative paths."""
-
-    world_manifest: Path | None
-    base: Path
-
-    def path(self, text: str, *, name: str, field: str) -> Path:
-        if "{world}" in text:
-            if self.world_manifest is None:
-                raise InputError(
-                    f"assets.yaml: {name}.{field}: {text!r} needs the procedural world; make it "
-                    "first, and give its manifest"
-                )
-            text = text.replace("{world}", str(Path(self.world_manifest).parent.absolute()))
-        if text.startswith("//"):
-            text = text[2:]
-        return self.base / text
-
-
-def _expectation(
-    asset: AssetParams, name: str, directory: Path, world_manifest: Path | None, base: Path
-) -> _Expected:
-    if asset.checksum is None:
-        pins = _read_pins(directory)
-        pin = pins.get(asset.file)
-        if pin is None:
-            return _Expected(
-                algorithm=None, digest=None, size=asset.size, pinned=True, origin="not pinned yet"
-            )
-        origin = f"pinned in {directory / PINS} on first use; remove the entry if upstream changed"
-        size = asset.size or int(pin["bytes"])
-        return _Expected(
-            algorithm="sha256", digest=str(pin["sha256"]), size=size, pinned=True, origin=origin
-        )
-    algorithm, _, value = asset.checksum.partition(":")
-    if algorithm != "manifest":
-        return _Expected(
-            algorithm=algorithm, digest=value, size=asset.size, pinned=False, origin="assets.yaml"
-        )
-    path = _Places(world_manifest, base).path(value, name=name, field="checksum")
-    manifest = read_json(path)
-    try:
-        entry = manifest["files"][asset.file]
-        digest, size = str(entry["sha256"]), entry.get("bytes", asset.size)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: files.{asset.file}.sha256 is missing, and asset {name} is checked against "
-            "it; make that manifest again"
-        ) from error
-    return _Expected(
-        algorithm="sha256", digest=digest, size=size, pinned=False, origin=f"from {path}"
-    )
+def _exclusive(path: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Hold a lock; a second process waits until the first one has the file."""
+    waiting = f"{name}: another process fetches it; waiting\n"
+    return hold(path, timeout=math.inf, on_wait=lambda: print(waiting, end="", file=sys.stderr))
 
 
 def _read_pins(directory: Path) -> dict[str, dict[str, Any]]:
@@ -240,30 +176,6 @@ def _pin(directory: Path, file: str, facts: Mapping[str, Any], name: str) -> Non
 
 def _note_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.verified.json")
-
-
-def _present(
-    target: Path, expected: _Expected, name: str, *, replaceable: bool
-) -> dict[str, Any] | None:
-    """Facts about the file that is already there, or None if it must be fetched."""
-    if not target.exists():
-        return None
-    note_path = _note_path(target)
-    status = target.stat()
-    note = read_json(note_path) if note_path.exists() else {}
-    known = (note.get("bytes"), note.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-    if known and (expected.algorithm is None or note.get(expected.algorithm) == expected.digest):
-        return note
-    digests = _hash(target, expected.algorithm, label=f"check {name}")
-    if fault := _fault(status.st_size, digests, expected):
-        if not replaceable:
-            raise ChecksumError(
-                f"{target}: {fault}; no source is known for asset {name}: put the right file there"
-            )
-        sys.stderr.write(f"{name}: the file that is there does not match ({fault}); fetching it\n")
-        return None
-    same = note.get("sha256") == digests["sha256"]
-    return _note(target, digests, source=note["source"] if same else "put in place by hand")
 
 
 def _note(target: Path, digests: dict[str, str], *, source: str) -> dict[str, Any]:
@@ -306,77 +218,137 @@ def _fault(size: int, digests: dict[str, str], expected: _Expected) -> str | Non
     return None
 
 
-def _obtain(
-    asset: AssetParams,
-    name: str,
-    target: Path,
-    expected: _Expected,
-    places: _Places,
-    local: Path | None,
-    *,
-    retries: int,
-    backoff: float,
-    timeout: float,
-) -> dict[str, Any]:
-    """Try the sources in their order; the first file that matches gets its name."""
-    if local is not None:
-        return _link(asset, name, local, target, expected)
-    if not asset.urls:
-        raise InputError(
-            f"{target}: asset {name} cannot be downloaded without the user: {asset.notes.strip()} "
-            f"Then put the file there (under this name), or give its link in assets.yaml "
-            f"({name}.urls), or name a folder that has it, packed or unpacked, in data.yaml (roots)"
-        )
-    partial = partial_path(target)
-    faults: list[PossamError] = []
-    for url in asset.urls:
-        try:
-            if url.startswith("file:"):
-                source = places.path(url.removeprefix("file:"), name=name, field="urls")
-                _copy(source, partial, name)
-            else:
-                download(
-                    url, partial, label=name, size=expected.size,
-                    retries=retries, backoff=backoff, timeout=timeout,
-                )  # fmt: skip
-            digests = _hash(partial, expected.algorithm, label=f"check {name}")
-            if fault := _fault(partial.stat().st_size, digests, expected):
-                partial.unlink()
-                raise ChecksumError(
-                    f"{asset.file} from {url}: {fault}; the download was removed. Run again; if it "
-                    f"fails again the file changed upstream: correct {name}.checksum in assets.yaml"
+@dataclass(frozen=True)
+class _Fetching:
+    """One asset on its way to its file ``target``."""
+
+    asset: AssetParams
+    name: str
+    directory: Path
+    world_manifest: Path | None
+    base: Path
+    patience: Mapping[str, Any]
+
+    @property
+    def target(self) -> Path:
+        return self.directory / self.asset.file
+
+    def path(self, text: str, *, field: str) -> Path:
+        """The file that ``text`` of assets.yaml names: ``{world}`` and relative paths resolved."""
+        if "{world}" in text:
+            if self.world_manifest is None:
+                raise InputError(
+                    f"assets.yaml: {self.name}.{field}: {text!r} needs the procedural world; make "
+                    "it first, and give its manifest"
                 )
-            if asset.unpack:
-                _check_download(partial, url)
-            partial.replace(target)
-            return _note(target, digests, source=url)
-        except PossamError as error:
-            faults.append(error)
-    kind = ChecksumError if any(isinstance(f, ChecksumError) for f in faults) else InputError
-    raise kind("\n".join(str(fault) for fault in faults)) from faults[-1]
+            text = text.replace("{world}", str(self.world_manifest.parent.absolute()))
+        return self.base / text.removeprefix("//")
 
+    def expected(self) -> _Expected:
+        """What ``assets.yaml``, a manifest or a pin says of the file."""
+        asset = self.asset
+        if asset.checksum is None:
+            pin = _read_pins(self.directory).get(asset.file)
+            if pin is None:
+                return _Expected(None, None, asset.size, pinned=True, origin="not pinned yet")
+            pins = self.directory / PINS
+            origin = f"pinned in {pins} on first use; remove the entry if upstream changed"
+            size = asset.size or int(pin["bytes"])
+            return _Expected("sha256", str(pin["sha256"]), size, pinned=True, origin=origin)
+        algorithm, _, value = asset.checksum.partition(":")
+        if algorithm != "manifest":
+            return _Expected(algorithm, value, asset.size, pinned=False, origin="assets.yaml")
+        path = self.path(value, field="checksum")
+        manifest = read_json(path)
+        try:
+            entry = manifest["files"][asset.file]
+            digest, size = str(entry["sha256"]), entry.get("bytes", asset.size)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: files.{asset.file}.sha256 is missing, and asset {self.name} is checked "
+                "against it; make that manifest again"
+            ) from error
+        return _Expected("sha256", digest, size, pinned=False, origin=f"from {path}")
 
-def _check_download(partial: Path, url: str) -> None:
-    try:
-        check_archive(partial)
-    except InputError as error:
-        partial.unlink()
-        raise InputError(f"{url}: {error}; the download was removed") from error
+    def present(self, expected: _Expected) -> dict[str, Any] | None:
+        """Facts about the file that is already there, or None if it must be fetched."""
+        target, name = self.target, self.name
+        if not target.exists():
+            return None
+        note_path = _note_path(target)
+        status = target.stat()
+        note = read_json(note_path) if note_path.exists() else {}
+        known = (note.get("bytes"), note.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+        if known and (
+            expected.algorithm is None or note.get(expected.algorithm) == expected.digest
+        ):
+            return note
+        digests = _hash(target, expected.algorithm, label=f"check {name}")
+        if fault := _fault(status.st_size, digests, expected):
+            if not self.asset.urls:
+                raise ChecksumError(
+                    f"{target}: {fault}; no source is known for asset {name}: put the right file "
+                    "there"
+                )
+            sys.stderr.write(f"{name}: the file there does not match ({fault}); fetching it\n")
+            return None
+        same = note.get("sha256") == digests["sha256"]
+        return _note(target, digests, source=note["source"] if same else "put in place by hand")
 
+    def obtain(self, expected: _Expected) -> dict[str, Any]:
+        """Try the URLs in their order; the first file that matches is renamed to ``target``."""
+        name, target = self.name, self.target
+        if not self.asset.urls:
+            raise InputError(
+                f"{target}: asset {name} cannot be downloaded without the user: "
+                f"{self.asset.notes.strip()} Then put the file there (under this name), or give its "
+                f"link in assets.yaml ({name}.urls), or name a folder that has it, packed or "
+                "unpacked, in data.yaml (roots)"
+            )
+        faults: list[PossamError] = []
+        for url in self.asset.urls:
+            try:
+                digests = self._try(url, expected)
+                partial_path(target).replace(target)
+                return _note(target, digests, source=url)
+            except PossamError as error:
+                faults.append(error)
+        kind = ChecksumError if any(isinstance(f, ChecksumError) for f in faults) else InputError
+        raise kind("\n".join(str(fault) for fault in faults)) from faults[-1]
 
-def _link(
-    asset: AssetParams, name: str, local: Path, target: Path, expected: _Expected
-) -> dict[str, Any]:
-    """Check the user's file where it is, and link to it."""
-    digests = _hash(local, expected.algorithm, label=f"check {name}")
-    if fault := _fault(local.stat().st_size, digests, expected):
-        raise ChecksumError(
-            f"{local}: {fault}; put the right file there, or take the folder out of roots in "
-            "data.yaml to download"
-        )
-    with atomic_path(target) as link:
-        link.symlink_to(local.absolute())
-    return _note(target, digests, source="data root")
+    def _try(self, url: str, expected: _Expected) -> dict[str, str]:
+        """Fetch ``url`` as the partial file and check it; returns its hashes."""
+        name, partial = self.name, partial_path(self.target)
+        if url.startswith("file:"):
+            _copy(self.path(url.removeprefix("file:"), field="urls"), partial, name)
+        else:
+            download(url, partial, label=name, size=expected.size, **self.patience)
+        digests = _hash(partial, expected.algorithm, label=f"check {name}")
+        if fault := _fault(partial.stat().st_size, digests, expected):
+            partial.unlink()
+            raise ChecksumError(
+                f"{self.asset.file} from {url}: {fault}; the download was removed. Run again; if "
+                f"it fails again the file changed upstream: correct {name}.checksum in assets.yaml"
+            )
+        if self.asset.unpack:
+            try:
+                check_archive(partial)
+            except InputError as error:
+                partial.unlink()
+                raise InputError(f"{url}: {error}; the download was removed") from error
+        return digests
+
+    def link(self, local: Path, expected: _Expected) -> dict[str, Any]:
+        """Check the user's file where it is, and link to it."""
+        digests = _hash(local, expected.algorithm, label=f"check {self.name}")
+        if fault := _fault(local.stat().st_size, digests, expected):
+            raise ChecksumError(
+                f"{local}: {fault}; put the right file there, or take the folder out of roots in "
+                "data.yaml to download"
+            )
+        with atomic_path(self.target) as link:
+            link.symlink_to(local.absolute())
+        return _note(self.target, digests, source="data root")
 
 
 def _copy(source: Path, partial: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The upstream files of a scale: how large they are, and what of them is here."""
+"""The upstream files of a scale: their sizes, and which are here."""
 
 import shutil
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from possam.params.project import Project
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """One asset, and what of it is here.
+    """One asset and its state.
 
     Attributes:
         name, asset: its key and entry in ``assets.yaml``.
@@ -40,7 +40,7 @@ class Held:
 
 
 def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[str]:
-    """Every asset that a scale names: data, towers, and what runs start from; each once.
+    """Every asset that a scale names: data, towers, and what runs start from, each once.
 
     Args:
         project: the scale.
@@ -55,7 +55,7 @@ def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[st
 
 
 def take_inventory(project: Project, names: Iterable[str], data: DataParams) -> list[Held]:
-    """What is here of the assets ``names``. Files are looked for, not hashed.
+    """The state of the assets ``names``. Files are looked for, not hashed.
 
     Raises:
         InputError: a data root that does not hold what it should.

@@ -9,7 +9,7 @@ from typing import Any
 
 from possam.assets.archives import RECORD
 from possam.params.assets import AssetParams
-from possam.params.data import DataParams, FilesParams, PartParams, PlacedParams
+from possam.params.data import DataParams, FilesParams, PartParams, PlacedParams, image_count
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, hash_json, read_json, sha256_file, write_json
 from possam.runtime.progress import track
@@ -33,13 +33,13 @@ class LocalParts:
 def find(
     name: str, assets: Mapping[str, AssetParams], data: DataParams
 ) -> LocalFile | LocalParts | None:
-    """What a user's folder holds of asset ``name``; None without a root, or if nothing is there.
+    """Where asset ``name`` lies in its root; None if it has no root, or is not there.
 
     An unpacked archive is preferred to the archive: it needs no further disk space.
 
     Raises:
         InputError: the root is no folder; it holds a part of the asset and lacks another; or it
-            holds no asset of this root at all (another folder must have been meant).
+            holds no asset of this root at all (probably the wrong folder).
     """
     root = data.root_of(name)
     if root is None:
@@ -82,12 +82,10 @@ def _holds(root: Path, placed: PlacedParams, file: str) -> bool:
     return any(parts) or (root / file).is_file()
 
 
-def link_parts(
-    name: str, local: LocalParts, directory: Path, *, data: DataParams, note: Path
-) -> dict[str, Any]:
+def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> dict[str, Any]:
     """Check the parts and make ``directory`` a folder of links to them.
 
-    Names and sizes are always looked through; contents are hashed again only if a name, size or
+    Names and sizes are always checked; contents are hashed again only if a name, size or
     time changed since ``note`` was written.
 
     Returns:
@@ -98,7 +96,7 @@ def link_parts(
     """
     listing: list[tuple[str, Path, os.stat_result, bool]] = []
     for part, place in local.parts:
-        listing += _list_part(name, part, place, data)
+        listing += _list_part(name, part, place)
     times = hash_json([[key, status.st_size, status.st_mtime_ns] for key, _, status, _ in listing])
     known = read_json(note) if note.is_file() else {}
     if known.get("times") != times:
@@ -131,7 +129,7 @@ def _hash(path: Path) -> str:
 
 
 def _list_part(
-    name: str, part: PartParams, place: Path, data: DataParams
+    name: str, part: PartParams, place: Path
 ) -> Iterator[tuple[str, Path, os.stat_result, bool]]:
     """Name within the archive, path, status, and whether the content counts, of each file."""
     if not part.files:
@@ -144,7 +142,7 @@ def _list_part(
     )
     for files in part.files:
         own = [path for path in every if path.name.endswith(files.suffix)]
-        _count(name, files, place, len(own), data)
+        _count(name, files, place, len(own))
         for path in own:
             key = f"{part.path}/{path.relative_to(place).as_posix()}"
             yield key, path, _status(path, name), files.content
@@ -166,8 +164,8 @@ def _status(path: Path, name: str) -> os.stat_result:
     return status
 
 
-def _count(name: str, files: FilesParams, place: Path, found: int, data: DataParams) -> None:
-    wanted = data.expected(files.count)
+def _count(name: str, files: FilesParams, place: Path, found: int) -> None:
+    wanted = image_count(files.count)
     if found < wanted or (files.exactly is not None and found > wanted):
         least = "" if files.exactly is not None else "at least "
         raise InputError(

@@ -1,4 +1,4 @@
-"""Training augmentation: large-scale jitter, fixed-size crop and mirror; or the mirror alone.
+"""Training augmentation: large-scale jitter, fixed-size crop and mirror; or only the mirror.
 
 Large-scale jitter as in Ghiasi et al. 2021 (Simple Copy-Paste), in the form of Mask2Former's COCO
 recipe: the image is scaled to fit ``s * size`` with s drawn from [min_scale, max_scale], a random
@@ -7,36 +7,22 @@ bottom where it is smaller. H W: height and width of the stored image.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-Policy = Literal["lsj", "flip", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationSettings:
-    """``policy`` lsj, flip or none; ``size`` of the crop in pixels; range of the scale factor."""
-
-    policy: Policy
-    size: int
-    min_scale: float
-    max_scale: float
-
-    def __post_init__(self) -> None:
-        if self.policy not in ("lsj", "flip", "none"):
-            raise ValueError(f"policy must be lsj, flip or none, not {self.policy!r}")
-        if self.size < 1 or not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"size >= 1 and 0 < min_scale <= max_scale are needed: {self}")
+from possam.datasets.options import AugmentationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """One draw, in pixels: scale to ``height`` x ``width``, cut a ``size`` x ``size`` window whose
-    corner is (``top``, ``left``) (``size`` None: keep all), then mirror."""
+    """One draw, in pixels.
+
+    Scale to ``height`` x ``width``, cut the ``size`` x ``size`` window whose corner is (``top``,
+    ``left``) (``size`` None: keep all), then mirror.
+    """
 
     height: int
     width: int
@@ -47,19 +33,19 @@ class Placement:
 
 
 def draw_placement(
-    height: int, width: int, *, settings: AugmentationSettings, generator: torch.Generator
+    height: int, width: int, *, settings: AugmentationOptions, generator: torch.Generator
 ) -> Placement:
     """Draw an augmentation for an image of ``height`` x ``width`` pixels.
 
-    Four numbers are drawn whatever the policy, so that streams of random numbers stay comparable.
+    Four numbers are drawn with every policy, so that streams of random numbers stay comparable.
     """
     scale, down, right, mirror = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     if settings.policy != "lsj":
         flip = settings.policy == "flip" and mirror < 0.5
         return Placement(height=height, width=width, top=0, left=0, size=None, mirror=flip)
     size = settings.size
-    wanted = size * (settings.min_scale + scale * (settings.max_scale - settings.min_scale))
-    factor = min(wanted / height, wanted / width)
+    target = size * (settings.min_scale + scale * (settings.max_scale - settings.min_scale))
+    factor = min(target / height, target / width)
     new_height = max(1, round(height * factor))
     new_width = max(1, round(width * factor))
     # floor(u * (n + 1)) is uniform over the n + 1 corners.

@@ -1,97 +1,142 @@
-"""Every data set of the pipeline: its splits, what it is made from, what can be measured on it."""
+"""Every data set that the pipeline knows: one module each in ``possam/datasets/upstream``.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+A module holds a ``DECLARATION``, and its file name is the data set's name. Finding them imports
+neither numpy nor torch: what reads pixels is imported where it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, Literal
 
 from possam.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from possam.datasets.format import ConvertedDataset
+    from possam.datasets.records import Source
+
 Split = Literal["train", "val"]
+_PACKAGE = "possam.datasets.upstream"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """One data set.
+class FolderLayout:
+    """How ``possam convert-files`` reads a folder in the layout of a data set.
 
     Attributes:
-        splits: those that are converted; a run can train on a data set with ``train``.
-        metrics: what its ground truth allows.
-        roles: for each part that the conversion reads, the key in a scale's ``assets``
-            (``{split}`` stands for the split).
+        root: in words, which folder is meant.
+        splits: the publisher's names of the splits, and what they are called here.
+        read: the folder, the publisher's name of the split, the class-name file and the options
+            below that apply, to what is to be converted.
+        class_table: default of ``--class-table``; None: there is no such table.
+        without_instances: whether ``--without-instances`` applies.
     """
 
-    splits: tuple[str, ...]
+    root: str
+    splits: Mapping[str, str]
+    read: Callable[..., Source]
+    class_table: Path | None = None
+    without_instances: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamDataset:
+    """What the pipeline knows of one data set.
+
+    Attributes:
+        images: how many images the official release has, by split. These are the splits that are
+            converted; a run can train on a data set with ``train``.
+        metrics: what its ground truth allows: ``panoptic``, ``instance``, ``semantic``.
+        roles: for each part that ``read`` takes, the key in a scale's ``assets`` (``{split}``
+            stands for the split).
+        read: paths of the parts (a file, or the folder of an unpacked archive) and the split, to
+            what is to be converted.
+        folder: for ``possam convert-files``; None: the layout is not offered there.
+        faults: checks beyond those that every data set passes: one message per fault.
+        on_disk: for each asset, where it lies below a user's root, as ``params/data.yaml`` says it.
+    """
+
+    images: Mapping[str, int]
     metrics: tuple[str, ...]
     roles: Mapping[str, str]
+    read: Callable[[Mapping[str, Path], str], Source]
+    folder: FolderLayout | None = None
+    faults: Callable[[ConvertedDataset], list[str]] | None = None
+    on_disk: Mapping[str, Any] = field(default_factory=dict)
 
-    def assets(self, split: str) -> dict[str, str]:
-        """The roles for one split, by part."""
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are converted."""
+        return tuple(self.images)
+
+    def parts(self, split: str) -> dict[str, str]:
+        """The role of each part for one split."""
         return {part: role.format(split=split) for part, role in self.roles.items()}
 
 
-DATASETS: Mapping[str, Source] = {
-    "coco": Source(
-        splits=("train", "val"),
-        metrics=("panoptic", "instance", "semantic"),
-        roles={
-            "images": "coco_{split}_images",
-            "panoptic": "coco_panoptic",
-            "instances": "coco_instances",
-            "class_names": "coco_class_names",
-        },
-    ),
-    "ade20k": Source(
-        splits=("train", "val"),
-        metrics=("panoptic", "instance", "semantic"),
-        roles={
-            "images": "ade20k",
-            "instances": "ade20k_instances",
-            "class_names": "ade20k_class_names",
-            "classes": "ade20k_instance_classes",
-        },
-    ),
-    "ade20k_full": Source(
-        splits=("val",),
-        metrics=("semantic",),
-        roles={
-            "images": "ade20k_full",
-            "class_names": "ade20k_full_class_names",
-            "classes": "ade20k_full_classes",
-        },
-    ),
-    "pascal_context_459": Source(
-        splits=("val",),
-        metrics=("semantic",),
-        roles={
-            "images": "pascal_voc_2010",
-            "labels": "pascal_context_459",
-            "class_names": "pascal_context_459_class_names",
-        },
-    ),
-}
-"""By the name that ``params/`` and the command line use."""
-
-TRAINABLE = tuple(name for name, source in DATASETS.items() if "train" in source.splits)
-"""Data sets that a run can train on."""
-
-ROLES: Mapping[str, str] = {
-    role: name
-    for name, source in DATASETS.items()
-    for split in source.splits
-    for role in source.assets(split).values()
-}
-"""Every role that a scale must fill, and a data set that needs it."""
+def one_file(path: str, *elsewhere: str) -> dict[str, Any]:
+    """A part of an unpacked archive, for ``on_disk``: a file and where else users keep it."""
+    return {"path": path, "places": [path, *elsewhere]}
 
 
-def source(dataset: str, split: str) -> Source:
+def many_files(path: str, *elsewhere: str, **files: Any) -> dict[str, Any]:
+    """A folder of an unpacked archive, and the files in it (``suffix``, ``exactly``, ...)."""
+    return one_file(path, *elsewhere) | {"files": [files]}
+
+
+def module_of(dataset: str) -> str:
+    """Dotted name of the module that declares and reads ``dataset``."""
+    return f"{_PACKAGE}.{dataset}"
+
+
+@cache
+def datasets() -> Mapping[str, UpstreamDataset]:
+    """Every data set by its name, in alphabetical order.
+
+    Raises:
+        InputError: a module without a declaration.
+    """
+    found = {}
+    for module in iter_modules(import_module(_PACKAGE).__path__):
+        declared = getattr(import_module(module_of(module.name)), "DECLARATION", None)
+        if not isinstance(declared, UpstreamDataset):
+            raise InputError(
+                f"{module_of(module.name)}: has no DECLARATION; every module in this folder is a "
+                "data set (docs/add-a-dataset.md)"
+            )
+        found[module.name] = declared
+    return dict(sorted(found.items()))
+
+
+def trainable() -> tuple[str, ...]:
+    """Data sets that a run can train on."""
+    return tuple(name for name, declared in datasets().items() if "train" in declared.splits)
+
+
+def users_of_roles() -> dict[str, list[tuple[str, str]]]:
+    """Every role, with the (data set, split) pairs that need it."""
+    users: dict[str, list[tuple[str, str]]] = {}
+    for name, declared in datasets().items():
+        for split in declared.splits:
+            for role in declared.parts(split).values():
+                users.setdefault(role, []).append((name, split))
+    return users
+
+
+def find_dataset(dataset: str, split: str) -> UpstreamDataset:
     """The data set ``dataset``, which must have ``split``.
 
     Raises:
         InputError: no such data set, or no such split; names the valid choices.
     """
-    if dataset not in DATASETS:
-        raise InputError(f"unknown data set {dataset!r}; valid choices: {', '.join(DATASETS)}")
-    found = DATASETS[dataset]
+    if dataset not in datasets():
+        raise InputError(f"unknown data set {dataset!r}; valid choices: {', '.join(datasets())}")
+    found = datasets()[dataset]
     if split not in found.splits:
         raise InputError(
             f"data set {dataset!r}: no split {split!r}; valid choices: {', '.join(found.splits)}"

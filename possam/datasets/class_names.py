@@ -1,4 +1,4 @@
-"""Class-name files: one line a class, ``index:name,synonym,...``, as OpenSeg and ODISE use them.
+"""Class-name files: one line per class, ``index:name,synonym,...``, as OpenSeg and ODISE use them.
 
 Beside them, CSV tables of facts about the classes of a data set.
 """
@@ -50,15 +50,6 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
     if not classes:
         raise InputError(f"{path}: names no class")
     return classes
-
-
-def read_class_names(path: Path) -> list[tuple[str, ...]]:
-    """Names of each class, in the file's order: the vocabulary of contiguous indices 0..K-1.
-
-    Raises:
-        InputError: see :func:`read_class_index`.
-    """
-    return list(read_class_index(path).values())
 
 
 def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:

@@ -1,8 +1,8 @@
-"""The part of a conversion that every upstream layout shares: parallel, resumable, atomic.
+"""The part of a conversion that all data sets share: parallel, resumable, atomic.
 
 Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its files and
 a part file there (written last); a second run keeps the parts whose sources did not change. When
-all are there, the JSON files are put together part by part and the folder takes its name.
+all are there, the JSON files are assembled from the parts and the folder is renamed.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from possam.datasets.format import (
     MANIFEST,
     PANOPTIC,
     SEMANTIC,
-    Category,
-    Segment,
 )
 from possam.datasets.label_runs import encode_masks
 from possam.datasets.pixels import (
@@ -36,6 +33,7 @@ from possam.datasets.pixels import (
     write_bytes,
     write_png,
 )
+from possam.datasets.records import Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, hash_json, read_json, sha256_file, write_json
 from possam.runtime.pools import in_chunks
@@ -46,100 +44,53 @@ CHUNK = 8
 _PARTS = "parts"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One image to convert. ``payload``: what the layout's converter needs beside the files."""
-
-    id: int
-    image: Path
-    sources: tuple[Path, ...]
-    payload: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def png_name(self) -> str:
-        """File name of this image's PNGs."""
-        return f"{self.image.stem}.png"
-
-    def file_name(self, folder: str) -> str:
-        """Name of this image's file in one of the data set's folders."""
-        return self.image.name if folder == IMAGES else self.png_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """One image in our format.
-
-    ``image``: SHA-256 of the image that stays where it is, or the file that the data set keeps.
-    ``panoptic_png``: the upstream file to keep bit for bit, or None.
-    """
-
-    width: int
-    height: int
-    image: str | bytes
-    ids: Array
-    semantic: Array
-    segments: tuple[Segment, ...]
-    instances: list[dict[str, Any]]
-    panoptic_png: bytes | None = None
-
-
-def convert(
-    *,
-    name: str,
-    split: str,
-    tasks: Sequence[Task],
-    converter: Callable[[Task], Converted],
-    categories: Sequence[Category],
-    image_root: Path | None,
-    instances: str,
-    out: Path,
-    workers: int,
-) -> dict[str, Any]:
-    """Convert all ``tasks`` and write the data set ``out``; returns its manifest.
+def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -> dict[str, Any]:
+    """Convert ``source`` and write the data set ``out``; returns its manifest.
 
     Args:
+        source: the images, in the order of the result; ids and file names are unique.
         name, split: names of the data set.
-        tasks: the images, in the order of the result; ids and file names are unique.
-        converter: picklable; one image in, one image out; InputError on bad input.
-        categories: the classes.
-        image_root: folder of the images; None: the converter returns files, kept in the data set.
-        instances: where instances come from, in words, for the manifest.
-        out: folder to write; replaced if it exists.
-        workers: processes; 0 or 1 converts in this process. Memory grows with it, not with tasks.
+        out: folder to write; replaced if it exists, and not touched if the conversion fails.
+        workers: processes; 0 or 1 converts in this process. Memory grows with the number of
+            processes, not with that of images.
 
     Raises:
         InputError: the first task, in their order, that cannot be converted.
-        PossamError: a worker died; what is converted already is kept for the next run.
+        PossamError: a worker died; what is already converted is kept for the next call.
     """
+    tasks, image_root = source.tasks, source.image_root
     if not tasks:
         raise InputError(f"{out}: no image to convert for {name} {split}; check the paths")
     out = Path(os.path.abspath(out))
     staging = out.with_name(f".{out.name}.partial")
-    identity = {"format": FORMAT, "name": name, "split": split, "instances": instances}
-    identity["categories"] = hash_json([category.to_json() for category in categories])
+    head = {"format": FORMAT, "name": name, "split": split}
+    categories = hash_json([category.to_json() for category in source.categories])
     folders = [PANOPTIC, SEMANTIC] if image_root is not None else [PANOPTIC, SEMANTIC, IMAGES]
-    _prepare(staging, identity | {"folders": folders})
+    identity = {"instances": source.instances, "categories": categories, "folders": folders}
+    _prepare(staging, head | identity)
     job = partial(
-        _convert_one, converter=converter, staging=staging, classes=len(categories), folders=folders
-    )
+        _convert_one, converter=source.converter, staging=staging,
+        classes=len(source.categories), folders=folders,
+    )  # fmt: skip
     with Progress(len(tasks), label=f"convert {name} {split}", unit="images") as progress:
         for count, _ in in_chunks(
             partial(_each, job), tasks, workers=workers, chunk=CHUNK, preload=__name__
         ):
             progress.update(count)
-    manifest = _assemble(
-        staging, tasks, categories,
-        head={"format": FORMAT, "name": name, "split": split},
-        image_root=IMAGES if image_root is None else _relative(image_root, out),
-        instances=instances,
-    )  # fmt: skip
+    root = IMAGES if image_root is None else _relative(image_root, out)
+    manifest = _assemble(staging, source, head=head, image_root=root)
     shutil.rmtree(staging / _PARTS)
     (staging / "identity.json").unlink()
     for folder in folders:
-        _drop_strangers(staging / folder, {task.file_name(folder) for task in tasks})
+        _remove_others(staging / folder, {_file_name(task, folder) for task in tasks})
     write_json(staging / MANIFEST, manifest)
     publish(staging, out)
     return manifest
+
+
+def _file_name(task: Task, folder: str) -> str:
+    """Name of an image's file in one of the data set's folders."""
+    return task.image.name if folder == IMAGES else task.png_name
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -155,15 +106,15 @@ def _prepare(staging: Path, identity: dict[str, Any]) -> None:
     write_json(path, identity)
 
 
-def _drop_strangers(folder: Path, expected: set[str]) -> None:
-    """Remove files of an earlier, interrupted conversion of another set of images."""
+def _remove_others(folder: Path, expected: set[str]) -> None:
+    """Remove files that an interrupted conversion of other images left."""
     for path in folder.iterdir():
         if path.name not in expected:
             path.unlink()
 
 
 def publish(staging: Path, out: Path) -> None:
-    """Let the folder ``staging``, a sibling of ``out``, take its name and its place."""
+    """Rename the folder ``staging``, a sibling of ``out``, to ``out``, which it replaces."""
     if not out.exists():
         os.replace(staging, out)
         return
@@ -183,7 +134,7 @@ def _part_path(staging: Path, task: Task) -> Path:
 
 
 def _signature(task: Task) -> str:
-    """What the converted image depends on: its sources (size and time) and its annotation."""
+    """Hash of what the converted image depends on: its files (size, time) and its payload."""
     stats = []
     for path in (task.image, *task.sources):
         try:
@@ -204,7 +155,7 @@ def _is_done(staging: Path, task: Task, signature: str, folders: Sequence[str]) 
     return bool(part["signature"] == signature) and all(
         path.exists() and sha256_file(path) == part[folder]
         for folder in folders
-        for path in [staging / folder / task.file_name(folder)]
+        for path in [staging / folder / _file_name(task, folder)]
     )
 
 
@@ -275,15 +226,10 @@ def _write_json_stream(path: Path, head: dict[str, Any], key: str, items: Iterab
 
 
 def _assemble(
-    staging: Path,
-    tasks: Sequence[Task],
-    categories: Sequence[Category],
-    *,
-    head: dict[str, Any],
-    image_root: str,
-    instances: str,
+    staging: Path, source: Source, *, head: dict[str, Any], image_root: str
 ) -> dict[str, Any]:
     """Write the two JSON files from the parts; returns the manifest."""
+    tasks, categories, instances = source.tasks, source.categories, source.instances
     size = len(categories)
     histogram = {key: [0] * size for key in ("pixels", "segments", "instances")}
     void_pixels = crowd = 0

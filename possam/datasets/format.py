@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
+from possam.datasets.records import Category, Segment
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, sha256_file
 from possam.runtime.memory import no_collection
@@ -30,47 +31,6 @@ from possam.runtime.memory import no_collection
 FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Category:
-    """One class. ``index`` 0..K-1; ``names``: all synonyms; ``upstream_id``: the publisher's id."""
-
-    index: int
-    names: tuple[str, ...]
-    is_thing: bool
-    upstream_id: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry in the JSON's ``categories``."""
-        return {
-            "id": self.index,
-            "name": self.names[0],
-            "names": list(self.names),
-            "isthing": int(self.is_thing),
-            "upstream_id": self.upstream_id,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """One segment: ``area`` in pixels, ``bbox`` (x, y, width, height) in pixels."""
-
-    id: int
-    category: int
-    area: int
-    bbox: tuple[int, int, int, int]
-    is_crowd: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry in the JSON's ``segments_info``."""
-        return {
-            "id": self.id,
-            "category_id": self.category,
-            "area": self.area,
-            "bbox": list(self.bbox),
-            "iscrowd": int(self.is_crowd),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""What annotations say about the segments of a label map, counted over runs and not over pixels.
+"""Areas, boxes and run-length codes of the segments of a label map, counted over runs.
 
 H W: height and width. A run is a stretch of pixels of one value; see
 :func:`possam.datasets.pixels.runs`.
@@ -72,7 +72,7 @@ def encode_masks(ids: Array, wanted: Collection[int]) -> dict[int, dict[str, Any
 
 
 def _starts(ids: Array, *, every: int | None = None) -> npt.NDArray[np.int64]:
-    """Where runs begin in the flat map; with ``every``, new ones begin at its multiples, too."""
+    """Where runs begin in the flat map; with ``every``, also at each multiple of it."""
     flat = ids.ravel()
     begins = np.empty(flat.size, dtype=bool)
     begins[0] = True
@@ -83,22 +83,23 @@ def _starts(ids: Array, *, every: int | None = None) -> npt.NDArray[np.int64]:
 
 
 def compact(values: Array) -> Array:
-    """The same numbers, 0 or above, in as few bytes as they need, for the memory's sake."""
+    """The same numbers (0 or above) in the smallest unsigned type that holds them."""
     return values.astype(np.min_scalar_type(int(values.max())), copy=False)
 
 
 def _groups(values: Array) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct values, ascending; the order that brings equal ones together and keeps their
-    sequence; and where each group begins in it."""
-    order = np.argsort(compact(values), kind="stable")  # of few bytes: by counting
+    """Distinct values, ascending; a stable order that sorts ``values``; where each group begins."""
+    order = np.argsort(compact(values), kind="stable")  # a radix sort for small types
     ordered = values[order]
     first = _starts(ordered)
     return ordered[first], order, first
 
 
 def _counts_as_text(counts: list[npt.NDArray[np.int64]]) -> list[str]:
-    """COCO's text of run lengths (``rleToString`` of its API): from the fourth on, differences to
-    the one before last; five bits a character, the lowest first, the sixth says that more follow.
+    """COCO's text of run lengths (``rleToString`` of its API).
+
+    From the fourth on, each number is the difference to the one before last. A character holds five
+    bits, the lowest first; its sixth bit says that more characters follow.
     """
     if not counts:
         return []

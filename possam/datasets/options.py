@@ -2,22 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
-from possam.datasets.catalogue import DATASETS, TRAINABLE
+from possam.datasets.catalogue import datasets, trainable
 from possam.runtime.options import Options, Positive, Rate
 
 
 def _known(name: str) -> str:
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set; valid choices: {', '.join(DATASETS)}")
+    if name not in datasets():
+        raise ValueError(f"unknown data set; valid choices: {', '.join(datasets())}")
     return name
 
 
-def trainable(name: str) -> str:
-    if name not in TRAINABLE:
+def can_train(name: str) -> str:
+    """``name`` if a run can train on this data set."""
+    if name not in trainable():
         raise ValueError(
-            f"this data set has no training split; valid choices: {', '.join(TRAINABLE)}"
+            f"this data set has no training split; valid choices: {', '.join(trainable())}"
         )
     return name
 
@@ -26,9 +27,15 @@ DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class AugmentationOptions(Options):
-    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``. ``size`` in pixels."""
+    """``lsj``: large-scale jitter, crop, mirror; ``flip``: mirror only. ``size`` in pixels."""
 
     policy: Literal["lsj", "flip", "none"]
     size: Positive
     min_scale: Rate
     max_scale: Rate
+
+    @model_validator(mode="after")
+    def _scales(self) -> "AugmentationOptions":
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
+        return self

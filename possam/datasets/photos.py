@@ -1,4 +1,4 @@
-"""Photographs that are looked at but not used: are they whole, and how large."""
+"""Photographs that stay where they are: whether they are whole, and their size."""
 
 import hashlib
 from pathlib import Path
@@ -10,8 +10,8 @@ from possam.runtime.errors import InputError
 def check_photo(path: Path) -> tuple[tuple[int, int], str]:
     """Height and width in pixels of a whole image file, and its SHA-256.
 
-    All of the file is decoded, as truncated and damaged ones must be found; but a JPEG's pixels are
-    made at an eighth of their number a side only, which takes half the time.
+    The whole file is decoded, to find truncated and damaged ones; JPEGs at an eighth of their
+    height and width, which takes half the time.
 
     Raises:
         InputError: missing, truncated or damaged file.
@@ -25,7 +25,7 @@ def check_photo(path: Path) -> tuple[tuple[int, int], str]:
 
 
 def check_size(labels: Array, labels_path: Path, size: tuple[int, int], photo_path: Path) -> None:
-    """Refuse a label map (H, W, ...) that has not the height and width of its photograph.
+    """Refuse a label map (H, W, ...) whose height and width are not those of its photograph.
 
     Raises:
         InputError: names both files.

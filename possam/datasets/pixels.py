@@ -96,7 +96,7 @@ def encode_ids(ids: Array) -> npt.NDArray[np.uint8]:
     pixels = np.zeros((*ids.shape, 3), np.uint8)
     largest = int(ids.max(initial=0))
     for channel in range(3):
-        if largest >> 8 * channel:  # ids are counted up: the other channels are mostly empty
+        if largest >> 8 * channel:  # small ids leave the other channels zero
             rest = ids >> 8 * channel if channel else ids
             np.copyto(pixels[..., channel], rest, casting="unsafe")  # the lowest byte
     return pixels
@@ -146,10 +146,9 @@ def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[
 
 
 def runs(*maps: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where all ``maps`` (one shape, not empty) stay the same, row after row: starts and lengths.
+    """Stretches of pixels, row by row, in which no map changes: starts and lengths.
 
-    Label maps are flat: there are some hundred times fewer runs than pixels, and whatever is
-    counted over pixels can be counted over runs.
+    Label maps have about a hundred times fewer runs than pixels; counting over runs is faster.
     """
     flat = [labels.ravel() for labels in maps]
     changes = flat[0][1:] != flat[0][:-1]

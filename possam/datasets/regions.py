@@ -2,13 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from possam.datasets.conversion import Converted
-from possam.datasets.format import Category, Segment
 from possam.datasets.label_runs import segment_table
 from possam.datasets.pixels import Array
-
-NO_INSTANCES = "none (semantic only: a class's pixels are one stuff segment)"
-"""What the manifest of such a data set says about instances."""
+from possam.datasets.records import Category, Converted, Segment
 
 
 def stuff_categories(
@@ -26,11 +22,11 @@ def convert_regions(labels: Array, *, image: str | bytes) -> Converted:
 
     Args:
         labels: class indices, int32 (H, W), -1 void; segment ids are class index + 1.
-        image: see :class:`possam.datasets.conversion.Converted`.
+        image: see :class:`possam.datasets.records.Converted`.
     """
     ids = labels + 1
     segments = tuple(
-        Segment(id=key, category=key - 1, area=area, bbox=box, is_crowd=False)
+        Segment(id=key, category=key - 1, area=area, bbox=box)
         for key, area, box in segment_table(ids)
     )
     height, width = labels.shape

@@ -1,7 +1,7 @@
-"""Check a converted data set against itself: every count, id, area, size and hash."""
+"""Check that a converted data set is consistent: every count, id, area, size and hash."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,8 @@ from possam.datasets.format import (
 )
 from possam.datasets.label_runs import segment_table
 from possam.datasets.photos import check_photo
-from possam.datasets.pixels import (
-    Array,
-    class_map,
-    decode_file,
-    decode_ids,
-    decode_semantic,
-)
+from possam.datasets.pixels import Array, class_map, decode_file, decode_ids, decode_semantic
+from possam.datasets.records import UPSTREAM_INSTANCES
 from possam.runtime.errors import InputError
 from possam.runtime.pools import in_chunks
 from possam.runtime.progress import Progress
@@ -34,7 +29,12 @@ from possam.runtime.progress import Progress
 _SHOWN = 20
 
 
-def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
+def validate_dataset(
+    directory: Path,
+    *,
+    workers: int = 1,
+    more: Callable[[ConvertedDataset], list[str]] | None = None,
+) -> dict[str, Any]:
     """Check everything that a converted data set promises.
 
     Files and hashes as in the manifest; unique image ids and files; image, panoptic and semantic
@@ -43,18 +43,23 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
     classes, of their image's size, with the area that their mask has or, from upstream polygons, a
     positive one; at least half of the images have a labelled pixel, and a segment.
 
+    Args:
+        directory: folder of the data set.
+        workers: processes.
+        more: what this data set promises besides: one message per fault.
+
     Returns:
-        Report: ``counts`` (the manifest's), and what is no fault but worth a look: ``void_images``
-        (ids of images without a labelled pixel), ``empty_images`` (without a segment),
+        ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of
+        images without a labelled pixel), ``empty_images`` (without a segment) and
         ``absent_classes`` (without a pixel here).
 
     Raises:
-        InputError: one line a fault (the first twenty, and how many there are).
+        InputError: one line per fault (the first twenty, and how many there are).
         PossamError: a worker died.
     """
     directory = Path(directory)
     dataset = ConvertedDataset.open(directory)
-    faults = _static_faults(dataset)
+    faults = _static_faults(dataset) + ([] if more is None else more(dataset))
     size = len(dataset.categories)
     pixels, segments = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     void_pixels, void_images = 0, []
@@ -115,7 +120,7 @@ def validate_dataset(directory: Path, *, workers: int = 1) -> dict[str, Any]:
 
 
 def _static_faults(dataset: ConvertedDataset) -> list[str]:
-    """What can be told without reading pixels."""
+    """Faults that show without reading pixels."""
     where, faults = str(dataset.directory), []
     if [category.index for category in dataset.categories] != list(range(len(dataset.categories))):
         faults.append(f"{where}: category ids are not 0..K-1 in order")
@@ -209,9 +214,9 @@ def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
 
 
 def _disagreeing(ids: Array, labels: Array, record: ImageRecord, is_thing: Array) -> int:
-    """Pixels whose two maps say different things, which only instances may do.
+    """Number of pixels whose maps disagree without an instance as the reason.
 
-    Instances lie over other classes, and a thing without an instance is void.
+    Instances may lie over other classes, and a thing without an instance is void.
     """
     classes = class_map(ids, {segment.id: segment.category for segment in record.segments})
     thing = np.append(is_thing, False)  # the last one is for void, -1
@@ -225,7 +230,7 @@ def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> Any:
     counts = np.zeros(len(dataset.categories), dtype=np.int64)
     things = {category.index for category in dataset.categories if category.is_thing}
     sizes = {record.id: [record.height, record.width] for record in dataset.images}
-    counted = dataset.manifest["instances"] in ("panoptic segments", "none (semantic regions)")
+    counted = not dataset.manifest["instances"].startswith(UPSTREAM_INSTANCES)
     seen: set[int] = set()
     for entry in dataset.instances()["annotations"]:
         where = f"{path}: annotation {entry['id']}"

@@ -2,7 +2,7 @@
 
 from pydantic import model_validator
 
-from possam.datasets.catalogue import DATASETS, Split
+from possam.datasets.catalogue import Split, datasets
 from possam.datasets.options import DatasetName
 from possam.params.tables import EFFICIENCY, Measured
 from possam.runtime.options import Options, Positive
@@ -18,7 +18,7 @@ class BenchmarkParams(Options):
 
     @model_validator(mode="after")
     def _possible(self) -> "BenchmarkParams":
-        source = DATASETS[self.dataset]
+        source = datasets()[self.dataset]
         for key, values, valid in (
             ("split", (self.split,), source.splits),
             ("metrics", self.metrics, (*source.metrics, EFFICIENCY)),

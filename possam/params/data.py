@@ -1,16 +1,16 @@
-"""``params/data.yaml``: data that lie on a user's disk, and what the official releases hold."""
+"""``params/data.yaml``: data that lie on a user's disk already."""
 
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from possam.datasets.catalogue import DATASETS
+from possam.datasets.catalogue import datasets, module_of
 from possam.params.project import Project
 from possam.params.reading import choose, read_yaml, validate
 from possam.runtime.environment import DATA_ROOTS_PREFIX, Environment
 from possam.runtime.errors import InputError
-from possam.runtime.options import Options, Positive
+from possam.runtime.options import Options
 
 
 def _relative(path: str) -> str:
@@ -64,16 +64,10 @@ class PlacedParams(Options):
 
 
 class DataParams(Options):
-    """The whole file; roots are folders, ``None`` where there is none."""
+    """The file, and what the data sets declare: roots are folders, ``None`` where there is none."""
 
     roots: dict[str, str | None]
-    images: dict[str, dict[str, Positive]]
     assets: dict[str, PlacedParams]
-
-    def expected(self, count: str) -> int:
-        """How many images ``<data set>.<split>`` has."""
-        dataset, split = count.split(".")
-        return self.images[dataset][split]
 
     def root_of(self, asset: str) -> Path | None:
         """The folder of a user that may hold ``asset``."""
@@ -82,29 +76,39 @@ class DataParams(Options):
         return None if folder is None else Path(folder).expanduser()
 
 
+def image_count(count: str) -> int:
+    """How many images ``<data set>.<split>`` has in the official release."""
+    dataset, split = count.split(".")
+    return datasets()[dataset].images[split]
+
+
 def load_data(project: Project, environment: Environment | None = None) -> DataParams:
-    """``data.yaml`` of the project, with the roots that the environment names put over it.
+    """``data.yaml`` of the project, over what the data sets declare; the environment's roots win.
 
     Raises:
         InputError: unknown keys, roots, assets or counts; the message names the valid choices.
     """
-    path = project.folder / "data.yaml"
-    source = str(path)
-    data = validate(DataParams, read_yaml(path), source=source)
-    for dataset, entry in DATASETS.items():
-        for split in entry.splits:
-            if split not in data.images.get(dataset, {}):
-                raise InputError(f"{source}: images.{dataset}.{split}: missing")
-    counts = [f"{name}.{split}" for name, splits in data.images.items() for split in splits]
-    for name, placed in data.assets.items():
-        choose("asset", name, project.assets, source, "assets")
-        choose("root", placed.root, data.roots, source, f"assets.{name}.root")
+    source = str(project.folder / "data.yaml")
+    own = validate(DataParams, read_yaml(Path(source)), source=source)
+    assets, sources = {}, {}
+    for dataset, declared in datasets().items():
+        for name, entry in declared.on_disk.items():
+            sources[name] = f"{module_of(dataset)}: on_disk"
+            assets[name] = validate(PlacedParams, entry, source=f"{sources[name]}.{name}")
+    assets |= own.assets
+    sources |= dict.fromkeys(own.assets, f"{source}: assets")
+    roots = dict.fromkeys([placed.root for placed in assets.values()])
+    for name in own.roots:
+        choose("root", name, roots, source, "roots")
+    counts = [f"{name}.{split}" for name, one in datasets().items() for split in one.splits]
+    for name, placed in assets.items():
+        choose("asset", name, project.assets, sources[name], name)
         if placed.parts and not project.assets[name].unpack:
-            raise InputError(f"{source}: assets.{name}.parts: this asset is no archive")
+            raise InputError(f"{sources[name]}.{name}.parts: this asset is no archive")
         for part in placed.parts:
             for files in part.files:
-                choose("count", files.count, counts, source, f"assets.{name}.parts.{part.path}")
+                choose("count", files.count, counts, sources[name], f"{name}.parts.{part.path}")
     given = (environment or Environment.load()).data_roots
     for name in given:
-        choose("root", name, data.roots, f"{DATA_ROOTS_PREFIX}{name.upper()}", "environment")
-    return data.model_copy(update={"roots": {**data.roots, **given}})
+        choose("root", name, roots, f"{DATA_ROOTS_PREFIX}{name.upper()}", "environment")
+    return DataParams(roots={**roots, **own.roots, **given}, assets=assets)

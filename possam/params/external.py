@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from possam.datasets.catalogue import TRAINABLE
+from possam.datasets.catalogue import trainable
 from possam.params.reading import choose
 from possam.params.tables import EFFICIENCY
 from possam.runtime.errors import InputError
@@ -68,7 +68,7 @@ def check_external(
                 f"{source}: {name}: a run of runs.yaml has this name, too; rename one of them"
             )
         choose("scale", entry.scale, scales, source, f"{name}.scale")
-        choose("training set", entry.trained_on, TRAINABLE, source, f"{name}.trained_on")
+        choose("training set", entry.trained_on, trainable(), source, f"{name}.trained_on")
         scored = [test for test, kinds in measured.items() if EFFICIENCY not in kinds]
         for benchmark in entry.predictions:
             key = f"{name}.predictions"

@@ -14,6 +14,7 @@ from possam.model.options import CLIP
 from possam.params.project import Project
 from possam.params.reading import choose, read_entries, validate
 from possam.params.tables import CellParams, Evaluation
+from possam.runtime.errors import InputError
 from possam.runtime.options import Count, Options, Positive
 
 Names = dict[str, tuple[str, tuple[str, ...]]]
@@ -180,19 +181,14 @@ def _run_needs(project: Project, run: str, benchmarks: Collection[str]) -> Needs
     )
 
 
-def load_figures(project: Project) -> dict[str, FigureParams]:
-    """Every figure of ``figures.yaml`` in the project's folder, checked against its other files.
-
-    Raises:
-        InputError: an unknown key, kind, run, benchmark, SAM size or table, with valid choices.
-    """
+def _read_figures(project: Project) -> dict[str, FigureParams]:
     path = project.folder / "figures.yaml"
     valid: dict[str, Collection[str]] = {
         "run": project.runs,
         "benchmark": project.benchmarks,
         "variant": project.variants,
         "SAM size": project.scale.towers.sam,
-        "table": project.tables,
+        "table": [*project.tables, *project.unserved],
     }
     figures = {}
     for name, data in read_entries(path).items():
@@ -205,12 +201,46 @@ def load_figures(project: Project) -> dict[str, FigureParams]:
     return figures
 
 
+def _lack(project: Project, figure: FigureParams) -> str:
+    """What the scale lacks for a figure; empty if nothing."""
+    for what, used in figure.names().values():
+        for one in used:
+            if what == "table" and one in project.unserved:
+                return project.unserved[one]
+            if what == "benchmark" and (lack := project.lack_of_benchmark(one)):
+                return lack
+            if what == "run" and (
+                lack := project.lack_of_dataset(project.runs[one].train, "train")
+            ):
+                return f"{one}: {lack}"
+    return ""
+
+
+def load_figures(project: Project) -> dict[str, FigureParams]:
+    """The figures of ``figures.yaml`` that the scale has the data for.
+
+    Raises:
+        InputError: an unknown key, kind, run, benchmark, SAM size or table, with valid choices.
+    """
+    found = _read_figures(project)
+    return {name: figure for name, figure in found.items() if not _lack(project, figure)}
+
+
+def unserved_figures(project: Project) -> dict[str, str]:
+    """For each figure that the scale lacks data for: what it lacks."""
+    path, found = project.folder / "figures.yaml", _read_figures(project)
+    lacks = {name: _lack(project, figure) for name, figure in found.items()}
+    return {name: f"{path}: {name}: {lack}" for name, lack in lacks.items() if lack}
+
+
 def find_figure(project: Project, name: str) -> FigureParams:
     """The figure called ``name``.
 
     Raises:
-        InputError: no such figure; the message lists those that are there.
+        InputError: no such figure (with those that are there), or the scale lacks its data.
     """
-    figures = load_figures(project)
+    figures = _read_figures(project)
     choose("figure", name, figures, str(project.folder / "figures.yaml"), "figure")
+    if name in (unserved := unserved_figures(project)):
+        raise InputError(unserved[name])
     return figures[name]

@@ -6,11 +6,11 @@ difference from them. Unknown keys, wrong types and dangling references are erro
 file, the key and the valid choices.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from possam.datasets.catalogue import ROLES, TRAINABLE
+from possam.datasets.catalogue import datasets, find_dataset, trainable, users_of_roles
 from possam.model.options import InferenceOptions
 from possam.params.assets import AssetParams
 from possam.params.benchmarks import BenchmarkParams
@@ -18,7 +18,7 @@ from possam.params.external import ExternalParams, check_external
 from possam.params.reading import P, choose, merge, read_entries, read_yaml, validate
 from possam.params.runs import RunDefinition, RunParams
 from possam.params.scale import ScaleParams
-from possam.params.tables import DEFAULT_VARIANT, TableParams, check_table
+from possam.params.tables import DEFAULT_VARIANT, Evaluation, TableParams, check_table
 from possam.runtime.errors import InputError
 
 
@@ -30,7 +30,9 @@ class Project:
         prefix: ``""`` for ``paper``, else ``"<scale>/"`` (paths of results).
         assets, benchmarks: entries of these files.
         external: entries of that file, of every scale.
-        tables: entries of that file, with the cells of external systems of this scale alone.
+        tables: entries of that file that this scale has the data for, with the cells of external
+            systems of this scale only.
+        unserved: for each of the other tables, which data the scale lacks.
         variants: every inference variant, resolved against the scale's ``inference`` block.
     """
 
@@ -46,12 +48,7 @@ class Project:
         self.variants = self._resolved_variants()
         self.assets = self._mapping("assets.yaml", AssetParams)
         self.benchmarks = self._mapping("benchmarks.yaml", BenchmarkParams)
-        for role, dataset in ROLES.items():
-            if role not in self.scale.assets:
-                raise InputError(f"{source}: assets.{role}: missing; data set {dataset} needs it")
-        for role, asset in self.scale.assets.items():
-            choose("role", role, ROLES, source, "assets")
-            choose("asset", asset, self.assets, source, f"assets.{role}")
+        self._check_roles()
         for size, tower in self.scale.towers.sam.items():
             choose("asset", tower.asset, self.assets, source, f"towers.sam.{size}.asset")
         clip = self.scale.towers.clip
@@ -61,7 +58,7 @@ class Project:
         self.external = self._mapping(
             "external.yaml",
             ExternalParams,
-            choices={"scale": scales, "trained_on": TRAINABLE},
+            choices={"scale": scales, "trained_on": trainable()},
             may_be_empty=True,
         )
         check_external(
@@ -71,7 +68,84 @@ class Project:
             scales=scales,
             measured=measured,
         )
-        self.tables = self._checked_tables(measured)
+        tables = self._checked_tables(measured)
+        self.unserved = {
+            name: f"{folder / 'tables.yaml'}: {name}: {lack}"
+            for name, table in tables.items()
+            if (lack := self.lack_of_evaluations(table.evaluations(self.scale.seeds)))
+        }
+        self.tables = {name: tables[name] for name in tables if name not in self.unserved}
+
+    def _check_roles(self) -> None:
+        """Every role and asset in the scale's ``assets`` is known, and no data set is half there.
+
+        A data set that has none of its own roles is not of this scale; one that has some must have
+        all that one of its splits needs.
+        """
+        source, assets, users = self._source, self.scale.assets, users_of_roles()
+        for role, asset in assets.items():
+            choose("role", role, users, source, "assets")
+            choose("asset", asset, self.assets, source, f"assets.{role}")
+        for name, declared in datasets().items():
+            own = [r for r, using in users.items() if {dataset for dataset, _ in using} == {name}]
+            lacks = [self.lack_of_dataset(name, split) for split in declared.splits]
+            if any(role in assets for role in own) and all(lacks):
+                raise InputError(lacks[-1])
+
+    def lack_of_dataset(self, dataset: str, split: str) -> str:
+        """What the scale lacks for one split of a data set, and the remedy; empty if nothing."""
+        for role in find_dataset(dataset, split).parts(split).values():
+            if role not in self.scale.assets:
+                return (
+                    f"{self._source}: assets.{role}: missing; data set {dataset} needs it for its "
+                    f"split {split}: name the asset of assets.yaml that plays this role, or choose "
+                    "a scale that has one"
+                )
+        return ""
+
+    def lack_of_evaluations(self, evaluations: Iterable[Evaluation]) -> str:
+        """What the scale lacks for the test sets and training sets of some evaluations.
+
+        Empty if nothing.
+        """
+        for key in evaluations:
+            if lack := self.lack_of_benchmark(key.benchmark):
+                return lack
+            source = (
+                self.external[key.run].trained_on if key.is_external else self.runs[key.run].train
+            )
+            if lack := self.lack_of_dataset(source, "train"):
+                return f"{key.run}: {lack}"
+        return ""
+
+    def lack_of_benchmark(self, name: str) -> str:
+        """What the scale lacks for the test set of a benchmark; empty if nothing."""
+        test = self.benchmarks[name]
+        lack = self.lack_of_dataset(test.dataset, test.split)
+        return lack and f"benchmark {name}: {lack}"
+
+    def dataset_assets(self, dataset: str, split: str) -> dict[str, str]:
+        """The asset of each part that one split of a data set is made from.
+
+        Raises:
+            InputError: no such data set or split, or the scale has no asset for one of its roles.
+        """
+        if lack := self.lack_of_dataset(dataset, split):
+            raise InputError(lack)
+        roles = find_dataset(dataset, split).parts(split)
+        return {part: self.scale.assets[role] for part, role in roles.items()}
+
+    def benchmark(self, name: str) -> BenchmarkParams:
+        """The benchmark called ``name``.
+
+        Raises:
+            InputError: no such benchmark, or the scale lacks its data.
+        """
+        path = str(self.folder / "benchmarks.yaml")
+        choose("benchmark", name, self.benchmarks, path, "benchmark")
+        if lack := self.lack_of_benchmark(name):
+            raise InputError(lack)
+        return self.benchmarks[name]
 
     def _checked_tables(self, measured: Mapping[str, Collection[str]]) -> dict[str, TableParams]:
         names: dict[str, Collection[str]] = {
@@ -135,8 +209,10 @@ class Project:
         """The table called ``name``.
 
         Raises:
-            InputError: no such table.
+            InputError: no such table, or the scale lacks data that it shows.
         """
+        if name in self.unserved:
+            raise InputError(self.unserved[name])
         choose("table", name, self.tables, str(self.folder / "tables.yaml"), "table")
         return self.tables[name]
 

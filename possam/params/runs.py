@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, model_validator
 
-from possam.datasets.options import DatasetName, trainable
+from possam.datasets.options import DatasetName, can_train
 from possam.model.options import CLIP, ModelOptions
 from possam.runtime.options import Count, Options
 from possam.training.options import LossOptions, TrainingOptions
@@ -17,7 +17,7 @@ class RunDefinition(Options):
     """
 
     sam: str | None
-    train: Annotated[DatasetName, AfterValidator(trainable)]
+    train: Annotated[DatasetName, AfterValidator(can_train)]
     model: ModelOptions
     loss: LossOptions
     training: TrainingOptions

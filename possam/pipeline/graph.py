@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from possam.datasets.catalogue import source
+from possam.datasets.catalogue import module_of
 from possam.model.options import CLIP
 from possam.params.assets import AssetParams
 from possam.params.figures import find_figure, load_figures
@@ -62,7 +62,7 @@ class Pipeline:
         self.folder = folder
         self.scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
         self._projects = {} if project is None else {project.name: project}
-        self._code = cache(lambda stage: code_hash(*CODE[stage]))
+        self._code = cache(lambda *modules: code_hash(*modules))
 
     def project(self, scale: str) -> Project:
         """The parameters of ``scale`` (loaded once)."""
@@ -91,7 +91,10 @@ class Pipeline:
             "report": self._report,
         }
         parameters = selectors[stage](self.project(scale), **wildcards)
-        return hash_json({"stage": stage, "parameters": parameters, "code": self._code(stage)})
+        # One data set's reader does not count for the others.
+        reader = [module_of(wildcards["dataset"])] if stage == "convert" else []
+        code = self._code(*CODE[stage], *reader)
+        return hash_json({"stage": stage, "parameters": parameters, "code": code})
 
     def _nothing(self, project: Project, **wildcards: str) -> Any:
         return dict(wildcards)
@@ -187,9 +190,7 @@ class Pipeline:
 
     def dataset_inputs(self, scale: str, dataset: str, split: str) -> list[str]:
         """Records of the assets that a converted data set is made from."""
-        roles = source(dataset, split).assets(split).values()
-        assets = self.project(scale).scale.assets
-        return self._records(scale, [assets[role] for role in roles])
+        return self._records(scale, [*self.project(scale).dataset_assets(dataset, split).values()])
 
     def _clip(self, scale: str) -> list[str]:
         clip = self.project(scale).scale.towers.clip
@@ -233,12 +234,7 @@ class Pipeline:
         scale = self.scale_of(prefix)
         project = self.project(scale)
         resolved = project.run(run)
-        if benchmark not in project.benchmarks:
-            raise InputError(
-                f"params/benchmarks.yaml: unknown benchmark {benchmark!r}; "
-                f"valid choices: {', '.join(project.benchmarks)}"
-            )
-        test = project.benchmarks[benchmark]
+        test = project.benchmark(benchmark)
         inputs = [
             DATASET.format(scale=scale, dataset=test.dataset, split=test.split),
             DATASET.format(scale=scale, dataset=resolved.train, split="train"),
@@ -264,7 +260,7 @@ class Pipeline:
         """As :meth:`external_inputs`, whether the predictions are there or not."""
         scale = self.scale_of(prefix)
         entry = find_external(self.project(scale), external, benchmark)
-        test = self.project(scale).benchmarks[benchmark]
+        test = self.project(scale).benchmark(benchmark)
         return [
             DATASET.format(scale=scale, dataset=test.dataset, split=test.split),
             DATASET.format(scale=scale, dataset=entry.trained_on, split="train"),

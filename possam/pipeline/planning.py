@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from possam.assets.inventory import Held, take_inventory, unpacked_bytes
+from possam.datasets.catalogue import datasets
 from possam.model.options import CLIP
-from possam.params.data import DataParams, load_data
-from possam.params.figures import load_figures
+from possam.params.data import load_data
+from possam.params.figures import load_figures, unserved_figures
 from possam.params.layout import FIGURE_CARD, REPORT, RUN, TABLE_CSV, Layout
 from possam.params.plan import HardwareParams, PlanParams, load_plan, tower_key
 from possam.params.project import Project
@@ -23,7 +24,6 @@ from possam.runtime.files import read_json
 
 _BYTES = 4
 """Of a weight in fp32."""
-_WORLD_FIELD = {"pascal_context_459": "pascal_context"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,11 @@ def resolve_targets(pipeline: Pipeline, scale: str, names: Sequence[str]) -> lis
     """
     project = pipeline.project(scale)
     prefix, figures = project.prefix, load_figures(project)
+    unserved = project.unserved | unserved_figures(project)
     found: list[str] = []
     for name in names or project.tables:
+        if name in unserved:
+            raise InputError(unserved[name])
         if name in project.tables:
             found.append(TABLE_CSV.format(prefix=prefix, table=name))
         elif name in figures:
@@ -132,7 +135,7 @@ def make_plan(pipeline: Pipeline, scale: str, targets: Sequence[str]) -> Plan:
     assets = [job.of("asset") for job in jobs.values() if job.rule == "download"]
     held = {one.name: one for one in take_inventory(project, assets, data)}
     measured = _measured(project)
-    cost = _Cost(project, params, hardware, data, held, measured)
+    cost = _Cost(project, params, hardware, held, measured)
     steps = tuple(
         cost.step(path, jobs[path], tuple(need for need in needs if need in files))
         for path, needs in files.items()
@@ -141,22 +144,21 @@ def make_plan(pipeline: Pipeline, scale: str, targets: Sequence[str]) -> Plan:
         targets=tuple(targets),
         steps=steps,
         held=tuple(held.values()),
-        disk=_disk(project, steps, held, params, hardware, data),
+        disk=_disk(project, steps, held, params, hardware),
         hardware=hardware,
         params=params,
         measured=measured,
     )
 
 
-def image_count(project: Project, data: DataParams, dataset: str, split: str) -> int:
+def image_count(project: Project, dataset: str, split: str) -> int:
     """Images of a split: of the converted data set, else as declared."""
     manifest = Layout(project).dataset(dataset, split) / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["counts"]["images"])
     world = project.scale.world
-    if world is not None:
-        return int(getattr(world, f"{_WORLD_FIELD.get(dataset, dataset)}_{split}"))
-    return data.images[dataset][split]
+    made = None if world is None else world.images(dataset, split)
+    return datasets()[dataset].images[split] if made is None else made
 
 
 def _measured(project: Project) -> dict[str, float]:
@@ -183,7 +185,6 @@ class _Cost:
     project: Project
     params: PlanParams
     hardware: HardwareParams
-    data: DataParams
     held: Mapping[str, Held]
     measured: Mapping[str, float]
 
@@ -239,7 +240,7 @@ class _Cost:
         return 0.0  # tables, figures and the rest: minutes at most
 
     def _images(self, dataset: str, split: str) -> int:
-        return image_count(self.project, self.data, dataset, split)
+        return image_count(self.project, dataset, split)
 
     def _rate(self, rates: Mapping[str, float], sam: str | None, field: str) -> float:
         key = tower_key(self.project, sam)
@@ -257,7 +258,6 @@ def _disk(
     held: Mapping[str, Held],
     params: PlanParams,
     hardware: HardwareParams,
-    data: DataParams,
 ) -> Disk:
     sizes = {"convert": 0, "features": 0, "train": 0}
     to_write = sum(one.to_download + one.to_unpack for one in held.values())
@@ -269,7 +269,7 @@ def _disk(
             continue
         size = run
         if job.rule != "train":
-            images = image_count(project, data, job.of("dataset"), job.of("split"))
+            images = image_count(project, job.of("dataset"), job.of("split"))
             each = {
                 "convert": params.converted_bytes_per_image,
                 "features": hardware.feature_bytes_per_image,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from possam.params.data import load_data
-from possam.params.figures import load_figures
+from possam.params.figures import load_figures, unserved_figures
 from possam.params.plan import load_plan
 from possam.params.project import Project
 from possam.params.published import read_published
@@ -32,3 +32,5 @@ def check(scale: str | None) -> None:
             f"{len(load_figures(project))} figures, "
             f"{len(project.scale.assets)} assets"
         )
+        for lack in (project.unserved | unserved_figures(project)).values():
+            print(f"  not at this scale: {lack}")

@@ -99,13 +99,12 @@ def asset_file(layout: Layout, asset: str) -> Path:
     return layout.assets / layout.project.assets[asset].file
 
 
-def role_path(layout: Layout, role: str) -> Path:
-    """What plays ``role`` (``coco_class_names``, ...) at this scale: a file or unpacked archive.
+def asset_path(layout: Layout, asset: str) -> Path:
+    """The fetched file of an asset, or the folder of its unpacked archive.
 
     Raises:
         InputError: the asset was not fetched, or its archive not unpacked.
     """
-    asset = layout.project.scale.assets[role]
     if not layout.project.assets[asset].unpack:
         return asset_file(layout, asset)
     asset_record(layout, asset)

@@ -1,4 +1,4 @@
-"""Stage ``download``: bring assets here or link to them, verify and unpack them."""
+"""Stage ``download``: fetch assets or link to them, verify and unpack them."""
 
 import math
 import sys
@@ -23,12 +23,12 @@ from possam.runtime.locks import hold
 
 
 def download_assets(project: Project, names: Sequence[str], *, list_only: bool = False) -> None:
-    """Download the assets ``names``, or all of the scale, and say what that means before.
+    """Download the assets ``names``, or all of the scale, after printing what that means.
 
-    One asset that fails does not keep the others; all failures are told at the end.
+    One asset that fails does not stop the others; all failures are reported at the end.
 
     Raises:
-        InputError: an unknown asset, too little disk space, or assets that could not be had.
+        InputError: an unknown asset, too little disk space, or assets that could not be fetched.
     """
     for name in names:
         choose("asset", name, project.assets, str(project.folder / "assets.yaml"), "asset")
@@ -51,7 +51,7 @@ def download_assets(project: Project, names: Sequence[str], *, list_only: bool =
     if faults:
         kind = ChecksumError if all(isinstance(f, ChecksumError) for f in faults) else InputError
         raise kind(
-            f"{len(faults)} of {len(held)} assets could not be had:\n"
+            f"{len(faults)} of {len(held)} assets could not be fetched:\n"
             + "\n".join(str(fault) for fault in faults)
         )
 
@@ -80,7 +80,7 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
         local = None if file.is_file() else find(name, project.assets, data)
         if isinstance(local, LocalParts):
             note = layout.assets / f".{name}.unpacked.json"
-            facts = link_parts(name, local, raw, data=data, note=note)
+            facts = link_parts(name, local, raw, note=note)
             record_unpacked(
                 asset, name=name, directory=layout.assets, facts=facts,
                 source=f"data root {local.root}",
@@ -106,7 +106,7 @@ def _say(name: str, text: str) -> None:
 
 
 def _listing(project: Project, held: Sequence[Held]) -> str:
-    """What there is, how large it is, and under which terms."""
+    """Each asset with its size and state, then the terms of use."""
     width = max(len(one.name) for one in held) + 2
     rows = [f"{'asset':<{width}}{'size':>10}  {'unpacked':>10}  state"]
     for one in held:

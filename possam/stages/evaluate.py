@@ -84,13 +84,8 @@ def evaluate(
         raise InputError(
             f"--condition: unknown {condition!r}; valid choices: {', '.join(CONDITIONS)}"
         )
-    if benchmark not in project.benchmarks:
-        raise InputError(
-            f"{project.folder / 'benchmarks.yaml'}: unknown benchmark {benchmark!r}; "
-            f"valid choices: {', '.join(project.benchmarks)}"
-        )
+    test = project.benchmark(benchmark)
     layout, run, scale = Layout(project), project.run(name, seed=seed), project.scale
-    test = project.benchmarks[benchmark]
     variants = project.variants_at(name, benchmark, condition)
     dataset = ConvertedDataset.open(layout.dataset(test.dataset, test.split))
     training_set = ConvertedDataset.open(layout.dataset(run.train, "train"))

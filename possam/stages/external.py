@@ -41,7 +41,7 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
     entry = find_external(project, name, benchmark)
     paths = prediction_files(project, name, benchmark)
     layout, settings = Layout(project), project.scale.evaluation
-    test = project.benchmarks[benchmark]
+    test = project.benchmark(benchmark)
     dataset = ConvertedDataset.open(layout.dataset(test.dataset, test.split))
     training_set = ConvertedDataset.open(layout.dataset(entry.trained_on, "train"))
     inputs = {"dataset": dataset.manifest["content"], "predictions": hash_predictions(paths)}

@@ -19,15 +19,4 @@ def make_world(project: Project, *, workers: int) -> None:
             f"params/scales/{project.name}.yaml: world: this scale uses real data; "
             "there is no world to write"
         )
-    layout = Layout(project)
-    write_world(
-        layout.world,
-        coco_train=world.coco_train,
-        coco_val=world.coco_val,
-        ade20k_train=world.ade20k_train,
-        ade20k_val=world.ade20k_val,
-        ade20k_full_val=world.ade20k_full_val,
-        pascal_context_val=world.pascal_context_val,
-        seed=world.seed,
-        workers=workers,
-    )
+    write_world(Layout(project).world, world, workers=workers)

@@ -1,11 +1,11 @@
 """Write the mini world as archives in the upstream layouts of the data sets.
 
 Domain A becomes "synthetic COCO" (panoptic and instance annotations), domain B "synthetic ADE20K"
-(scene parsing and instance annotations). Two more test sets have label maps alone: the full ADE20K
+(scene parsing and instance annotations). Two more test sets have only label maps: the full ADE20K
 is the validation scenes of ADE20K (as upstream) under a larger vocabulary, PASCAL Context is new
 scenes of both domains. File names are the upstream's, so that unpacking and
 conversion are the code that runs on real data; class-name files say that they are synthetic. The
-same counts and seed give the same bytes (with the same Pillow and zlib), whatever the number of
+same counts and seed give the same bytes (with the same Pillow and zlib), with any number of
 processes.
 """
 
@@ -39,6 +39,7 @@ from possam.synthetic.annotate import (
 )
 from possam.synthetic.class_files import FILES as CLASS_FILES
 from possam.synthetic.class_files import write_class_files
+from possam.synthetic.options import WorldOptions
 from possam.synthetic.packing import FixedZip, fixed_tar, fixed_zip, tar_add
 from possam.synthetic.scenes import SIZE, Split
 from possam.synthetic.semantic_archives import ADE_FULL, CONTEXT, VOC, write_ade_full, write_context
@@ -203,24 +204,23 @@ def _produce(
         progress.update()
 
 
-def write_world(
-    directory: Path, *, coco_train: int, coco_val: int, ade20k_train: int, ade20k_val: int,
-    ade20k_full_val: int, pascal_context_val: int, seed: int, workers: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> dict[str, Any]:
     """Write all archives and class-name files into ``directory``, and ``manifest.json`` last.
 
-    Counts are images, at least one each. ``workers`` processes render (1: none is started). Returns
-    the manifest: ``seed``, ``counts`` and ``files`` (name -> ``sha256`` and ``bytes``). Raises
-    :class:`InputError` for a count or number of workers below one.
+    Args:
+        directory: made if it is missing.
+        world: seed, and number of images of each split.
+        workers: processes that render; with one, none is started.
+
+    Returns:
+        The manifest: ``seed``, ``counts`` and ``files`` (name -> ``sha256`` and ``bytes``).
+
+    Raises:
+        InputError: no worker.
     """
-    counts = {
-        "coco_train": coco_train, "coco_val": coco_val,
-        "ade20k_train": ade20k_train, "ade20k_val": ade20k_val,
-        "ade20k_full_val": ade20k_full_val, "pascal_context_val": pascal_context_val,
-    }  # fmt: skip
-    for name, value in (*counts.items(), ("workers", workers)):
-        if value < 1:
-            raise InputError(f"world.{name}: {value}: at least 1 is needed")
+    if workers < 1:
+        raise InputError(f"--workers: {workers}: at least 1 is needed")
+    seed, counts = world.seed, world.model_dump(exclude={"seed"})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
@@ -236,16 +236,16 @@ def write_world(
         )
         make = partial(_produce, pool=pool, progress=progress)
         _write_coco(directory, make, {
-            "train": _tasks("a", "train", count=coco_train, seed=seed, first=1),
-            "val": _tasks("a", "val", count=coco_val, seed=seed, first=_VAL_NUMBERS + 1),
+            "train": _tasks("a", "train", count=world.coco_train, seed=seed, first=1),
+            "val": _tasks("a", "val", count=world.coco_val, seed=seed, first=_VAL_NUMBERS + 1),
         })  # fmt: skip
         _write_ade(directory, make, {
-            "train": _tasks("b", "train", count=ade20k_train, seed=seed, first=1),
-            "val": _tasks("b", "val", count=ade20k_val, seed=seed, first=1),
+            "train": _tasks("b", "train", count=world.ade20k_train, seed=seed, first=1),
+            "val": _tasks("b", "val", count=world.ade20k_val, seed=seed, first=1),
         })  # fmt: skip
-        full = _tasks("b", "val", count=ade20k_full_val, seed=seed, first=1)
+        full = _tasks("b", "val", count=world.ade20k_full_val, seed=seed, first=1)
         write_ade_full(directory, make(ade_full_scene, full))
-        context = _context_tasks(pascal_context_val, seed)
+        context = _context_tasks(world.pascal_context_459_val, seed)
         write_context(directory, make(context_scene, context))
     write_class_files(directory)
     names = (

@@ -1,6 +1,6 @@
 """Class-name files and tables of classes of the mini world, in the upstream shapes.
 
-A class-name file holds a line for each index, ``invalid_class_id`` where there is no class.
+A class-name file holds one line per index, ``invalid_class_id`` where there is no class.
 """
 
 import csv
@@ -30,7 +30,7 @@ _COCO_LAST_INDEX = 200
 
 
 def write_class_files(directory: Path) -> None:
-    """Write :data:`FILES` into ``directory``; they depend on the vocabulary alone."""
+    """Write :data:`FILES` into ``directory``; they depend only on the vocabulary."""
     coco = {number: domain_names("a", CLASSES[k]) for k, number in coco_category_ids().items()}
     _write_text(directory / COCO_NAMES, _name_lines(coco, last=_COCO_LAST_INDEX))
     ade = {number: domain_names("b", CLASSES[k]) for k, number in ade_indices().items()}

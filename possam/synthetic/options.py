@@ -12,4 +12,9 @@ class WorldOptions(Options):
     ade20k_train: Positive
     ade20k_val: Positive
     ade20k_full_val: Positive
-    pascal_context_val: Positive
+    pascal_context_459_val: Positive
+
+    def images(self, dataset: str, split: str) -> int | None:
+        """How many images of a data set's split the world makes; None: it makes none."""
+        count: int | None = self.model_dump().get(f"{dataset}_{split}")
+        return count

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, cast
 
 from possam.runtime.files import atomic_path
@@ -15,48 +14,28 @@ from possam.runtime.files import atomic_path
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-class FixedZip:
-    """Write a zip whose bytes depend on its members only. Folder entries are added as upstream has
-    them.
-    """
+class FixedZip(zipfile.ZipFile):
+    """A zip whose bytes depend only on its members; it has entries for folders, as upstream's."""
 
     def __init__(self, target: Path | IO[bytes]) -> None:
-        self._zip = zipfile.ZipFile(target, "w")
-        self._folders: set[str] = set()
+        super().__init__(target, "w")
+        self._added: set[str] = set()
 
     def add(self, name: str, content: bytes, *, compress: bool = False) -> None:
         """Add a file; ``compress`` is for text, images are stored as they are."""
-        parts = name.split("/")[:-1]
-        for depth in range(1, len(parts) + 1):
-            self._folder("/".join(parts[:depth]) + "/")
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            folder = "/".join(parts[:depth]) + "/"
+            if folder not in self._added:
+                self._added.add(folder)
+                self._write(folder, (0o40755 << 16) | 0x10, b"")
+        self._write(name, 0o100644 << 16, content, compress=compress)
+
+    def _write(self, name: str, mode: int, content: bytes, *, compress: bool = False) -> None:
         info = zipfile.ZipInfo(name, _EPOCH)
-        info.create_system = 3
-        info.external_attr = 0o100644 << 16
+        info.create_system, info.external_attr = 3, mode
         info.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-        self._zip.writestr(info, content, compresslevel=6)
-
-    def _folder(self, name: str) -> None:
-        if name not in self._folders:
-            self._folders.add(name)
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.create_system = 3
-            info.external_attr = (0o40755 << 16) | 0x10
-            self._zip.writestr(info, b"")
-
-    def close(self) -> None:
-        """Write the central directory."""
-        self._zip.close()
-
-    def __enter__(self) -> "FixedZip":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self.writestr(info, content, compresslevel=6)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Train the small CLIP of the mini world on region captions.
 
 Whole scenes go through the image tower; features pooled in the ground-truth masks go through CLIP's
-own head and are told apart among one caption of every class (random name, random template), so that
-the negatives of a region are all other classes. A few crops a batch, encoded as whole images, keep
+own head and are classified among one caption of every class (random name, random template): the
+negatives of a region are all other classes. A few crops per batch, encoded as whole images, keep
 ``encode_image`` meaningful.
 """
 
@@ -17,10 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from possam.model.encoders.clip import SYNTHETIC_CONVNEXT, FrozenClip, build_open_clip
-from possam.runtime.errors import TrainingError
 from possam.runtime.files import atomic_write, write_json
-from possam.runtime.progress import Progress
-from possam.synthetic.averaging import WeightAverage, one_cycle, one_thread
+from possam.synthetic.fitting import fit, one_thread
 from possam.synthetic.scene_set import SceneSet, render_scene_set, segment_masks
 from possam.synthetic.tokenizer import write_bpe
 from possam.synthetic.vocabulary import CLASSES, TEMPLATES, caption_words, domain_classes
@@ -192,29 +190,21 @@ def _fit(trainer: _ClipTrainer) -> None:
     visual = list(model.visual.parameters())
     own = {id(p) for p in visual}
     rest = [p for p in model.parameters() if id(p) not in own]
-    groups = [{"params": visual}, {"params": rest}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
-    schedule = one_cycle(
-        optimizer, [settings.image_lr, settings.text_lr],
-        iterations=settings.iterations, warmup=settings.warmup,
-    )  # fmt: skip
-    average = WeightAverage(model, decay=settings.average)
-    with Progress(settings.iterations, label="synthetic CLIP") as progress:
-        right = 0.0
-        for _ in range(settings.iterations):
-            loss, share = trainer.loss()
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    "synthetic CLIP: the loss is not finite; lower the learning rate"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, float(np.log(MAX_LOGIT_SCALE)))
-            average.update(model)
-            right += 0.02 * (share - right)
-            progress.update(note=f"loss {loss.item():.3f}, regions right {right:.3f}")
-    average.copy_to(model)
+
+    @torch.no_grad()
+    def limit() -> None:
+        model.logit_scale.clamp_(0, float(np.log(MAX_LOGIT_SCALE)))
+
+    fit(
+        model,
+        trainer.loss,
+        [{"params": visual, "lr": settings.image_lr}, {"params": rest, "lr": settings.text_lr}],
+        parameters=list(model.parameters()),
+        iterations=settings.iterations,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        average=settings.average,
+        label="synthetic CLIP",
+        measured="regions right",
+        after_step=limit,
+    )

@@ -16,10 +16,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from possam.model.encoders.sam import ARCHITECTURES, build_sam, find_architecture
-from possam.runtime.errors import InputError, TrainingError
+from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write
-from possam.runtime.progress import Progress
-from possam.synthetic.averaging import WeightAverage, one_cycle, one_thread
+from possam.synthetic.fitting import fit, one_thread
 from possam.synthetic.scene_set import SceneSet, render_scene_set
 
 VARIANTS: tuple[str, ...] = tuple(name for name in ARCHITECTURES if name.startswith("synthetic_"))
@@ -33,7 +32,7 @@ class SamSettings:
     iterations: int = 2_000
     batch: int = 16
     clicks: int = 4
-    """Prompts an image."""
+    """Prompts per image."""
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
@@ -57,7 +56,7 @@ def decode_clicks(sam: Sam, embeddings: Tensor, clicks: Tensor) -> tuple[Tensor,
 
     ``embeddings`` (B, C, h, w), ``clicks`` (B, 2) in pixels, x then y. Returns the logits of three
     masks (B, 3, 4h, 4w) and their predicted IoU (B, 3). ``MaskDecoder.predict_masks`` takes one
-    image a call; this is the same computation over its modules for many images.
+    image per call; this is the same computation over its modules for many images.
     """
     decoder, prompt = sam.mask_decoder, sam.prompt_encoder
     labels = torch.ones(len(clicks), 1, device=clicks.device)
@@ -192,7 +191,19 @@ def pretrain_sam(
             nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
         sam.train()
         trainer = _SamTrainer(sam=sam, head=head, scenes=scenes, settings=settings, seed=seed)
-        _fit(trainer, label=variant)
+        parameters = [*sam.parameters(), *head.parameters()]
+        fit(
+            sam,
+            trainer.loss,
+            [{"params": parameters, "lr": settings.lr}],
+            parameters=parameters,
+            iterations=settings.iterations,
+            weight_decay=settings.weight_decay,
+            warmup=settings.warmup,
+            average=settings.average,
+            label=variant,
+            measured="IoU of chosen masks",
+        )
     write_weights(out / weights_name(variant), sam)
 
 
@@ -206,30 +217,3 @@ def write_weights(path: Path, sam: Sam) -> None:
     torch.save(weights, stream)
     with atomic_write(path, "wb") as target:
         target.write(stream.getvalue())
-
-
-def _fit(trainer: _SamTrainer, *, label: str) -> None:
-    settings, sam = trainer.settings, trainer.sam
-    parameters = [*sam.parameters(), *trainer.head.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
-    schedule = one_cycle(
-        optimizer, [settings.lr], iterations=settings.iterations, warmup=settings.warmup
-    )
-    average = WeightAverage(sam, decay=settings.average)
-    with Progress(settings.iterations, label=label) as progress:
-        quality = 0.0
-        for _ in range(settings.iterations):
-            loss, iou = trainer.loss()
-            if not torch.isfinite(loss):
-                raise TrainingError(f"{label}: the loss is not finite; lower the learning rate")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            average.update(sam)
-            quality += 0.02 * (iou - quality)
-            progress.update(note=f"loss {loss.item():.3f}, IoU of chosen masks {quality:.3f}")
-    average.copy_to(sam)

@@ -164,7 +164,7 @@ def _paint_thing(
     rng: np.random.Generator, style: Style, thing: WorldClass, image: Array, ids: Ids,
     occupied: Mask, number: int,
 ) -> bool:  # fmt: skip
-    """Try to place a thing where it covers little of the others; tell whether it found room."""
+    """Try to place a thing where it covers little of the others; returns whether it found room."""
     radius = rng.uniform(*style.radius)
     for _ in range(8):
         centre_x, centre_y = rng.uniform(radius * 0.7, SIZE - radius * 0.7, 2)

@@ -1,4 +1,4 @@
-"""Archives of the two test sets that have label maps alone: ADE20K-full and PASCAL Context."""
+"""Archives of the two test sets that have only label maps: ADE20K-full and PASCAL Context."""
 
 import json
 from collections.abc import Iterable

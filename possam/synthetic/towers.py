@@ -1,4 +1,4 @@
-"""All towers of the mini world: train them from nothing, measure them, and say how they came about.
+"""All towers of the mini world: train them from nothing, measure them, write their provenance.
 
 The four trainings are independent. Each runs in a process of its own with one CPU thread, so that
 the result does not depend on how many run side by side.
@@ -17,9 +17,9 @@ from typing import Any
 from possam.model.encoders.clip import load_clip
 from possam.model.encoders.sam import load_sam
 from possam.runtime.errors import InputError
-from possam.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from possam.runtime.files import atomic_directory, sha256_file, write_json
 from possam.runtime.provenance import provenance
-from possam.synthetic.averaging import one_thread
+from possam.synthetic.fitting import one_thread
 from possam.synthetic.pretrain_clip import (
     BPE_NAME,
     CONFIG_NAME,
@@ -40,7 +40,7 @@ _DIGITS = 4
 class TowerSettings:
     """Settings of all trainings, and of the measurement of their quality.
 
-    The larger SAMs learn more slowly an iteration; iterations rise with the size, so that mask
+    The larger SAMs learn more slowly per iteration; iterations rise with the size, so that mask
     quality rises too, as it does among the official SAMs.
     """
 
@@ -92,21 +92,6 @@ def measure_quality(
     }
 
 
-def check_files(towers: Path) -> dict[str, Any]:
-    """Compare the files of a folder with its provenance and return the provenance.
-
-    Raises :class:`InputError` that names the first file that is missing or differs.
-    """
-    record: dict[str, Any] = read_json(towers / PROVENANCE_NAME)
-    for name in tower_files():
-        path = towers / name
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; rebuild the towers")
-        if record["files"].get(name, {}).get("sha256") != sha256_file(path):
-            raise InputError(f"{path}: differs from {PROVENANCE_NAME}; rebuild the towers")
-    return record
-
-
 def write_towers_provenance(
     towers: Path,
     *,
@@ -154,7 +139,7 @@ def rebuild_towers(
 
     ``out`` appears (or is replaced) only when everything is done. About 30 minutes on two cores
     with the defaults. The same seed on the same machine and library versions gives the same files,
-    whatever the number of ``workers``; another machine's kernels may round differently, and
+    with any number of ``workers``; another machine's kernels may round differently, and
     training amplifies that.
 
     Raises:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Sampler
 
-from possam.datasets.augmentation import AugmentationSettings
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.loader import Sample, SegmentationDataset, collate
 from possam.datasets.options import AugmentationOptions
@@ -72,15 +71,9 @@ class LiveSource:
             device: where images are encoded.
         """
         self.num_images, self.num_classes = len(dataset), len(dataset.categories)
-        settings = AugmentationSettings(
-            policy=augmentation.policy,
-            size=augmentation.size,
-            min_scale=augmentation.min_scale,
-            max_scale=augmentation.max_scale,
-        )
         self.division, self._order = division, SampleOrder(len(dataset), seed=seed)
         compact = replace(dataset, images=CompactRecords(dataset.images))
-        self._samples = SegmentationDataset(compact, augmentation=settings, seed=seed)
+        self._samples = SegmentationDataset(compact, augmentation=augmentation, seed=seed)
         self._encode, self._multiple = encode, multiple
         self._workers, self._device = workers, torch.device(device)
 

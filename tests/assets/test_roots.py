@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from possam.assets.archives import unpack
+from possam.datasets.catalogue import datasets
 from possam.params.data import load_data
 from possam.params.project import Project
 from possam.runtime.environment import Environment
@@ -58,6 +60,8 @@ def disk(tmp_path: Path) -> Path:
 def project(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Project]:
     """The paper's parameters with roots; COCO has as many images as ``disk``; disks are large."""
     monkeypatch.setattr("possam.stages.download.free_bytes", lambda path: 10**12)
+    coco = replace(datasets()["coco"], images={"train": 3, "val": 2})
+    monkeypatch.setitem(datasets(), "coco", coco)
     repository = tmp_path / "repository"
     shutil.copytree(PARAMS, repository / "params")
     monkeypatch.chdir(repository)
@@ -65,7 +69,6 @@ def project(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     def make(**roots: str | None) -> Project:
         path = repository / "params" / "data.yaml"
         data = yaml.safe_load(path.read_text())
-        data["images"]["coco"] = {"train": 3, "val": 2}
         data["roots"] |= roots
         path.write_text(yaml.safe_dump(data))
         return Project("paper")
@@ -202,7 +205,7 @@ def test_a_link_to_nowhere_is_told(project: Callable[..., Project], disk: Path) 
 def test_a_wrong_folder_is_told_before_anything_is_downloaded(
     project: Callable[..., Project], disk: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"holds nothing of coco_instances, .*val2017"):
+    with pytest.raises(InputError, match=r"holds nothing of coco_train_images, .*val2017"):
         download_asset(project(coco=str(disk.parent)), "coco_val_images")
     with pytest.raises(InputError, match="no such folder"):
         download_asset(project(coco=str(disk / "x")), "coco_val_images")
@@ -325,9 +328,9 @@ def _parts(**part: Any) -> dict[str, Any]:
     ("edit", "message"),
     [
         ({"roots": {"coco": 3}}, "roots.coco"),
-        ({"images": {"coco": {"train": 1}}}, "images.coco.val: missing"),
+        ({"images": {"coco": {"train": 1}}}, "images.*valid keys: assets, roots"),
+        ({"roots": {"cocoa": "x"}}, "roots: unknown root 'cocoa'; valid choices: ade20k, "),
         ({"assets": {"nothing": {"root": "coco"}}}, "unknown asset 'nothing'"),
-        ({"assets": {"coco_panoptic": {"root": "cocoa"}}}, "unknown root 'cocoa'"),
         (
             {"assets": {"sam_vit_b": _parts()["assets"]["coco_panoptic"]}},
             "assets.sam_vit_b.parts: this asset is no archive",
@@ -345,7 +348,7 @@ def test_mistakes_in_the_file_are_told(
     path = Path("params/data.yaml")
     data = yaml.safe_load(path.read_text())
     for key, value in edit.items():
-        data[key] = data[key] | value
+        data[key] = data.get(key, {}) | value
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match=message) as error:
         load_data(paper)
@@ -380,7 +383,7 @@ def test_all_assets_are_listed_and_one_failure_keeps_no_other(
     monkeypatch.setattr("possam.assets.fetch.download", refuse)
     with pytest.raises(InputError) as error:
         download_assets(paper, ["sam_vit_b", "coco_panoptic", "ade20k_full"])
-    assert "2 of 3 assets could not be had" in str(error.value)
+    assert "2 of 3 assets could not be fetched" in str(error.value)
     assert "sam_vit_b_01ec64.pth: no network here" in str(error.value)
     assert raw("coco_panoptic").is_dir()
 
@@ -425,14 +428,13 @@ def test_official_layouts_convert_through_links(
     monkeypatch.chdir(here)
     smoke = Project("smoke")
     make_world(smoke, workers=1)
-    datasets = ("coco", "ade20k", "ade20k_full", "pascal_context_459")
     names = list(dict.fromkeys(smoke.scale.assets.values()))
 
     def convert() -> dict[str, str]:
         for name in names:
             download_asset(smoke, name)
         contents = {}
-        for name in datasets:
+        for name in datasets():
             convert_dataset(smoke, name, "val", workers=1)
             manifest = read_json(f"data/smoke/datasets/{name}_val/manifest.json")
             contents[name] = manifest["content"]
@@ -443,15 +445,14 @@ def test_official_layouts_convert_through_links(
     assert world is not None
     path = Path("params/data.yaml")
     data = yaml.safe_load(path.read_text())
-    data["images"] = {
-        "coco": {"train": world.coco_train, "val": world.coco_val},
-        "ade20k": {"train": world.ade20k_train, "val": world.ade20k_val},
-        "ade20k_full": {"val": world.ade20k_full_val},
-        "pascal_context_459": {"val": world.pascal_context_val},
-    }
-    mine = {f"synthetic_{name}": entry for name, entry in data["assets"].items()}
+    mine = {}
+    for dataset, declared in list(datasets().items()):
+        images = {split: world.images(dataset, split) for split in declared.splits}
+        monkeypatch.setitem(datasets(), dataset, replace(declared, images=images))
+        mine |= {f"synthetic_{name}": entry for name, entry in declared.on_disk.items()}
     mine["synthetic_pascal_context"] = mine.pop("synthetic_pascal_context_459")
     data["assets"] = {name: entry for name, entry in mine.items() if name in names}
+    del data["roots"]["weights"]
     for name, entry in data["assets"].items():
         folder = tmp_path / "disk" / entry["root"]
         folder.mkdir(parents=True, exist_ok=True)

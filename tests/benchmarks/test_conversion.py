@@ -20,10 +20,9 @@ from benchmarks.conversion import (
 )
 from benchmarks.harness import measure
 from benchmarks.naive_conversion import prepare_ade20k
-from possam.datasets.ade20k import convert_ade20k
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.validate import validate_dataset
-from tests.support.layouts import ADE_NAMES, ADE_TABLE, save_photo, write
+from tests.support.layouts import ADE_NAMES, ADE_TABLE, convert_ade20k, save_photo, write
 
 SIZE = (48, 64)
 

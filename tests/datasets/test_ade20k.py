@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as run_length
 
-from possam.datasets.ade20k import convert_ade20k
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
-from tests.support.layouts import ade_instances, ade_labels, make_ade20k, save_photo
+from tests.support.layouts import ade_instances, ade_labels, convert_ade20k, make_ade20k, save_photo
 from tests.support.parity_report import Parity
 
 FACTS = Path(__file__).parents[2] / "params" / "facts" / "ade20k_instance_classes.csv"

@@ -13,21 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw
 
-from possam.datasets.ade20k import convert_ade20k
-from possam.datasets.ade20k_full import (
-    convert_ade20k_full,
-    protocol_size,
-    read_indices,
-    resize_image,
-    resize_labels,
-)
 from possam.datasets.class_names import read_class_table
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
+from possam.datasets.resizing import limited_size, resize_image, resize_labels
+from possam.datasets.upstream.ade20k_full import read_indices
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
 from tests.support.layouts import (
     FULL_INDICES,
+    convert_ade20k,
+    convert_ade20k_full,
     full_indices,
     make_ade20k,
     make_ade20k_full,
@@ -109,7 +105,7 @@ def test_large_images_are_resized_with_their_labels(tmp_path: Path) -> None:
     ],
 )
 def test_the_shorter_side_is_at_most_512(old: tuple[int, int], new: tuple[int, int]) -> None:
-    assert protocol_size(*old) == new
+    assert limited_size(*old, shorter_side=512) == new
 
 
 PICTURES = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))

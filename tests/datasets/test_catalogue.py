@@ -1,12 +1,21 @@
-"""The catalogue of data sets: one list of roles for parameters, rules and conversion."""
+"""The catalogue of data sets: found, light, and one list of roles for parameters and rules."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from possam.datasets.catalogue import DATASETS, ROLES, TRAINABLE, source
+from possam.datasets.catalogue import (
+    datasets,
+    find_dataset,
+    module_of,
+    trainable,
+    users_of_roles,
+)
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
+from possam.pipeline.codehash import module_closure
+from possam.pipeline.graph import CODE, Pipeline
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.stages.convert import convert_dataset
@@ -15,17 +24,48 @@ PARAMS = Path(__file__).resolve().parents[2] / "params"
 
 
 def test_only_panoptic_data_sets_are_trained_on() -> None:
-    assert TRAINABLE == ("coco", "ade20k")
+    assert trainable() == ("ade20k", "coco")
     assert all(
-        ("panoptic" in entry.metrics) == (name in TRAINABLE) for name, entry in DATASETS.items()
+        ("panoptic" in entry.metrics) == (name in trainable()) for name, entry in datasets().items()
     )
 
 
-def test_unknown_data_sets_and_splits_are_told_with_the_choices() -> None:
-    with pytest.raises(InputError, match="'voc'; valid choices: coco, ade20k, ade20k_full"):
-        source("voc", "val")
+def test_unknown_data_sets_and_splits_are_named_with_the_choices() -> None:
+    with pytest.raises(InputError, match="'voc'; valid choices: ade20k, ade20k_full, coco, pasc"):
+        find_dataset("voc", "val")
     with pytest.raises(InputError, match="'ade20k_full': no split 'train'; valid choices: val"):
-        source("ade20k_full", "train")
+        find_dataset("ade20k_full", "train")
+
+
+def test_finding_the_data_sets_imports_nothing_that_reads_pixels() -> None:
+    code = (
+        "import sys; import possam.params.project, possam.params.data; "
+        "from possam.datasets.catalogue import datasets; datasets(); "
+        "print([m for m in ('numpy', 'torch', 'PIL', 'scipy', 'pycocotools') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_data_set_s_reader_is_part_of_its_own_conversion_s_identity_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in datasets():
+        others = {module_of(other) for other in datasets()} - {module_of(name)}
+        if name == "ade20k_full":  # it reads file names as ade20k does
+            others -= {module_of("ade20k")}
+        found = set(module_closure(*CODE["convert"], module_of(name)))
+        assert module_of(name) in found and not others & found
+        assert "possam.datasets.conversion" in found
+    seen = {}
+    for name in datasets():
+        asked: list[tuple[str, ...]] = []
+        monkeypatch.setattr(
+            "possam.pipeline.graph.code_hash", lambda *modules, asked=asked: asked.append(modules)
+        )
+        Pipeline(folder=PARAMS).identity("convert", "smoke", dataset=name, split="val")
+        seen[name] = asked
+    assert seen == {name: [(*CODE["convert"], module_of(name))] for name in datasets()}
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
@@ -33,11 +73,11 @@ def test_the_rules_ask_for_the_assets_of_every_role(scale: str) -> None:
     pipeline, project = Pipeline(folder=PARAMS), Project(scale, folder=PARAMS)
     asked = {
         record
-        for name, entry in DATASETS.items()
+        for name, entry in datasets().items()
         for split in entry.splits
         for record in pipeline.dataset_inputs(scale, name, split)
     }
-    assets = {project.scale.assets[role] for role in ROLES}
+    assets = {project.scale.assets[role] for role in users_of_roles()}
     assert asked == {f"data/{scale}/assets/{asset}.record.json" for asset in assets}
     assert len(pipeline.dataset_inputs(scale, "pascal_context_459", "val")) == 3
 
@@ -47,8 +87,8 @@ def test_missing_assets_are_named_with_the_command(
 ) -> None:
     project = Project("smoke", folder=PARAMS)
     monkeypatch.chdir(tmp_path)
-    for name, entry in DATASETS.items():
-        asset = project.scale.assets[next(iter(entry.assets("val").values()))]
+    for name, entry in datasets().items():
+        asset = project.scale.assets[next(iter(entry.parts("val").values()))]
         with pytest.raises(InputError, match=f"possam download {asset} --scale smoke"):
             convert_dataset(project, name, "val", workers=1)
     assert not list(tmp_path.iterdir())
@@ -64,7 +104,7 @@ def test_converting_takes_what_was_fetched(tmp_path: Path, monkeypatch: pytest.M
     project = Project("smoke")
     make_world(project, workers=1)
     for name, classes in (("ade20k_full", 80), ("pascal_context_459", 51)):
-        for role in DATASETS[name].assets("val").values():
+        for role in datasets()[name].parts("val").values():
             download_asset(project, project.scale.assets[role])
         convert_dataset(project, name, "val", workers=1)
         manifest = read_json(tmp_path / f"data/smoke/datasets/{name}_val/manifest.json")

@@ -6,7 +6,6 @@ import pytest
 
 from possam.datasets.class_names import (
     read_class_index,
-    read_class_names,
     read_class_table,
     read_label_names,
     seen_classes,
@@ -18,7 +17,7 @@ from tests.support.parity_report import Parity
 def test_reads_names_synonyms_and_upstream_indices(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("0:invalid_class_id\n1:person, child\n2:invalid_class_id\n\n13:stop sign\n")
-    assert read_class_names(path) == [("person", "child"), ("stop sign",)]
+    assert list(read_class_index(path).values()) == [("person", "child"), ("stop sign",)]
     assert read_class_index(path) == {1: ("person", "child"), 13: ("stop sign",)}
 
 
@@ -36,13 +35,13 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, fault: str) -> N
     path = tmp_path / "names.txt"
     path.write_text(text)
     with pytest.raises(InputError, match=fault) as error:
-        read_class_names(path)
+        read_class_index(path)
     assert str(path) in str(error.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fetch"):
-        read_class_names(tmp_path / "none.txt")
+        read_class_index(tmp_path / "none.txt")
 
 
 def test_seen_compares_whole_names_without_case_and_space() -> None:
@@ -70,8 +69,8 @@ def test_published_labels_give_the_known_numbers_of_seen_classes(
 ) -> None:
     """A class is seen if one of its synonyms is a synonym of a COCO class (FC-CLIP's rule)."""
     folder = shared / "upstream" / "openseg_labels"
-    training = read_class_names(folder / "coco_panoptic_with_prompt_eng.txt")
-    vocabulary = read_class_names(folder / f"{name}_with_prompt_eng.txt")
+    training = list(read_class_index(folder / "coco_panoptic_with_prompt_eng.txt").values())
+    vocabulary = list(read_class_index(folder / f"{name}_with_prompt_eng.txt").values())
     assert len(training) == 133
     assert len(vocabulary) == classes
     flags = seen_classes(vocabulary, training)

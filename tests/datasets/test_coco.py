@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as run_length
 
-from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
-from tests.support.layouts import coco_ids, make_coco, save_photo, save_rgb_ids
+from tests.support.layouts import coco_ids, convert_coco, make_coco, save_photo, save_rgb_ids
 from tests.support.parity_report import Parity
 
 
@@ -262,7 +261,7 @@ def test_an_interrupted_conversion_goes_on_and_keeps_finished_images(
         convert_coco(**arguments)
     (tmp_path / "panoptic_val2017/000000000034.png").write_bytes(good)
     converted: list[int] = []
-    from possam.datasets import coco
+    from possam.datasets.upstream import coco
 
     original = coco._convert
 

@@ -75,9 +75,9 @@ def test_options_of_other_layouts_are_refused(
 ) -> None:
     line = make("coco", tmp_path)
     assert cli.main([*line, "--class-table", "table.csv"]) == 2
-    assert "--class-table: only for the layouts ade20k, ade20k_full" in capsys.readouterr().err
+    assert "--class-table: only for ade20k, ade20k_full" in capsys.readouterr().err
     assert cli.main([*line, "--without-instances"]) == 2
-    assert "--without-instances: only for the layout ade20k" in capsys.readouterr().err
+    assert "--without-instances: only for ade20k, not coco" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

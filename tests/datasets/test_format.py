@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from possam.datasets.ade20k import convert_ade20k, merge_maps
-from possam.datasets.ade20k_full import convert_ade20k_full
-from possam.datasets.coco import convert_coco
 from possam.datasets.format import Category, ConvertedDataset
-from possam.datasets.pascal_context import convert_pascal_context
+from possam.datasets.merging import merge_maps
 from possam.datasets.pixels import (
     decode_file,
     decode_ids,
@@ -29,6 +26,10 @@ from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 from tests.support.layouts import (
+    convert_ade20k,
+    convert_ade20k_full,
+    convert_coco,
+    convert_pascal_context,
     make_ade20k,
     make_ade20k_full,
     make_coco,

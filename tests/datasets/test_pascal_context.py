@@ -10,10 +10,15 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from possam.datasets.format import ConvertedDataset
-from possam.datasets.pascal_context import convert_pascal_context
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
-from tests.support.layouts import context_labels, make_pascal_context, save_mat, save_photo
+from tests.support.layouts import (
+    context_labels,
+    convert_pascal_context,
+    make_pascal_context,
+    save_mat,
+    save_photo,
+)
 from tests.support.parity_report import Parity
 
 MAT, JPEG = "trainval/2008_000001.mat", "VOC2010/JPEGImages/2008_000001.jpg"

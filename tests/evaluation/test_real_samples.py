@@ -12,8 +12,6 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from possam.datasets.ade20k import convert_ade20k
-from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.instance import InstanceEvaluator
 from possam.evaluation.options import EvaluationOptions
@@ -24,6 +22,7 @@ from possam.evaluation.semantic import SemanticEvaluator
 from possam.runtime.files import read_json
 from tests.support.coco_oracle import oracle
 from tests.support.jaccard import in_double
+from tests.support.layouts import convert_ade20k, convert_coco
 from tests.support.parity_report import Parity
 from tests.support.pictures import panopticapi, same_quality
 

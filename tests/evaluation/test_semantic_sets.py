@@ -11,10 +11,8 @@ from PIL import Image
 from scipy.io import savemat
 from torch import Tensor, nn
 
-from possam.datasets.ade20k_full import convert_ade20k_full
-from possam.datasets.class_names import read_class_names, seen_classes
+from possam.datasets.class_names import read_class_index, seen_classes
 from possam.datasets.format import ConvertedDataset
-from possam.datasets.pascal_context import convert_pascal_context
 from possam.evaluation.evaluate import evaluate_run
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import score
@@ -23,6 +21,7 @@ from possam.model.encoders.text import TextEmbeddings
 from possam.model.segmenter import RawPrediction
 from possam.runtime.errors import InputError
 from tests.support.answers import inference
+from tests.support.layouts import convert_ade20k_full, convert_pascal_context
 
 FACTS = Path(__file__).resolve().parents[2] / "params" / "facts"
 SIZE = (20, 24)
@@ -167,7 +166,8 @@ def test_a_model_is_evaluated_on_459_classes(
     tmp_path: Path,
     wrong: dict[int, int],
 ) -> None:
-    seen = seen_classes(context.vocabulary, read_class_names(labels_of(shared, "coco_panoptic")))
+    training = read_class_index(labels_of(shared, "coco_panoptic")).values()
+    seen = seen_classes(context.vocabulary, list(training))
     result = evaluate_run(
         segmenter=Oracle(context, wrong=wrong),
         dataset=context,

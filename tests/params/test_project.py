@@ -315,7 +315,7 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "runs.yaml",
             lambda d: d.update(bad={"sam": "b", "train": "pascal_context_459"}),
-            ["bad: train", "no training split", "'pascal_context_459'", "choices: coco, ade20k"],
+            ["bad: train", "no training split", "'pascal_context_459'", "choices: ade20k, coco"],
         ),
         (
             "runs.yaml",

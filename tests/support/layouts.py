@@ -8,6 +8,35 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from possam.datasets.conversion import convert
+from possam.datasets.upstream.ade20k import read_ade20k
+from possam.datasets.upstream.ade20k_full import read_ade20k_full
+from possam.datasets.upstream.coco import read_coco
+from possam.datasets.upstream.pascal_context_459 import read_pascal_context
+
+
+def convert_coco(*, split: str, out: Path, workers: int, **files: Any) -> dict[str, Any]:
+    """Convert what ``read_coco`` finds in ``files``; returns the manifest."""
+    return convert(read_coco(**files), name="coco", split=split, out=out, workers=workers)
+
+
+def convert_ade20k(*, split: str, out: Path, workers: int, **files: Any) -> dict[str, Any]:
+    """As ``convert_coco``, for ``read_ade20k``."""
+    source = read_ade20k(split=split, **files)
+    return convert(source, name="ade20k", split=split, out=out, workers=workers)
+
+
+def convert_ade20k_full(*, split: str, out: Path, workers: int, **files: Any) -> dict[str, Any]:
+    """As ``convert_coco``, for ``read_ade20k_full``."""
+    source = read_ade20k_full(split=split, **files)
+    return convert(source, name="ade20k_full", split=split, out=out, workers=workers)
+
+
+def convert_pascal_context(*, split: str, out: Path, workers: int, **files: Any) -> dict[str, Any]:
+    """As ``convert_coco``, for ``read_pascal_context``."""
+    source = read_pascal_context(split=split, **files)
+    return convert(source, name="pascal_context_459", split=split, out=out, workers=workers)
+
 
 def save_rgb_ids(path: Path, ids: np.ndarray) -> None:
     """Write a panoptic PNG: id = R + 256 G + 65536 B."""

@@ -19,12 +19,13 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 from possam.synthetic.annotate import Task, bounding_box, coco_scene, run_lengths
 from possam.synthetic.archives import write_world
+from possam.synthetic.options import WorldOptions
 from possam.synthetic.scenes import render_scene, scene_rng
 from possam.synthetic.vocabulary import CLASSES
 
 COUNTS = {
     "coco_train": 6, "coco_val": 3, "ade20k_train": 5, "ade20k_val": 3, "ade20k_full_val": 3,
-    "pascal_context_val": 4,
+    "pascal_context_459_val": 4,
 }  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("world")
-    return folder, write_world(folder, seed=9, **COUNTS)
+    return folder, write_world(folder, WorldOptions(seed=9, **COUNTS))
 
 
 def test_manifest_names_every_file(world: tuple[Path, dict[str, Any]]) -> None:
@@ -56,8 +57,8 @@ def test_manifest_names_every_file(world: tuple[Path, dict[str, Any]]) -> None:
 def test_same_seed_same_bytes_with_any_number_of_processes(
     world: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    assert write_world(tmp_path / "two", seed=9, workers=2, **COUNTS) == world[1]
-    other = write_world(tmp_path / "other", seed=10, **COUNTS)["files"]
+    assert write_world(tmp_path / "two", WorldOptions(seed=9, **COUNTS), workers=2) == world[1]
+    other = write_world(tmp_path / "other", WorldOptions(seed=10, **COUNTS))["files"]
     same = {name for name, entry in other.items() if entry == world[1]["files"][name]}
     assert same == {name for name in other if name.startswith("synthetic_")}
 
@@ -264,6 +265,6 @@ def test_run_lengths_by_hand() -> None:
     assert bounding_box(np.array([[0, 0, 0], [0, 1, 1]], bool)) == [1, 1, 2, 1]
 
 
-def test_counts_below_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"world\.coco_val: 0"):
-        write_world(tmp_path, seed=0, **(COUNTS | {"coco_val": 0}))
+def test_no_worker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--workers: 0: at least 1"):
+        write_world(tmp_path, WorldOptions(seed=0, **COUNTS), workers=0)

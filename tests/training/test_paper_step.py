@@ -21,12 +21,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from possam.datasets.coco import convert_coco
 from possam.model.encoders.clip import build_open_clip
 from possam.model.encoders.sam import build_sam, find_architecture
 from possam.model.possam import rebuild_possam
 from possam.runtime.files import read_json
 from possam.training.checkpoint import read_metadata
+from tests.support.layouts import convert_coco
 
 pytestmark = pytest.mark.paper_step
 

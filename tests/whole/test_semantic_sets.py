@@ -38,7 +38,7 @@ def test_they_cannot_be_trained_on(finished: Workspace) -> None:
     old = "possam_l_coco: {sam: l, train: coco}"
     with edited(finished.folder / "params/runs.yaml", old, old.replace("coco}", "ade20k_full}")):
         message = refused(finished, "train", "possam_l_coco", "--scale", "smoke")
-    assert "possam_l_coco: train: " in message and "valid choices: coco, ade20k" in message
+    assert "possam_l_coco: train: " in message and "valid choices: ade20k, coco" in message
     message = refused(finished, "convert", "pascal_context_459", "train", "--scale", "smoke")
     assert "no split 'train'; valid choices: val" in message
 

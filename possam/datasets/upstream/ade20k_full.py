@@ -1,4 +1,4 @@
-"""The full ADE20K release (2021_17_01), evaluated on 847 classes (A-847), to the one format.
+"""The full ADE20K release (2021_17_01), evaluated on 847 classes (A-847).
 
 A label map ``*_seg.png`` gives whole objects (parts are in other files): ADE index = (R // 10) *
 256 + G; indices that are not evaluated are void. As in the published protocol (MaskFormer's
@@ -8,24 +8,24 @@ quality 75; the label to the nearest pixel. Smaller images are copied bit for bi
 holds its images itself. Upstream's pickled index and the JSON beside each image are not read.
 """
 
+from __future__ import annotations
+
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from possam.datasets.ade20k import image_number, split_folder
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
 from possam.datasets.class_names import read_class_table, read_label_names
-from possam.datasets.conversion import Converted, Task, convert
-from possam.datasets.format import Category
-from possam.datasets.photos import check_size
-from possam.datasets.pixels import Array, decode_file
-from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
+from possam.datasets.records import Category, Converted, Source, Task
+from possam.datasets.upstream.ade20k import SPLITS, image_number, split_folder
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
+
+if TYPE_CHECKING:
+    from possam.datasets.format import ConvertedDataset
+    from possam.datasets.pixels import Array
 
 SHORTER_SIDE = 512
 """Longest shorter side in pixels."""
@@ -34,23 +34,73 @@ _LABEL = "_seg.png"
 _COLUMNS = ("train_id", "ade_index", "name")
 _INDICES = 26 * 256
 """One more than the largest ADE index that the colours can hold."""
+_VALIDATION = "images/ADE/validation"
 
 
-def convert_ade20k_full(
-    *, root: Path, class_names: Path, classes_csv: Path, split: str, out: Path, workers: int
-) -> dict[str, Any]:
-    """Convert one split of ``ADE20K_2021_17_01`` to ``out``.
+def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
+    root, table = parts["images"] / "ADE20K_2021_17_01", parts["classes"]
+    return read_ade20k_full(
+        root=root, class_names=parts["class_names"], classes_csv=table, split=split
+    )
+
+
+def _from_folder(root: Path, split: str, *, class_names: Path, class_table: Path) -> Source:
+    return read_ade20k_full(
+        root=root, class_names=class_names, classes_csv=class_table, split=split
+    )
+
+
+def _faults(dataset: ConvertedDataset) -> list[str]:
+    """Images that are larger than the protocol's."""
+    return [
+        f"{record.file}: {record.width}x{record.height} pixels; the shorter side must be at most "
+        f"{SHORTER_SIDE}"
+        for record in dataset.images
+        if min(record.width, record.height) > SHORTER_SIDE
+    ]
+
+
+DECLARATION = UpstreamDataset(
+    images={"val": 2000},
+    metrics=("semantic",),
+    roles={
+        "images": "ade20k_full",
+        "class_names": "ade20k_full_class_names",
+        "classes": "ade20k_full_classes",
+    },
+    read=_from_assets,
+    folder=FolderLayout(
+        root="ADE20K_2021_17_01",
+        splits=SPLITS,
+        read=_from_folder,
+        class_table=Path("params/facts/ade20k_full_classes.csv"),
+    ),
+    faults=_faults,
+    on_disk={
+        "ade20k_full": {
+            "root": "ade20k_full",
+            "parts": [
+                one_file(f"ADE20K_2021_17_01/{_VALIDATION}", _VALIDATION)
+                | {
+                    "files": [
+                        {"suffix": ".jpg", "exactly": "ade20k_full.val"},
+                        {"suffix": _LABEL, "exactly": "ade20k_full.val", "content": True},
+                    ]
+                }
+            ],
+        }
+    },
+)
+
+
+def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split: str) -> Source:
+    """One split of ``ADE20K_2021_17_01``.
 
     Args:
         root: folder ``ADE20K_2021_17_01``, with ``images/ADE/{training,validation}``.
         class_names: class-name file, indices 1..K.
-        classes_csv: ``train_id, ade_index, name``, a line a class, in the same order.
+        classes_csv: ``train_id, ade_index, name``, one line per class, in the same order.
         split: ``train`` or ``val``.
-        out: folder to write; replaced if it exists, and not touched if the conversion fails.
-        workers: processes.
-
-    Returns:
-        The manifest.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
@@ -58,16 +108,11 @@ def convert_ade20k_full(
     folder = split_folder(split)
     _refuse_scene_parsing(root)
     categories = _categories(class_names, classes_csv)
-    return convert(
-        name="ade20k_full",
-        split=split,
+    return Source(
         tasks=_tasks(root / "images" / "ADE" / folder, split, sha256_file(classes_csv)),
         converter=partial(_convert, class_of=_class_table(categories)),
         categories=categories,
         image_root=None,
-        instances=NO_INSTANCES,
-        out=out,
-        workers=workers,
     )
 
 
@@ -89,7 +134,7 @@ def _categories(class_names: Path, table: Path) -> list[Category]:
         raise InputError(f"{table}: an index is not a whole number ({error})") from error
     if order != list(range(len(names))):
         raise InputError(
-            f"{table}: train_id must be 0..{len(names) - 1}, a line for each class of "
+            f"{table}: train_id must be 0..{len(names) - 1}, one line per class of "
             f"{class_names}; it has {len(order)} lines"
         )
     for index in indices:
@@ -97,11 +142,15 @@ def _categories(class_names: Path, table: Path) -> list[Category]:
             raise InputError(
                 f"{table}: ade_index {index} must be in 1..{_INDICES - 1}, and only once"
             )
+    from possam.datasets.regions import stuff_categories
+
     return stuff_categories(names, indices)
 
 
 def _class_table(categories: Sequence[Category]) -> Array:
     """Class index of each ADE index, int32, -1 where it is not evaluated."""
+    import numpy as np
+
     table = np.full(_INDICES, -1, dtype=np.int32)
     for category in categories:
         table[category.upstream_id] = category.index
@@ -131,10 +180,17 @@ def _tasks(folder: Path, split: str, table: str) -> list[Task]:
 
 
 def _convert(task: Task, *, class_of: Array) -> Converted:
+    from PIL import Image
+
+    from possam.datasets.photos import check_size
+    from possam.datasets.pixels import decode_file
+    from possam.datasets.regions import convert_regions
+    from possam.datasets.resizing import limited_size, resize_image, resize_labels
+
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])
     check_size(indices, task.sources[0], photo.shape[:2], task.image)
-    size = protocol_size(*indices.shape)
+    size = limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
     if size == indices.shape:
         return convert_regions(class_of[indices], image=task.image.read_bytes())
     stream = io.BytesIO()
@@ -149,6 +205,10 @@ def read_indices(path: Path) -> Array:
     Raises:
         InputError: damaged, or no map of this release.
     """
+    import numpy as np
+
+    from possam.datasets.pixels import decode_file
+
     pixels, _ = decode_file(path)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(
@@ -157,42 +217,3 @@ def read_indices(path: Path) -> Array:
         )
     wide = pixels.astype(np.int32)
     return wide[..., 0] // 10 * 256 + wide[..., 1]
-
-
-def protocol_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels after resizing: the shorter side is at most 512."""
-    shorter, longer = sorted((height, width))
-    if shorter <= SHORTER_SIDE:
-        return height, width
-    longer = round(longer / shorter * SHORTER_SIDE)
-    return (SHORTER_SIDE, longer) if height <= width else (longer, SHORTER_SIDE)
-
-
-def resize_labels(labels: Array, height: int, width: int) -> Array:
-    """Nearest pixel, (H, W) -> (height, width): the one at or before each new pixel's corner."""
-    rows, columns = (
-        np.arange(new) * old // new for old, new in zip(labels.shape, (height, width), strict=True)
-    )
-    return labels[rows[:, None], columns]
-
-
-def resize_image(image: Array, height: int, width: int) -> Array:
-    """Bilinear between pixel centres, uint8 (H, W, 3) -> uint8 (height, width, 3).
-
-    Pillow would filter first; torch, which would not, costs each conversion process seconds.
-    """
-    low, high, weight = _taps(image.shape[0], height)
-    rows = _mix(image[low], image[high], weight[:, None, None])
-    low, high, weight = _taps(image.shape[1], width)
-    return np.rint(_mix(rows[:, low], rows[:, high], weight[:, None])).astype(np.uint8)
-
-
-def _taps(old: int, new: int) -> tuple[Array, Array, Array]:
-    """The two old pixels that each new one lies between, and the weight of the second."""
-    centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-    low = np.floor(centre).astype(np.int64)
-    return low, np.minimum(low + 1, old - 1), (centre - low).astype(np.float32)
-
-
-def _mix(first: Array, second: Array, weight: Array) -> Array:
-    return first * (1 - weight) + second * weight

@@ -1,4 +1,4 @@
-"""ADE20K challenge (scene parsing labels and instance annotations) to the one format.
+"""ADE20K challenge data (scene parsing labels and instance annotations).
 
 Panoptic ground truth, as in the common preparation of this benchmark (Mask2Former's, which FC-CLIP
 and ODISE share): stuff from the scene parsing map, things from the instance map; where both claim a
@@ -6,53 +6,111 @@ pixel the instance wins; a pixel of a thing class without an instance is void. S
 is the scene parsing map as it is. Areas and boxes are counted from the final map.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files
 from possam.datasets.class_names import read_class_table, read_label_names
-from possam.datasets.conversion import Converted, Task, convert, things_as_instances
-from possam.datasets.format import Category, Segment
-from possam.datasets.label_runs import compact, segment_table
-from possam.datasets.photos import check_photo, check_size
-from possam.datasets.pixels import Array, decode_file, runs
+from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 
-FOLDERS = {"train": "training", "val": "validation"}
+if TYPE_CHECKING:
+    from possam.datasets.pixels import Array
+
+SPLITS = {"training": "train", "validation": "val"}
+"""ADE20K's folders, and what their splits are called here."""
 _COLUMNS = ("scene_parse_index", "instance_index", "name")
 
 
-def convert_ade20k(
+def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
+    return read_ade20k(
+        root=parts["images"] / "ADEChallengeData2016",
+        instances_root=parts["instances"] / "annotations_instance",
+        class_names=parts["class_names"],
+        instance_classes_csv=parts["classes"],
+        split=split,
+    )
+
+
+def _from_folder(
+    root: Path, split: str, *, class_names: Path, class_table: Path, without_instances: bool
+) -> Source:
+    return read_ade20k(
+        root=root,
+        instances_root=None if without_instances else root.parent / "annotations_instance",
+        class_names=class_names,
+        instance_classes_csv=class_table,
+        split=split,
+    )
+
+
+def _on_disk(folder: str, elsewhere: str, **files: Any) -> list[dict[str, Any]]:
+    """Both splits of ``folder``, where every image has one file."""
+    return [
+        many_files(f"{folder}/{split}", f"{elsewhere}/{split}", exactly=f"ade20k.{ours}", **files)
+        for split, ours in SPLITS.items()
+    ]
+
+
+_ROOT = "ADEChallengeData2016"
+_PNG = {"suffix": ".png", "content": True}
+
+DECLARATION = UpstreamDataset(
+    images={"train": 20210, "val": 2000},
+    metrics=("panoptic", "instance", "semantic"),
+    roles={
+        "images": "ade20k",
+        "instances": "ade20k_instances",
+        "class_names": "ade20k_class_names",
+        "classes": "ade20k_instance_classes",
+    },
+    read=_from_assets,
+    folder=FolderLayout(
+        root="ADEChallengeData2016, with annotations_instance beside it",
+        splits=SPLITS,
+        read=_from_folder,
+        class_table=Path("params/facts/ade20k_instance_classes.csv"),
+        without_instances=True,
+    ),
+    on_disk={
+        "ade20k": {
+            "root": "ade20k",
+            "parts": _on_disk(f"{_ROOT}/images", "images", suffix=".jpg")
+            + _on_disk(f"{_ROOT}/annotations", "annotations", **_PNG),
+        },
+        "ade20k_instances": {
+            "root": "ade20k",
+            "parts": _on_disk("annotations_instance", f"{_ROOT}/annotations_instance", **_PNG),
+        },
+    },
+)
+
+
+def read_ade20k(
     *,
     root: Path,
     instances_root: Path | None,
     class_names: Path,
     instance_classes_csv: Path,
     split: str,
-    out: Path,
-    workers: int,
-) -> dict[str, Any]:
-    """Convert one split of ``ADEChallengeData2016`` to ``out``.
+) -> Source:
+    """One split of ``ADEChallengeData2016``.
 
     Args:
         root: folder ``ADEChallengeData2016``, with ``images`` and ``annotations``.
         instances_root: folder ``annotations_instance`` (R: instance class, G: instance id, 0 none).
             None: there are no instance annotations, and each thing class of an image becomes one
-            segment; the manifest then says ``instances: none (semantic regions)``.
+            segment.
         class_names: class-name file, indices 1..K as in the label maps.
-        instance_classes_csv: ``scene_parse_index, instance_index, name``, a line a class;
+        instance_classes_csv: ``scene_parse_index, instance_index, name``, one line per class;
             ``instance_index`` is empty for stuff.
         split: ``train`` or ``val``.
-        out: folder to write; replaced if it exists, and not touched if the conversion fails.
-        workers: processes.
-
-    Returns:
-        The manifest.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
@@ -63,17 +121,12 @@ def convert_ade20k(
     images = root / "images" / folder
     labels = root / "annotations" / folder
     instances = None if instances_root is None else instances_root / folder
-    tasks = _tasks(images, labels, instances, sha256_file(instance_classes_csv))
-    return convert(
-        name="ade20k",
-        split=split,
-        tasks=tasks,
+    return Source(
+        tasks=_tasks(images, labels, instances, sha256_file(instance_classes_csv)),
         converter=partial(_convert, categories=categories, things=things),
         categories=categories,
         image_root=images,
-        instances="none (semantic regions)" if instances is None else "upstream annotations",
-        out=out,
-        workers=workers,
+        instances="none (semantic regions)" if instances is None else UPSTREAM_INSTANCES,
     )
 
 
@@ -83,9 +136,10 @@ def split_folder(split: str) -> str:
     Raises:
         InputError: no such split.
     """
-    if split not in FOLDERS:
-        raise InputError(f"split {split!r} of ADE20K does not exist; valid: {', '.join(FOLDERS)}")
-    return FOLDERS[split]
+    folders = {ours: folder for folder, ours in SPLITS.items()}
+    if split not in folders:
+        raise InputError(f"split {split!r} of ADE20K does not exist; valid: {', '.join(folders)}")
+    return folders[split]
 
 
 def image_number(photo: Path, taken: dict[int, Path]) -> int:
@@ -122,7 +176,7 @@ def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[in
         raise InputError(f"{table}: an index is not a whole number ({error})") from error
     if order != list(names):
         raise InputError(
-            f"{table}: scene_parse_index must be 1..{len(names)}, a line for each class of "
+            f"{table}: scene_parse_index must be 1..{len(names)}, one line per class of "
             f"{class_names}; it has {len(order)} lines"
         )
     used = sorted(value for value in instance if value)
@@ -176,6 +230,11 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
 
 
 def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int, int]) -> Converted:
+    from possam.datasets.conversion import things_as_instances
+    from possam.datasets.label_runs import segment_table
+    from possam.datasets.merging import merge_maps
+    from possam.datasets.photos import check_photo, check_size
+
     size, image_sha256 = check_photo(task.image)
     labels = _read_labels(task.sources[0], len(categories))
     instance_path = task.sources[1] if len(task.sources) > 1 else None
@@ -187,7 +246,7 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
         check_size(array, path, size, task.image)
     ids, classes = merge_maps(labels, keys, categories)
     segments = tuple(
-        Segment(id=key, category=classes[key], area=area, bbox=box, is_crowd=False)
+        Segment(id=key, category=classes[key], area=area, bbox=box)
         for key, area, box in segment_table(ids)
     )
     return Converted(
@@ -203,6 +262,10 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
 
 def _read_labels(path: Path, num_classes: int) -> Array:
     """Scene parsing map as class indices, int16 (H, W), -1 void."""
+    import numpy as np
+
+    from possam.datasets.pixels import decode_file
+
     pixels, _ = decode_file(path)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise InputError(
@@ -219,7 +282,12 @@ def _read_labels(path: Path, num_classes: int) -> Array:
 
 
 def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
-    """Instance map as ``class index * 256 + instance id``, unsigned (H, W), 0 where is none."""
+    """Instance map as ``class index * 256 + instance id``, unsigned (H, W), 0 for none."""
+    import numpy as np
+
+    from possam.datasets.label_runs import compact
+    from possam.datasets.pixels import decode_file, runs
+
     pixels, _ = decode_file(path)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(f"{path}: an instance map is 8-bit RGB; this one has {pixels.shape}")
@@ -240,42 +308,3 @@ def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
         )
     keys = np.where(numbers > 0, classes * 256 + numbers, 0)
     return np.repeat(compact(keys), lengths).reshape(both.shape)
-
-
-def merge_maps(
-    labels: Array, instances: Array | None, categories: Sequence[Category]
-) -> tuple[Array, dict[int, int]]:
-    """Panoptic map of one image.
-
-    Args:
-        labels: class indices, integer (H, W), -1 void.
-        instances: ``class index * 256 + instance id``, integer (H, W), 0 none; None: no annotation,
-            thing classes are segments as they are.
-        categories: the classes.
-
-    Returns:
-        Segment ids, unsigned (H, W), 1..S (stuff first, by class; then things, by class and
-        instance), 0 void; and the class of each id.
-    """
-    is_thing = np.array([category.is_thing for category in categories])
-    offset = 256 * len(categories)  # stuff keys lie below all thing keys
-    maps = (labels,) if instances is None else (labels, instances)
-    shape = labels.shape
-    starts, lengths = runs(*maps)
-    labels = labels.ravel()[starts].astype(np.int32)
-    stuff_keys = np.where(labels >= 0, labels + 1, 0)
-    if instances is None:
-        keys = np.where((labels >= 0) & is_thing[labels], offset + 256 * labels + 1, stuff_keys)
-    else:
-        instances = instances.ravel()[starts].astype(np.int32)
-        keys = np.where((labels >= 0) & ~is_thing[labels], stuff_keys, 0)
-        keys = np.where(instances > 0, offset + instances, keys)
-    values, numbers = np.unique(keys, return_inverse=True)
-    first = 1 if values[0] != 0 else 0
-    ids = np.repeat(compact(numbers + first), lengths).reshape(shape)
-    classes = {}
-    for position, value in enumerate(values.tolist()):
-        if value:
-            index = (value - offset) // 256 if value >= offset else value - 1
-            classes[position + first] = index
-    return ids, classes

@@ -1,54 +1,112 @@
-"""COCO panoptic and instances annotations to the one format.
+"""COCO panoptic and instance annotations.
 
 Panoptic PNGs are kept bit for bit. The semantic map gives each segment's pixels its class, crowds
 included, as the common COCO panoptic preparation does. Areas and boxes are counted from the PNG.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pycocotools import mask as run_length
-
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_class_index
-from possam.datasets.conversion import Converted, Task, convert, things_as_instances
-from possam.datasets.format import Category, Segment
-from possam.datasets.label_runs import segment_table
-from possam.datasets.photos import check_photo
-from possam.datasets.pixels import Array, class_map, decode_file, decode_ids
+from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 
+if TYPE_CHECKING:
+    from possam.datasets.pixels import Array
+
 _MAX_ID = 1 << 24
+_SPLITS = {"train": "train2017", "val": "val2017"}
 
 
-def convert_coco(
+def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
+    upstream = _SPLITS[split]
+    panoptic = parts["panoptic"] / "annotations" / f"panoptic_{upstream}"
+    return read_coco(
+        images=parts["images"] / upstream,
+        panoptic_json=panoptic.with_suffix(".json"),
+        panoptic_png=panoptic,
+        instances_json=parts["instances"] / "annotations" / f"instances_{upstream}.json",
+        class_names=parts["class_names"],
+    )
+
+
+def _from_folder(root: Path, split: str, *, class_names: Path) -> Source:
+    instances = root / "annotations" / f"instances_{split}.json"
+    return read_coco(
+        images=root / split,
+        panoptic_json=root / "annotations" / f"panoptic_{split}.json",
+        panoptic_png=root / "annotations" / f"panoptic_{split}",
+        instances_json=instances if instances.is_file() else None,
+        class_names=class_names,
+    )
+
+
+def _images_on_disk(split: str) -> dict[str, Any]:
+    name = _SPLITS[split]
+    part = many_files(name, f"images/{name}", suffix=".jpg", exactly=f"coco.{split}")
+    return {"root": "coco", "parts": [part]}
+
+
+def _json_on_disk(kind: str) -> list[dict[str, Any]]:
+    return [one_file(f"annotations/{kind}_{name}.json") for name in _SPLITS.values()]
+
+
+_MAPS_ON_DISK = [
+    many_files(
+        f"annotations/panoptic_{name}", f"panoptic_{name}",
+        suffix=".png", exactly=f"coco.{split}", content=True,
+    )
+    for split, name in _SPLITS.items()
+]  # fmt: skip
+
+DECLARATION = UpstreamDataset(
+    images={"train": 118287, "val": 5000},
+    metrics=("panoptic", "instance", "semantic"),
+    roles={
+        "images": "coco_{split}_images",
+        "panoptic": "coco_panoptic",
+        "instances": "coco_instances",
+        "class_names": "coco_class_names",
+    },
+    read=_from_assets,
+    folder=FolderLayout(
+        root="it holds the split's images, and annotations/ with panoptic_<split>{.json,/} and, if "
+        "there is one, instances_<split>.json",
+        splits={name: name for name in _SPLITS.values()},
+        read=_from_folder,
+    ),
+    on_disk={
+        "coco_train_images": _images_on_disk("train"),
+        "coco_val_images": _images_on_disk("val"),
+        "coco_panoptic": {"root": "coco", "parts": [*_json_on_disk("panoptic"), *_MAPS_ON_DISK]},
+        "coco_instances": {"root": "coco", "parts": _json_on_disk("instances")},
+    },
+)
+
+
+def read_coco(
     *,
     images: Path,
     panoptic_json: Path,
     panoptic_png: Path,
     instances_json: Path | None,
     class_names: Path,
-    split: str,
-    out: Path,
-    workers: int,
-) -> dict[str, Any]:
-    """Convert one split of COCO (or any data set in its layout) to ``out``.
+) -> Source:
+    """One split of COCO, or of any data set in its layout.
 
     Args:
         images: folder of JPEGs; every image that the JSON lists must be there.
         panoptic_json, panoptic_png: panoptic annotations, and the folder of their PNGs.
-        instances_json: instance annotations; annotations of images that ``panoptic_json`` does not
-            list are left out. None: instances are the thing segments of the panoptic maps.
+        instances_json: instance annotations; those of images that ``panoptic_json`` does not list
+            are left out. None: instances are the thing segments of the panoptic maps.
         class_names: class-name file whose indices are the JSON's category ids, in the same order.
-        split: ``train`` or ``val``.
-        out: folder to write; replaced if it exists, and not touched if the conversion fails.
-        workers: processes.
-
-    Returns:
-        The manifest.
 
     Raises:
         InputError: names the file, the field at fault and what to do.
@@ -79,12 +137,10 @@ def convert_coco(
                 f"'{image.stem}.png'; the JSON does not belong to these images"
             )
         tasks.append(Task(id=key, image=image, sources=(png,), payload=payload))
-    source = "panoptic segments" if instances_json is None else "upstream annotations"
+    origin = "panoptic segments" if instances_json is None else UPSTREAM_INSTANCES
     if skipped:
-        source += f" ({skipped} of other images left out)"
-    return convert(
-        name="coco",
-        split=split,
+        origin += f" ({skipped} of other images left out)"
+    return Source(
         tasks=tasks,
         converter=partial(
             _convert, categories=categories, index=index, json_name=str(panoptic_json),
@@ -92,9 +148,7 @@ def convert_coco(
         ),
         categories=categories,
         image_root=images,
-        instances=source,
-        out=out,
-        workers=workers,
+        instances=origin,
     )  # fmt: skip
 
 
@@ -173,7 +227,7 @@ def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Pat
         )
 
 
-def _check_files(folder: Path, names: Any, path: Path) -> None:
+def _check_files(folder: Path, names: Iterable[str], path: Path) -> None:
     """All listed images are there: one listing of the folder, before any work."""
     try:
         present = {entry.name for entry in folder.iterdir()}
@@ -228,6 +282,10 @@ def _convert(
     json_name: str,
     instances_name: str,
 ) -> Converted:
+    from possam.datasets.conversion import things_as_instances
+    from possam.datasets.photos import check_photo
+    from possam.datasets.pixels import class_map, decode_file, decode_ids
+
     payload = task.payload
     photo_size, image_sha256 = check_photo(task.image)
     png = task.sources[0]
@@ -265,6 +323,8 @@ def _segments(
     ids: Array, entries: Any, index: Mapping[int, int], where: str, png: Path
 ) -> tuple[Segment, ...]:
     """Segments in the JSON's order, with what the PNG says about their extent."""
+    from possam.datasets.label_runs import segment_table
+
     counted = {key: (area, box) for key, area, box in segment_table(ids)}
     segments: dict[int, Segment] = {}
     for entry in entries:
@@ -297,6 +357,8 @@ def _segments(
 
 def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
     """An upstream instance with its polygons or RLE as compressed RLE."""
+    from pycocotools import mask as run_length
+
     mask = entry["segmentation"]
     try:
         if isinstance(mask, list):

@@ -1,61 +1,107 @@
-"""PASCAL Context with all 459 classes (PC-459) to the one format.
+"""PASCAL Context with all 459 classes (PC-459).
 
 Photographs and lists are PASCAL VOC 2010's; each has a MATLAB file whose ``LabelMap`` holds 1..K
 and 0 for void. Published figures are of the 5,105 images of ``ImageSets/Main/val.txt``, at their
 own size.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_label_names
-from possam.datasets.conversion import Converted, Task, convert
-from possam.datasets.photos import check_photo, check_size
-from possam.datasets.pixels import Array
-from possam.datasets.regions import NO_INSTANCES, convert_regions, stuff_categories
+from possam.datasets.records import Converted, Source, Task
 from possam.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from possam.datasets.pixels import Array
+
 _VARIABLE = "LabelMap"
+_ABOVE = ("VOCdevkit/VOC2010/", "VOC2010/", "")
+"""Folders that VOC 2010 lies in, as the archive has them and as users keep them."""
 
 
-def convert_pascal_context(
-    *, voc: Path, labels: Path, class_names: Path, split: str, out: Path, workers: int
-) -> dict[str, Any]:
-    """Convert one split to ``out``.
+def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
+    return read_pascal_context(
+        voc=parts["images"] / "VOCdevkit" / "VOC2010",
+        labels=parts["labels"] / "trainval",
+        class_names=parts["class_names"],
+        split=split,
+    )
+
+
+def _from_folder(root: Path, split: str, *, class_names: Path) -> Source:
+    return read_pascal_context(
+        voc=root, labels=root / "trainval", class_names=class_names, split=split
+    )
+
+
+DECLARATION = UpstreamDataset(
+    images={"val": 5105},
+    metrics=("semantic",),
+    roles={
+        "images": "pascal_voc_2010",
+        "labels": "pascal_context_459",
+        "class_names": "pascal_context_459_class_names",
+    },
+    read=_from_assets,
+    folder=FolderLayout(
+        root="VOC2010, with trainval/*.mat in it",
+        splits={"train": "train", "val": "val"},
+        read=_from_folder,
+    ),
+    on_disk={
+        "pascal_voc_2010": {
+            "root": "pascal",
+            "parts": [
+                one_file(*(f"{above}ImageSets/Main/val.txt" for above in _ABOVE)),
+                many_files(
+                    *(f"{above}JPEGImages" for above in _ABOVE),
+                    suffix=".jpg", at_least="pascal_context_459.val",
+                ),
+            ],
+        },
+        "pascal_context_459": {
+            "root": "pascal",
+            "parts": [
+                many_files(
+                    "trainval", "VOCdevkit/VOC2010/trainval", "VOC2010/trainval",
+                    suffix=".mat", at_least="pascal_context_459.val", content=True,
+                )
+            ],
+        },
+    },
+)  # fmt: skip
+
+
+def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: str) -> Source:
+    """One split of PASCAL Context.
 
     Args:
         voc: folder ``VOC2010``, with ``JPEGImages`` and ``ImageSets/Main``.
-        labels: folder of ``<image name>.mat``; those of other splits are left alone.
+        labels: folder of ``<image name>.mat``; those of other splits are not read.
         class_names: class-name file, indices 1..K as in the label maps.
         split: ``train`` or ``val``: VOC's list of that name.
-        out: folder to write; replaced if it exists, and not touched if the conversion fails.
-        workers: processes.
-
-    Returns:
-        The manifest.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
     """
+    from possam.datasets.regions import stuff_categories
+
     names = read_label_names(class_names)
-    listing = voc / "ImageSets" / "Main" / f"{split}.txt"
     images = voc / "JPEGImages"
-    return convert(
-        name="pascal_context_459",
-        split=split,
+    return Source(
         tasks=[
             Task(id=number, image=images / f"{stem}.jpg", sources=(labels / f"{stem}.mat",))
-            for number, stem in _read_listing(listing).items()
+            for number, stem in _read_listing(voc / "ImageSets/Main" / f"{split}.txt").items()
         ],
         converter=partial(_convert, num_classes=len(names)),
         categories=stuff_categories(names, list(names)),
         image_root=images,
-        instances=NO_INSTANCES,
-        out=out,
-        workers=workers,
     )
 
 
@@ -80,6 +126,9 @@ def _read_listing(path: Path) -> dict[int, str]:
 
 
 def _convert(task: Task, *, num_classes: int) -> Converted:
+    from possam.datasets.photos import check_photo, check_size
+    from possam.datasets.regions import convert_regions
+
     size, image_sha256 = check_photo(task.image)
     labels = read_label_map(task.sources[0], num_classes)
     check_size(labels, task.sources[0], size, task.image)
@@ -92,11 +141,12 @@ def read_label_map(path: Path, num_classes: int) -> Array:
     Raises:
         InputError: damaged, without a label map, or with a label that is no class.
     """
+    import numpy as np
     from scipy.io import loadmat
 
     try:
         content = loadmat(path, variable_names=[_VARIABLE])
-    except Exception as error:  # of many kinds, zlib's and bare ones among them
+    except Exception as error:  # scipy raises many kinds, also bare Exception
         raise InputError(
             f"{path}: not a readable MATLAB file ({error}); it may be truncated: unpack asset "
             "pascal_context_459 again"

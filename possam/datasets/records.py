@@ -1,0 +1,127 @@
+"""What a data set's reader returns: classes, images to convert, converted images.
+
+Nothing here needs numpy, so that the modules of data sets can be found quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from possam.datasets.pixels import Array
+
+UPSTREAM_INSTANCES = "upstream annotations"
+"""How ``Source.instances`` begins where the publisher annotated instances."""
+NO_INSTANCES = "none (semantic only: a class's pixels are one stuff segment)"
+"""``Source.instances`` of a data set of label maps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Category:
+    """One class. ``index`` 0..K-1; ``names``: all synonyms; ``upstream_id``: the publisher's id."""
+
+    index: int
+    names: tuple[str, ...]
+    is_thing: bool
+    upstream_id: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in the JSON's ``categories``."""
+        return {
+            "id": self.index,
+            "name": self.names[0],
+            "names": list(self.names),
+            "isthing": int(self.is_thing),
+            "upstream_id": self.upstream_id,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One segment: ``area`` in pixels, ``bbox`` (x, y, width, height) in pixels."""
+
+    id: int
+    category: int
+    area: int
+    bbox: tuple[int, int, int, int]
+    is_crowd: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in the JSON's ``segments_info``."""
+        return {
+            "id": self.id,
+            "category_id": self.category,
+            "area": self.area,
+            "bbox": list(self.bbox),
+            "iscrowd": int(self.is_crowd),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One image to convert.
+
+    Attributes:
+        id: unique in the data set.
+        image: the photograph; its name is kept, and unique in the data set.
+        sources: its annotation files.
+        payload: what the converter needs besides the files (JSON values).
+    """
+
+    id: int
+    image: Path
+    sources: tuple[Path, ...]
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def png_name(self) -> str:
+        """File name of this image's PNGs."""
+        return f"{self.image.stem}.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """One converted image.
+
+    Attributes:
+        width, height: in pixels.
+        image: SHA-256 of the photograph, which stays where it is; or the content of the file that
+            the data set keeps in its place.
+        ids: segment ids, integer (H, W), 0 is void.
+        semantic: class indices, integer (H, W), -1 is void.
+        segments: every segment of ``ids``.
+        instances: COCO annotations without ``id`` and ``image_id``, masks as compressed RLE.
+        panoptic_png: the upstream file that is kept bit for bit; None: ``ids`` are written.
+    """
+
+    width: int
+    height: int
+    image: str | bytes
+    ids: Array
+    semantic: Array
+    segments: tuple[Segment, ...]
+    instances: list[dict[str, Any]]
+    panoptic_png: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One split of a data set, ready to be converted.
+
+    Attributes:
+        tasks: the images, in the order of the result.
+        converter: converts one image; picklable; raises InputError on bad input.
+        categories: the classes.
+        image_root: folder of the photographs; None: the converter returns them, and the data set
+            keeps them.
+        instances: in words, where instances come from.
+    """
+
+    tasks: Sequence[Task]
+    converter: Callable[[Task], Converted]
+    categories: Sequence[Category]
+    image_root: Path | None
+    instances: str = NO_INSTANCES
