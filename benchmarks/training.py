@@ -78,11 +78,10 @@ def step_cases(
     loss: "LossOptions",
 ) -> Iterator[Case]:
     """The criterion alone, and the whole step against both kinds of losses."""
-    import torch
 
     from benchmarks.naive_training import Masks, NaiveTrainer
     from possam.model.possam import build_possam
-    from possam.training.distributed import Place
+    from possam.training.distributed import single_process
     from possam.training.trainer import Trainer
 
     yield criterion_case(name, inputs, model=model, images=training.micro_batch, loss=loss)
@@ -107,7 +106,7 @@ def step_cases(
         )
         shared: dict[str, Any] = {"text": text, "training": training, "loss": loss, "seed": 1}
         naive = NaiveTrainer(network, model=model, masks=masks, **shared)
-        trainer = Trainer(model=network, place=Place(device=torch.device("cpu")), **shared)
+        trainer = Trainer(model=network, process=single_process("cpu"), **shared)
         yield Case(
             name=f"training/{kind}_{name}",
             reference=f"transformers {metadata.version('transformers')}: {parts}",
@@ -138,8 +137,8 @@ def live_cases(
 
     from benchmarks.naive import NaiveTowers
     from benchmarks.naive_training import NaiveTrainer
-    from possam.training.distributed import Place
-    from possam.training.frozen import hold_in_bfloat16
+    from possam.training.distributed import single_process
+    from possam.training.memory import hold_in_bfloat16
     from possam.training.targets import Batch
     from possam.training.trainer import Trainer
 
@@ -156,7 +155,7 @@ def live_cases(
     towers: Any = segmenter.features.to(place)
     if towers.dtype == torch.bfloat16:
         hold_in_bfloat16(towers.sam, towers.clip.model.visual)  # as in training
-    trainer = Trainer(model=segmenter.possam, place=Place(device=place), **shared)
+    trainer = Trainer(model=segmenter.possam, process=single_process(place), **shared)
     targets = draw_targets(side, classes=PAPER.classes, images=images)
     targets = [target.to(place) for target in targets]
     shape, generator = (images, 3, side, side), torch.Generator().manual_seed(6)
@@ -307,12 +306,12 @@ def loader_case(*, images: int, size: tuple[int, int], side: int) -> Iterator[Ca
     """Samples of a drawn data set in COCO's layout, in this process, with large-scale jitter."""
     from benchmarks.conversion import write_coco
     from benchmarks.naive_training import read_sample
-    from possam.datasets.augmentation import AugmentationSettings
     from possam.datasets.coco import convert_coco
     from possam.datasets.format import ConvertedDataset
     from possam.datasets.loader import SegmentationDataset
+    from possam.datasets.options import AugmentationOptions
 
-    jitter = AugmentationSettings(policy="lsj", size=side, min_scale=0.1, max_scale=2.0)
+    jitter = AugmentationOptions(policy="lsj", size=side, min_scale=0.1, max_scale=2.0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         arguments = write_coco(root / "upstream", images=images, size=size)

@@ -7,30 +7,13 @@ bottom where it is smaller. H W: height and width of the stored image.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-Policy = Literal["lsj", "flip", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationSettings:
-    """``policy`` lsj, flip or none; ``size`` of the crop in pixels; range of the scale factor."""
-
-    policy: Policy
-    size: int
-    min_scale: float
-    max_scale: float
-
-    def __post_init__(self) -> None:
-        if self.policy not in ("lsj", "flip", "none"):
-            raise ValueError(f"policy must be lsj, flip or none, not {self.policy!r}")
-        if self.size < 1 or not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"size >= 1 and 0 < min_scale <= max_scale are needed: {self}")
+from possam.datasets.options import AugmentationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +30,7 @@ class Placement:
 
 
 def draw_placement(
-    height: int, width: int, *, settings: AugmentationSettings, generator: torch.Generator
+    height: int, width: int, *, settings: AugmentationOptions, generator: torch.Generator
 ) -> Placement:
     """Draw an augmentation for an image of ``height`` x ``width`` pixels.
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from possam.datasets.augmentation import AugmentationSettings, apply_placement, draw_placement
+from possam.datasets.augmentation import apply_placement, draw_placement
 from possam.datasets.format import ConvertedDataset
+from possam.datasets.options import AugmentationOptions
 from possam.datasets.pixels import runs
 from possam.runtime.errors import InputError
 
@@ -45,7 +46,7 @@ class SegmentationDataset(Dataset[Sample]):
         self,
         dataset: ConvertedDataset,
         *,
-        augmentation: AugmentationSettings | None,
+        augmentation: AugmentationOptions | None,
         seed: int,
     ) -> None:
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed

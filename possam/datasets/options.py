@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from possam.datasets.catalogue import DATASETS, TRAINABLE
 from possam.runtime.options import Options, Positive, Rate
@@ -26,9 +26,18 @@ DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class AugmentationOptions(Options):
-    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``. ``size`` in pixels."""
+    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``.
+
+    ``size``: of the crop in pixels; ``min_scale``, ``max_scale``: range of the scale factor.
+    """
 
     policy: Literal["lsj", "flip", "none"]
     size: Positive
     min_scale: Rate
     max_scale: Rate
+
+    @model_validator(mode="after")
+    def _range(self) -> "AugmentationOptions":
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
+        return self

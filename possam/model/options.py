@@ -9,6 +9,9 @@ from possam.runtime.options import Count, Options, Positive, Unit
 CLIP = "clip"
 """Name of a feature tower beside the SAM sizes: the stages of CLIP, its dense map the last."""
 
+Precision = Literal["fp32", "bf16"]
+"""What networks compute in: float32, or bfloat16 by autocast."""
+
 
 class ModelOptions(Options):
     """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).

@@ -1,11 +1,11 @@
 """One scale: assets, towers and the defaults of every run (``params/scales/*.yaml``)."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from possam.evaluation.options import EvaluationOptions
-from possam.model.options import AutomaticMaskOptions, InferenceOptions, ModelOptions
+from possam.model.options import AutomaticMaskOptions, InferenceOptions, ModelOptions, Precision
 from possam.runtime.options import Count, Options, Positive
 from possam.synthetic.options import WorldOptions
 from possam.training.options import LossOptions, TrainingOptions
@@ -25,7 +25,7 @@ class TowerParams(Options):
 
     sam: dict[str, Sam]
     clip: Clip
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
 
 
 class ScaleParams(Options):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from possam.datasets.augmentation import (
-    AugmentationSettings,
     Placement,
     apply_placement,
     draw_placement,
@@ -21,15 +20,16 @@ from possam.datasets.augmentation import (
 from possam.datasets.coco import convert_coco
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.loader import SegmentationDataset, collate
+from possam.datasets.options import AugmentationOptions
 from possam.runtime.errors import InputError
 from tests.support.layouts import coco_ids, make_coco, save_rgb_ids
 
-LSJ = AugmentationSettings(policy="lsj", size=16, min_scale=0.1, max_scale=2.0)
-FLIP = AugmentationSettings(policy="flip", size=16, min_scale=1.0, max_scale=1.0)
+LSJ = AugmentationOptions(policy="lsj", size=16, min_scale=0.1, max_scale=2.0)
+FLIP = AugmentationOptions(policy="flip", size=16, min_scale=1.0, max_scale=1.0)
 SIDES = st.integers(1, 40)
 
 
-def draw(height: int, width: int, seed: int, settings: AugmentationSettings) -> Placement:
+def draw(height: int, width: int, seed: int, settings: AugmentationOptions) -> Placement:
     generator = torch.Generator().manual_seed(seed)
     return draw_placement(height, width, settings=settings, generator=generator)
 
@@ -115,15 +115,15 @@ def test_flip_mirrors_the_whole_image_and_none_changes_nothing() -> None:
         assert torch.equal(photo, image.flip(2) if placement.mirror else image)
         assert torch.equal(mask, labels.flip(1) if placement.mirror else labels)
     assert seen == {True, False}
-    still = AugmentationSettings(policy="none", size=1, min_scale=1.0, max_scale=1.0)
+    still = AugmentationOptions(policy="none", size=1, min_scale=1.0, max_scale=1.0)
     assert not any(draw(5, 7, seed, still).mirror for seed in range(20))
 
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="min_scale"):
-        AugmentationSettings(policy="lsj", size=8, min_scale=2.0, max_scale=1.0)
+        AugmentationOptions(policy="lsj", size=8, min_scale=2.0, max_scale=1.0)
     with pytest.raises(ValueError, match="policy"):
-        AugmentationSettings(policy="blur", size=8, min_scale=1.0, max_scale=1.0)  # type: ignore[arg-type]
+        AugmentationOptions(policy="blur", size=8, min_scale=1.0, max_scale=1.0)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_samples_without_augmentation_are_the_annotations(dataset: ConvertedData
 
 
 def test_segments_that_left_the_window_are_dropped(dataset: ConvertedDataset) -> None:
-    tiny = AugmentationSettings(policy="lsj", size=2, min_scale=3.0, max_scale=3.0)
+    tiny = AugmentationOptions(policy="lsj", size=2, min_scale=3.0, max_scale=3.0)
     samples = SegmentationDataset(dataset, augmentation=tiny, seed=0)
     counts = set()
     for step in range(30):
