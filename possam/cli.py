@@ -91,7 +91,7 @@ def _train(arguments: argparse.Namespace) -> None:
         train_on_slurm(arguments.scale, arguments.run, seed=arguments.seed)
         return
     if arguments.processes != 1:
-        from possam.training.local_processes import run_processes
+        from possam.launch.local_processes import run_processes
 
         command = [sys.executable, "-m", "possam.cli", "train", arguments.run]
         command += ["--scale", arguments.scale, "--device", arguments.device or "cpu"]
