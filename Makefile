@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test parity paper-step test-slurm lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test parity bench paper-step test-slurm lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -49,6 +49,9 @@ test: $(READY) ## the test suite
 parity: $(READY) ## every borrowed part against its reference, full size; writes reports/parity.md
 	MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -m parity -n $(CORES) --dist loadscope --no-loadscope-reorder \
 	  --parity-report=reports/parity.md
+
+bench: $(READY) ## speed and memory beside other libraries; writes reports/bench.md (NAMES="training inference"; hours)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks --threads $(CORES) $(NAMES)
 
 paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py

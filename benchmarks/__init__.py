@@ -1,1 +1,1 @@
-"""Benchmarks: what this project does fast, beside what a user would run instead, in one run."""
+"""Benchmarks: speed and memory of PosSAM beside what a user would run instead."""

@@ -1,4 +1,4 @@
-"""What a device can do at most, and what a network asks of it: floating-point operations."""
+"""The most that a device computes per second, and what a network needs: operations."""
 
 import time
 from collections.abc import Callable
@@ -14,8 +14,8 @@ _REPEATS = 5
 
 
 def matmul_ceiling(device: str, dtype: torch.dtype, *, side: int) -> float:
-    """Operations a second of the best of several products of two random ``side`` x ``side``
-    matrices, by PyTorch's own product and by the one that linear layers take here.
+    """Operations per second of the fastest of several products of two random ``side`` x ``side``
+    matrices, by PyTorch's own product and by the one of this project's linear layers.
     """
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -20,9 +20,9 @@ ADE20K_SIZE, COCO_SIZE = (512, 683), (480, 640)
 """Height and width of the usual image, in pixels."""
 IMAGES = 96
 CLASSES, THINGS = 150, 100
-"""Classes, and how many of them, the last ones, have instances."""
+"""Classes; the last ``THINGS`` of them have instances."""
 REGIONS, OBJECTS = 8, 12
-"""Stuff and things of an image, about as many as the real ones have."""
+"""Stuff and things per image, about as many as in real ones."""
 
 Array = npt.NDArray[Any]
 
@@ -59,10 +59,10 @@ def _ade20k(folder: Path, *, images: int, size: tuple[int, int]) -> Iterator[Cas
         validate_dataset(out)
         return out
 
-    note = "panoptic and semantic maps, and instances; here, too, every photograph is decoded"
+    note = "panoptic and semantic maps, and instances; ours also decodes every photograph"
     for name, run, more in (
-        ("ade20k", ours, " and every file hashed"),
-        ("ade20k_validated", checked, ", and all that was written is read again and checked"),
+        ("ade20k", ours, " and hashes every file"),
+        ("ade20k_validated", checked, ", and reads and checks all that was written"),
     ):
         yield Case(
             name=f"conversion/{name}",
@@ -95,8 +95,8 @@ def _coco(folder: Path, *, images: int, size: tuple[int, int]) -> Case:
         error=(semantic_difference, "share of pixels of another class"),
         items=images,
         unit="image",
-        note="the reference writes semantic maps and nothing else; here photographs are decoded, "
-        "areas and boxes recounted, instances made run-length codes, and files hashed",
+        note="the reference writes only semantic maps; ours also decodes photographs, recounts "
+        "areas and boxes, encodes instances as run lengths, and hashes files",
     )
 
 
@@ -131,7 +131,7 @@ def _to_new_folder(
 
 
 def panoptic_difference(ours: Path, theirs: Path) -> float:
-    """Share of pixels that are of another class, or of a segment that begins elsewhere."""
+    """Share of pixels with another class, or in a segment whose first pixel is another one."""
     from possam.datasets.pixels import read_ids
 
     entries = [json.loads((ours / "annotations.json").read_text())["annotations"]]
@@ -148,7 +148,7 @@ def panoptic_difference(ours: Path, theirs: Path) -> float:
 
 
 def _identity(ids: Array, segments: list[dict[str, Any]]) -> Array:
-    """(H, W, 2): first pixel and class of each pixel's segment, whatever its number; -1 void."""
+    """(H, W, 2): first pixel and class of each pixel's segment; -1 void. Ids do not matter."""
     classes = {segment["id"]: segment["category_id"] for segment in segments}
     values, first, own = np.unique(ids, return_index=True, return_inverse=True)
     table = [(-1, -1) if v == 0 else (f, classes[v]) for v, f in zip(values, first, strict=True)]
@@ -156,7 +156,7 @@ def _identity(ids: Array, segments: list[dict[str, Any]]) -> Array:
 
 
 def semantic_difference(ours: Path, theirs: Path) -> float:
-    """Share of pixels of another value."""
+    """Share of pixels with another value."""
     from possam.datasets.pixels import decode_file
 
     shares = [
@@ -246,7 +246,7 @@ def write_coco(root: Path, *, images: int, size: tuple[int, int]) -> dict[str, A
     for key in range(1, images + 1):
         scene, name = draw_scene(key, size=size), f"{key:012d}"
         keys = np.where(scene.numbers > 0, 256 + scene.numbers.astype(np.int64), scene.labels)
-        keys = keys * 7919  # spread over all three channels, as COCO's random colours are
+        keys = keys * 7919  # uses all three channels, as COCO's random colours do
         segments = []
         for value in np.unique(keys[keys > 0]).tolist():
             rows, columns = np.nonzero(keys == value)

@@ -23,7 +23,7 @@ def sam_encoder() -> Iterator[Case]:
 
     torch.manual_seed(0)
     encoder = build_sam(find_architecture("vit_b")).image_encoder.requires_grad_(False)
-    # The official layout starts position tables at zero; trained ones are not.
+    # The official layout initialises position tables with zeros; trained ones are not zero.
     with torch.no_grad():
         for block in encoder.blocks:
             for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
@@ -51,13 +51,13 @@ def sam_encoder() -> Iterator[Case]:
             error=(relative_error, "relative to the largest value, bf16 against fp32"),
             unit="image",
             target=3.0,
-            note="ours in bfloat16, the reference as it is used: fp32",
+            note="ours in bfloat16, the reference in fp32, as people use it",
         )
 
 
 def deformable() -> Iterator[Case]:
     """One layer of deformable attention at Mask2Former's sizes: 3 levels, 8 heads, 4 points; on the
-    CPU, and where there is a GPU, on that.
+    CPU, and also on a GPU if there is one.
     """
     import torch
 

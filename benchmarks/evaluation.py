@@ -25,16 +25,16 @@ from possam.datasets.format import ANNOTATIONS, PANOPTIC, SEMANTIC, ConvertedDat
 IMAGES = 2000
 """As in ADE20K's validation set."""
 DETECTED_IMAGES = 500
-"""For AP, where COCOeval takes as long for these as panopticapi for all."""
+"""For AP: COCOeval takes as long for these as panopticapi for all images."""
 CLASSES, THINGS, FULL_CLASSES = 150, 100, 847
 TOP_K = 100
 SEED = 0
 
 
 def cases(*, images: int = IMAGES, detected_images: int = DETECTED_IMAGES) -> Iterator[Case]:
-    """Each against the program that defines the metric, and against faster ones.
+    """Each metric against the program that defines it, and against faster ones.
 
-    This project's side scores files in as many workers as there are threads.
+    Our side scores files in as many workers as there are threads.
     """
     import torch
 
@@ -101,7 +101,9 @@ def _panoptic(folder: Path, images: int, workers: int) -> Iterator[Case]:
         reference=_named("panopticapi-lite", "pq_compute_single_core"),
         others={
             _named("hotcoco", "panoptic.pq_compute, all cores"): lambda: program(fast),
-            _named("panopticapi-lite", "pq_compute, a process a core"): lambda: program(pq_compute),
+            _named("panopticapi-lite", "pq_compute, one process per core"): lambda: program(
+                pq_compute
+            ),
         },
         error=(_largest_difference, "largest difference of PQ, SQ, RQ, as fractions"),
         items=images,
@@ -109,7 +111,7 @@ def _panoptic(folder: Path, images: int, workers: int) -> Iterator[Case]:
         target=10.0,
         target_others=1.0,
         note=f"from JSON and PNG files to PQ; ours with {workers} workers, whose memory is not "
-        "seen; a sum over several processes of panopticapi rounds in another order",
+        "measured; panopticapi's sum over several processes rounds in another order",
     )
 
 
@@ -134,7 +136,7 @@ def _instances(detections: Detections) -> Iterator[Case]:
         return [float(evaluator.finish().average_precision(weights)[0])]
 
     def index(kind: Callable[..., Any]) -> Any:
-        """The ground truth, loaded; each library gets its own copy, for some write into it."""
+        """The ground truth, loaded; each library gets its own copy, because some write into it."""
         coco = kind()
         coco.dataset = copy.deepcopy(instances)
         coco.createIndex()
@@ -176,7 +178,7 @@ def _instances(detections: Detections) -> Iterator[Case]:
         theirs=lambda: evaluate(COCOeval, truth, found),
         reference=_named("pycocotools", "COCOeval"),
         others={
-            _named("pycocotools", "COCOeval, for this AP alone"): one_number,
+            _named("pycocotools", "COCOeval, only for this AP"): one_number,
             _named("faster-coco-eval", "COCOeval_faster"): lambda: evaluate(
                 faster_coco_eval.COCOeval_faster, fast_truth, fast_found
             ),
@@ -188,8 +190,8 @@ def _instances(detections: Detections) -> Iterator[Case]:
         items=len(image_ids),
         unit="image",
         target=5.0,
-        note="COCO's twelve numbers from results that are loaded and indexed; ours, from run "
-        "lengths and in one process, is the one AP (IoU 0.50 to 0.95, all areas)",
+        note="COCO's twelve numbers, from loaded and indexed results; ours is the one AP (IoU 0.50 "
+        "to 0.95, all areas), from run lengths, in one process",
     )
 
 
@@ -223,7 +225,7 @@ def _semantic(folder: Path, images: int, workers: int) -> Iterator[Case]:
 
     yield Case(
         name="evaluation/miou_847",
-        reference=f"NumPy {np.__version__}: a bincount of 847 x 847 pairs an image, one process",
+        reference=f"NumPy {np.__version__}: a bincount of 847 x 847 pairs per image, one process",
         ours=ours,
         theirs=confusion_matrix,
         error=(_largest_difference, "difference of mIoU, as a fraction"),

@@ -28,13 +28,13 @@ from possam.runtime.files import hash_json, sha256_file, write_json
 SIZE = (512, 683)
 SEGMENTS = 20
 _SCENES = 50
-"""Different drawings; images are these, shifted, with segments and classes of their own."""
+"""Different drawings; every image is one of them, shifted, with its own segments and classes."""
 _SWAY = 12.0
-"""How far borders sway, in pixels."""
+"""Amplitude of the waves of borders, in pixels."""
 
 
 def categories(count: int) -> tuple[Category, ...]:
-    """``count`` classes, two of three of them things."""
+    """``count`` classes, two thirds of them things."""
     return tuple(
         Category(index=k, names=(f"class {k}",), is_thing=k % 3 < 2, upstream_id=k + 1)
         for k in range(count)
@@ -51,7 +51,7 @@ def draw_scene(rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _pictures(rng: np.random.Generator, images: int) -> Any:
-    """Of each image the segments of the ground truth and, a few pixels off, of the prediction."""
+    """Per image the segments of the ground truth and, shifted by a few pixels, the prediction."""
     scenes = [draw_scene(rng) for _ in range(min(images, _SCENES))]
     for number in range(images):
         scene = np.roll(scenes[number % len(scenes)], rng.integers(0, 200, 2), axis=(0, 1))
@@ -59,14 +59,14 @@ def _pictures(rng: np.random.Generator, images: int) -> Any:
 
 
 def _save(pixels: NDArray[Any], path: Path) -> None:
-    # With Pillow, as the tools do that write panoptic predictions.
+    # With Pillow, as tools that write panoptic predictions do.
     Image.fromarray(pixels).save(path)
 
 
 def write_panoptic(folder: Path, *, images: int, classes: int, seed: int) -> ConvertedDataset:
-    """A converted data set in ``folder``, and predictions of it beside: ``predictions.json``.
+    """A converted data set in ``folder``, and predictions for it in ``predictions.json`` there.
 
-    A quarter of the predicted segments has another class; a few lie on void of the ground truth.
+    A quarter of the predicted segments have another class; a few lie on void.
     """
     rng = np.random.default_rng(seed)
     kinds = categories(classes)
@@ -95,9 +95,9 @@ def write_panoptic(folder: Path, *, images: int, classes: int, seed: int) -> Con
 
 
 def write_labels(folder: Path, *, images: int, classes: int, seed: int) -> ConvertedDataset:
-    """A converted data set with semantic maps alone, and label PNGs beside: ``labels/``.
+    """A converted data set with only semantic maps, and predicted label PNGs in ``labels/``.
 
-    A twentieth of the ground truth is void, a quarter of the predicted areas has another class.
+    A twentieth of the ground truth is void; a quarter of the predicted segments have another class.
     """
     rng = np.random.default_rng(seed)
     (folder / SEMANTIC).mkdir()
@@ -141,13 +141,13 @@ def _finish(folder: Path, content: dict[str, Any]) -> ConvertedDataset:
 
 @dataclass(frozen=True)
 class Detections:
-    """COCO instances JSON, and of each image masks (RLE), class indices and scores."""
+    """COCO instances JSON, and the masks (RLE), class indices and scores found in each image."""
 
     instances: dict[str, Any]
     found: list[tuple[list[dict[str, Any]], list[int], list[float]]]
 
     def as_results(self) -> list[dict[str, Any]]:
-        """COCO's results: one dictionary a detection."""
+        """COCO's results: one dictionary per detection."""
         return [
             {"image_id": number, "category_id": label, "segmentation": code, "score": score}
             for number, (masks, labels, scores) in enumerate(self.found)
@@ -156,7 +156,7 @@ class Detections:
 
 
 def draw_detections(*, images: int, classes: int, top_k: int, seed: int) -> Detections:
-    """Round objects, and ``top_k`` detections an image: near an object, or anywhere."""
+    """Round objects, and ``top_k`` detections per image: near an object, or anywhere."""
     rng = np.random.default_rng(seed)
     height, width = SIZE
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)

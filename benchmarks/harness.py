@@ -1,7 +1,8 @@
-"""Ways to the same result, side by side: time, memory, and how far their results lie apart.
+"""Ways to the same result, side by side: time, memory, and how much their results differ.
 
-The sides take turns (A B A B ...), so that a busy moment of the machine meets all; a ratio is that
-of calls in one turn. Nothing here is a test: speed depends on the machine, and is reported with it.
+The sides take turns (A B A B ...), so that a busy moment of the machine slows all of them; a ratio
+compares calls of one turn. Nothing here is a test: speed depends on the machine, and is reported
+with it.
 """
 
 import ctypes
@@ -31,21 +32,22 @@ class Case:
     Attributes:
         name: ``<benchmark>/<what>``.
         ours, theirs: do the work once, from the same input, and return the result; ``theirs`` is
-            what a user would run instead (None: there is nothing like it).
+            what a user would run instead (None: nothing else does this).
         reference: what ``theirs`` is, with its version.
         others: further libraries that do the same, by name with version; each takes its turn and
-            gets its own ratio, share of memory and distance.
-        error: distance of the two results (0: equal), and in words what it is; None: not compared.
-        items, unit: how much work one call is (``items`` images, ...).
-        target, target_seconds: the ratio, or the time of a call, that the project asks of itself;
+            gets its own ratio, share of memory and difference.
+        error: difference of the two results (0: equal), and what it is in words; None: not
+            compared.
+        items, unit: how much work one call does (``items`` images, ...).
+        target, target_seconds: the project's target for the ratio, or for the time of a call;
             None: none.
-        target_others: the ratio asked against each of ``others``; None: none.
-        target_memory: the share of the reference's memory asked for; None: none.
+        target_others: the target for the ratio against each of ``others``; None: none.
+        target_memory: the target for the share of the reference's memory; None: none.
         device: where the work is done, ``cpu`` or ``cuda``. On CUDA a call ends when the device
-            has done its work, and memory is the device's.
-        flops: floating-point operations of one call, as the reference does it; with ``ceiling``,
-            the most that the device does in a second, what part of that each side reaches.
-        published: what others published of this work, in ``unit`` a second, and where.
+            has finished, and memory is the device's.
+        flops: floating-point operations of one call, as the reference does it. With ``ceiling``,
+            the most that the device does per second, the share that each side reaches is reported.
+        published: what others published of this work, in ``unit`` per second, and where.
         note: what a reader must know to judge the ratio.
     """
 
@@ -77,7 +79,7 @@ class Curve:
         quantity: what grows, with its unit: ``classes``, ``side of the image (pixels)``.
         points: the case of each size, sizes ascending, three at least. A case without a reference
             is a point that the reference's curve lacks.
-        target_memory_exponent: the largest exponent of the memory asked for; None: none.
+        target_memory_exponent: the target for the exponent of memory, at most; None: none.
         note: what a reader must know to judge the exponents.
     """
 
@@ -95,9 +97,13 @@ class Curve:
 
 @dataclass
 class Side:
-    """One side: seconds of each call, MiB above what was there before, distance of its result.
+    """One side of a case under measurement.
 
-    ``first_s``: of the call that warms up, which may compile.
+    Attributes:
+        seconds: of each call.
+        first_s: of the call that warms up, which may compile.
+        memory_mib: what the first call held at most, MiB above what was there before.
+        error: difference of its result from ours.
     """
 
     call: Callable[[], Any]
@@ -124,7 +130,7 @@ class Side:
         self.seconds.append(time.perf_counter() - began)
 
     def summary(self, case: Case) -> dict[str, Any]:
-        """JSON-able: median, extremes and every second, the rate, and the share of the ceiling."""
+        """JSON-able: median, extremes and all seconds, the rate, and the share of the ceiling."""
         middle = median(self.seconds)
         reached = None
         if case.flops is not None and case.ceiling is not None and middle:
@@ -142,7 +148,7 @@ class Side:
 
 
 class Comparison:
-    """A case under measurement: every side called once to warm up, then once a turn."""
+    """A case under measurement: every side is called once to warm up, then once per turn."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -153,7 +159,7 @@ class Comparison:
         self._references = [*first, *self._others.values()]
 
     def warm_up(self) -> None:
-        """Call every side: its memory, and the distance of each reference's result from ours."""
+        """Call every side; note its memory, and each reference's difference from our result."""
         # The references first: what they leave in allocators then counts against this project.
         results = [side.warm_up() for side in self._references]
         own = self._ours.warm_up()
@@ -162,14 +168,14 @@ class Comparison:
                 side.error = self.case.error[0](own, result)
 
     def turn(self) -> str:
-        """Time every side once more; says how long each took."""
+        """Time every side once more; returns how long each took, in words."""
         for side in (*self._references, self._ours):
             side.time()
-        beside = ", ".join(f"{side.seconds[-1]:.3g} s" for side in self._references)
-        return f"{self._ours.seconds[-1]:.3g} s" + (f" against {beside}" if beside else "")
+        others = ", ".join(f"{side.seconds[-1]:.3g} s" for side in self._references)
+        return f"{self._ours.seconds[-1]:.3g} s" + (f" against {others}" if others else "")
 
     def outcome(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The whole record, JSON-able."""
         case, ours = self.case, self._ours
         return {
             "name": case.name,
@@ -185,9 +191,9 @@ class Comparison:
             "ceiling_flops_per_s": case.ceiling,
             "published": None if case.published is None else list(case.published),
             "ours": ours.summary(case),
-            **_beside(ours, self._theirs, case),
+            **_compared(ours, self._theirs, case),
             "others": [
-                {"reference": name, "target": case.target_others, **_beside(ours, side, case)}
+                {"reference": name, "target": case.target_others, **_compared(ours, side, case)}
                 for name, side in self._others.items()
             ],
             "note": case.note,
@@ -199,10 +205,10 @@ def _check_repeats(repeats: int) -> None:
         raise ValueError(f"repeats {repeats}: at least 1")
 
 
-def measure(case: Case, *, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run all sides in turns and describe the outcome, for JSON.
+def measure(case: Case, *, repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run all sides in turns; returns the record, JSON-able.
 
-    One call of each side comes first: it warms up, its memory is measured, and its result compared.
+    One call of each side comes first: it warms up, its memory is measured, its result compared.
 
     Raises:
         ValueError: fewer than one repeat.
@@ -211,12 +217,12 @@ def measure(case: Case, *, repeats: int, say: Callable[[str], None]) -> dict[str
     comparison = Comparison(case)
     comparison.warm_up()
     for turn in range(repeats):
-        say(f"{case.name}: {turn + 1}/{repeats}: {comparison.turn()}")
+        report(f"{case.name}: {turn + 1}/{repeats}: {comparison.turn()}")
     return comparison.outcome()
 
 
-def measure_curve(curve: Curve, *, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run all sizes in turns and describe the outcome and its fits, for JSON.
+def measure_curve(curve: Curve, *, repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run all sizes in turns; returns the record with its fits, JSON-able.
 
     A turn goes through all sizes, so that a busy moment of the machine does not bend the curve.
 
@@ -230,13 +236,13 @@ def measure_curve(curve: Curve, *, repeats: int, say: Callable[[str], None]) -> 
     """
     _check_repeats(repeats)
     comparisons = {size: Comparison(case) for size, case in curve.points.items()}
-    # What is set up once (caches, pools of threads) is no part of the smallest size's memory.
+    # What is set up once (caches, thread pools) must not count as memory of the smallest size.
     next(iter(curve.points.values())).ours()
     for comparison in comparisons.values():
         comparison.warm_up()
     for turn in range(repeats):
         for size, comparison in comparisons.items():
-            say(f"{curve.name}, {size}: {turn + 1}/{repeats}: {comparison.turn()}")
+            report(f"{curve.name}, {size}: {turn + 1}/{repeats}: {comparison.turn()}")
     points = [{"size": size, **each.outcome()} for size, each in comparisons.items()]
     return {
         "name": curve.name,
@@ -252,7 +258,7 @@ def measure_curve(curve: Curve, *, repeats: int, say: Callable[[str], None]) -> 
 
 
 def _fit(points: Sequence[Mapping[str, Any]], side: str, cost: str) -> dict[str, Any] | None:
-    """The power law of one side's cost over the points that have it."""
+    """The power law of one side's cost, over the points that have a cost."""
     known = [point for point in points if point[side] is not None]
     found = {p["size"]: p[side][cost] for p in known if (p[side][cost] or 0) > 0}
     if len(found) < FEWEST:
@@ -261,8 +267,8 @@ def _fit(points: Sequence[Mapping[str, Any]], side: str, cost: str) -> dict[str,
     return {**asdict(law), "local": list(law.local), "holds": law.holds}
 
 
-def _beside(ours: Side, theirs: Side | None, case: Case) -> dict[str, Any]:
-    """What compares two sides, for JSON."""
+def _compared(ours: Side, theirs: Side | None, case: Case) -> dict[str, Any]:
+    """The fields that compare two sides, JSON-able."""
     if theirs is None:
         return {"ratio": None, "memory_share": None, "error": None, "theirs": None}
     return {
@@ -274,7 +280,7 @@ def _beside(ours: Side, theirs: Side | None, case: Case) -> dict[str, Any]:
 
 
 def _ratio(ours: Side, theirs: Side) -> dict[str, float]:
-    """Of calls in one turn: how many times faster, median and extremes."""
+    """How many times faster ours is, turn by turn: median and extremes."""
     ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     return {"median": median(ratios), "low": min(ratios), "high": max(ratios)}
 
@@ -286,7 +292,7 @@ def _share(ours: Side, theirs: Side) -> float | None:
 
 
 def surroundings(threads: int, packages: Sequence[str]) -> dict[str, Any]:
-    """Where and with what it was measured, for JSON."""
+    """Machine, commit and versions, JSON-able."""
     versions = package_versions()
     for name in packages:
         try:
@@ -304,7 +310,7 @@ def surroundings(threads: int, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def finish(device: str) -> None:
-    """Wait until ``device`` (``cpu``, ``cuda``) has done what it was given."""
+    """Wait until ``device`` (``cpu`` or ``cuda``) has finished its work."""
     if device != "cpu":
         import torch
 
@@ -314,8 +320,8 @@ def finish(device: str) -> None:
 def with_memory(call: Callable[[], Any], *, device: str = "cpu") -> tuple[Any, float | None]:
     """The result of ``call`` and the most memory it held at once, MiB above the start.
 
-    On CUDA the device's, of PyTorch's tensors. None where the system does not tell (not Linux, or a
-    kernel without ``clear_refs``).
+    On CUDA it is the device's memory of PyTorch's tensors. None where the system cannot report it
+    (not Linux, or a kernel without ``clear_refs``).
     """
     gc.collect()
     if device != "cpu":
@@ -351,7 +357,7 @@ def _status(key: str) -> int:
 
 
 def free_memory_gib() -> float:
-    """Memory that a call may take, GiB; the machine's whole where the system does not tell."""
+    """Free memory, GiB; all memory of the machine where the system cannot report it."""
     try:
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -364,7 +370,7 @@ def free_memory_gib() -> float:
 
 
 def _return_freed_memory() -> None:
-    """The C library keeps freed blocks; memory that it kept would not count as new."""
+    """Make the C library return freed blocks, which would not count as new memory."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
@@ -384,10 +390,10 @@ class Benchmark:
     """Cases and curves that are measured together.
 
     Attributes:
-        what: one line for ``possam bench --list``.
-        cases: makes them one by one, so that one is let go before the next is made.
+        what: one line for ``--list``.
+        cases: makes them one by one, so that each is freed before the next is made.
         packages: distributions that the references come from.
-        repeats: turns of each case or curve if the user does not say.
+        repeats: turns of each case or curve without ``--repeats``.
     """
 
     what: str

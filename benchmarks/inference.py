@@ -17,12 +17,12 @@ CLASSES = (150, 847)
 """ADE20K and ADE20K-Full."""
 PUBLISHED = "table8_efficiency.csv"
 _MATRIX = {"cpu": 4096, "cuda": 8192}
-"""Sides of the matrices whose products show what a device can do."""
+"""Sides of the matrices whose products measure the device's ceiling."""
 
 
 def cases() -> Iterator[Case]:
-    """PosSAM with random weights: B, L and H on the CPU in fp32, B compiled, post-processing by
-    itself; and where there is a GPU, all three on that in bf16, as they are and compiled.
+    """PosSAM with random weights: B, L and H on the CPU in fp32, B compiled, and post-processing;
+    if there is a GPU, all three there in bf16, and B compiled.
     """
     import torch
 
@@ -46,7 +46,7 @@ def cases() -> Iterator[Case]:
 
 
 def published_rates(project: "Project") -> dict[str, tuple[float, str]]:
-    """Images a second of each size of SAM in the paper, and where it says so."""
+    """Images per second of each size of SAM in the paper, and where they are printed."""
     from possam.params.published import read_columns
 
     found = read_columns(project.folder / "published" / PUBLISHED, ("fps",))
@@ -65,14 +65,14 @@ def on_device(
     target: tuple[float, float] | tuple[None, None] = (None, None),
     published: tuple[float, str] | None = None,
 ) -> Iterator[Case]:
-    """The whole of one image, towers included, beside the naive assembly on the same device.
+    """One image, towers included, beside the naive assembly on the same device.
 
     Args:
         size: of the SAM.
         device: ``cpu`` or ``cuda``; ``precision``: of the towers on both sides.
         side: of the image, in pixels.
-        target: the ratio and the share of the memory that are asked for.
-        published: images a second elsewhere, and where.
+        target: for the ratio and for the share of memory.
+        published: images per second elsewhere, and where.
     """
     import torch
 
@@ -88,8 +88,8 @@ def on_device(
         f"{metadata.version('open_clip_torch')}, transformers {metadata.version('transformers')}, "
         "FC-CLIP's post-processing"
     )
-    # The arithmetic of the reference: what some operators of ours do is not counted.
-    with torch.no_grad():  # in inference mode autocast misses products that are counted
+    # Those of the reference: the counter does not see some of our operators.
+    with torch.no_grad():  # in inference mode the counter misses products under autocast
         flops = count_flops(partial(naive, image))
     with torch.inference_mode():
         task = _results(project, segmenter, segmenter(image), classes=CLASSES[0])
@@ -122,7 +122,7 @@ def compiled_cases(
     kinds: "tuple[Compilation, ...]",
     side: int = SIDE,
 ) -> Iterator[Case]:
-    """PosSAM B compiled, beside PosSAM B as it is."""
+    """PosSAM B compiled, beside PosSAM B without compilation."""
     import torch
 
     from benchmarks.post_processing import DIFFERENCE, difference
@@ -146,7 +146,7 @@ def compiled_cases(
 
 
 def post_processing_cases(project: "Project") -> Iterator[Case]:
-    """From raw predictions on, with vocabularies of two sizes, on the CPU."""
+    """From raw predictions to results, with vocabularies of two sizes, on the CPU."""
     import torch
 
     from benchmarks.post_processing import DIFFERENCE, difference
@@ -203,5 +203,5 @@ def _one_image(network: Callable[[Any], Any], image: Any, results: Callable[[Any
 
 
 def _suffix(device: str, precision: str) -> str:
-    """Of a case's name; none on a CPU in fp32."""
+    """Ending of a case's name; empty for a CPU in fp32."""
     return "" if (device, precision) == ("cpu", "fp32") else f"_{device}_{precision}"

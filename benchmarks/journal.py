@@ -1,6 +1,7 @@
-"""Measurements on disk: ``reports/bench/<benchmark>.json`` grows, ``reports/bench.md`` shows.
+"""Measurements on disk, and the page of the newest ones.
 
-Curves are drawn beside the JSON, in ``reports/bench/<benchmark>.png``.
+``reports/bench/<benchmark>.json`` keeps all of them, ``reports/bench.md`` shows the newest.
+Curves are drawn in ``reports/bench/<benchmark>.png``.
 """
 
 import os
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import Newest, case_lines, curve_lines, place_lines
+from benchmarks.page import Newest, case_lines, curve_lines, setup_lines
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, read_json, write_json
 
@@ -17,10 +18,10 @@ PAGE = Path("reports/bench.md")
 
 
 def append(name: str, measurement: Mapping[str, Any], *, folder: Path = FOLDER) -> Path:
-    """Add a measurement of benchmark ``name`` behind the earlier ones.
+    """Append a measurement to those of benchmark ``name``.
 
     Raises:
-        InputError: the file there is not one of measurements.
+        InputError: the file there does not hold measurements.
     """
     path = folder / f"{name}.json"
     kept = _read(path) if path.exists() else []
@@ -36,23 +37,23 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def newest(name: str, kind: str, *, folder: Path = FOLDER) -> Newest:
-    """The newest of the ``cases`` or ``curves`` (``kind``) of ``name``; empty: never measured."""
+    """The newest ``cases`` or ``curves`` (``kind``) of ``name``; empty if never measured."""
     path = folder / f"{name}.json"
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for measurement in _read(path) if path.exists() else []:
-        # A measurement made before there were curves does not have the field.
+        # Measurements from before there were curves do not have the field.
         for record in measurement.get(kind, ()):
             found[record["name"]] = (record, measurement)
     return found
 
 
 def plot_path(name: str, *, folder: Path = FOLDER) -> Path:
-    """Where the curves of benchmark ``name`` are drawn."""
+    """The picture of the curves of benchmark ``name``."""
     return folder / f"{name}.png"
 
 
 def write_plot(name: str, *, folder: Path = FOLDER) -> None:
-    """Draw the newest measurement of every curve of ``name``; without curves write nothing."""
+    """Draw the newest measurement of every curve of ``name``, if there are curves."""
     found = newest(name, "curves", folder=folder)
     if found:
         from benchmarks.plot import draw_scaling, save_plot
@@ -66,11 +67,12 @@ def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE
     lines = [
         "# Benchmarks",
         "",
-        "What a user would run instead, beside it in the same process, in turns: medians, with the "
-        "smallest and the largest value seen. A ratio above 1 is faster than the reference; it is "
-        "the median of the ratios of calls in one turn. Memory is what a call holds at most above "
-        "what was there before. The newest measurement of every case (`possam bench`); all of them "
-        "are in `reports/bench/`.",
+        "PosSAM beside what a user would run instead. Both sides take turns in one process; "
+        "numbers are medians, with the smallest and the largest value in brackets. A ratio above 1 "
+        "means that PosSAM is faster; it compares calls of one turn. Memory is what a call holds "
+        "at most, above what was there before. This page shows the newest measurement of every "
+        "case; `reports/bench/` keeps all. `make bench` measures again; "
+        "[how](../docs/benchmarks.md).",
         "",
     ]
     for name in names:
@@ -85,6 +87,6 @@ def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE
         if curves:
             plot = Path(os.path.relpath(plot_path(name, folder=folder), page.parent))
             lines += curve_lines(curves, plot=plot.as_posix())
-        lines += [*place_lines({**cases, **curves}), ""]
+        lines += [*setup_lines({**cases, **curves}), ""]
     with atomic_write(page) as stream:
         stream.write("\n".join(lines).rstrip() + "\n")

@@ -1,9 +1,9 @@
-"""PosSAM put together from other libraries' modules as they come: what one would write in a day.
+"""PosSAM put together from unchanged modules of other libraries: what one would write in a day.
 
 ``segment_anything``'s encoder, ``open_clip``'s image tower and ``transformers``' Mask2Former
 decoders, with the weights of a :class:`~possam.model.segmenter.Segmenter`, and FC-CLIP's
-post-processing: all masks are brought to the image's size first. What only PosSAM has (its pyramid
-and heads) is this package's own code on both sides.
+post-processing, which first scales all masks to the image's size. What only PosSAM has (its pyramid
+and heads) is the code of this project on both sides.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class NaiveTowers(nn.Module):
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
-        # Their interfaces do not name what is inside them.
+        # Their types do not name these attributes.
         towers: Any = segmenter.features
         self.sam, self.clip, self.dtype = towers.sam, towers.clip, towers.dtype
 
@@ -49,7 +49,7 @@ class NaiveTowers(nn.Module):
 
 
 class NaivePosSAM(nn.Module):
-    """The same network as ``segmenter``, whose decoders get the random weights of these."""
+    """The same network as ``segmenter``, whose decoders receive random weights from here."""
 
     def __init__(self, segmenter: Segmenter, params: ModelOptions, *, seed: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def reference_decoders(
     decoder: Mask2FormerDecoder, params: ModelOptions, *, seed: int
 ) -> nn.Module:
     """``transformers``' pixel decoder (``pixel_level_module.decoder``) and mask decoder
-    (``transformer_module``) of the sizes of ``decoder``, which gets their random weights."""
+    (``transformer_module``) with the sizes of ``decoder``, which receives their random weights."""
     width = params.hidden_dim
     config = Mask2FormerConfig(
         feature_size=width,
@@ -99,7 +99,7 @@ def reference_decoders(
         encoder_feedforward_dim=params.pixel_encoder_ffn,
         dim_feedforward=params.decoder_ffn,
         encoder_layers=params.pixel_encoder_layers,
-        decoder_layers=params.decoder_layers + 1,  # the prediction before the first counts
+        decoder_layers=params.decoder_layers + 1,  # the prediction before the first layer counts
         num_attention_heads=params.heads,
         num_queries=params.queries,
         dropout=0.0,
@@ -109,7 +109,7 @@ def reference_decoders(
         theirs = nn.Module()
         theirs.pixel_level_module = nn.Module()
         pixel_decoder = mask2former.Mask2FormerPixelDecoder(config, feature_channels=[width] * 4)
-        # The library fills it only where it builds a whole model; until then it holds anything.
+        # The library initialises it only in a whole model; until then it is undefined.
         nn.init.normal_(pixel_decoder.level_embed)
         theirs.pixel_level_module.decoder = pixel_decoder
         theirs.transformer_module = mask2former.Mask2FormerTransformerModule(width, config)
@@ -172,7 +172,7 @@ def classify_with(
     seen: Tensor,
     inference: InferenceOptions,
 ) -> MaskScores:
-    """The ensemble's scores (both sides use the same)."""
+    """The ensemble's scores; both sides use the same code."""
     return classify(
         raw,
         text,
@@ -184,5 +184,5 @@ def classify_with(
 
 
 def whole(size: tuple[int, int]) -> Geometry:
-    """An image that was neither resized nor padded."""
+    """Geometry of an image that was neither resized nor padded."""
     return Geometry(padded=size, content=size, output=size)

@@ -1,8 +1,8 @@
-"""ADE20K and COCO prepared segment by segment, as Mask2Former's preparation scripts go about it.
+"""ADE20K and COCO prepared segment by segment, as Mask2Former's preparation scripts do it.
 
-Every segment gets a boolean mask over the whole image, and its area, box and run-length code are
-those of that mask; PNGs are written as Pillow does by default. Photographs are not looked at,
-nothing is checked, nothing can be resumed, and areas are counted before instances cover stuff.
+Every segment gets a boolean mask over the whole image, from which its area, box and run-length code
+are computed; PNGs are written with Pillow's defaults. Photographs are not read, nothing is checked
+or resumable, and areas are counted before instances cover stuff.
 """
 
 import json
@@ -23,7 +23,7 @@ def prepare_ade20k(
 ) -> None:
     """Semantic maps, instances and panoptic maps of a folder of ADE20K annotations.
 
-    Three passes over the files, for the three scripts that are run one after the other.
+    Three passes over the files, as three scripts are run one after the other.
 
     Args:
         labels: scene parsing maps, one channel, 0 void, 1..K.
@@ -110,7 +110,7 @@ def _instances(pixels: Array, classes: Mapping[int, int]) -> Iterator[tuple[int,
 
 
 def _extent(mask: Array, category: int) -> dict[str, Any]:
-    """What COCO's annotations say about a segment."""
+    """The fields of COCO's annotations of a segment."""
     columns, rows = np.flatnonzero(mask.sum(0)).tolist(), np.flatnonzero(mask.sum(1)).tolist()
     box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
     return {"category_id": category, "area": int(mask.sum()), "bbox": box, "iscrowd": 0}

@@ -1,8 +1,8 @@
-"""A training step of PosSAM put together from other libraries' modules as they come.
+"""A training step of PosSAM put together from unchanged modules of other libraries.
 
-``transformers``' Mask2Former decoders, and its criterion: on sampled points as Mask2Former's, or on
-whole masks as MaskFormer's before it. One layer and one image after the other. What only PosSAM has
-(pyramid, pooling, IoU head) is this package's own code on both sides.
+``transformers``' Mask2Former decoders and its criterion, on sampled points as Mask2Former's, or on
+whole masks as MaskFormer's before it; layers and images one after the other. What only PosSAM has
+(pyramid, pooling, IoU head) is the code of this project on both sides.
 """
 
 import copy
@@ -32,7 +32,7 @@ from possam.training.targets import Batch, Target
 
 Masks = Literal["points", "pixels"]
 Pairs = list[tuple[Tensor, Tensor]]
-"""Queries and targets of each image that belong together."""
+"""Matched queries and targets per image."""
 
 
 class NaiveCriterion:
@@ -40,7 +40,7 @@ class NaiveCriterion:
 
     def __init__(self, loss: LossOptions, *, classes: int, masks: Masks) -> None:
         """``masks``: losses and costs on sampled points, or on whole masks."""
-        configuration: Any = Mask2FormerConfig  # ``num_labels`` is its base class's
+        configuration: Any = Mask2FormerConfig  # ``num_labels`` is an argument of its base class
         config = configuration(
             num_labels=classes,
             no_object_weight=loss.void_weight,
@@ -52,7 +52,7 @@ class NaiveCriterion:
             dice_weight=loss.dice_weight,
         )
         self.loss, self.masks = loss, masks
-        # Its annotations name numbers where it takes tensors.
+        # Its annotations say numbers where it takes tensors.
         self.theirs: Any = mask2former.Mask2FormerLoss(config, {})
 
     def __call__(
@@ -91,12 +91,12 @@ class NaiveCriterion:
     def _match(
         self, masks: Tensor, scores: Tensor, truth: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> Pairs:
-        """Costs over all pixels of the predicted masks' size, as MaskFormer."""
+        """Costs over all pixels at the size of the predicted masks, as MaskFormer."""
         from scipy.optimize import linear_sum_assignment
 
         pairs: Pairs = []
-        for image, wanted in enumerate(truth):
-            small = F.interpolate(wanted[None], size=masks.shape[-2:], mode="nearest")[0].flatten(1)
+        for image, goal in enumerate(truth):
+            small = F.interpolate(goal[None], size=masks.shape[-2:], mode="nearest")[0].flatten(1)
             own = masks[image].flatten(1)
             cost = (
                 self.loss.bce_weight * mask2former.pair_wise_sigmoid_cross_entropy_loss(own, small)
@@ -111,12 +111,12 @@ class NaiveCriterion:
     def _whole_masks(
         masks: Tensor, truth: Sequence[Tensor], pairs: Pairs, count: Tensor
     ) -> dict[str, Tensor]:
-        """Losses over all pixels of the targets' size, as MaskFormer."""
+        """Losses over all pixels at the size of the targets, as MaskFormer."""
         found = torch.cat([own[rows] for own, (rows, _) in zip(masks, pairs, strict=True)])
-        wanted = torch.cat([own[columns] for own, (_, columns) in zip(truth, pairs, strict=True)])
-        size = wanted.shape[-2:]
+        goals = torch.cat([own[columns] for own, (_, columns) in zip(truth, pairs, strict=True)])
+        size = goals.shape[-2:]
         found = F.interpolate(found[:, None], size=size, mode="bilinear", align_corners=False)
-        pixels, goal = found[:, 0].flatten(1), wanted.flatten(1)
+        pixels, goal = found[:, 0].flatten(1), goals.flatten(1)
         library: Any = mask2former
         return {
             "loss_mask": library.sigmoid_cross_entropy_loss(pixels, goal, count),
@@ -140,7 +140,7 @@ def _iou_error(masks: Tensor, iou_logits: Tensor, truth: Sequence[Tensor], pairs
 
 
 class NaiveTrainer:
-    """Steps of the same network as ``possam``, whose decoders get the random weights of these."""
+    """Steps of the same network as ``possam``, whose decoders receive random weights from here."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class NaiveTrainer:
         )
 
     def step(self, batch: Batch) -> float:
-        """One optimisation step on a batch on the device; returns the loss before it."""
+        """One optimisation step on a batch that is on the device; returns the loss before it."""
         bf16 = self.training.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             masks, scores, quality = self.predict(batch)
@@ -185,7 +185,7 @@ class NaiveTrainer:
         return float(loss.detach())
 
     def predict(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
-        """Masks, class and IoU logits of every layer."""
+        """Mask, class and IoU logits of every layer."""
         theirs: Any = self.theirs
         decoded = theirs.pixel_level_module.decoder(list(self.pyramid(*batch.backbone)))
         found = theirs.transformer_module(list(decoded.multi_scale_features), decoded.mask_features)
@@ -202,8 +202,8 @@ class NaiveTrainer:
 
 
 def read_sample(samples: SegmentationDataset, index: int) -> Sample:
-    """A sample of ``samples``, drawn alike: the image and a mask for each segment are scaled, cut
-    and mirrored by torchvision."""
+    """The sample ``samples[index]``, made by torchvision: it scales, cuts and mirrors the image and
+    one mask per segment with the same random numbers."""
     if samples.augmentation is None:
         raise ValueError("an augmentation is needed")
     record = samples.dataset.images[index]

@@ -1,4 +1,4 @@
-"""What ``reports/bench.md`` says of measurements, in Markdown."""
+"""The tables and notes of ``reports/bench.md``, in Markdown."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from benchmarks.power_law import TOLERANCE
 
 Newest = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-"""Name -> the newest record of a case or curve, and the measurement that it is of."""
+"""Name -> the newest record of a case or curve, and the measurement that holds it."""
 
 _COSTS = {"median_s": "time", "peak_memory_mib": "memory"}
 
 
 def case_lines(cases: Newest) -> list[str]:
-    """A table of the cases, one row a reference, and what must be known of each."""
+    """A table of the cases, one row per reference, and a note on each case."""
     notes = _notes(cases)
     return [*_table(cases), "", *notes]
 
@@ -22,11 +22,11 @@ def curve_lines(curves: Newest, *, plot: str) -> list[str]:
     found = [curve for curve, _ in curves.values()]
     notes = [line for curve in found for line in _curve_notes(curve)]
     return [
-        f"![Cost against size, one column a quantity]({plot})",
+        f"![Cost against size, one column per quantity]({plot})",
         "",
-        "Cost grows as size to the power of the exponent: least squares of the logarithms of the "
-        "medians and of the peaks of memory, with the exponent's standard error and, in brackets, "
-        "the standard deviation around the line. All sizes of a curve take turns.",
+        "Cost grows as size to the power of the exponent, which is fitted by least squares to the "
+        "logarithms of median times and of peak memory. ± is its standard error; the standard "
+        "deviation around the line is in brackets. All sizes of a curve take turns.",
         "",
         *_exponents(found),
         "",
@@ -36,10 +36,10 @@ def curve_lines(curves: Newest, *, plot: str) -> list[str]:
     ]
 
 
-def place_lines(found: Newest) -> list[str]:
-    """When, where and with what it was measured; the names where not all share it."""
+def setup_lines(found: Newest) -> list[str]:
+    """When, where and with what it was measured; with names if not all share it."""
     lines = []
-    places: dict[str, list[str]] = {}
+    setups: dict[str, list[str]] = {}
     for record, measurement in found.values():
         hardware, git = measurement["hardware"], measurement["git"]
         dirty = ", changed" if git["dirty"] else ""
@@ -49,32 +49,32 @@ def place_lines(found: Newest) -> list[str]:
             f"{hardware['cpu']}, {measurement['threads']} threads, {gpus}, "
             f"torch {measurement['packages']['torch']}, Python {measurement['python']}"
         )
-        places.setdefault(where, []).append(record["name"].partition("/")[2])
-    for where, names in places.items():
-        lines.append(f"- measured {where}" + (f": {', '.join(names)}." if len(places) > 1 else "."))
+        setups.setdefault(where, []).append(record["name"].partition("/")[2])
+    for where, names in setups.items():
+        lines.append(f"- measured {where}" + (f": {', '.join(names)}." if len(setups) > 1 else "."))
     return lines
 
 
 def _table(cases: Newest) -> list[str]:
     rows = [
-        "| case | reference | ratio | asked | here | reference's | memory, share | difference |",
+        "| case | reference | ratio | target | here | reference's | memory, share | difference |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, (case, _) in cases.items():
         label = name.partition("/")[2]
-        rows.append(_row(label, case, _asked(case)))
-        # A measurement made before there could be further references does not have the field.
+        rows.append(_row(label, case, _case_target(case)))
+        # Measurements from before there were further references do not have the field.
         for other in case.get("others", ()):
             rows.append(_row(label, {**other, "ours": case["ours"]}, _target(other)))
     return rows
 
 
-def _row(label: str, compared: Mapping[str, Any], asked: str) -> str:
+def _row(label: str, compared: Mapping[str, Any], target: str) -> str:
     cells = [
         label,
         compared["reference"],
         _ratio(compared["ratio"]),
-        asked,
+        target,
         *(_seconds(compared[side]) for side in ("ours", "theirs")),
         _memory(compared),
         _error(compared),
@@ -92,7 +92,7 @@ def _error(compared: Mapping[str, Any]) -> str:
     return "" if compared["error"] is None else f"{compared['error']:.1e}"
 
 
-def _asked(case: Mapping[str, Any]) -> str:
+def _case_target(case: Mapping[str, Any]) -> str:
     seconds = case["target_seconds"]
     return _target(case) or ("" if seconds is None else f"{seconds:g} s")
 
@@ -114,14 +114,14 @@ def _memory(case: Mapping[str, Any]) -> str:
         return ""
     own, other = (case[side]["peak_memory_mib"] for side in ("ours", "theirs"))
     target = case.get("target_memory")
-    asked = "" if target is None else f" (asked {100 * target:g} %)"
-    return f"{own:.0f} of {other:.0f} MiB, {100 * share:.0f} %{asked}"
+    wish = "" if target is None else f" (target {100 * target:g} %)"
+    return f"{own:.0f} of {other:.0f} MiB, {100 * share:.0f} %{wish}"
 
 
 def _notes(cases: Newest) -> list[str]:
     lines = []
     for name, (case, _) in cases.items():
-        parts = [f"{case['items']} {case['unit']}s a call" if case["items"] > 1 else ""]
+        parts = [f"{case['items']} {case['unit']}s per call" if case["items"] > 1 else ""]
         parts.append(f"difference: {case['error_is']}" if case["error_is"] else "")
         parts += _device_notes(case)
         parts.append(case["note"])
@@ -132,26 +132,26 @@ def _notes(cases: Newest) -> list[str]:
 
 
 _SLOW_FIRST, _LONG_FIRST = 3.0, 1.0
-"""A first call is told that takes so many times as long as the next ones, and so many seconds."""
+"""A first call is reported if it takes this many times as long as later ones, and this many s."""
 
 
 def _device_notes(case: Mapping[str, Any]) -> Iterator[str]:
-    """Rates beside what was published, shares of the ceiling, and first calls that compile.
+    """Rates beside published ones, shares of the ceiling, and first calls that compile.
 
-    A measurement made before there were such fields does not have them.
+    Older measurements do not have these fields.
     """
     sides = {"here": case["ours"], "the reference": case["theirs"]}
     known = {name: side for name, side in sides.items() if side is not None}
     if published := case.get("published"):
         rates = ", ".join(f"{side['per_second']:.3g} {name}" for name, side in known.items())
         value, where = published
-        yield f"{case['unit']}s a second: {rates}, {value:g} published ({where})"
+        yield f"{case['unit']}s per second: {rates}, {value:g} published ({where})"
     if ceiling := case.get("ceiling_flops_per_s"):
         shares = ", ".join(
             f"{100 * side['share_of_ceiling']:.0f} % {name}" for name, side in known.items()
         )
         yield (
-            f"{case['flops'] / 1e12:.3g} TFLOP a call as the reference does it; of the "
+            f"{case['flops'] / 1e12:.3g} TFLOP per call as the reference does it; of the "
             f"{ceiling / 1e12:.3g} TFLOP/s that large matrix products reach: {shares}"
         )
     for name, side in known.items():
@@ -170,18 +170,18 @@ def _sides(curve: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _reference(curve: Mapping[str, Any]) -> str:
-    """What the reference is: of the points, those that have none may not name it."""
+    """Name of the reference, from a point that has one."""
     return next((p["reference"] for p in curve["points"] if p["theirs"] is not None), "")
 
 
 def _exponents(curves: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         "| cost of | against | sizes | time grows with exponent | memory grows with exponent "
-        "| asked of memory |",
+        "| target for memory |",
         "|---|---|--:|--:|--:|--:|",
     ]
     for curve in curves:
-        asked = curve["target_memory_exponent"]
+        target = curve["target_memory_exponent"]
         for side, label in _sides(curve):
             sizes = [p["size"] for p in curve["points"] if p[side] is not None]
             cells = [
@@ -189,7 +189,7 @@ def _exponents(curves: Sequence[Mapping[str, Any]]) -> list[str]:
                 curve["quantity"],
                 f"{sizes[0]:,} to {sizes[-1]:,}",
                 *(_law(curve["fits"][side][cost]) for cost in _COSTS),
-                "" if asked is None or side == "theirs" else f"at most {asked:g}",
+                "" if target is None or side == "theirs" else f"at most {target:g}",
             ]
             rows.append(f"| {' | '.join(cells)} |")
     return rows

@@ -1,4 +1,4 @@
-"""Commands that should answer at once. Nothing else does the same: they have seconds, no ratio."""
+"""Commands that should answer at once. Nothing else does the same, so there is no ratio."""
 
 import subprocess
 import sys
@@ -9,15 +9,19 @@ from pathlib import Path
 from benchmarks.harness import Case
 from possam.runtime.errors import InputError
 
-_COPIED = ("Snakefile", "params", "workflow", "profiles", "data/towers", "possam")
+_PRODUCED = {"data", "results", "reports"}
+_NEEDED = ("workflow", "params", "data/towers")
 
 
 def cases() -> Iterator[Case]:
-    """Help, the plan of the paper's scale, and a finished table asked for again.
+    """Help, the plan of the paper's scale, and a finished table that is asked for again.
 
     Raises:
-        InputError: not called in the repository, or a command failed.
+        InputError: this is not the repository's root, or a command failed.
     """
+    for name in _NEEDED:
+        if not Path(name).exists():
+            raise InputError(f"{Path(name).absolute()}: missing; run this in the repository's root")
     binaries = Path(sys.executable).parent
     possam, snakemake = str(binaries / "possam"), str(binaries / "snakemake")
     yield _command("pipeline/help", [possam, "--help"], Path("."), 0.3)
@@ -25,12 +29,11 @@ def cases() -> Iterator[Case]:
     yield _command("pipeline/plan_paper", paper, Path("."), 10.0)
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
-        for name in _COPIED:
-            source = Path(name).absolute()
-            if not source.exists():
-                raise InputError(f"{source}: missing; run possam bench in the repository")
-            (project / name).parent.mkdir(parents=True, exist_ok=True)
-            (project / name).symlink_to(source)
+        (project / "data").mkdir()
+        sources = [path for path in Path(".").iterdir() if not path.name.startswith(".")]
+        linked = [path for path in sources if path.name not in _PRODUCED]
+        for source in [*linked, Path("data/towers")]:
+            (project / source).symlink_to(source.absolute())
         again = [snakemake, "--cores", "2", "results/smoke/table1.csv"]
         _run(again, project)
         yield _command("pipeline/nothing_to_do", again, project, 5.0)

@@ -1,4 +1,4 @@
-"""Curves drawn: one column a quantity, time above and memory below, both axes logarithmic."""
+"""Draw curves: one column per quantity, time above memory, all axes logarithmic."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ _COLUMN, _ROW = 3.4, 2.9
 
 _DPI = 130
 _CLOSEST = 0.15
-"""Ticks nearer than this share of the axis would write over each other."""
+"""Labels of ticks closer than this share of the axis would overlap."""
 
 
 def draw_scaling(curves: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw measured curves (what :func:`benchmarks.harness.measure_curve` returns).
 
-    Marks are medians with the smallest and largest value, thin lines the fitted power laws; the
-    reference, where there is one, is dashed.
+    Marks are medians with the smallest and largest value, thin lines are the fitted power laws; the
+    reference, if there is one, is dashed.
     """
     quantities = list(dict.fromkeys(curve["quantity"] for curve in curves))
     with house_style():
@@ -52,9 +52,9 @@ def save_plot(figure: Figure, path: Path) -> None:
 def _draw_panel(axes: Axes, curves: Sequence[Mapping[str, Any]], cost: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for place, curve in enumerate(curves):
+    for number, curve in enumerate(curves):
         for side, (marker, line) in _SIDES.items():
-            colour = LINE_COLOURS[place % len(LINE_COLOURS)] if side == "ours" else "0.35"
+            colour = LINE_COLOURS[number % len(LINE_COLOURS)] if side == "ours" else "0.35"
             _draw_side(axes, curve, side, cost, colour=colour, marker=marker, line=line)
     sizes = sorted({point["size"] for curve in curves for point in curve["points"]})
     axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.2)
@@ -62,9 +62,9 @@ def _draw_panel(axes: Axes, curves: Sequence[Mapping[str, Any]], cost: str) -> N
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     low, high = axes.get_ylim()
-    # Two decades at least: what does not grow must look flat.
+    # At least two decades, so that what does not grow looks flat.
     middle, half = math.sqrt(low * high), max(10.0, math.sqrt(high / low))
-    # Room above for the legend.
+    # Space for the legend above.
     axes.set_ylim(middle / half, middle * half * (high / low) ** 0.35 * 3)
     axes.yaxis.set_major_locator(LogLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -108,7 +108,7 @@ def _draw_side(
 
 
 def _apart(sizes: Sequence[int]) -> list[int]:
-    """Sizes that can be written beside each other, the largest first served."""
+    """The sizes whose labels do not overlap; larger ones have priority."""
     span = math.log(sizes[-1] / sizes[0])
     kept = [sizes[-1]]
     for size in reversed(sizes[:-1]):

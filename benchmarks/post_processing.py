@@ -1,4 +1,4 @@
-"""What comes after the towers and the pixel decoder, on random predictions or random maps.
+"""The steps after the towers and the pixel decoder, on random predictions or random maps.
 
 Shapes: Q queries, K classes, E CLIP embedding, H W of an image.
 """
@@ -24,7 +24,7 @@ from possam.model.region_decoder import Mask2FormerDecoder, RegionDecoder, Regio
 from possam.model.segmenter import RawPrediction, Segmenter
 
 KEPT = 20
-"""Masks above the threshold of objectness, about as many as there are segments in an image."""
+"""Masks above the objectness threshold, about as many as an image has segments."""
 
 DIFFERENCE = "share of pixels with another class, or relative error of the instances' scores"
 
@@ -35,11 +35,11 @@ Results = tuple[Tensor, Tensor, Tensor]
 class PostProcessing:
     """Raw predictions of one image to panoptic, instance and semantic results, names included.
 
-    Names are random, every other class is a thing and every other one is seen; the threshold of
-    objectness keeps :data:`KEPT` masks, as random ones know no objects.
+    Names are random; every other class is a thing and every other one is seen. Random masks show no
+    objects, so the objectness threshold is set to keep :data:`KEPT` of them.
 
     Attributes:
-        raw: the predictions; the threshold fits these.
+        raw: the predictions that the threshold is set for.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ def difference(ours: Results, theirs: Results) -> float:
     shares = [float((ours[k] != theirs[k]).float().mean()) for k in range(2)]
     # An instance that one side lacks counts as one of score 0.
     count = max(len(ours[2]), len(theirs[2]))
-    found, wanted = (F.pad(scores, (0, count - len(scores))) for scores in (ours[2], theirs[2]))
-    return max(*shares, relative_error(found, wanted))
+    found, other = (F.pad(scores, (0, count - len(scores))) for scores in (ours[2], theirs[2]))
+    return max(*shares, relative_error(found, other))
 
 
 def random_prediction(
@@ -143,9 +143,9 @@ def random_prediction(
 
 
 class AfterPixelDecoder(RegionDecoder):
-    """Mask2Former's decoder on maps that went through its pixel decoder before.
+    """Mask2Former's mask decoder on given outputs of its pixel decoder.
 
-    What it leaves out does not depend on the number of queries.
+    The pixel decoder, which it leaves out, does not depend on the number of queries.
     """
 
     def __init__(self, decoder: Mask2FormerDecoder, decoded: Any) -> None:

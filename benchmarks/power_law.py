@@ -1,4 +1,4 @@
-"""Fitted exponents: how a cost grows with the size of what it is spent on."""
+"""Fitted exponents: how a cost grows with size."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 FEWEST = 3
-"""Points below which a line always fits, and its exponent has no error."""
+"""With fewer points a line always fits, and its exponent has no standard error."""
 
 TOLERANCE = 0.1
-"""Share by which a point may lie off a power law that still counts as one."""
+"""Largest relative distance of a point from a curve that still counts as a power law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class PowerLaw:
         error: standard error of the exponent.
         residual: standard deviation of the natural logarithms around the line, with n - 2 degrees
             of freedom (0.05: about 5 %).
-        worst: the largest share by which a point lies off the line.
+        worst: the largest relative distance of a point from the line.
         local: exponents between neighbouring points, in the order of the sizes.
     """
 
@@ -41,8 +41,7 @@ def fit(sizes: Sequence[float], costs: Sequence[float]) -> PowerLaw:
     """Fit a power law.
 
     Raises:
-        ValueError: fewer than three points, sizes that do not ascend, or values that are not above
-            zero.
+        ValueError: fewer than three points, sizes that do not ascend, or values not above zero.
     """
     if len(sizes) < FEWEST or len(sizes) != len(costs):
         raise ValueError(f"{len(costs)} costs of {len(sizes)} sizes: at least {FEWEST} are needed")

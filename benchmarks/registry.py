@@ -59,7 +59,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             repeats=3,
         ),
         "pipeline": Benchmark(
-            what="commands that do nothing, and plans",
+            what="commands with nothing to do, and plans",
             cases=pipeline.cases,
             packages=("snakemake",),
             repeats=5,

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 SIDES = (256, 384, 512, 768, 1024)
 CLASSES = (150, 459, 847, 2000, 10_000)
-"""ADE20K, PASCAL Context, ADE20K-Full, and more than data sets have."""
+"""ADE20K, PASCAL Context, ADE20K-Full, and more than any data set has."""
 
 QUERIES = (50, 100, 200, 400)
 IMAGES = (50, 100, 200, 400, 800)
 ADE20K_CLASSES = 150
 SPARE = 0.75
-"""Share of the free memory that a reference may need: beyond it other processes may die."""
+"""Share of the free memory that a reference may need; with more, other processes may be killed."""
 
 _SIDE = "side of the image (pixels)"
 
@@ -98,7 +98,7 @@ def post_processing(segmenter: "Segmenter", project: "Project", sides: Sequence[
 def vocabularies(
     segmenter: "Segmenter", project: "Project", classes: Sequence[int], *, side: int
 ) -> Curve:
-    """The same against the number of classes, beside FC-CLIP's post-processing where it fits."""
+    """Post-processing against the number of classes, beside FC-CLIP's while that fits in memory."""
     import torch
 
     from benchmarks.post_processing import (
@@ -148,7 +148,7 @@ def vocabularies(
 def queries(
     segmenter: "Segmenter", project: "Project", numbers: Sequence[int], *, side: int
 ) -> Curve:
-    """All that follows the pixel decoder, against the number of queries."""
+    """Everything after the pixel decoder, against the number of queries."""
     import torch
 
     from benchmarks.post_processing import AfterPixelDecoder, PostProcessing
@@ -190,7 +190,7 @@ def queries(
         quantity="queries",
         points=points,
         note=f"mask decoder, heads, pooling and post-processing at {side} x {side} with "
-        f"{ADE20K_CLASSES} classes; towers and pixel decoder, which know no queries, are left out",
+        f"{ADE20K_CLASSES} classes, without towers and pixel decoder, which do not depend on it",
     )
 
 
@@ -223,6 +223,6 @@ def scoring(folder: Path, project: "Project", images: Sequence[int]) -> Curve:
         points=points,
         target_memory_exponent=0.1,
         note=f"scoring of panoptic PNGs of {SIZE[1]} x {SIZE[0]} with {ADE20K_CLASSES} classes: "
-        "reading, PQ, mIoU and their bootstrap intervals; pixels are let go image by image, kept "
-        "are the counts of every class and the weights in the bootstrap",
+        "reading, PQ, mIoU and their bootstrap intervals; only the counts of every class and the "
+        "weights of the bootstrap are kept in memory",
     )

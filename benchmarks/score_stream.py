@@ -1,4 +1,4 @@
-"""A converted data set of any length and predictions for it, from a few label maps on disk."""
+"""A converted data set of any length, and predictions for it, from a few label maps on disk."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ SIZE = (512, 683)
 
 SEGMENTS = 20
 SHIFT = (6, 4)
-"""Pixels by which a prediction lies below and to the right of the truth."""
+"""Pixels by which a prediction is shifted down and right of the ground truth."""
 
 DISTINCT = 25
-"""Label maps on disk; a longer stream reads them again, so its length is all that grows."""
+"""Label maps on disk; a longer stream reads them again, so that only its length grows."""
 
 
 def write_stream(folder: Path, *, images: int, classes: int, seed: int) -> ConvertedDataset:
@@ -73,9 +73,9 @@ def write_stream(folder: Path, *, images: int, classes: int, seed: int) -> Conve
 
 
 def write_predictions(path: Path, dataset: ConvertedDataset) -> Path:
-    """Write the JSON of predictions for ``dataset`` (or its first images), beside their PNGs.
+    """Write the JSON of predictions for the images of ``dataset``; their PNGs exist already.
 
-    Segments keep their classes, but for one in five, which gets the next one.
+    Segments keep their classes, except every fifth, which gets the next one.
     """
     classes = len(dataset.categories)
     write_json(

@@ -24,7 +24,7 @@ PHOTOGRAPHS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the frozen towers give, and the vocabulary.
+    """Sizes of the frozen towers' maps, and of the vocabulary.
 
     Attributes:
         side: of the image, in pixels.
@@ -45,8 +45,8 @@ MINI = Inputs(side=128, sam=(64, 8), clip=(128, 8), embed_dim=128, classes=133)
 
 
 def cases() -> Iterator[Case]:
-    """Half the paper's crop, two images, fp32; then mini's own step; then the loader; and where
-    there is a GPU, whole steps of one GPU at the paper's size.
+    """Half the paper's crop, two images, fp32; then mini's step; then the loader; and if there is a
+    GPU, whole steps of one GPU at the paper's size.
     """
     import torch
 
@@ -77,12 +77,11 @@ def step_cases(
     training: "TrainingOptions",
     loss: "LossOptions",
 ) -> Iterator[Case]:
-    """The criterion alone, and the whole step against both kinds of losses."""
-    import torch
+    """The criterion by itself, and the whole step against both kinds of losses."""
 
     from benchmarks.naive_training import Masks, NaiveTrainer
     from possam.model.possam import build_possam
-    from possam.training.distributed import Place
+    from possam.training.distributed import single_process
     from possam.training.trainer import Trainer
 
     yield criterion_case(name, inputs, model=model, images=training.micro_batch, loss=loss)
@@ -107,7 +106,7 @@ def step_cases(
         )
         shared: dict[str, Any] = {"text": text, "training": training, "loss": loss, "seed": 1}
         naive = NaiveTrainer(network, model=model, masks=masks, **shared)
-        trainer = Trainer(model=network, place=Place(device=torch.device("cpu")), **shared)
+        trainer = Trainer(model=network, process=single_process("cpu"), **shared)
         yield Case(
             name=f"training/{kind}_{name}",
             reference=f"transformers {metadata.version('transformers')}: {parts}",
@@ -127,10 +126,10 @@ def live_cases(
     """Whole steps of one process, the frozen towers included, beside the naive assembly.
 
     Args:
-        segmenter: a network with random weights, in the towers' precision; it is changed.
-        run: its parameters of model, training and loss.
+        segmenter: a network with random weights, in the towers' precision; it is modified.
+        run: its parameters.
         device: ``cpu`` or ``cuda``.
-        side, images: of the step's images, in pixels.
+        side: of the images, in pixels; images: per step.
     """
     import copy
 
@@ -138,8 +137,8 @@ def live_cases(
 
     from benchmarks.naive import NaiveTowers
     from benchmarks.naive_training import NaiveTrainer
-    from possam.training.distributed import Place
-    from possam.training.frozen import hold_in_bfloat16
+    from possam.training.distributed import single_process
+    from possam.training.memory import hold_in_bfloat16
     from possam.training.targets import Batch
     from possam.training.trainer import Trainer
 
@@ -156,7 +155,7 @@ def live_cases(
     towers: Any = segmenter.features.to(place)
     if towers.dtype == torch.bfloat16:
         hold_in_bfloat16(towers.sam, towers.clip.model.visual)  # as in training
-    trainer = Trainer(model=segmenter.possam, place=Place(device=place), **shared)
+    trainer = Trainer(model=segmenter.possam, process=single_process(place), **shared)
     targets = draw_targets(side, classes=PAPER.classes, images=images)
     targets = [target.to(place) for target in targets]
     shape, generator = (images, 3, side, side), torch.Generator().manual_seed(6)
@@ -258,7 +257,7 @@ def criterion_case(
 
 
 def _smooth(count: int, size: int, generator: Any) -> Any:
-    """(count, size, size) smooth noise: logits of masks that have areas."""
+    """(count, size, size) smooth noise: logits of masks with large areas."""
     import torch
 
     coarse = 3 * torch.randn(count, 1, max(2, size // 16), max(2, size // 16), generator=generator)
@@ -326,7 +325,7 @@ def loader_case(*, images: int, size: tuple[int, int], side: int) -> Iterator[Ca
         yield Case(
             name="training/loader",
             reference=f"torchvision {metadata.version('torchvision')}: transforms v2 of the image "
-            "and of a mask for each segment",
+            "and of one mask per segment",
             ours=lambda: [samples.sample(index) for index in range(images)],
             theirs=lambda: [read_sample(samples, index) for index in range(images)],
             error=(compared, "largest difference of image values, of 255"),

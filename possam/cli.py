@@ -91,7 +91,7 @@ def _train(arguments: argparse.Namespace) -> None:
         train_on_slurm(arguments.scale, arguments.run, seed=arguments.seed)
         return
     if arguments.processes != 1:
-        from possam.training.local_processes import run_processes
+        from possam.launch.local_processes import run_processes
 
         command = [sys.executable, "-m", "possam.cli", "train", arguments.run]
         command += ["--scale", arguments.scale, "--device", arguments.device or "cpu"]
@@ -175,15 +175,6 @@ def _report(arguments: argparse.Namespace) -> None:
     from possam.stages.report import make_report
 
     make_report(_project(arguments))
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    from benchmarks.__main__ import bench, list_benchmarks
-
-    if arguments.list:
-        list_benchmarks()
-        return
-    bench(arguments.names, repeats=arguments.repeats, threads=arguments.threads)
 
 
 def _keep(arguments: argparse.Namespace) -> None:
@@ -457,12 +448,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=None, help="also write it to this Markdown file")
 
     stage("report", _report, "put every table and figure on one HTML page")
-
-    sub = stage("bench", _bench, "measure speed and memory beside what people use now", scale=False)
-    sub.add_argument("names", nargs="*", metavar="NAME", help="benchmarks (default: all)")
-    sub.add_argument("--list", action="store_true", help="only say what benchmarks there are")
-    sub.add_argument("--repeats", type=int, default=None, help="turns of each case or curve")
-    sub.add_argument("--threads", type=int, default=2, help="of torch, on both sides (default: 2)")
 
     stage("keep", _keep, "copy a finished study's tables and page to where git holds them")
 

@@ -24,7 +24,7 @@ STAGES = {
         "train",
     ),
     *("evaluate", "score", "table", "figure", "show", "report", "track", "ui", "predict"),
-    *("keep", "bench", "jobs", "compare"),
+    *("keep", "jobs", "compare"),
     *("efficiency", "pretrain"),
 }
 

@@ -27,7 +27,10 @@ DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class AugmentationOptions(Options):
-    """``lsj``: large-scale jitter, crop, mirror; ``flip``: mirror only. ``size`` in pixels."""
+    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``.
+
+    ``size``: of the crop in pixels; ``min_scale``, ``max_scale``: range of the scale factor.
+    """
 
     policy: Literal["lsj", "flip", "none"]
     size: Positive

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from possam.datasets.format import ConvertedDataset
     from possam.model.encoders.clip import FrozenClip
     from possam.model.encoders.sam import SamEncoder
-    from possam.training.distributed import Place
+    from possam.training.distributed import TrainingProcess
     from possam.training.sources import Source
 
 TRAINING_CODE = (
@@ -53,7 +53,7 @@ def _source(
     *,
     sam: "SamEncoder | None",
     clip: "FrozenClip",
-    place: "Place",
+    process: "TrainingProcess",
 ) -> "Source":
     from possam.training.feature_cache import CachedFeatures
     from possam.training.live_source import LiveSource
@@ -61,8 +61,8 @@ def _source(
 
     shared: dict[str, Any] = {
         "dataset": dataset,
-        "augmentation": run.training.augmentation,
-        "division": place.divide(run.training),
+        "training": run.training,
+        "process": process,
         "seed": run.seed,
     }
     if run.training.feature_cache:
@@ -78,19 +78,13 @@ def _source(
         return CachedSource(sam=own, clip=caches[CLIP], **shared)
 
     from possam.model.segmenter import TowerFeatures
-    from possam.training.frozen import hold_in_bfloat16
+    from possam.training.memory import hold_in_bfloat16
 
     precision = layout.project.scale.towers.precision
     encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
     if precision == "bf16":
         hold_in_bfloat16(*([sam] if sam is not None else []), clip.model.visual)
-    return LiveSource(
-        encode=encode.to(place.device),
-        multiple=encode.multiple,
-        workers=run.training.workers,
-        device=place.device,
-        **shared,
-    )
+    return LiveSource(encode=encode.to(process.device), multiple=encode.multiple, **shared)
 
 
 @contextlib.contextmanager
@@ -165,14 +159,15 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
     """
     from possam.training.distributed import join
 
-    with join(check_device(device)) as place:
-        _train(project, name, seed=seed, place=place)
+    with join(check_device(device)) as process:
+        _train(project, name, seed=seed, process=process)
 
 
-def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> None:
+def _train(project: Project, name: str, *, seed: int | None, process: "TrainingProcess") -> None:
     from possam.datasets.format import ConvertedDataset
     from possam.model.encoders.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
+    from possam.training.checkpoint import WeightsMetadata
     from possam.training.loop import train_run
 
     set_up_process(project)
@@ -192,25 +187,27 @@ def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> 
     text = embed_names(layout, clip, dataset.vocabulary, templates=run.templates)
     widths = tower_widths(sam=sam, clip=clip)
     model = build_possam(run.model, **widths, seed=run.seed)
-    source = _source(layout, run, dataset, sam=sam, clip=clip, place=place)
+    source = _source(layout, run, dataset, sam=sam, clip=clip, process=process)
     with contextlib.ExitStack() as stack:
-        place.first(lambda: stack.enter_context(_only_one(directory)))
+        process.first(lambda: stack.enter_context(_only_one(directory)))
         summary = train_run(
             model=model,
-            model_kwargs={**widths, **run.model.model_dump()},
             source=source,
             text=text,
             training=run.training,
             loss=run.loss,
             directory=directory,
             seed=run.seed,
-            identity=identity,
-            frozen=frozen,
-            vocabulary=dataset.vocabulary,
-            place=place,
+            metadata=WeightsMetadata(
+                model_kwargs={**widths, **run.model.model_dump()},
+                identity=identity,
+                frozen=frozen,
+                vocabulary=dataset.vocabulary,
+            ),
+            process=process,
             initialise=initialise,
         )
-        if not place.is_first:
+        if not process.is_first:
             return
         record.write(directory)
         write_json(

@@ -1,1 +1,1 @@
-"""Training over frozen towers: targets, matching, losses, sources, checkpoints, the loop."""
+"""Training on top of frozen towers: targets, matching, losses, sources, checkpoints, the loop."""

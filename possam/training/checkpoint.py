@@ -1,7 +1,7 @@
 """Checkpoints of a run in progress, and the file of its trained weights.
 
-A checkpoint is a directory ``step_<steps done>`` that gets its name when it is complete, with the
-hashes of its files in ``manifest.json``. Only tensors and plain values are unpickled.
+A checkpoint is a directory ``step_<finished steps>`` that gets its name when it is complete, with
+the hashes of its files in ``manifest.json``. Only tensors and plain values are unpickled.
 """
 
 import glob
@@ -33,7 +33,7 @@ from possam.runtime.files import (
 FORMAT = "possam-weights-2"
 METADATA_KEY = "possam"
 KEPT = 2
-"""Checkpoints of a run that stay: the newest, and one before it should that be damaged."""
+"""Checkpoints of a run that stay: the newest, and the one before it in case that is damaged."""
 
 _FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
 _NAME = re.compile(r"step_(\d{9})")
@@ -73,7 +73,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` finished steps lies."""
+    """The checkpoint of ``step`` finished steps."""
     return folder / f"step_{step:09d}"
 
 
@@ -110,7 +110,7 @@ def rotate(folder: Path, *, needed: Path | None = None) -> None:
     found = _checkpoints(folder)
     kept = KEPT if needed is None else max(KEPT, found.index(needed) + 1)
     for old in found[kept:]:
-        # a name that says what it is, should this process be killed on the way
+        # a name that remove_leftovers finds if this process is killed on the way
         retired = old.with_name(f".{old.name}.old.tmp")
         old.replace(retired)
         shutil.rmtree(retired)
@@ -123,7 +123,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step, or None. Its content is not checked."""
+    """The checkpoint of the highest step, or None; its content is not checked."""
     return next(iter(_checkpoints(folder)), None)
 
 
@@ -153,9 +153,9 @@ def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
 
 
 def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None if there is none at all.
+    """The newest checkpoint that can be read; None if there is no checkpoint.
 
-    A damaged one is passed over with a printed line.
+    For every damaged one a line is printed.
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
@@ -180,7 +180,7 @@ def remove_leftovers(folder: Path, *, of: str = "") -> None:
 
     Args:
         folder: where the process wrote; nobody else may be writing there.
-        of: only those of the file or directory of this name.
+        of: only those of the file or directory with this name.
     """
     pattern = f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"
     for path in folder.glob(pattern) if folder.is_dir() else ():
@@ -190,38 +190,39 @@ def remove_leftovers(folder: Path, *, of: str = "") -> None:
             path.unlink()
 
 
-def save_trained(
-    path: Path,
-    *,
-    model: nn.Module,
-    model_kwargs: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    frozen: Mapping[str, str],
-    vocabulary: Sequence[Sequence[str]],
-    step: int,
-) -> None:
-    """Write the trained tensors with what is needed to use them.
+@dataclass(frozen=True, kw_only=True)
+class WeightsMetadata:
+    """What a file of trained weights says about them.
 
-    Args:
-        path: a ``.safetensors`` file, replaced atomically.
-        model: the trainable part; every tensor of its state dict is written.
+    Attributes:
         model_kwargs: JSON-able arguments of ``build_possam``, without ``seed``.
-        identity: what the weights depend on.
+        identity: JSON-able; everything that the weights depend on.
         frozen: tower name -> hash.
         vocabulary: names of the classes trained on, so that a user of the file can tell seen
             classes from unseen ones; no tensor depends on it.
-        step: finished steps.
     """
-    metadata = {
+
+    model_kwargs: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    frozen: Mapping[str, str]
+    vocabulary: Sequence[Sequence[str]]
+
+
+def save_trained(path: Path, model: nn.Module, metadata: WeightsMetadata, *, step: int) -> None:
+    """Write every tensor of the state dict of ``model`` after ``step`` steps to ``path``.
+
+    The ``.safetensors`` file is replaced atomically.
+    """
+    values = {
         "format": FORMAT,
-        "identity": hash_json(identity),
-        "frozen": dict(frozen),
-        "model": dict(model_kwargs),
-        "vocabulary": [list(names) for names in vocabulary],
+        "identity": hash_json(metadata.identity),
+        "frozen": dict(metadata.frozen),
+        "model": dict(metadata.model_kwargs),
+        "vocabulary": [list(names) for names in metadata.vocabulary],
         "step": step,
     }
     # one key only: the header keeps no order among several, and equal runs should give equal files
-    text = json.dumps(metadata, sort_keys=True)
+    text = json.dumps(values, sort_keys=True)
     with atomic_path(path) as temporary:
         save_file(_weights(model), temporary, metadata={METADATA_KEY: text})
 
@@ -251,11 +252,11 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_trained(path: str | Path, *, frozen: Mapping[str, str]) -> PosSAM:
-    """Build the model that a file of trained weights is of, and load them.
+    """Build the model that a file of trained weights describes, and load them.
 
     Args:
         path: written by :func:`save_trained`.
-        frozen: tower name -> hash of the towers that it will be used with.
+        frozen: tower name -> hash of the towers that the model will be used with.
 
     Returns:
         The model on the CPU in evaluation mode.

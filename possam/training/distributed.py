@@ -1,9 +1,9 @@
-"""The processes of one training: who is who, and how they talk.
+"""The processes of one training: who is who, and how they exchange values.
 
-Plain ``torch.distributed``, without a wrapper around the model: gradients of the 51 M trained
-parameters are summed once a step (``reduction``), which needs no overlap with the backward pass
-(200 MB a step against a second of computing), and a sum of our own order makes the result
-independent of the number of processes.
+Plain ``torch.distributed``, without a wrapper around the model. The gradients of the 51 M trained
+parameters are summed once per step (``sharding``): 200 MB against a second of computing need no
+overlap with the backward pass, and our own order of additions makes the result independent of the
+number of processes.
 
 Counts, decisions and messages travel over gloo on the CPU, so that a process that ended is noticed
 at once; on CUDA only gradients travel over NCCL.
@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,6 @@ from torch.distributed import rendezvous
 
 from possam.runtime.environment import PROCESS_VARIABLES, Environment
 from possam.runtime.errors import InputError, PossamError, TrainingError
-from possam.training.division import Division
-from possam.training.options import TrainingOptions
 
 T = TypeVar("T")
 
@@ -52,19 +50,17 @@ class LostProcessError(TrainingError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TrainingProcess:
     """One process of a training.
 
     Attributes:
         device: what it computes on.
-        rank: 0..world_size-1; process 0 writes the files.
-        local_rank: the same among the processes of this machine.
+        rank: 0..world_size-1; only rank 0 writes files and prints.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     _store: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -72,25 +68,12 @@ class Place:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def divide(self, training: TrainingOptions) -> Division:
-        """How the steps of a recipe are divided among the processes.
-
-        Raises:
-            InputError: this number of processes cannot share a step equally.
-        """
-        return Division(
-            batch_size=training.batch_size,
-            micro_batch=training.micro_batch,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
-        """Around every exchange with the other processes.
+        """Wrap an exchange with the other processes.
 
         Raises:
-            LostProcessError: one of them ended or does not answer; says which and why, if known.
+            LostProcessError: one of them ended or does not answer; the message says why, if known.
         """
         try:
             yield
@@ -102,15 +85,15 @@ class Place:
             if self._store.check([_FAILURE]):
                 return f"stopped, because {self._store.get(_FAILURE).decode()}"
         return (
-            f"process {self.rank} of {self.world_size} lost another one ({_short(error)}); it was "
-            "killed, or says itself what went wrong. The same command goes on from the last "
-            "checkpoint"
+            f"process {self.rank} of {self.world_size} lost another one ({_short(error)}); that "
+            "one was killed, or its own message says what went wrong. The same command goes on "
+            "from the last checkpoint"
         )
 
     def first(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, which process 0 alone does while the others wait.
+        """The result of ``work``, which only rank 0 does while the others wait.
 
-        A PossamError of it is raised in every process. The result is pickled.
+        If it raises a PossamError, every process raises it. The result is pickled.
         """
         if self.world_size == 1:
             return work()
@@ -128,7 +111,7 @@ class Place:
         return result
 
     def gather(self, values: Sequence[int]) -> list[int]:
-        """``values`` of all processes, in their order; each has as many."""
+        """``values`` of all ranks, in ascending order; every rank gives equally many."""
         if self.world_size == 1:
             return list(values)
         own = torch.tensor(values, dtype=torch.int64)
@@ -138,7 +121,7 @@ class Place:
         return torch.cat(everyone).tolist()
 
     def collect(self, value: Any) -> list[Any]:
-        """``value`` of all processes, in their order. Values are pickled."""
+        """``value`` of all ranks, in ascending order. Values are pickled."""
         values = [value] * self.world_size
         if self.world_size > 1:
             with self.exchange():
@@ -160,34 +143,35 @@ class Place:
             )
 
 
-def alone(device: str | torch.device) -> Place:
+def single_process(device: str | torch.device) -> TrainingProcess:
     """The only process of a training.
 
     Raises:
         InputError: no such device.
     """
-    return Place(device=resolve_device(device))
+    return TrainingProcess(device=resolve_device(device))
 
 
 @contextlib.contextmanager
-def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Place]:
-    """Be one process of a training: alone, or together with others.
+def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[TrainingProcess]:
+    """Become one process of a training, the only one or one of several.
 
     Launchers (``torchrun``, submitit's export, ``possam train --processes``) set ``RANK``,
-    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``; without them, or in a world
-    of one, there is one process and no process group.
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without them, or with a
+    world size of one, there is one process and no process group.
 
     Args:
-        device: ``cpu``, or ``cuda``: of several processes each takes the GPU of its local rank, or
+        device: ``cpu``, or ``cuda``. Each of several processes takes the GPU of its local rank, or
             the only one that it can see.
         variables: default: those of the environment.
 
     Raises:
-        InputError: missing or impossible variables, a GPU too few, other processes do not come.
+        InputError: missing or impossible variables, too few GPUs, or other processes that do not
+            come.
     """
     names = _read(Environment.load(variables).processes)
     if names is None or names.world_size == 1:
-        yield alone(device)
+        yield single_process(device)
         return
     own = _own_device(device, names.local_rank, names.world_size)
     group = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
@@ -213,36 +197,31 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Pl
             f"{names.address}, MASTER_PORT {names.port} ({_short(error)}); start all of "
             "them with the same address, of the machine of process 0, and a free port"
         ) from error
-    place = Place(
-        device=own,
-        rank=names.rank,
-        world_size=names.world_size,
-        local_rank=names.local_rank,
-        _store=store,
+    process = TrainingProcess(
+        device=own, rank=names.rank, world_size=names.world_size, _store=store
     )
     try:
         if own.type == "cuda":
-            _check_gpus(place)
-        yield place
+            _check_gpus(process)
+        yield process
     except LostProcessError:
         raise
     except BaseException as error:
         reason = str(error) or type(error).__name__
         with contextlib.suppress(RuntimeError):
-            store.set(_FAILURE, f"process {place.rank} of {place.world_size} failed: {reason}")
+            store.set(_FAILURE, f"process {process.rank} of {process.world_size} failed: {reason}")
         raise
     finally:
         dist.destroy_process_group()
 
 
 def _short(error: RuntimeError) -> str:
-    """The first sentence, without the place in PyTorch's sources."""
+    """The first sentence, without the position in PyTorch's sources."""
     text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()) or type(error).__name__
     return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")
 
 
-@dataclass(frozen=True)
-class _Names:
+class _Names(NamedTuple):
     rank: int
     world_size: int
     local_rank: int
@@ -256,8 +235,8 @@ def _read(variables: Mapping[str, str]) -> _Names | None:
         return None
     if missing := [name for name in PROCESS_VARIABLES if name not in variables]:
         raise InputError(
-            f"environment: {', '.join(sorted(variables))} are set, but {', '.join(missing)} not; a "
-            "launcher of several processes sets all of them, for one process unset them"
+            f"environment: {', '.join(sorted(variables))} are set, but {', '.join(missing)} are "
+            "not; a launcher of several processes sets all of them; unset them for one process"
         )
 
     def number(name: str, lowest: int, highest: int) -> int:
@@ -288,7 +267,7 @@ def _own_device(device: str, local_rank: int, world_size: int) -> torch.device:
             f"device: {device!r} names one GPU, but there are {world_size} processes; use 'cuda'"
         )
     visible = torch.cuda.device_count()
-    # a launcher may show each process its own GPU alone; two on one GPU are found out below
+    # a launcher may show each process only its own GPU; _check_gpus finds two processes on one
     if visible > 1 and local_rank >= visible:
         raise InputError(
             f"device: LOCAL_RANK is {local_rank}, but only {visible} GPUs are visible here; start "
@@ -299,9 +278,9 @@ def _own_device(device: str, local_rank: int, world_size: int) -> torch.device:
     return own
 
 
-def _check_gpus(place: Place) -> None:
-    gpu = f"{socket.gethostname()}, GPU {torch.cuda.get_device_properties(place.device).uuid}"
-    everyone = place.collect(gpu)
+def _check_gpus(process: TrainingProcess) -> None:
+    gpu = f"{socket.gethostname()}, GPU {torch.cuda.get_device_properties(process.device).uuid}"
+    everyone = process.collect(gpu)
     if len(set(everyone)) < len(everyone):
         twice = next(name for name in everyone if everyone.count(name) > 1)
         raise InputError(

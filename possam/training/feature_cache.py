@@ -1,7 +1,7 @@
 """Features of frozen towers, computed once for whole images of one size and read memory-mapped.
 
-A cache directory holds one file a map, ``map_0.npy`` and so on (uint16 views of bfloat16; (images,
-1 or 2, C, h, w), the second entry of axis 1 being the mirrored image), and ``manifest.json``.
+A cache directory holds ``manifest.json`` and one file per map, ``map_0.npy`` and so on: (images,
+1 or 2, C, h, w), uint16 views of bfloat16; the second entry of axis 1 is the mirrored image.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +53,7 @@ def _common_size(dataset: ConvertedDataset) -> tuple[int, int]:
 
 
 def _bits(features: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(B, C, h, w) features -> uint16 bits of their bfloat16; refuses what cannot be trained on."""
+    """(B, C, h, w) features -> uint16 bits of their bfloat16, which must be usable for training."""
     height, width = features.shape[-2:]
     if size[0] % height or size[1] % width or size[0] // height != size[1] // width:
         raise InputError(
@@ -80,21 +80,21 @@ def cache_features(
     """Encode every image of ``dataset`` and write the cache directory ``out`` atomically.
 
     Args:
-        encode: (B, 3, H, W) float32 in 0..255, RGB -> maps (B, C, h, w), always as many; on
-            whatever device it likes.
+        encode: (B, 3, H, W) float32 in 0..255, RGB, on the CPU -> a fixed number of maps
+            (B, C, h, w), on any device.
         dataset: a converted data set whose images all have one size.
         out: the cache directory; an older one is replaced.
-        tower_hash: identity of the tower, checked at :meth:`CachedFeatures.open`.
+        tower_hash: identity of the tower, checked by :meth:`CachedFeatures.open`.
         flipped: also store the features of the mirrored images (twice the time and space).
-        batch_size: images at a time.
-        workers: processes that decode images (0: none).
+        batch_size: images per call of ``encode``.
+        workers: processes that decode images (0: this process does).
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: differing image sizes, a size that the strides do not divide, features that
-            are not finite.
+        InputError: images of different sizes, a size that the strides do not divide, or features
+            that are not finite.
     """
     size = _common_size(dataset)
     remove_leftovers(Path(out).parent, of=Path(out).name)
@@ -147,9 +147,9 @@ class CachedFeatures:
     """A cache opened for reading.
 
     Attributes:
-        bits: for each map a (images, 1 or 2, C, h, w) uint16 memory map.
+        bits: a (images, 1 or 2, C, h, w) uint16 memory map per tower map.
         image_size: (H, W) of the encoded images.
-        flipped: whether mirrored images are stored too.
+        flipped: whether features of mirrored images are stored too.
     """
 
     path: Path
@@ -162,8 +162,8 @@ class CachedFeatures:
         """Open ``path`` if it was made from this data set by this tower.
 
         Raises:
-            InputError: missing or damaged, or made from another data set.
-            WrongVariantError: made by another tower; both hashes are named.
+            InputError: missing, damaged, or made from another data set.
+            WrongVariantError: made by another tower; the message names both hashes.
         """
         path = Path(path)
         manifest = read_json(path / "manifest.json")
@@ -191,7 +191,7 @@ class CachedFeatures:
     def read(
         self, indices: Sequence[int], mirrored: Sequence[bool], *, maps: slice = slice(None)
     ) -> tuple[Tensor, ...]:
-        """Some or all maps of ``indices``, mirrored where asked: (B, C, h, w) float32 each."""
+        """Maps of the images ``indices``, mirrored or not: (B, C, h, w) float32 each."""
         rows = np.asarray(indices), np.asarray(mirrored, dtype=np.int64)
         blocks = [torch.from_numpy(level[rows]) for level in self.bits[maps]]
         return tuple(block.view(torch.bfloat16).float() for block in blocks)

@@ -1,4 +1,4 @@
-"""Training batches from augmented images that the frozen towers encode as they come.
+"""Training batches from augmented images, which the frozen towers encode step by step.
 
 Images are read by worker processes that live as long as the training. They fork from a small server
 process, never from this one, whose CUDA and network threads a fork would break, and share one
@@ -6,45 +6,76 @@ compact table of the images' records.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Sampler
 
-from possam.datasets.format import ConvertedDataset
+from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.loader import Sample, SegmentationDataset, collate
-from possam.datasets.options import AugmentationOptions
-from possam.training.compact import CompactRecords
-from possam.training.division import Division
+from possam.training.distributed import TrainingProcess
+from possam.training.options import TrainingOptions
+from possam.training.sharding import BatchSharding
 from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
 Encode = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
-"""(B, 3, H, W) float32 RGB in 0..255 -> the backbone's maps and CLIP's dense map, over H x W padded
+"""(B, 3, H, W) float32 RGB in 0..255 -> the backbone's maps and CLIP's dense map, of H x W padded
 at the bottom and right (``Segmenter.features``)."""
 
 
-class _Keys(Sampler[list[tuple[int, int]]]):
-    """The (step, image) pairs of each own slice, made as they are needed."""
+class CompactRecords(Sequence[ImageRecord]):
+    """Image records as bytes in one tensor, unpickled as they are asked for.
 
-    def __init__(self, order: SampleOrder, division: Division, start: int, stop: int) -> None:
-        self._order, self._division, self._steps = order, division, range(start, stop)
+    Hundreds of thousands of records with a dozen segments each are gigabytes of Python objects, of
+    which every worker process would get its own copy. Tensors lie in memory that workers share.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
+        blobs = [pickle.dumps(record, pickle.HIGHEST_PROTOCOL) for record in records]
+        self._starts = torch.tensor([0, *accumulate(map(len, blobs))], dtype=torch.int64)
+        self._bytes = torch.frombuffer(bytearray(b"".join(blobs)), dtype=torch.uint8)
 
     def __len__(self) -> int:
-        return len(self._steps) * len(self._division.own)
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageRecord]: ...
+    def __getitem__(self, index: int | slice) -> ImageRecord | list[ImageRecord]:
+        numbers = range(len(self))[index]  # raises the IndexError
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        start, stop = self._starts[numbers : numbers + 2].tolist()
+        record: ImageRecord = pickle.loads(self._bytes[start:stop].numpy().tobytes())
+        return record
+
+
+class _Keys(Sampler[list[tuple[int, int]]]):
+    """The (step, image) pairs of each own micro-batch, made as they are needed."""
+
+    def __init__(self, order: SampleOrder, sharding: BatchSharding, start: int, stop: int) -> None:
+        self._order, self._sharding, self._steps = order, sharding, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._sharding.own)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self._steps:
-            for part in self._division.own:
-                positions = self._division.positions(step, part)
-                yield [(step, index) for index in self._order.indices(positions)]
+            for index in self._sharding.own:
+                samples = self._sharding.samples(step, index)
+                yield [(step, image) for image in self._order.indices(samples)]
 
 
 class LiveSource:
-    """Batches of augmented images that the frozen towers encode as they come."""
+    """Batches of augmented images, which the frozen towers encode step by step."""
 
     def __init__(
         self,
@@ -52,53 +83,45 @@ class LiveSource:
         dataset: ConvertedDataset,
         encode: Encode,
         multiple: int,
-        augmentation: AugmentationOptions,
-        division: Division,
+        training: TrainingOptions,
+        process: TrainingProcess,
         seed: int,
-        workers: int,
-        device: torch.device | str,
     ) -> None:
         """Set up reading and encoding.
 
         Args:
-            dataset: a converted data set.
-            encode: the towers, on ``device``.
+            encode: the towers, on the device of ``process``.
             multiple: ``encode`` pads both sides to multiples of it; the masks are padded likewise.
-            augmentation: drawn anew for every (step, image).
-            division: of the steps.
+            training: its augmentation is drawn anew for every (step, image); its ``workers`` read
+                images for this process (0: the process itself does).
             seed: of the order and the augmentation.
-            workers: processes that read images (0: none), for this process alone.
-            device: where images are encoded.
         """
-        self.num_images, self.num_classes = len(dataset), len(dataset.categories)
-        self.division, self._order = division, SampleOrder(len(dataset), seed=seed)
+        self.num_classes = len(dataset.categories)
+        self.sharding = BatchSharding.of(training, process)
+        self._order = SampleOrder(len(dataset), seed=seed)
         compact = replace(dataset, images=CompactRecords(dataset.images))
-        self._samples = SegmentationDataset(compact, augmentation=augmentation, seed=seed)
+        self._samples = SegmentationDataset(compact, augmentation=training.augmentation, seed=seed)
         self._encode, self._multiple = encode, multiple
-        self._workers, self._device = workers, torch.device(device)
+        self._workers, self._device = training.workers, process.device
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The own slices of the steps ``start <= step < stop``, on the source's device."""
+        """The own micro-batches of the steps ``start <= step < stop``, on the process's device."""
         context = None
         if self._workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([SegmentationDataset.__module__])
         loader = DataLoader(
             self._samples,
-            batch_sampler=_Keys(self._order, self.division, start, stop),
+            batch_sampler=_Keys(self._order, self.sharding, start, stop),
             num_workers=self._workers,
             multiprocessing_context=context,
             collate_fn=collate,
             # its own, so that iterating does not draw from the global one
             generator=torch.Generator(),
         )
-        slices = len(self.division.own)
-        step: list[Batch] = []
-        for samples in loader:
-            step.append(self._batch(samples))
-            if len(step) == slices:
-                yield step
-                step = []
+        batches = map(self._batch, loader)
+        for _ in range(start, stop):
+            yield [next(batches) for _ in self.sharding.own]
 
     @torch.no_grad()
     def _batch(self, samples: list[Sample]) -> Batch:

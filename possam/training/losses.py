@@ -5,8 +5,8 @@ M matched pairs of all layers and images, P points, H W target size, h w mask-lo
 
 Each decoder output is matched and penalised on its own; the terms of all outputs are summed. Mask
 terms are summed over matched pairs and divided by the number of target masks of the batch. A batch
-may come in slices: each is divided by what the whole batch has (Mask2Former does so for masks), so
-that the slices' losses add up to the loss of the batch, however it is cut.
+may come in micro-batches: each is divided by what the whole batch has (as Mask2Former does for
+masks), so that their losses add up to the loss of the batch, however it is split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    log_softmax,
-)
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from possam.model.ops.resampling import resample_area
 from possam.training.matching import (
@@ -39,8 +36,8 @@ class Losses:
 
     Attributes:
         total: scalar, the weighted sum over terms and layers.
-        terms: for each name of ``TERMS`` its unweighted values, (L,), detached.
-        matches: the assignment that they rest on.
+        terms: unweighted values (L,) by the names of ``TERMS``, detached.
+        matches: the assignment that they were computed with.
     """
 
     total: Tensor
@@ -51,14 +48,9 @@ class Losses:
 class Criterion:
     """Class cross-entropy, point-sampled BCE and dice, and squared error of the predicted IoU."""
 
-    def __init__(self, params: LossOptions) -> None:
-        self.params = params
-        self.weights = {
-            "class": params.class_weight,
-            "bce": params.bce_weight,
-            "dice": params.dice_weight,
-            "iou": params.iou_weight,
-        }
+    def __init__(self, options: LossOptions) -> None:
+        self.options = options
+        self.weights = {name: getattr(options, f"{name}_weight") for name in TERMS}
 
     def __call__(
         self,
@@ -78,7 +70,7 @@ class Criterion:
             iou_logits: (L, B, Q), or None for a model without IoU head (its term is 0).
             targets: B targets on the same device.
             generator: source of the points, on the same device.
-            counts: targets of each image of the whole batch, if the B images are a slice of it.
+            counts: targets per image of the whole batch, if the B images are a micro-batch of it.
         """
         if not isinstance(mask_logits, Tensor):
             mask_logits = torch.stack(tuple(mask_logits))
@@ -89,25 +81,27 @@ class Criterion:
         matches = self.match(mask_logits, class_logits, padded, generator=generator)
         pairs = (matches.layer, matches.image, matches.query)
         masks = mask_logits[pairs].float()
-        points = uncertain_points(
-            masks.detach(),
-            count=self.params.points,
-            oversample=self.params.oversample,
-            importance=self.params.importance,
-            generator=generator,
-        )
-        truth = _sample_targets(padded, points, matches, layers=len(mask_logits))
+        points = uncertain_points(masks.detach(), self.options, generator=generator)
+        layers = len(mask_logits)
+        truth = _sample_targets(padded, points, matches, layers=layers)
         samples = sample_points(masks.unsqueeze(1), points).squeeze(1)
+        of_pairs = {
+            "bce": binary_cross_entropy_with_logits(samples, truth, reduction="none").mean(1),
+            "dice": dice_loss(samples.sigmoid(), truth),
+        }
+        if iou_logits is None:
+            of_pairs["iou"] = torch.zeros_like(of_pairs["dice"])
+        else:
+            found = iou_logits.float()[pairs].sigmoid()
+            of_pairs["iou"] = (found - mask_iou(masks.detach(), padded, matches)) ** 2
         values = {
             "class": self.class_loss(class_logits, padded, matches, counts),
-            **self._mask_losses(samples, truth, matches, masks_in_all, layers=len(mask_logits)),
+            **{
+                # (M,) -> (L,): sums over the pairs of a layer, over the number of target masks
+                name: pair.new_zeros(layers).index_add(0, matches.layer, pair) / masks_in_all
+                for name, pair in of_pairs.items()
+            },
         }
-        if iou_logits is not None:
-            goal = mask_iou(masks.detach(), padded, matches)
-            found = iou_logits.float()[pairs].sigmoid()
-            values["iou"] = _per_layer((found - goal) ** 2, matches, masks_in_all, len(mask_logits))
-        else:
-            values["iou"] = torch.zeros_like(values["class"])
         total = torch.stack([self.weights[name] * values[name].sum() for name in TERMS]).sum()
         return Losses(total, {name: values[name].detach() for name in TERMS}, matches)
 
@@ -120,8 +114,8 @@ class Criterion:
         *,
         generator: torch.Generator,
     ) -> Matches:
-        """Hungarian matching at ``points`` uniform points of each image, which all layers share."""
-        shape = (len(padded.counts), self.params.points, 2)
+        """Hungarian matching at ``points`` uniform points per image, which all layers share."""
+        shape = (len(padded.counts), self.options.points, 2)
         points = torch.rand(shape, generator=generator, device=generator.device)
         truth = sample_points(padded.masks, points)
         costs = [
@@ -130,9 +124,7 @@ class Criterion:
                 class_probs=scores.softmax(-1),
                 target_samples=truth,
                 labels=padded.labels,
-                class_weight=self.params.class_weight,
-                bce_weight=self.params.bce_weight,
-                dice_weight=self.params.dice_weight,
+                options=self.options,
             )
             for logits, scores in zip(mask_logits, class_logits.detach(), strict=True)
         ]
@@ -147,14 +139,14 @@ class Criterion:
     ) -> Tensor:
         """(L,) weighted cross-entropy; unmatched queries are void, weighing ``void_weight``.
 
-        Divided by the sum of weights of the layer, as ``torch.nn.CrossEntropyLoss``, over the whole
-        batch. How many queries an image matches follows from its ``counts``, before any matching.
+        Divided by the layer's sum of weights over the whole batch, as ``torch.nn.CrossEntropyLoss``
+        does. How many queries an image matches follows from ``counts``, before any matching.
         """
         void = class_logits.shape[-1] - 1
         goal = torch.full(class_logits.shape[:3], void, device=class_logits.device)
         labels = padded.labels[matches.image, matches.target]
         goal[matches.layer, matches.image, matches.query] = labels
-        weight = torch.where(goal == void, self.params.void_weight, 1.0)
+        weight = torch.where(goal == void, self.options.void_weight, 1.0)
         cost = -log_softmax(class_logits, -1).gather(-1, goal.unsqueeze(-1)).squeeze(-1)
         queries = class_logits.shape[2]
         elsewhere = self._weight(counts, queries) - self._weight(padded.counts, queries)
@@ -163,57 +155,37 @@ class Criterion:
     def _weight(self, counts: Sequence[int], queries: int) -> float:
         """Weight of all queries of images with ``counts`` targets."""
         matched = sum(min(queries, count) for count in counts)
-        return matched + self.params.void_weight * (queries * len(counts) - matched)
-
-    def _mask_losses(
-        self,
-        samples: Tensor,
-        truth: Tensor,
-        matches: Matches,
-        masks_in_all: int,
-        *,
-        layers: int,
-    ) -> dict[str, Tensor]:
-        bce = binary_cross_entropy_with_logits(samples, truth, reduction="none").mean(1)
-        probs = samples.sigmoid()
-        overlap = 2.0 * (probs * truth).sum(1) + 1.0
-        dice = 1.0 - overlap / (probs.sum(1) + truth.sum(1) + 1.0)
-        return {
-            "bce": _per_layer(bce, matches, masks_in_all, layers),
-            "dice": _per_layer(dice, matches, masks_in_all, layers),
-        }
+        return matched + self.options.void_weight * (queries * len(counts) - matched)
 
 
-def _per_layer(values: Tensor, matches: Matches, masks_in_all: int, layers: int) -> Tensor:
-    """(M,) -> (L,): sums over the pairs of a layer, over the number of target masks."""
-    sums = values.new_zeros(layers).index_add(0, matches.layer, values)
-    return sums / masks_in_all
+def dice_loss(probs: Tensor, truth: Tensor) -> Tensor:
+    """(M,) dice losses, smoothed by 1, of (M, P) probabilities and target values."""
+    overlap = 2.0 * (probs * truth).sum(1) + 1.0
+    return 1.0 - overlap / (probs.sum(1) + truth.sum(1) + 1.0)
 
 
 @torch.no_grad()
-def uncertain_points(
-    logits: Tensor, *, count: int, oversample: float, importance: float, generator: torch.Generator
-) -> Tensor:
+def uncertain_points(logits: Tensor, options: LossOptions, *, generator: torch.Generator) -> Tensor:
     """Points where the masks are least certain, and uniform ones (PointRend, section 3.2).
 
     Args:
         logits: (M, h, w) mask logits.
-        count: P, points a mask.
-        oversample: candidates a point, at least 1.
-        importance: share of P taken from the candidates with the smallest absolute logit.
+        options: ``points`` (P) per mask; ``oversample`` candidates per point, of which the share
+            ``importance`` of P with the smallest absolute logits is taken.
         generator: on the device of ``logits``.
 
     Returns:
         (M, P, 2) in 0..1 as (x, y), the uncertain ones first.
     """
-    total, certain = len(logits), int(importance * count)
+    masks, count = len(logits), options.points
+    certain = int(options.importance * count)
     candidates = torch.rand(
-        total, int(count * oversample), 2, generator=generator, device=logits.device
+        masks, int(count * options.oversample), 2, generator=generator, device=logits.device
     )
     doubt = sample_points(logits.unsqueeze(1), candidates).squeeze(1).abs_()
     best = doubt.topk(certain, dim=1, largest=False, sorted=False).indices
     chosen = candidates.gather(1, best.unsqueeze(-1).expand(-1, -1, 2))
-    uniform = torch.rand(total, count - certain, 2, generator=generator, device=logits.device)
+    uniform = torch.rand(masks, count - certain, 2, generator=generator, device=logits.device)
     return torch.cat([chosen, uniform], 1)
 
 
@@ -221,7 +193,7 @@ def uncertain_points(
 def _sample_targets(
     padded: PaddedTargets, points: Tensor, matches: Matches, *, layers: int
 ) -> Tensor:
-    """(M, P) target values at each pair's own points, without copying a mask once a layer."""
+    """(M, P) target values at each pair's own points, without a copy of a mask per layer."""
     images, most = padded.labels.shape
     flat = matches.image * most + matches.target
     grid = points.new_zeros(images * most, layers, points.shape[1], 2)
@@ -234,8 +206,8 @@ def _sample_targets(
 def mask_iou(logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
     """(M,) IoU of the binarised predictions (logit > 0) with their targets.
 
-    Compared at the resolution of the logits; a target pixel is set where at least half of it is. A
-    pair without any pixel has IoU 0.
+    Compared at the resolution of the logits, whose pixels belong to a target if at least half of
+    their area does. A pair without any pixel has IoU 0.
     """
     size = (logits.shape[-2], logits.shape[-1])
     small = (resample_area(padded.masks, size) >= 0.5).flatten(2)

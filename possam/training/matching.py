@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from possam.runtime.errors import InputError
+from possam.training.options import LossOptions
 from possam.training.targets import Target
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples; outside of the map (less than half a pixel from its border) counts as 0.
+    """Bilinear samples; beyond its border (which half a pixel reaches) a map counts as 0.
 
     Args:
         maps: (M, C, h, w) float.
@@ -35,9 +36,9 @@ class PaddedTargets:
     """The targets of a batch as one block.
 
     Attributes:
-        masks: (B, N, H, W) float32 0 or 1; rows beyond an image's own count are 0.
+        masks: (B, N, H, W) float32, 0 or 1; 0 beyond an image's count.
         labels: (B, N) int64; 0 beyond the count.
-        counts: targets of each image.
+        counts: targets per image.
     """
 
     masks: Tensor
@@ -46,7 +47,11 @@ class PaddedTargets:
 
     @staticmethod
     def stack(targets: Sequence[Target]) -> "PaddedTargets":
-        """Pad to the largest count of the batch. Masks of different sizes are an InputError."""
+        """Pad to the largest count of the batch.
+
+        Raises:
+            InputError: masks of different sizes.
+        """
         sizes = {tuple(target.masks.shape[1:]) for target in targets}
         if len(sizes) != 1:
             raise InputError(f"targets of one batch must have one mask size, got {sorted(sizes)}")
@@ -67,24 +72,23 @@ def matching_costs(
     class_probs: Tensor,
     target_samples: Tensor,
     labels: Tensor,
-    class_weight: float,
-    bce_weight: float,
-    dice_weight: float,
+    options: LossOptions,
 ) -> Tensor:
-    """Cost of every query for every target, from the same points for both.
+    """Cost of every query for every target, both sampled at the same points.
+
+    The weighted sum of minus the probability of the target's class, the binary cross-entropy
+    averaged over points, and the dice cost (smoothed by 1, as Mask2Former's).
 
     Args:
         mask_samples: (B, Q, P) mask logits at the points.
         class_probs: (B, Q, K+1) softmax with void.
         target_samples: (B, N, P) in 0..1.
         labels: (B, N) int64.
-        class_weight: weight of minus the probability of the target's class.
-        bce_weight: weight of the binary cross-entropy, averaged over points.
-        dice_weight: weight of the dice cost (smoothed by 1, as Mask2Former).
+        options: the three weights.
 
     Returns:
-        (B, Q, N) float32. Non-finite costs become the largest finite number: such a pair is taken
-        only if nothing else is left, and the loss shows the failure.
+        (B, Q, N) float32. Costs that are not finite become the largest finite number: such a pair
+        is matched only if nothing else is left, and the loss shows the failure.
     """
     count = mask_samples.shape[-1]
     transposed = target_samples.transpose(1, 2)
@@ -96,7 +100,8 @@ def matching_costs(
     sums = probs.sum(-1, keepdim=True) + target_samples.sum(-1).unsqueeze(1)
     dice = 1.0 - (2.0 * (probs @ transposed) + 1.0) / (sums + 1.0)
     index = labels.unsqueeze(1).expand(-1, class_probs.shape[1], -1)
-    cost = bce_weight * bce + dice_weight * dice - class_weight * class_probs.gather(2, index)
+    cost = options.bce_weight * bce + options.dice_weight * dice
+    cost = cost - options.class_weight * class_probs.gather(2, index)
     largest = torch.finfo(cost.dtype).max
     return torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest)
 
@@ -115,18 +120,18 @@ class Matches:
 
 
 def assign(costs: Tensor, counts: Sequence[int]) -> Matches:
-    """Cheapest one-to-one assignment of each layer and image.
+    """Cheapest one-to-one assignment per layer and image: min(Q, counts[b]) pairs each.
 
     Args:
         costs: (L, B, Q, N); columns beyond ``counts[b]`` are ignored. Moved to the host once.
-        counts: targets of each image. min(Q, counts[b]) pairs come out; none for an empty target.
+        counts: targets per image; may be 0.
     """
     table = costs.detach().cpu().numpy()
     rows: list[np.ndarray] = []
     for layer in range(table.shape[0]):
         for image, count in enumerate(counts):
             query, target = linear_sum_assignment(table[layer, image, :, :count])
-            place = np.full((2, len(query)), ((layer,), (image,)), dtype=np.int64)
-            rows.append(np.concatenate([place, query[None], target[None]]))
+            where = np.full((2, len(query)), ((layer,), (image,)), dtype=np.int64)
+            rows.append(np.concatenate([where, query[None], target[None]]))
     pairs = torch.from_numpy(np.concatenate(rows, axis=1).astype(np.int64)).to(costs.device)
     return Matches(layer=pairs[0], image=pairs[1], query=pairs[2], target=pairs[3])

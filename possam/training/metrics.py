@@ -1,18 +1,73 @@
-"""The metrics file of a run: one JSON object a line, the truth about how training went."""
+"""What a run records: its counters, and the metrics file with one JSON object per line."""
 
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 TIME_FIELDS = ("time", "images_per_s", "memory_gib", "eta_s")
-"""Fields that differ between two executions of the same run; all others are equal bit for bit."""
+"""Fields that differ between two executions of the same run; all others are equal to the bit."""
+
+
+@dataclass
+class Window:
+    """Sums of the logged values of the finite steps since the last metrics line."""
+
+    count: int
+    sums: list[float]
+
+
+@dataclass
+class Counters:
+    """What the loop carries from step to step beside weights and optimiser state.
+
+    Attributes:
+        seconds: spent on training.
+        skipped: steps that were not finite.
+        consecutive: how many of the last steps in a row were not finite.
+    """
+
+    seconds: float
+    skipped: int
+    consecutive: int
+    window: Window
+
+    @staticmethod
+    def zero(size: int) -> "Counters":
+        """Before the first step; ``size``: number of logged values."""
+        return Counters(0.0, 0, 0, Window(0, [0.0] * size))
+
+    @staticmethod
+    def restore(state: Mapping[str, Any]) -> "Counters":
+        """From what :meth:`state` returned."""
+        return Counters(**{**state, "window": Window(**state["window"])})
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def add(self, finite: bool, values: Sequence[float]) -> None:
+        """Count one step with its logged values."""
+        if not finite:
+            self.skipped += 1
+            self.consecutive += 1
+            return
+        self.consecutive = 0
+        self.window.count += 1
+        self.window.sums = [old + new for old, new in zip(self.window.sums, values, strict=True)]
+
+    def means(self) -> list[float | None]:
+        """Means of the window, None where no step was finite; the window then starts over."""
+        count, sums = self.window.count, self.window.sums
+        self.window = Window(0, [0.0] * len(sums))
+        return [total / count if count else None for total in sums]
 
 
 class MetricsFile:
-    """Appends lines; a reader that follows the file never sees half a line for long."""
+    """Appends lines, each flushed at once for readers that follow the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,30 +85,6 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
-
-
-class Window:
-    """Means over the steps since the last logged one; its sums are part of a checkpoint."""
-
-    def __init__(self, names: Sequence[str], state: Mapping[str, Any] | None = None) -> None:
-        self.names = tuple(names)
-        self.count = int(state["count"]) if state else 0
-        self.sums = list(state["sums"]) if state else [0.0] * len(self.names)
-
-    def add(self, values: Sequence[float]) -> None:
-        """Add the values of one finite step."""
-        self.count += 1
-        self.sums = [old + new for old, new in zip(self.sums, values, strict=True)]
-
-    def means(self) -> dict[str, float | None]:
-        """Means by name (None where no step was finite), and start over."""
-        values = [total / self.count if self.count else None for total in self.sums]
-        self.count, self.sums = 0, [0.0] * len(self.names)
-        return dict(zip(self.names, values, strict=True))
-
-    def state(self) -> dict[str, Any]:
-        """What ``__init__`` takes to go on."""
-        return {"count": self.count, "sums": list(self.sums)}
 
 
 def finite(values: Sequence[float]) -> bool:

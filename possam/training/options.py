@@ -23,10 +23,10 @@ class LossOptions(Options):
 
 
 class TrainingOptions(Options):
-    """The recipe. ``batch_size`` is the effective one, over all devices and accumulation steps.
+    """The recipe. ``batch_size`` is the effective one, over all processes and forward passes.
 
-    It is cut into slices of ``micro_batch`` images, one forward pass each, which any number of
-    processes share: the recipe, and not how many GPUs there are, decides what is trained.
+    A step's batch is split into micro-batches of ``micro_batch`` images, one forward pass each,
+    which any number of processes share: the recipe decides what is trained, not the number of GPUs.
     ``activation_checkpointing`` saves memory and costs time.
     """
 
@@ -48,7 +48,7 @@ class TrainingOptions(Options):
     workers: Count
 
     @model_validator(mode="after")
-    def _slices(self) -> "TrainingOptions":
+    def _micro_batches(self) -> "TrainingOptions":
         if self.batch_size % self.micro_batch:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}"
@@ -59,7 +59,7 @@ class TrainingOptions(Options):
     def _cache(self) -> "TrainingOptions":
         if self.feature_cache and self.augmentation.policy == "lsj":
             raise ValueError(
-                "feature_cache: true holds features of whole, unscaled images; it allows "
-                "augmentation.policy 'flip' or 'none', not 'lsj'"
+                "feature_cache: true holds features of whole, unscaled images; use "
+                "augmentation.policy 'flip' or 'none' instead of 'lsj'"
             )
         return self

@@ -1,4 +1,4 @@
-"""Optimiser groups and the learning-rate schedule (paper and Mask2Former, sections 4.1)."""
+"""Optimiser groups and the learning-rate schedule (section 4.1 of the paper and Mask2Former)."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 
 
 def build_optimizer(model: nn.Module, training: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`; the learning rate is set by the loop at each step."""
+    """AdamW over :func:`parameter_groups`; the trainer sets the learning rate at each step."""
     groups = parameter_groups(model, weight_decay=training.weight_decay)
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
@@ -45,8 +45,8 @@ def build_optimizer(model: nn.Module, training: TrainingOptions) -> torch.optim.
 def learning_rate(step: int, training: TrainingOptions) -> float:
     """Learning rate of the 0-based ``step``: linear warmup, then times gamma at each milestone.
 
-    Step 0 has 1/warmup of the full rate, step ``warmup - 1`` all of it. A pure function of the
-    step, so that there is no schedule state to store.
+    Step 0 has 1/warmup of the full rate, step ``warmup - 1`` the full rate. A pure function of
+    the step, so no state of the schedule must be stored.
     """
     warmup = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
     passed = sum(step >= milestone for milestone in training.milestones)

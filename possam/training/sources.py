@@ -1,8 +1,8 @@
 """Where training batches come from: here cached features (``live_source``: encoded images).
 
 The images of a step, their order and their augmentation are pure functions of (seed, step), so that
-a resumed run sees exactly what an uninterrupted one would have seen. Of each step a process reads
-the images of its own slices alone.
+a resumed run sees exactly what an uninterrupted one would have seen. A process reads only the
+images of its own micro-batches.
 """
 
 import random
@@ -12,23 +12,23 @@ from typing import Protocol
 import numpy as np
 
 from possam.datasets.format import ConvertedDataset
-from possam.datasets.options import AugmentationOptions
 from possam.runtime.errors import InputError
 from possam.runtime.progress import track
-from possam.training.division import Division
+from possam.training.distributed import TrainingProcess
 from possam.training.feature_cache import CachedFeatures
+from possam.training.options import TrainingOptions
+from possam.training.sharding import BatchSharding
 from possam.training.targets import Batch, Target, derive_seed, target_from_ids
 
 
 class Source(Protocol):
     """What the loop needs of a source of batches."""
 
-    num_images: int
     num_classes: int
-    division: Division
+    sharding: BatchSharding
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """This process's slices of each of the steps ``start <= step < stop``, in order."""
+        """This process's micro-batches of each of the steps ``start <= step < stop``, in order."""
         ...
 
 
@@ -41,18 +41,18 @@ class SampleOrder:
         self.num_images, self.seed = num_images, seed
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
-    def index(self, position: int) -> int:
-        """Image of a sample number; number p is the (p mod images)-th of its epoch."""
-        epoch, offset = divmod(position, self.num_images)
+    def index(self, sample: int) -> int:
+        """Image of a sample number p: the (p mod images)-th of its epoch."""
+        epoch, offset = divmod(sample, self.num_images)
         if epoch != self._epoch:
             generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
             self._permutation = generator.permutation(self.num_images)
             self._epoch = epoch
         return int(self._permutation[offset])
 
-    def indices(self, positions: Iterable[int]) -> list[int]:
+    def indices(self, samples: Iterable[int]) -> list[int]:
         """Images of sample numbers."""
-        return [self.index(position) for position in positions]
+        return [self.index(sample) for sample in samples]
 
 
 class CachedSource:
@@ -64,8 +64,8 @@ class CachedSource:
         sam: CachedFeatures | None,
         clip: CachedFeatures,
         dataset: ConvertedDataset,
-        augmentation: AugmentationOptions,
-        division: Division,
+        training: TrainingOptions,
+        process: TrainingProcess,
         seed: int,
     ) -> None:
         """Check that the caches belong together, and load the targets of the whole data set.
@@ -73,32 +73,34 @@ class CachedSource:
         Args:
             sam: SAM's map, which masks are made from; without it they are made from CLIP's stages.
             clip: CLIP's stages, finest first; the last is its dense map.
-            dataset: a converted data set; augmentation: none, or ``flip``.
-            division: of the steps; seed: of the images' order and mirroring.
+            seed: of the images' order and mirroring.
 
         Raises:
-            InputError: caches of other sizes than the data set, ``lsj``, or ``flip`` with a cache
-                that lacks mirrored images.
+            InputError: caches of other sizes than the data set, augmentation ``lsj``, or ``flip``
+                with a cache that lacks mirrored images.
         """
+        policy = training.augmentation.policy
         for cache in (clip,) if sam is None else (sam, clip):
             if len(cache) != len(dataset) or cache.image_size != clip.image_size:
                 raise InputError(
                     f"{cache.path}: {len(cache)} images of {cache.image_size}, but the data set "
                     f"has {len(dataset)} and {clip.path} is of {clip.image_size}"
                 )
-            if augmentation.policy == "flip" and not cache.flipped:
+            if policy == "flip" and not cache.flipped:
                 raise InputError(
                     f"{cache.path}: no mirrored images are cached, so augmentation.policy 'flip' "
                     "cannot be used; use 'none' or build the cache with flips"
                 )
-        if augmentation.policy == "lsj":
+        if policy == "lsj":
             raise InputError("augmentation.policy 'lsj' cannot be used with cached features")
-        self.num_images, self.num_classes = len(dataset), len(dataset.categories)
+        self.num_classes = len(dataset.categories)
+        self.sharding = BatchSharding.of(training, process)
         self._sam, self._clip = sam, clip
-        self._flip, self._seed = augmentation.policy == "flip", seed
-        self.division = division
+        self._flip, self._seed = policy == "flip", seed
         self._order = SampleOrder(len(dataset), seed=seed)
-        self._ids, self._labels = _load_targets(dataset, clip.image_size, quiet=division.rank > 0)
+        self._ids, self._labels = _load_targets(
+            dataset, clip.image_size, quiet=not process.is_first
+        )
 
     def target(self, index: int, *, mirrored: bool = False) -> Target:
         """Masks and labels of one image, at image resolution."""
@@ -106,13 +108,13 @@ class CachedSource:
         return target_from_ids(ids, list(enumerate(self._labels[index], start=1)))
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The own slices of the steps ``start <= step < stop``, on the CPU."""
+        """The own micro-batches of the steps ``start <= step < stop``, on the CPU."""
         for step in range(start, stop):
-            yield [self._batch(self.division.positions(step, part)) for part in self.division.own]
+            yield [self._batch(self.sharding.samples(step, index)) for index in self.sharding.own]
 
-    def _batch(self, positions: range) -> Batch:
-        indices = self._order.indices(positions)
-        mirrored = [self._mirrored(position) for position in positions]
+    def _batch(self, samples: range) -> Batch:
+        indices = self._order.indices(samples)
+        mirrored = [self._mirrored(sample) for sample in samples]
         if self._sam is None:
             backbone = self._clip.read(indices, mirrored)
             dense = backbone[-1]
@@ -129,28 +131,22 @@ class CachedSource:
             indices=indices,
         )
 
-    def _mirrored(self, position: int) -> bool:
-        return (
-            self._flip and random.Random(derive_seed("flip", self._seed, position)).random() < 0.5
-        )
+    def _mirrored(self, sample: int) -> bool:
+        return self._flip and random.Random(derive_seed("flip", self._seed, sample)).random() < 0.5
 
 
 def _load_targets(
     dataset: ConvertedDataset, size: tuple[int, int], *, quiet: bool
 ) -> tuple[np.ndarray, list[list[int]]]:
     """(images, H, W) small-integer maps (0 void, 1.. the kept segments) and the labels of these."""
-    labels = [
-        [segment.category for segment in record.segments if not segment.is_crowd]
-        for record in dataset.images
-    ]
-    most = max(len(own) for own in labels)
+    kept = [[s for s in record.segments if not s.is_crowd] for record in dataset.images]
+    most = max(map(len, kept))
     ids = np.zeros((len(dataset), *size), dtype=np.uint8 if most < 256 else np.uint16)
-    numbers = range(len(dataset))
-    for index in (
-        numbers if quiet else track(numbers, total=len(dataset), label="targets", unit="images")
-    ):
+    numbers: Iterable[int] = range(len(dataset))
+    if not quiet:
+        numbers = track(numbers, total=len(dataset), label="targets", unit="images")
+    for index in numbers:
         panoptic = dataset.panoptic(index)
-        kept = [segment.id for segment in dataset.images[index].segments if not segment.is_crowd]
-        for number, identity in enumerate(kept, start=1):
-            ids[index][panoptic == identity] = number
-    return ids, labels
+        for number, segment in enumerate(kept[index], start=1):
+            ids[index][panoptic == segment.id] = number
+    return ids, [[segment.category for segment in own] for own in kept]

@@ -1,4 +1,4 @@
-"""What a training step consumes: features of the frozen towers and the segments to be found."""
+"""What a training step consumes: features of the frozen towers and the segments to find."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ class Target:
     """Segments of one image.
 
     Attributes:
-        masks: (N, H, W) bool, over exactly the extent that the features cover; N may be 0.
+        masks: (N, H, W) bool, of exactly the area that the features cover; N may be 0.
         labels: (N,) int64 in 0..K-1.
     """
 
@@ -28,13 +28,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One micro-batch.
 
     Attributes:
         backbone: float32 maps that masks are made from, finest first: SAM's one (B, Cs, h, w), or
             the stages of CLIP.
-        clip_features: (B, Cc, h', w') float32, CLIP's dense map over the same extent.
-        targets: one an image; all masks of a batch have the same H x W.
+        clip_features: (B, Cc, h', w') float32, CLIP's dense map of the same area.
+        targets: one per image; all masks have the same H x W.
         indices: positions of the images in the data set.
     """
 
@@ -54,7 +54,7 @@ class Batch:
 
 
 def target_from_ids(ids: np.ndarray, segments: Sequence[tuple[int, int]]) -> Target:
-    """Masks of the segments of an id map; segments without a pixel are dropped.
+    """Masks of the segments of an id map; segments without pixels are dropped.
 
     Args:
         ids: (H, W) integer segment ids; ids that no segment names are void.
@@ -68,10 +68,10 @@ def target_from_ids(ids: np.ndarray, segments: Sequence[tuple[int, int]]) -> Tar
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a pure function of ``parts`` (equal parts, equal seed; order counts).
+    """A 63-bit seed that is a pure function of ``parts`` and their order.
 
-    Every random number of training comes from such a seed of (purpose, run seed, step or sample),
-    so a resumed run needs no stored generator state to go on exactly.
+    Every random number of training comes from such a seed of (purpose, run seed, micro-batch or
+    sample), so a resumed run needs no stored generator state.
     """
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -1,4 +1,4 @@
-"""One optimisation step, in any number of slices and processes."""
+"""One optimisation step, in any number of micro-batches and processes."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.possam import PosSAM
-from possam.training.activation import checkpoint_activations
 from possam.training.checkpoint import Checkpoint
-from possam.training.distributed import Place
+from possam.training.distributed import TrainingProcess
 from possam.training.losses import TERMS, Criterion, Losses
+from possam.training.memory import checkpoint_activations
 from possam.training.metrics import finite
 from possam.training.options import LossOptions, TrainingOptions
-from possam.training.reduction import TreeSum, sum_over_processes
 from possam.training.schedule import build_optimizer, learning_rate
+from possam.training.sharding import BatchSharding, TreeSum, sum_over_ranks
 from possam.training.targets import Batch, derive_seed
 
 LOGGED = ("loss", "grad_norm", *TERMS, *(f"{name}_last" for name in TERMS))
-"""Names of the values that a step returns; terms of all decoder outputs, and of the last alone."""
+"""Names of the values that a step returns: terms of all decoder outputs, and of the last only."""
 
 
 class Trainer:
-    """One run on one device: the step itself, and what it needs."""
+    """The step of a run as one process computes it, and what it needs."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class Trainer:
         training: TrainingOptions,
         loss: LossOptions,
         seed: int,
-        place: Place,
+        process: TrainingProcess,
     ) -> None:
-        self.model = model.to(place.device).train()
-        self.text = text.to(place.device)
+        self.model = model.to(process.device).train()
+        self.text = text.to(process.device)
         self.training, self.seed = training, seed
-        self.place, self.division = place, place.divide(training)
+        self.process, self.sharding = process, BatchSharding.of(training, process)
         self.criterion = Criterion(loss)
         self.optimizer = build_optimizer(model, training)
         self._reached: list[nn.Parameter] = []
@@ -50,7 +50,7 @@ class Trainer:
 
         Args:
             step: number of the step.
-            batches: the slices of this process.
+            batches: the micro-batches of this process.
 
         Returns:
             Whether loss and gradient were finite (if not, nothing was changed), and the values of
@@ -58,14 +58,14 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.training)
-        counts = self.place.gather(
+        counts = self.process.gather(
             [len(target.labels) for batch in batches for target in batch.targets]
         )
         own = TreeSum()
-        for part, batch in zip(self.division.own, batches, strict=True):
-            number = self.division.number(step, part)
-            own.add(part, self._gradients(number, batch.to(self.place.device), counts))
-        *gradients, values = sum_over_processes(own, division=self.division, place=self.place)
+        for index, batch in zip(self.sharding.own, batches, strict=True):
+            number = self.sharding.number(step, index)
+            own.add(index, self._gradients(number, batch.to(self.process.device), counts))
+        *gradients, values = sum_over_ranks(own, sharding=self.sharding, process=self.process)
         for parameter, gradient in zip(self._reached, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
@@ -75,7 +75,7 @@ class Trainer:
         return finite(logged), logged
 
     def _gradients(self, number: int, batch: Batch, counts: Sequence[int]) -> list[Tensor]:
-        """Gradients of slice ``number``'s share of the loss, and that share's logged values."""
+        """Gradients of micro-batch ``number``'s share of the loss, and its logged values."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._random_numbers(number):
             losses = self.losses(number, batch, counts)
@@ -91,12 +91,12 @@ class Trainer:
         """Forward pass and criterion: every decoder output is supervised.
 
         Args:
-            number: of the slice, over the whole run; decides its random points.
-            batch: the slice.
-            counts: targets of each image of the whole step, over all slices and processes.
+            number: of the micro-batch, over the whole run; decides its random points.
+            batch: the micro-batch.
+            counts: targets per image of the whole step, over all micro-batches and processes.
         """
         bf16 = self.training.precision == "bf16"
-        device = self.place.device
+        device = self.process.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             output = self.model(batch.backbone, batch.clip_features, all_layers=True)
         embeddings = torch.stack([layer.embeddings.float() for layer in output.layers])
@@ -114,8 +114,8 @@ class Trainer:
 
     @contextlib.contextmanager
     def _random_numbers(self, number: int) -> Iterator[None]:
-        """Layers that draw from the global generator (dropout) draw the same for a slice."""
-        device = self.place.device
+        """Seed the global generator, which dropout draws from, by the micro-batch."""
+        device = self.process.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed("layers", self.seed, number))
             yield

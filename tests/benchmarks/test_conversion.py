@@ -1,4 +1,4 @@
-"""The benchmark of the conversion: what it draws, and that both ways agree on it."""
+"""The benchmark of the conversion: its drawings, and that both ways agree on them."""
 
 import json
 import tempfile
@@ -29,7 +29,7 @@ SIZE = (48, 64)
 
 def test_a_tiny_run_finds_no_difference_in_any_case() -> None:
     found = [
-        measure(case, repeats=1, say=lambda line: None)
+        measure(case, repeats=1, report=lambda line: None)
         for case in cases(images=2, ade20k_size=SIZE, coco_size=SIZE)
     ]
     assert [case["name"] for case in found] == [

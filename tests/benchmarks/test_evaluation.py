@@ -1,4 +1,4 @@
-"""The benchmark of the evaluation: what it draws, and that all programs agree on it."""
+"""The benchmark of the evaluation: its drawings, and that all programs agree on them."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from possam.evaluation.score import count_predictions
 
 def test_a_tiny_run_finds_the_same_numbers_with_every_program() -> None:
     found = {
-        case.name: measure(case, repeats=1, say=lambda line: None)
+        case.name: measure(case, repeats=1, report=lambda line: None)
         for case in cases(images=3, detected_images=6)
     }
     assert list(found) == ["evaluation/pq", "evaluation/ap", "evaluation/miou_847"]

@@ -1,4 +1,4 @@
-"""The benchmark of inference: both sides find the same in one image; never how fast."""
+"""The benchmark of inference: both sides find the same in one image."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def test_the_naive_network_predicts_what_ours_does(
     with torch.no_grad():
         ours, theirs = segmenter(image), naive(image)
     for name in ("mask_logits", "ldp_embeddings", "clip_embeddings", "iou"):
-        found, wanted = getattr(ours, name), getattr(theirs, name)
+        found, other = getattr(ours, name), getattr(theirs, name)
         # Over all masks: rounding moves pixels of a mask, and so what is pooled in a small one.
-        assert (found - wanted).norm() / wanted.norm() < bound, name
+        assert (found - other).norm() / other.norm() < bound, name
     assert ours.padded_size == theirs.padded_size == (128, 128)

@@ -1,4 +1,4 @@
-"""Curves: how they are measured and shown, and that small ones run; never how fast."""
+"""Curves: how they are measured and shown, and that small ones run."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.score import measure_predictions
 from possam.model.segmenter import Segmenter
 from possam.params.project import Project
-from tests.support.measured import Clock, run_of
+from tests.support.measured import Clock, measurement_of
 from tests.support.model_fakes import SMALL, FakeClip, FakeSam, small_possam
 
 
@@ -50,7 +50,7 @@ def curve_of(clock: Clock, takes: dict[int, float], calls: list[int] | None = No
 def test_all_sizes_take_turns_and_both_sides_are_fitted(clock: Clock) -> None:
     calls: list[int] = []
     takes = {1: 0.5, 2: 2.0, 4: 8.0, 8: 32.0}
-    found = measure_curve(curve_of(clock, takes, calls), repeats=2, say=lambda line: None)
+    found = measure_curve(curve_of(clock, takes, calls), repeats=2, report=lambda line: None)
     assert calls[0] == 1, "what is set up once"
     assert calls[1:] == [1, 2, 4, 8] * 3, "one round warms up"
     assert [point["size"] for point in found["points"]] == [1, 2, 4, 8]
@@ -70,7 +70,7 @@ def test_without_three_values_there_is_no_fit(
     memory = iter([None, 5.0, 1.0, 5.0, -0.1])
     monkeypatch.setattr(harness, "with_memory", lambda call, device: (call(), next(memory)))
     curve = curve_of(clock, {1: 1.0, 2: 1.0, 4: 1.0})
-    found = measure_curve(curve, repeats=1, say=lambda line: None)
+    found = measure_curve(curve, repeats=1, report=lambda line: None)
     assert found["fits"]["theirs"]["median_s"] is None, "two points"
     assert found["fits"]["ours"]["peak_memory_mib"] is None, "a call cannot hold less than nothing"
     assert found["fits"]["ours"]["median_s"]["exponent"] == pytest.approx(0)
@@ -85,17 +85,19 @@ def test_a_curve_needs_three_ascending_sizes(sizes: tuple[int, ...]) -> None:
 
 def test_page_and_plot(clock: Clock, tmp_path: Path) -> None:
     takes = {1: 0.5, 10: 0.6, 100: 1.5, 1000: 10.5}
-    found = measure_curve(curve_of(clock, takes), repeats=1, say=lambda line: None)
+    found = measure_curve(curve_of(clock, takes), repeats=1, report=lambda line: None)
     for point, mib in zip(found["points"], (10.0, 20.0, 40.0, 80.0), strict=True):
         point["ours"]["peak_memory_mib"] = mib
     memory = {"exponent": 0.301, "error": 0.002, "factor": 10.0, "residual": 0.0123}
     memory |= {"worst": 0.01, "local": [0.3] * 3, "holds": True}
     found["fits"]["ours"]["peak_memory_mib"] = memory
     found["target_memory_exponent"] = 0.1
-    record = {**run_of("x/y", 1.0, "2026-01-01T00:00:00"), "curves": [found]}
+    record = {**measurement_of("x/y", 1.0, "2026-01-01T00:00:00"), "curves": [found]}
     journal.append("x", record, folder=tmp_path / "bench")
     # Measured again without the curve: the older one is still the newest of its name.
-    journal.append("x", run_of("x/y", 1.0, "2026-01-02T00:00:00"), folder=tmp_path / "bench")
+    journal.append(
+        "x", measurement_of("x/y", 1.0, "2026-01-02T00:00:00"), folder=tmp_path / "bench"
+    )
     journal.write_plot("x", folder=tmp_path / "bench")
     journal.write_page(["x"], folder=tmp_path / "bench", page=tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
@@ -114,7 +116,7 @@ def test_page_and_plot(clock: Clock, tmp_path: Path) -> None:
         assert image.format == "PNG" and image.width > 300
 
 
-def test_the_stage_measures_curves_and_lists(
+def test_the_command_measures_curves_and_lists(
     tmp_path: Path,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,7 +172,7 @@ def test_every_curve_runs_small(segmenter: Segmenter, project: Any, tmp_path: Pa
         scaling.scoring(tmp_path, project, (1, 2, 3)),
     ]
     for curve in curves:
-        found = measure_curve(curve, repeats=1, say=lambda line: None)
+        found = measure_curve(curve, repeats=1, report=lambda line: None)
         assert all(point["ours"]["median_s"] > 0 for point in found["points"])
         assert (curve.name == "scaling/classes") == (
             found["fits"]["theirs"]["median_s"] is not None
@@ -255,7 +257,7 @@ def test_a_reference_that_does_not_fit_is_left_out_with_its_size(
     assert not points[8].note and "0.0 GiB" in points[16].note
 
 
-def test_free_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_free_memory_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "meminfo"
     file.write_text("MemTotal: 4194304 kB\nMemAvailable:    3145728 kB\n")
     monkeypatch.setattr(harness, "_MEMORY", file)

@@ -1,4 +1,4 @@
-"""The benchmark of training: both sides are the same network, losses, samples; never how fast."""
+"""The benchmark of training: both sides have the same network, losses and samples."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_a_tiny_run_of_all_steps_finds_about_the_same_losses() -> None:
     torch.manual_seed(0)  # transformers draws its points from the global generator
     model, settings, loss = _run()
     found = [
-        measure(case, repeats=1, say=lambda line: None)
+        measure(case, repeats=1, report=lambda line: None)
         for case in training.step_cases("tiny", INPUTS, model=model, training=settings, loss=loss)
     ]
     names = ["criterion", "step", "step_whole_masks"]
@@ -84,7 +84,7 @@ def test_both_sides_predict_the_same() -> None:
 
 def test_the_loader_draws_what_torchvision_makes_of_images_and_masks() -> None:
     for case in training.loader_case(images=3, size=(48, 64), side=40):
-        assert measure(case, repeats=1, say=lambda line: None)["error"] == 0
+        assert measure(case, repeats=1, report=lambda line: None)["error"] == 0
         assert case.theirs is not None
         for ours, theirs in zip(case.ours(), case.theirs(), strict=True):
             assert ours.index == theirs.index and ours.masks.shape[1:] == theirs.masks.shape[1:]

@@ -1,4 +1,4 @@
-"""Kill training runs with SIGKILL, call them again, and print what came out as JSON.
+"""Kill runs with SIGKILL, start them again, and print what they left behind as JSON.
 
 Run as ``python crash_run.py <folder>``. Each run is a forked child, so that torch is loaded once;
 this process itself never computes anything.
@@ -17,41 +17,36 @@ from typing import Any
 import torch
 
 from possam.runtime.files import sha256_file
-from possam.training.distributed import alone
+from possam.training.distributed import single_process
 from possam.training.loop import train_run
 from possam.training.metrics import TIME_FIELDS
 from tests.support.training_fakes import (
-    FROZEN,
-    MODEL,
-    VOCABULARY,
     DropoutPosSAM,
     FakeSource,
     loss_params,
     text_embeddings,
     training_params,
+    weights_metadata,
 )
 
 
 def run(directory: Path) -> None:
-    """The run that all children do: step 2 is not finite, dropout draws from the global state."""
+    """The run of every child: step 2 is not finite, dropout draws from the global state."""
     train_run(
         model=DropoutPosSAM(),
-        model_kwargs=MODEL,
         source=FakeSource(poison=frozenset({2})),
         text=text_embeddings(),
         training=training_params(),
         loss=loss_params(),
         directory=directory,
         seed=1,
-        identity={"run": "crash"},
-        frozen=FROZEN,
-        vocabulary=VOCABULARY,
-        place=alone("cpu"),
+        metadata=weights_metadata(identity={"run": "crash"}),
+        process=single_process("cpu"),
     )
 
 
 def start(directory: Path, *, fatal_rename: int | None = None) -> int:
-    """Fork a child that runs; before its ``fatal_rename``-th rename it kills itself."""
+    """Fork a child that trains; it kills itself before its ``fatal_rename``-th rename."""
     child = os.fork()
     if child:
         return child
@@ -92,7 +87,7 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    # imported at the first step of an optimiser: once here instead of once a child
+    # imported at the first step of an optimiser: once here instead of once per child
     importlib.import_module("torch._dynamo")
     began = time.monotonic()
     code = finish(start(folder / "reference"))

@@ -1,10 +1,10 @@
-"""A clock that tests set, and a measurement as it is written."""
+"""A clock that tests set, and a measurement as it lies on disk."""
 
 from typing import Any
 
 
 class Clock:
-    """Time that passes only when a call says so."""
+    """Time that passes only when a test adds to ``now``."""
 
     now = 0.0
 
@@ -12,7 +12,7 @@ class Clock:
         return self.now
 
 
-def run_of(name: str, median: float, when: str) -> dict[str, Any]:
+def measurement_of(name: str, median: float, when: str) -> dict[str, Any]:
     side = {"median_s": median, "peak_memory_mib": 10.0}
     return {
         "when": when,

@@ -61,15 +61,15 @@ def probability(scores: Tensor, label: int) -> Tensor:
 def costs(
     masks: Tensor, scores: Tensor, target: Target, points: Tensor, params: LossOptions
 ) -> list[list[float]]:
-    """Cost of each query (Q, h, w), (Q, K + 1) for each target."""
+    """Cost of each query, with masks (Q, h, w) and scores (Q, K + 1), for each target."""
     table = []
     for mask, score in zip(masks.double(), scores.double(), strict=True):
         found = samples(mask, points)
         row = []
         for truth, label in zip(target.masks.double(), target.labels.tolist(), strict=True):
-            wanted = samples(truth, points)
-            cost = params.bce_weight * cross_entropy(found, wanted)
-            cost = cost + params.dice_weight * dice(found, wanted)
+            goal = samples(truth, points)
+            cost = params.bce_weight * cross_entropy(found, goal)
+            cost = cost + params.dice_weight * dice(found, goal)
             cost = cost - params.class_weight * probability(score, label)
             row.append(cost.item())
         table.append(row)
@@ -87,7 +87,7 @@ def cheapest(table: Sequence[Sequence[float]], queries: int, targets: int) -> se
 
 
 def match(case: dict[str, Any], points: Tensor, params: LossOptions) -> list[Pair]:
-    """All matched pairs, ordered; ``points`` (B, P, 2) of each image, for all layers."""
+    """All matched pairs, ordered; ``points`` (B, P, 2) are those of each image in all layers."""
     pairs: list[Pair] = []
     for layer, masks in enumerate(case["mask_logits"]):
         for image, target in enumerate(case["targets"]):
@@ -99,7 +99,7 @@ def match(case: dict[str, Any], points: Tensor, params: LossOptions) -> list[Pai
 
 
 def iou(logits: Tensor, mask: Tensor) -> float:
-    """Of pixels with a positive logit and cells of the mask that are set by half at least."""
+    """IoU of the positive logits and the cells of which the mask covers at least half."""
     height, width = logits.shape
     tall, wide = mask.shape[0] // height, mask.shape[1] // width
     overlap = union = 0
@@ -124,9 +124,9 @@ def terms(
     for (layer, image, query, which), place in zip(pairs, points, strict=True):
         logits = case["mask_logits"][layer][image, query]
         mask = case["targets"][image].masks[which]
-        found, wanted = samples(logits, place), samples(mask.double(), place)
-        values["bce"][layer] = values["bce"][layer] + cross_entropy(found, wanted) / targets
-        values["dice"][layer] = values["dice"][layer] + dice(found, wanted) / targets
+        found, goal = samples(logits, place), samples(mask.double(), place)
+        values["bce"][layer] = values["bce"][layer] + cross_entropy(found, goal) / targets
+        values["dice"][layer] = values["dice"][layer] + dice(found, goal) / targets
         expected = 1 / (1 + torch.exp(-case["iou_logits"][layer, image, query]))
         error = (expected - iou(logits, mask)) ** 2
         values["iou"][layer] = values["iou"][layer] + error / targets

@@ -1,4 +1,4 @@
-"""Train one run with several processes over gloo, some of which die, and print the end as JSON.
+"""Train runs with several processes over gloo, some of which die, and print the outcome as JSON.
 
 Run as ``python processes_run.py <folder>``. Each process is a forked child, so that torch is loaded
 once; this process itself never computes anything.
@@ -18,37 +18,37 @@ from typing import Any
 import torch
 
 from possam.runtime.errors import InputError, PossamError
-from possam.training.distributed import Place, join
+from possam.training.distributed import TrainingProcess, join
 from possam.training.loop import train_run
+from possam.training.sharding import BatchSharding
 from possam.training.targets import Batch
 from tests.support.crash_run import finish, outcome
 from tests.support.training_fakes import (
-    FROZEN,
-    MODEL,
-    VOCABULARY,
     DropoutPosSAM,
     FakeSource,
     loss_params,
     text_embeddings,
     training_params,
+    weights_metadata,
 )
 
 TRAINING = training_params(batch_size=6, micro_batch=1)
 STEP, LAST = 3, 1
-"""When, and in which process of two, something happens; the last checkpoint is of two steps."""
+"""The step and the rank, of two, that an event comes to; the last checkpoint is of step 2."""
 
 
 class EventfulSource(FakeSource):
-    """Step 2 is not finite, because of its slice 4 alone; ``event`` comes before a step."""
+    """Only micro-batch 4 of step 2 is not finite; ``event`` is called before each step."""
 
-    def __init__(self, place: Place, event: Callable[[int, int], None]) -> None:
-        super().__init__(poison=frozenset({2 * 6 + 4}), division=place.divide(TRAINING))
-        self._rank, self._event = place.rank, event
+    def __init__(self, process: TrainingProcess, event: Callable[[int, int], None]) -> None:
+        sharding = BatchSharding.of(TRAINING, process)
+        super().__init__(poison=frozenset({2 * 6 + 4}), sharding=sharding)
+        self._rank, self._event = process.rank, event
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        for step, slices in enumerate(super().batches(start, stop), start=start):
+        for step, batches in enumerate(super().batches(start, stop), start=start):
             self._event(step, self._rank)
-            yield slices
+            yield batches
 
 
 def nothing(step: int, rank: int) -> None:
@@ -65,32 +65,29 @@ def fail(step: int, rank: int) -> None:
         raise InputError("images/7.jpg: damaged")
 
 
-def run(directory: Path, event: Callable[[int, int], None], *, strange: bool) -> None:
-    with join("cpu") as place:
+def run(directory: Path, event: Callable[[int, int], None], *, altered: bool) -> None:
+    with join("cpu") as process:
         model = DropoutPosSAM()
-        if strange and place.rank == LAST:
+        if altered and process.rank == LAST:
             with torch.no_grad():
                 next(model.parameters()).add_(1.0)
         train_run(
             model=model,
-            model_kwargs=MODEL,
-            source=EventfulSource(place, event),
+            source=EventfulSource(process, event),
             text=text_embeddings(),
             training=TRAINING,
             loss=loss_params(),
             directory=directory,
             seed=1,
-            identity={"run": "processes"},
-            frozen=FROZEN,
-            vocabulary=VOCABULARY,
-            place=place,
+            metadata=weights_metadata(identity={"run": "processes"}),
+            process=process,
         )
 
 
 def start(
-    directory: Path, count: int, event: Callable[[int, int], None], *, strange: bool = False
+    directory: Path, count: int, event: Callable[[int, int], None], *, altered: bool = False
 ) -> list[int]:
-    """Fork the processes of one training; what they say goes to ``<directory>.<rank>.txt``."""
+    """Fork the processes of one training; they print to ``<directory>.<rank>.txt``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -107,7 +104,7 @@ def start(
             os.environ.update(zip(names, map(str, values), strict=True))
             code = 0
             try:
-                run(directory, event, strange=strange)
+                run(directory, event, altered=altered)
             except PossamError as error:
                 print(f"{type(error).__name__}: {error}", flush=True)
                 code = 2
@@ -119,7 +116,7 @@ def start(
     return children
 
 
-def said(directory: Path, count: int) -> list[str]:
+def printed(directory: Path, count: int) -> list[str]:
     return [directory.with_suffix(f".{rank}.txt").read_text() for rank in range(count)]
 
 
@@ -132,7 +129,7 @@ def main(folder: Path) -> None:
     ) -> dict[str, Any]:
         directory = folder / name
         codes = [finish(child) for child in start(directory, count, event, **options)]
-        entry = {"codes": codes, "said": said(directory, count)}
+        entry = {"codes": codes, "printed": printed(directory, count)}
         entry["files"] = sorted(path.name for path in directory.rglob("*"))
         return {**entry, **outcome(directory)} if not any(codes) else entry
 
@@ -153,7 +150,7 @@ def main(folder: Path) -> None:
     result["all_killed"] = train("moment", 2)
 
     result["failed"] = train("failed", 2, fail)
-    result["strange"] = train("strange", 2, strange=True)
+    result["altered"] = train("altered", 2, altered=True)
     for path in (folder / "failed").glob("checkpoints/*/state.pt"):
         path.write_bytes(b"")
     result["damaged"] = train("failed", 2)

@@ -1,4 +1,4 @@
-"""Small stand-ins for the data set, the source and the model, shared by the tests of training."""
+"""Small data set, source and model, shared by the tests of training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,9 @@ from possam.datasets.format import ImageRecord, Segment
 from possam.datasets.options import AugmentationOptions
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.possam import PosSAM, rebuild_possam
-from possam.training.division import Division
+from possam.training.checkpoint import WeightsMetadata
 from possam.training.options import LossOptions, TrainingOptions
+from possam.training.sharding import BatchSharding
 from possam.training.sources import SampleOrder
 from possam.training.targets import Batch, Target
 
@@ -43,6 +44,16 @@ MODEL: dict[str, Any] = {
 }
 FROZEN = {"sam": "a" * 8, "clip": "c" * 8}
 VOCABULARY = [("cat",), ("dog", "puppy")]
+
+
+def weights_metadata(**changes: Any) -> WeightsMetadata:
+    values: dict[str, Any] = {
+        "model_kwargs": MODEL,
+        "identity": {"run": "a"},
+        "frozen": FROZEN,
+        "vocabulary": VOCABULARY,
+    }
+    return WeightsMetadata(**{**values, **changes})
 
 
 def loss_params(**changes: Any) -> LossOptions:
@@ -124,29 +135,32 @@ def scene(index: int, size: int = 16) -> tuple[np.ndarray, list[tuple[int, int]]
 
 
 class FakeSource:
-    """Random features that depend on the image alone; ``poison``: slices that are not finite."""
+    """Random features that depend only on the image.
+
+    ``poison``: numbers of the micro-batches whose features are not finite.
+    """
 
     def __init__(
-        self, *, poison: frozenset[int] = frozenset(), division: Division | None = None
+        self, *, poison: frozenset[int] = frozenset(), sharding: BatchSharding | None = None
     ) -> None:
-        self.num_images, self.num_classes = 5, 3
-        self.division = division or Division(batch_size=2, micro_batch=2)
+        self.num_classes = 3
+        self.sharding = sharding or BatchSharding(batch_size=2, micro_batch=2)
         self._order = SampleOrder(5, seed=0)
         self._poison = poison
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
         for step in range(start, stop):
-            yield [self._batch(step, part) for part in self.division.own]
+            yield [self._batch(step, index) for index in self.sharding.own]
 
-    def _batch(self, step: int, part: int) -> Batch:
-        indices = self._order.indices(self.division.positions(step, part))
+    def _batch(self, step: int, micro_batch: int) -> Batch:
+        indices = self._order.indices(self.sharding.samples(step, micro_batch))
         sam, clip = [], []
         for index in indices:
             generator = torch.Generator().manual_seed(index)
             sam.append(torch.randn(4, 4, 4, generator=generator))
             clip.append(torch.randn(6, 4, 4, generator=generator))
         features = torch.stack(sam)
-        if self.division.number(step, part) in self._poison:
+        if self.sharding.number(step, micro_batch) in self._poison:
             features = features * float("nan")
         return Batch(
             backbone=(features,),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, WrongVariantError
 from possam.training.checkpoint import (
     METADATA_KEY,
@@ -24,7 +25,7 @@ from possam.training.checkpoint import (
     save_trained,
 )
 from possam.training.schedule import build_optimizer
-from tests.support.training_fakes import FROZEN, MODEL, VOCABULARY, possam, training_params
+from tests.support.training_fakes import FROZEN, MODEL, possam, training_params, weights_metadata
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_two_checkpoints_are_kept(folder: Path) -> None:
     assert newest(folder / "absent") is None
 
 
-def test_what_was_being_removed_when_the_process_was_killed_is_no_checkpoint(
+def test_a_checkpoint_whose_removal_was_interrupted_is_no_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -101,7 +102,7 @@ def test_a_checkpoint_gives_back_what_was_saved(folder: Path) -> None:
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_passed_over_aloud(
+def test_the_checkpoint_before_a_damaged_one_is_read_and_this_is_printed(
     folder: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = folder / "step_000000003" / file
@@ -134,9 +135,8 @@ def test_leftovers_are_removed_and_nothing_else(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["step_000000002", "step_000000003"]
 
 
-def save(path: Path, **changes: Any) -> Path:
-    options: dict[str, Any] = {"model": possam(), "model_kwargs": MODEL, "identity": {"run": 1}}
-    save_trained(path, **{**options, **changes}, frozen=FROZEN, vocabulary=VOCABULARY, step=7)
+def save(path: Path, model: PosSAM | None = None, **changes: Any) -> Path:
+    save_trained(path, model or possam(), weights_metadata(**changes), step=7)
     return path
 
 
@@ -178,15 +178,7 @@ def test_weights_of_a_model_without_sam(tmp_path: Path) -> None:
     changes = {"backbone": "clip", "backbone_channels": [4, 6, 6, 6], "pyramid": "stages"}
     model = possam(**changes)
     path = tmp_path / "w.safetensors"
-    save_trained(
-        path,
-        model=model,
-        model_kwargs={**MODEL, **changes},
-        identity={},
-        frozen=frozen,
-        vocabulary=VOCABULARY,
-        step=7,
-    )
+    save(path, model=model, model_kwargs={**MODEL, **changes}, frozen=frozen)
     loaded = load_trained(path, frozen=frozen).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
     with pytest.raises(WrongVariantError, match=r"trained over sam None, but .* given is aaaaaaaa"):

@@ -213,9 +213,7 @@ def test_important_points_equal_the_reference_on_the_same_candidates(
     parity: Parity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = torch.randn(3, 6, 6, generator=generator(2))
-    ours = uncertain_points(
-        logits, count=20, oversample=3.0, importance=0.75, generator=generator(4)
-    )
+    ours = uncertain_points(logits, loss_params(points=20), generator=generator(4))
     source, rand = generator(4), torch.rand
     loss = their_loss().criterion
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Several processes: the same training as one, also when some of them die."""
+"""Several processes train as one does, also when some of them die."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from possam.runtime.errors import InputError
-from possam.training.distributed import alone, join
+from possam.training.distributed import join, single_process
 
 LAUNCHED = {
     "RANK": "1",
@@ -52,55 +52,55 @@ def test_any_number_of_processes_trains_the_same_to_the_last_bit(
     assert several["files"] == one["files"]
 
 
-def test_a_slice_that_is_not_finite_skips_the_step_in_all_processes(
+def test_a_micro_batch_that_is_not_finite_skips_the_step_in_all_processes(
     trained: dict[str, Any],
 ) -> None:
     for name in ("one", "three"):
         assert [line["skipped"] for line in trained[name]["metrics"]] == [1, 1]
-        first, *others = trained[name]["said"]
+        first, *others = trained[name]["printed"]
         assert first.count("skipped") == 1 and not any(text.strip() for text in others)
 
 
 def test_the_others_stop_when_a_process_is_killed(trained: dict[str, Any]) -> None:
     killed = trained["killed"]
     assert killed["codes"] == [2, -signal.SIGKILL]
-    assert "process 0 of 2 lost another one (" in killed["said"][0]
+    assert "process 0 of 2 lost another one (" in killed["printed"][0]
     assert "step_000000002" in killed["files"]
-    assert trained["resumed"]["said"][0].count("going on after step 2") == 1
-    assert trained["all_killed"]["said"][0].count("going on after step") == 1
+    assert trained["resumed"]["printed"][0].count("going on after step 2") == 1
+    assert trained["all_killed"]["printed"][0].count("going on after step") == 1
 
 
 def test_the_others_say_why_a_process_failed(trained: dict[str, Any]) -> None:
     assert trained["failed"]["codes"] == [2, 2]
-    assert "because process 1 of 2 failed: images/7.jpg: damaged" in trained["failed"]["said"][0]
-    assert "InputError: images/7.jpg: damaged" in trained["failed"]["said"][1]
+    assert "because process 1 of 2 failed: images/7.jpg: damaged" in trained["failed"]["printed"][0]
+    assert "InputError: images/7.jpg: damaged" in trained["failed"]["printed"][1]
 
 
-def test_an_error_of_process_0_is_that_of_all(trained: dict[str, Any]) -> None:
+def test_an_error_of_process_0_is_raised_by_all(trained: dict[str, Any]) -> None:
     assert trained["damaged"]["codes"] == [2, 2]
-    for text in trained["damaged"]["said"]:
+    for text in trained["damaged"]["printed"]:
         assert "InputError" in text and "no checkpoint can be read" in text
 
 
 def test_processes_that_start_from_different_weights_are_refused(trained: dict[str, Any]) -> None:
-    assert trained["strange"]["codes"] == [2, 2]
-    assert trained["strange"]["files"] == []
-    for text in trained["strange"]["said"]:
+    assert trained["altered"]["codes"] == [2, 2]
+    assert trained["altered"]["files"] == []
+    for text in trained["altered"]["printed"]:
         assert "weights at the start: process 1 has" in text
 
 
 @pytest.mark.parametrize("variables", [{}, {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}])
 def test_one_process_needs_no_others(variables: dict[str, str]) -> None:
-    with join("cpu", {**variables, "LOCAL_RANK": "0"}) as place:
-        assert place == alone("cpu") and place.is_first
+    with join("cpu", {**variables, "LOCAL_RANK": "0"}) as process:
+        assert process == single_process("cpu") and process.is_first
         assert not torch.distributed.is_initialized()
-        assert place.gather([3, 1]) == [3, 1] and place.first(lambda: "done") == "done"
+        assert process.gather([3, 1]) == [3, 1] and process.first(lambda: "done") == "done"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"MASTER_PORT": ""}, r"RANK, WORLD_SIZE are set, but MASTER_PORT not"),
+        ({"MASTER_PORT": ""}, r"RANK, WORLD_SIZE are set, but MASTER_PORT are not"),
         ({"RANK": "2"}, r"RANK='2': expected a number from 0 to 1"),
         ({"RANK": "-1"}, r"RANK='-1'"),
         ({"LOCAL_RANK": "2"}, r"LOCAL_RANK='2'"),

@@ -17,8 +17,9 @@ import torch
 from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import hash_json, sha256_file
+from possam.training import loop
 from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
-from possam.training.distributed import alone, resolve_device
+from possam.training.distributed import resolve_device, single_process
 from possam.training.loop import train_run
 from possam.training.losses import TERMS
 from possam.training.metrics import TIME_FIELDS
@@ -26,30 +27,28 @@ from possam.training.targets import Batch
 from possam.training.trainer import Trainer
 from tests.support.training_fakes import (
     FROZEN,
-    MODEL,
-    VOCABULARY,
     DropoutPosSAM,
     FakeSource,
     loss_params,
     possam,
     text_embeddings,
     training_params,
+    weights_metadata,
 )
+
+OTHER_RUN = weights_metadata(identity={"run": "b"})
 
 
 def train(directory: Path, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {
         "model": possam(),
-        "model_kwargs": MODEL,
         "source": FakeSource(),
         "text": text_embeddings(),
         "training": training_params(),
         "loss": loss_params(),
         "seed": 1,
-        "identity": {"run": "a"},
-        "frozen": FROZEN,
-        "vocabulary": VOCABULARY,
-        "place": alone("cpu"),
+        "metadata": weights_metadata(),
+        "process": single_process("cpu"),
     }
     return train_run(directory=directory, **{**options, **changes})
 
@@ -61,7 +60,7 @@ def trainer_of(model: Any, **changes: Any) -> Trainer:
         training=training_params(**changes),
         loss=loss_params(),
         seed=0,
-        place=alone("cpu"),
+        process=single_process("cpu"),
     )
 
 
@@ -87,8 +86,8 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_killed_runs_end_as_if_they_had_not_been_killed(crashes: dict[str, Any]) -> None:
     reference = crashes["reference"]
     assert crashes["code"] == 0
-    # identity, three checkpoints of two renames, weights twice, summary; a run that is to be killed
-    # at a random moment may end before it
+    # identity, three checkpoints of two renames, weights twice, summary; a run may end before the
+    # random moment at which it should be killed
     assert sum(len(run["codes"]) > 1 for run in crashes["runs"]) >= 10
     for run in crashes["runs"]:
         assert run["codes"][-1] == 0
@@ -98,7 +97,7 @@ def test_killed_runs_end_as_if_they_had_not_been_killed(crashes: dict[str, Any])
         assert run["files"] == reference["files"]
 
 
-def test_killed_reference_has_what_it_should(crashes: dict[str, Any]) -> None:
+def test_the_run_that_was_not_killed_logged_its_skipped_step(crashes: dict[str, Any]) -> None:
     assert [line["step"] for line in crashes["reference"]["metrics"]] == [3, 6]
     assert [line["skipped"] for line in crashes["reference"]["metrics"]] == [1, 1]
 
@@ -152,7 +151,7 @@ def test_trained_weights_are_those_of_the_last_step(finished: Path) -> None:
 def test_another_identity_starts_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, training=training_params(iterations=2))
     assert "starts over" not in capsys.readouterr().out
-    train(tmp_path, training=training_params(iterations=4), identity={"run": "b"})
+    train(tmp_path, training=training_params(iterations=4), metadata=OTHER_RUN)
     assert "holds another run" in capsys.readouterr().out
     assert [line["step"] for line in metrics_of(tmp_path)] == [3, 4]
     newest = latest_checkpoint(tmp_path / "checkpoints")
@@ -160,7 +159,7 @@ def test_another_identity_starts_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((tmp_path / "identity.json").read_text())["identity"] == {"run": "b"}
 
 
-def test_a_checkpoint_that_a_killed_call_had_to_remove_is_gone_at_the_end(tmp_path: Path) -> None:
+def test_a_checkpoint_that_a_killed_call_left_is_removed(tmp_path: Path) -> None:
     train(tmp_path)
     (tmp_path / "weights.safetensors").unlink()
     folder = tmp_path / "checkpoints"
@@ -199,12 +198,13 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
 
 
-def test_many_such_steps_stop_the_run_with_its_state_saved(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_many_non_finite_steps_in_a_row_save_the_state_and_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "MAX_CONSECUTIVE_SKIPS", 3)
     source = FakeSource(poison=frozenset(range(1, 6)))
     with pytest.raises(TrainingError, match=r"step 3: .* 3 steps in a row.*step_000000004"):
-        train(tmp_path, source=source, max_consecutive_skips=3)
+        train(tmp_path, source=source)
     assert capsys.readouterr().out.count("skipped") == 3
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
@@ -214,26 +214,29 @@ def test_many_such_steps_stop_the_run_with_its_state_saved(
     assert not (tmp_path / "weights.safetensors").exists()
 
 
-def test_scattered_non_finite_steps_do_not_stop_the_run(tmp_path: Path) -> None:
+def test_scattered_non_finite_steps_do_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MAX_CONSECUTIVE_SKIPS", 2)
     source = FakeSource(poison=frozenset({0, 2, 4}))
-    assert train(tmp_path, source=source, max_consecutive_skips=2)["skipped"] == 3
+    assert train(tmp_path, source=source)["skipped"] == 3
 
 
 def test_each_step_draws_its_own_points_and_dropout() -> None:
     model, dropped = DropoutPosSAM(), []
     model.dropout.register_forward_hook(lambda *call: dropped.append(call[-1]))
     trainer = trainer_of(model)
-    slices = next(FakeSource().batches(0, 1))
-    counts = [len(target.labels) for target in slices[0].targets]
+    batches = next(FakeSource().batches(0, 1))
+    counts = [len(target.labels) for target in batches[0].targets]
     model.eval()  # without dropout only the points differ
-    totals = [trainer.losses(step, slices[0], counts).total.item() for step in (0, 1, 0)]
+    totals = [trainer.losses(step, batches[0], counts).total.item() for step in (0, 1, 0)]
     assert totals[0] == totals[2] != totals[1]
 
     model.train()
     dropped.clear()
     before = torch.get_rng_state()
     for step in (0, 1, 0):
-        trainer.step(step, slices)
+        trainer.step(step, batches)
     assert torch.equal(dropped[0], dropped[2]) and not torch.equal(dropped[0], dropped[1])
     assert torch.equal(before, torch.get_rng_state())
 
@@ -245,8 +248,8 @@ def test_a_window_without_a_finite_step_has_no_means(tmp_path: Path) -> None:
 
 def test_training_lowers_the_loss() -> None:
     trainer = trainer_of(possam(), learning_rate=1e-2, warmup=1, milestones=(1000,))
-    slices = next(FakeSource().batches(0, 1))
-    values = [trainer.step(step, slices)[1][0] for step in range(40)]
+    batches = next(FakeSource().batches(0, 1))
+    values = [trainer.step(step, batches)[1][0] for step in range(40)]
     assert sum(values[-5:]) < 0.7 * sum(values[:5])
 
 
@@ -261,12 +264,12 @@ def test_a_model_without_iou_head_trains(tmp_path: Path) -> None:
     assert metrics_of(tmp_path)[0]["iou"] == 0
 
 
-def test_source_and_vocabulary_must_agree(tmp_path: Path) -> None:
+def test_source_and_vocabulary_must_have_equally_many_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="3 classes, but the class names 4"):
         train(tmp_path, text=text_embeddings(4))
 
 
-def test_devices_are_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(InputError, match="no CUDA device"):
@@ -301,7 +304,7 @@ def test_a_run_is_initialised_once_and_before_its_first_step(tmp_path: Path) -> 
     (tmp_path / "weights.safetensors").unlink()
     train(tmp_path, training=still, initialise=initialise)  # goes on after the last checkpoint
     assert initialise.calls == 1
-    train(tmp_path, training=still, initialise=initialise, identity={"run": "b"})
+    train(tmp_path, training=still, initialise=initialise, metadata=OTHER_RUN)
     assert initialise.calls == 2
 
 
@@ -333,5 +336,5 @@ def test_a_run_that_cannot_be_initialised_writes_nothing(tmp_path: Path) -> None
     train(tmp_path, training=training_params(iterations=1))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(InputError, match="truncated"):
-        train(tmp_path, initialise=broken, identity={"run": "b"})
+        train(tmp_path, initialise=broken, metadata=OTHER_RUN)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

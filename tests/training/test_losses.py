@@ -147,9 +147,9 @@ def test_points_have_the_asked_number_and_range(
     count: int, oversample: float, importance: float
 ) -> None:
     logits = torch.randn(2, 5, 5, generator=generator(1))
-    options = {"count": count, "oversample": oversample, "importance": importance}
-    first = uncertain_points(logits, **options, generator=generator(7))
-    again = uncertain_points(logits, **options, generator=generator(7))
+    options = loss_params(points=count, oversample=oversample, importance=importance)
+    first = uncertain_points(logits, options, generator=generator(7))
+    again = uncertain_points(logits, options, generator=generator(7))
     assert first.shape == (2, count, 2)
     assert first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again)
@@ -157,9 +157,8 @@ def test_points_have_the_asked_number_and_range(
 
 def test_important_points_lie_near_the_edge_of_the_mask() -> None:
     logits = torch.where(torch.arange(32) < 16, 10.0, -10.0).expand(1, 32, 32)
-    points = uncertain_points(
-        logits, count=400, oversample=3.0, importance=0.2, generator=generator()
-    )
+    options = loss_params(points=400, importance=0.2)
+    points = uncertain_points(logits, options, generator=generator())
     # beyond its border a map counts as 0, which is uncertain too (as in the reference)
     x, y = points[0].unbind(-1)
     edge = torch.stack([(x - 0.5).abs(), x, 1 - x, y, 1 - y]).amin(0)

@@ -17,8 +17,6 @@ from tests.support import naive_criterion as naive
 from tests.support.parity_report import Parity
 from tests.support.training_fakes import loss_params
 
-WEIGHTS = {"class_weight": 2.0, "bce_weight": 5.0, "dice_weight": 5.0}
-
 
 def random_case(
     counts: tuple[int, ...], *, queries: int = 6, classes: int = 4, seed: int = 0
@@ -43,7 +41,7 @@ def costs_at(masks: Tensor, scores: Tensor, targets: list[Target], points: Tenso
         class_probs=scores.softmax(-1),
         target_samples=sample_points(padded.masks, points),
         labels=padded.labels,
-        **WEIGHTS,
+        options=loss_params(),
     )
 
 
@@ -121,9 +119,7 @@ def test_costs_stay_exact_for_extreme_logits() -> None:
         class_probs=torch.ones(1, 1, 2),
         target_samples=truth,
         labels=torch.zeros(1, 1, dtype=torch.int64),
-        class_weight=0.0,
-        bce_weight=1.0,
-        dice_weight=0.0,
+        options=loss_params(class_weight=0.0, bce_weight=1.0, dice_weight=0.0),
     )
     assert cost.item() == pytest.approx((0 + 20 + np.log(2) + 20 + 0) / 5, rel=1e-6)
 

@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from possam.runtime.errors import InputError
-from possam.training.compact import CompactRecords
-from possam.training.division import Division
+from possam.training.distributed import TrainingProcess, single_process
 from possam.training.feature_cache import CachedFeatures, cache_features
-from possam.training.live_source import LiveSource
+from possam.training.live_source import CompactRecords, LiveSource
 from possam.training.sources import CachedSource, SampleOrder, Source
 from possam.training.targets import Batch, derive_seed, target_from_ids
-from tests.support.training_fakes import FakeDataset, augmentation, scene
+from tests.support.training_fakes import FakeDataset, augmentation, scene, training_params
 
 
 def equal(one: Batch, two: Batch) -> bool:
@@ -35,8 +34,8 @@ def equal(one: Batch, two: Batch) -> bool:
 
 
 def flat(source: Source, start: int, stop: int) -> list[Batch]:
-    """The slices of all steps, one after another."""
-    return [batch for slices in source.batches(start, stop) for batch in slices]
+    """The micro-batches of all steps, one after another."""
+    return [batch for batches in source.batches(start, stop) for batch in batches]
 
 
 @given(st.integers(1, 12), st.integers(0, 9), st.integers(0, 4))
@@ -59,54 +58,6 @@ def test_epochs_and_seeds_differ() -> None:
     assert epoch(0, 0) != epoch(0, 1) != epoch(1, 1)
 
 
-@given(
-    micro_batch=st.integers(1, 4),
-    slices=st.integers(1, 12),
-    images=st.integers(1, 30),
-    start=st.integers(0, 5),
-    data=st.data(),
-)
-def test_any_number_of_processes_consumes_the_same_samples_in_the_same_slices(
-    micro_batch: int, slices: int, images: int, start: int, data: st.DataObject
-) -> None:
-    batch_size = micro_batch * slices
-    count = data.draw(st.sampled_from([n for n in range(1, slices + 1) if slices % n == 0]))
-    divisions = [
-        Division(batch_size=batch_size, micro_batch=micro_batch, rank=rank, world_size=count)
-        for rank in range(count)
-    ]
-    for step in range(start, start + 4):
-        parts = [part for division in divisions for part in division.own]
-        assert parts == list(range(slices))
-        numbers = [d.number(step, part) for d in divisions for part in d.own]
-        assert numbers == list(range(step * slices, (step + 1) * slices))
-        # each process has an order of its own, and starts where it is resumed
-        shown = [
-            SampleOrder(images, seed=3).indices(division.positions(step, part))
-            for division in divisions
-            for part in division.own
-        ]
-        assert {len(own) for own in shown} == {micro_batch}
-        single = SampleOrder(images, seed=3)
-        expected = single.indices(range(step * batch_size, (step + 1) * batch_size))
-        assert [index for own in shown for index in own] == expected
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batch", "count", "message"),
-    [
-        (16, 2, 3, r"16 .* 2 makes 8 slices .* 3 processes .* processes: 1, 2, 4, 8$"),
-        (16, 2, 16, r"valid numbers of processes: 1, 2, 4, 8$"),
-        (5, 2, 1, r"batch_size 5 is no multiple of training.micro_batch 2"),
-    ],
-)
-def test_what_would_train_with_another_batch_size_is_refused(
-    batch_size: int, micro_batch: int, count: int, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        Division(batch_size=batch_size, micro_batch=micro_batch, world_size=count)
-
-
 def test_no_images_is_an_error() -> None:
     with pytest.raises(InputError, match="no images"):
         SampleOrder(0, seed=0)
@@ -124,6 +75,13 @@ def test_targets_of_an_id_map() -> None:
     assert target.labels.tolist() == [2, 1]  # segment 5 has no pixel, pixel 0 no segment
     assert target.masks.tolist() == [[[False, False], [True, True]], [[False, True], [False] * 2]]
     assert target_from_ids(ids, []).masks.shape == (0, 2, 2)
+
+
+def params(policy: str = "none", sizes: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """Recipe with batches of 4 images in one micro-batch."""
+    chosen = augmentation(policy, **(sizes or {}))
+    values = {"batch_size": 4, "micro_batch": 4, "feature_cache": False, **changes}
+    return training_params(augmentation=chosen, **values)
 
 
 def pooled(images: Tensor) -> Tensor:
@@ -150,8 +108,8 @@ def cached_source(folder: Path, policy: str = "none", **changes: Any) -> CachedS
         sam=features,
         clip=features,
         dataset=dataset,
-        augmentation=augmentation(policy),
-        division=Division(batch_size=4, micro_batch=4),
+        training=params(policy),
+        process=single_process("cpu"),
         seed=2,
     )
 
@@ -184,8 +142,8 @@ def test_cached_stages_of_clip_end_with_its_dense_map(tmp_path: Path, with_sam: 
         sam=cache(tmp_path / "sam", dataset) if with_sam else None,
         clip=CachedFeatures.open(tmp_path / "clip", dataset_content="data-1", tower_hash="t"),
         dataset=dataset,
-        augmentation=augmentation(),
-        division=Division(batch_size=4, micro_batch=4),
+        training=params(),
+        process=single_process("cpu"),
         seed=2,
     )
     for batch in flat(source, 0, 2):
@@ -244,8 +202,8 @@ def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             sam=short,
             clip=short,
             dataset=FakeDataset(),
-            augmentation=augmentation(),
-            division=Division(batch_size=4, micro_batch=4),
+            training=params(),
+            process=single_process("cpu"),
             seed=2,
         )
 
@@ -257,26 +215,32 @@ def towers(images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     return (avg_pool2d(padded, 4),), avg_pool2d(padded, 8).bfloat16()
 
 
-def live_source(policy: str, **changes: Any) -> LiveSource:
-    options = {
-        "dataset": FakeDataset(),
-        "workers": 0,
-        "encode": towers,
-        "multiple": 8,
-        "division": Division(batch_size=3, micro_batch=3),
-    }
-    settings = augmentation(policy, size=16, min_scale=0.5, max_scale=2.0)
-    return LiveSource(augmentation=settings, seed=4, device="cpu", **{**options, **changes})
+def live_source(
+    policy: str,
+    *,
+    dataset: FakeDataset | None = None,
+    process: TrainingProcess | None = None,
+    **changes: Any,
+) -> LiveSource:
+    sizes = {"size": 16, "min_scale": 0.5, "max_scale": 2.0}
+    training = params(policy, sizes, **{"batch_size": 3, "micro_batch": 3, **changes})
+    return LiveSource(
+        dataset=dataset or FakeDataset(),
+        encode=towers,
+        multiple=8,
+        training=training,
+        process=process or single_process("cpu"),
+        seed=4,
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_live_batches_do_not_depend_on_start_workers_or_processes(workers: int) -> None:
-    def divided(**place: int) -> Division:
-        return Division(batch_size=4, micro_batch=1, **place)
-
-    everything = list(live_source("lsj", division=divided()).batches(0, 5))
-    assert [len(slices) for slices in everything] == [4] * 5
-    late = live_source("lsj", division=divided(rank=1, world_size=2), workers=workers)
+    split = {"batch_size": 4, "micro_batch": 1}
+    everything = list(live_source("lsj", **split).batches(0, 5))
+    assert [len(batches) for batches in everything] == [4] * 5
+    second = TrainingProcess(device=torch.device("cpu"), rank=1, world_size=2)
+    late = live_source("lsj", process=second, workers=workers, **split)
     for whole, own in zip(everything[3:], late.batches(3, 5), strict=True):
         assert all(equal(one, two) for one, two in zip(whole[2:], own, strict=True))
 
@@ -306,7 +270,7 @@ def test_live_source_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_compact_records_are_the_records(tmp_path: Path) -> None:
+def test_compact_records_are_the_records() -> None:
     records = FakeDataset(sizes={2: (20, 30)}, crowd=True).images
     records = (*records, replace(records[0], segments=()))
     compact = CompactRecords(records)
@@ -317,19 +281,19 @@ def test_compact_records_are_the_records(tmp_path: Path) -> None:
         compact[7]
 
 
-def test_a_process_of_cached_features_has_its_own_slices(tmp_path: Path) -> None:
+def test_a_process_of_cached_features_has_its_own_micro_batches(tmp_path: Path) -> None:
     features = cache(tmp_path / "cache", FakeDataset())
 
-    def source(**place: int) -> CachedSource:
+    def source(rank: int = 0, world_size: int = 1) -> CachedSource:
         return CachedSource(
             sam=features,
             clip=features,
             dataset=FakeDataset(),
-            augmentation=augmentation("flip"),
-            division=Division(batch_size=4, micro_batch=2, **place),
+            training=params("flip", batch_size=4, micro_batch=2),
+            process=TrainingProcess(device=torch.device("cpu"), rank=rank, world_size=world_size),
             seed=2,
         )
 
-    own = [source(rank=rank, world_size=2) for rank in range(2)]
-    for whole, *parts in zip(*(s.batches(1, 4) for s in (source(), *own)), strict=True):
-        assert all(map(equal, whole, [batch for slices in parts for batch in slices]))
+    own = [source(rank, 2) for rank in range(2)]
+    for whole, *shards in zip(*(s.batches(1, 4) for s in (source(), *own)), strict=True):
+        assert all(map(equal, whole, [batch for shard in shards for batch in shard]))

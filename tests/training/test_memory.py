@@ -1,4 +1,4 @@
-"""Activation checkpointing, and frozen towers in bfloat16: other memory, the same numbers."""
+"""Activation checkpointing and frozen towers in bfloat16 change no number."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from possam.model.deformable import DeformableAttention
-from possam.training.activation import checkpoint_activations
-from possam.training.frozen import hold_in_bfloat16
+from possam.training.memory import checkpoint_activations, hold_in_bfloat16
 from tests.support.training_fakes import FakeSource, possam
 from tests.training.test_loop import trainer_of
 
@@ -18,13 +17,13 @@ TWO_WAY = {"decoder": "two_way", "decoder_layers": 2, "pyramid": None, "pixel_en
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("changes", [{}, {**TWO_WAY, "hidden_dim": 16}])
 def test_checkpointing_changes_no_bit_of_a_step(precision: str, changes: dict[str, Any]) -> None:
-    slices = next(FakeSource().batches(0, 1))
+    batches = next(FakeSource().batches(0, 1))
     results = []
     for switch in (False, True):
         trainer = trainer_of(
             possam(**changes), precision=precision, activation_checkpointing=switch
         )
-        good, values = trainer.step(0, slices)
+        good, values = trainer.step(0, batches)
         assert good
         gradients = {name: p.grad for name, p in trainer.model.named_parameters()}
         results.append((values, gradients, trainer.model.state_dict()))
@@ -59,7 +58,7 @@ def test_checkpointed_layers_compute_again_with_the_same_dropout(
 
 
 @pytest.mark.parametrize("changes", [{"pixel_encoder_layers": 1, "decoder_layers": 1}, TWO_WAY])
-def test_the_switch_is_read(changes: dict[str, Any]) -> None:
+def test_only_the_parameter_switches_checkpointing_on(changes: dict[str, Any]) -> None:
     model = possam(**{**changes, "hidden_dim": 16})
     trainer_of(model)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -1,7 +1,7 @@
-"""Several processes of one training on this machine, as a launcher would start them.
+"""Several processes of one training on this machine, started as a launcher would.
 
-No part of PyTorch is imported here: the processes are commands, told who they are by the variables
-that :func:`possam.training.distributed.join` reads.
+PyTorch is not imported here: the processes are commands, whose ranks are in the variables that
+:func:`possam.training.distributed.join` reads.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ from possam.runtime.errors import InputError
 
 _PAUSE_S = 0.1
 _PATIENCE_S = 20.0
-"""How long the others may take to say that one is lost, before they are killed."""
+"""How long the others may take to report a lost process before they are terminated."""
 
 
 def run_processes(command: Sequence[str], *, count: int) -> int:
     """Run ``count`` copies of ``command`` as processes 0..count-1 of one training.
 
-    Output of process 0 goes where this process's goes. What another one wrote to its standard error
-    is printed if it fails. When one ends with an error the others are ended, too; when this process
-    is killed they are killed with it (on Linux).
+    Output of process 0 goes where this process's output goes; standard error of another one is
+    printed if it fails. When one process fails the others are terminated; when this process is
+    killed they are killed with it (on Linux).
 
     Returns:
         0, or the exit code of the process that failed (128 + the signal that killed it).
 
     Raises:
-        InputError: no process at all, or a launcher has started this process already.
+        InputError: a count below 1, or a launcher has started this process already.
     """
     if count < 1:
         raise InputError(f"--processes {count}: at least 1 is needed")
@@ -44,7 +44,7 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
             f"--processes: {', '.join(PROCESS_VARIABLES)} are set, so a launcher starts the "
             "processes already; drop --processes, or unset them"
         )
-    port, tie = _free_port(), _tie_to_parent()
+    port, die_with_parent = _free_port(), _death_signal()
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, count)]
         processes: list[subprocess.Popen[bytes]] = []
@@ -57,20 +57,20 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
                     env={**os.environ, **_variables(rank, count, port)},
                     stdout=subprocess.DEVNULL if rank else None,
                     stderr=own,
-                    preexec_fn=tie,
+                    preexec_fn=die_with_parent,
                 )
             )
         failed = _first_failure(processes)
         if failed is None:
             return 0
         _wait(processes, _PATIENCE_S)
-        said: dict[str, list[str]] = {}
+        printed: dict[str, list[str]] = {}
         for rank, output in enumerate(outputs, start=1):
             output.seek(0)
             text = output.read().decode(errors="replace").strip()
             if processes[rank].poll() and text:
-                said.setdefault(text, []).append(str(rank))
-        for text, ranks in said.items():
+                printed.setdefault(text, []).append(str(rank))
+        for text, ranks in printed.items():
             print(f"process {', '.join(ranks)} of {count}: {text}", file=sys.stderr)
         code = processes[failed].returncode
         if code < 0:
@@ -80,12 +80,12 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for the first process that fails; None when all have ended well."""
+    """Wait until a process fails and return its rank; None when all have succeeded."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code]
         if failed:
-            # one that was killed takes the others with it
+            # a killed process (negative code) makes the others fail, so it was the first
             return min(failed, key=lambda rank: codes[rank] or 0)
         if all(code == 0 for code in codes):
             return None
@@ -93,14 +93,14 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Wait until all have ended, but not longer than ``seconds``."""
+    """Wait until all have ended, at most ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(_PAUSE_S)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Whatever happens, none of them stays."""
+    """Terminate, then kill those that are still running."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -114,7 +114,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:
     values = (rank, count, rank, "127.0.0.1", port)
     names = dict(zip(PROCESS_VARIABLES, map(str, values), strict=True))
-    # gloo would ask for this machine's own name, which not every resolver knows
+    # gloo would resolve this machine's name, which does not work everywhere
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     return {**loopback, **names}
 
@@ -126,8 +126,8 @@ def _free_port() -> int:
         return port
 
 
-def _tie_to_parent() -> Callable[[], None] | None:
-    """What a child calls so that it is killed when its parent is; None where Linux is not."""
+def _death_signal() -> Callable[[], None] | None:
+    """What a child calls so that it is killed when its parent is; None if this is not Linux."""
     if sys.platform != "linux":
         return None
     prctl, set_death_signal = ctypes.CDLL(None).prctl, 1

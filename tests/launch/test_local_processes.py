@@ -1,4 +1,4 @@
-"""Starting the processes of a training on this machine; the commands here need no PyTorch."""
+"""Several processes of a training on this machine; the commands here need no PyTorch."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from possam import cli
+from possam.launch.local_processes import run_processes
 from possam.runtime.errors import InputError
-from possam.training.local_processes import run_processes
 
 
 def script(text: str) -> list[str]:
@@ -31,7 +31,7 @@ def test_each_process_knows_who_it_is(tmp_path: Path) -> None:
     assert len({line[4] for line in lines}) == 1 and int(lines[0][4]) > 0
 
 
-def test_output_of_process_0_alone_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_the_output_of_process_0_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         run_processes(script("print('out', rank); print('err', rank, file=sys.stderr)"), count=2)
         == 0
@@ -42,7 +42,7 @@ def test_output_of_process_0_alone_is_seen(capfd: pytest.CaptureFixture[str]) ->
 def test_a_failure_ends_the_others_and_is_shown(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("possam.training.local_processes._PATIENCE_S", 0.2)
+    monkeypatch.setattr("possam.launch.local_processes._PATIENCE_S", 0.2)
     wait = f"""
 if rank == '2':
     print('no such image', file=sys.stderr)
@@ -80,7 +80,7 @@ def test_the_command_line_starts_copies_of_itself(monkeypatch: pytest.MonkeyPatc
         return 7
 
     monkeypatch.delenv("POSSAM_FORKSERVER", raising=False)
-    monkeypatch.setattr("possam.training.local_processes.run_processes", record)
+    monkeypatch.setattr("possam.launch.local_processes.run_processes", record)
     given = ["train", "fcclip_coco", "--scale", "smoke", "--device", "cuda", "--seed", "3"]
     with pytest.raises(SystemExit) as stop:
         cli.main([*given, "--processes", "4"])
@@ -88,15 +88,15 @@ def test_the_command_line_starts_copies_of_itself(monkeypatch: pytest.MonkeyPatc
     assert calls == [([sys.executable, "-m", "possam.cli", *given], 4)]
 
 
-def test_no_process_is_refused() -> None:
+def test_less_than_one_process_is_refused() -> None:
     with pytest.raises(InputError, match="--processes 0: at least 1"):
         run_processes(["false"], count=0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties children to their parent")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills children with their parent")
 def test_killing_the_starter_kills_all(tmp_path: Path) -> None:
     sleep = f"print(os.getpid(), file=open('{tmp_path}/' + rank, 'w'), flush=True)\ntime.sleep(600)"
-    load = "from possam.training.local_processes import run_processes"
+    load = "from possam.launch.local_processes import run_processes"
     call = f"{load}\nrun_processes({script(sleep)!r}, count=2)"
     starter = subprocess.Popen([sys.executable, "-c", call], cwd=Path(__file__).parents[2])
     paths = [tmp_path / "0", tmp_path / "1"]
