@@ -4,6 +4,8 @@ Shapes: C channels, K clusters, h w of the feature map, H W of the image.
 """
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +16,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from possam.model.inference import Geometry
+from possam.model.options import ResolutionOptions
+from possam.model.resolution import pad_image, resize_for_test
 from possam.runtime.errors import InputError
 
 _ITERATIONS, _RESTARTS = 50, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureClusters:
+    """Clusters of one frozen tower's features, image by image.
+
+    Attributes:
+        encode: padded images (B, 3, H', W') to features (B, C, h, w) on ``device``.
+        stride: padded sides are multiples of it.
+        clusters: K; seed: of k-means.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    stride: int
+    resolution: ResolutionOptions
+    clusters: int
+    seed: int
+    device: str
+
+    def labels(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Labels (H,W), 1 to K, of an RGB image (H,W,3)."""
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        test = resize_for_test(pixels, **self.resolution.model_dump())
+        height, width = test.pixels.shape[1:]
+        padded = (height + -height % self.stride, width + -width % self.stride)
+        with torch.inference_mode():
+            features = self.encode(pad_image(test.pixels[None], padded).to(self.device))[0].cpu()
+        return cluster_features(
+            features,
+            clusters=self.clusters,
+            seed=self.seed,
+            geometry=Geometry(padded, test.content_size, test.original_size),
+        )
 
 
 def cluster_features(

@@ -1,8 +1,8 @@
 """Label maps as runs of equal pixels, read from PNGs without ever drawing them.
 
 A map of an image has some thousand runs and some hundred thousand pixels; whatever is counted over
-pixels can be counted over runs. A PNG's stream, once inflated, is mostly zeros, too, so that even
-undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
+pixels can be counted over runs. An inflated PNG is mostly zeros too, so that even undoing its row
+filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
 import functools
@@ -16,8 +16,7 @@ from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
 from possam.runtime.compiled_loops import importing_loops
 
 _TABLE = 1024
-_SHIFT = np.uint64(32)
-_LOW = np.uint64((1 << 32) - 1)
+"""Entries of the first hash table of pairs: twice the pairs of most images, and more."""
 
 
 class Runs(NamedTuple):
@@ -99,18 +98,25 @@ def file_runs(path: Path, *, colour: bool) -> Runs | None:
 
 def _decode(found: InflatedMap) -> Runs | None:
     """None: a row has a filter that PNG does not know."""
-    data = np.frombuffer(found.rows, np.uint8)
-    words = data[: len(data) // 8 * 8].view(np.uint64)
+    size = found.pixel_bytes
+    stored = np.frombuffer(found.rows, np.uint8).reshape(found.height, -1)
+    unfiltered = stored[:, 0] == 0
+    if unfiltered.any():  # taken for filter 1, with differences from the pixel to the left
+        data = stored.copy()
+        chosen = slice(None) if unfiltered.all() else unfiltered
+        data[chosen, 1 + size :] = stored[chosen, 1 + size :] - stored[chosen, 1:-size]
+        data[chosen, 0] = 1
+        stored = data
+    flat = stored.ravel()
+    words = flat[: flat.size // 8 * 8].view(np.uint64)
     rows, starts, values = _empty(found.height, found.width)
-    count = _kernels().decode_rows(
-        data, words, found.height, found.width, found.pixel_bytes, rows, starts, values
-    )
+    count = _kernels().decode_rows(flat, words, size, rows, starts, values)
     if count < 0:
         return None
     values = values[:count]
     if found.depth == 16:  # the high byte comes first
         values = (values >> np.uint32(8)) | ((values & np.uint32(255)) << np.uint32(8))
-    return Runs(rows, starts[:count], values, found.width, 8 * found.pixel_bytes)
+    return Runs(rows, starts[:count], values, found.width, 8 * size)
 
 
 def count_run_pairs(first: Runs, second: Runs) -> Pairs:
@@ -121,21 +127,17 @@ def count_run_pairs(first: Runs, second: Runs) -> Pairs:
     """
     if first.shape != second.shape:
         raise ValueError(f"maps of different sizes: {first.shape} and {second.shape}")
-    places = len(first.starts) + len(second.starts)
-    keys, pixels = np.empty(places, np.uint64), np.empty(places, np.int64)
-    count = _kernels().join_rows(*first[:3], *second[:3], first.width, keys, pixels)
-    size = _TABLE
-    while True:
-        table, sums = np.zeros(size, np.uint64), np.zeros(size, np.int64)
-        if _kernels().tally(keys[:count], pixels[:count], table, sums):
-            break
+    size, counted = _TABLE, False
+    while not counted:
+        keys, pixels = np.zeros(size, np.uint64), np.zeros(size, np.int64)
+        counted = _kernels().count_pairs(*first[:3], *second[:3], first.width, keys, pixels)
         size *= 4
-    found = np.flatnonzero(sums)
-    found = found[np.argsort(table[found])]
+    found = np.flatnonzero(pixels)
+    found = found[np.argsort(keys[found])]
     return Pairs(
-        (table[found] >> _SHIFT).astype(np.int64),
-        (table[found] & _LOW).astype(np.int64),
-        sums[found],
+        (keys[found] >> np.uint64(32)).astype(np.int64),
+        (keys[found] & np.uint64(0xFFFFFFFF)).astype(np.int64),
+        pixels[found],
     )
 
 

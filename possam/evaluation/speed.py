@@ -95,12 +95,7 @@ def measure_efficiency(
             images=images,
             label="time {run} (seed {seed}), ".format(**identity) + name,
         )
-        (rate,), interval = frames_per_second(
-            seconds,
-            samples=evaluation.bootstrap_samples,
-            seed=evaluation.bootstrap_seed,
-            confidence=evaluation.confidence,
-        )
+        (rate,), interval = frames_per_second(seconds, bootstrap=evaluation.bootstrap)
         results[name] = {
             "metrics": {"fps": rate, **sizes},
             "intervals": {

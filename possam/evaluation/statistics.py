@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts
 from possam.runtime.errors import InputError
@@ -60,13 +61,13 @@ def centred_interval(
 
 
 def frames_per_second(
-    *seconds: NDArray[np.float64], samples: int, seed: int, confidence: float
+    *seconds: NDArray[np.float64], bootstrap: Bootstrap
 ) -> tuple[list[float], tuple[float, float]]:
-    """Images a second (number over total time) of each training, and the interval of their mean.
+    """Images per second (number over total time) of each training, and the interval of their mean.
 
     Args:
-        seconds: of each image (I,), one array a training, all of the same images.
-        samples, seed, confidence: of the bootstrap over images, the same for all trainings.
+        seconds: of each image (I,), one array per training, all of the same images.
+        bootstrap: its images are the same for all trainings.
 
     Raises:
         InputError: different numbers of images.
@@ -74,11 +75,11 @@ def frames_per_second(
     counts = [len(each) for each in seconds]
     if len(set(counts)) != 1:
         raise InputError(f"seconds of different numbers of images: {counts}; time them again")
-    weights = resample_weights(counts[0], samples=samples, seed=seed)
+    weights = resample_weights(counts[0], samples=bootstrap.samples, seed=bootstrap.seed)
     rates = [counts[0] / float(each.sum()) for each in seconds]
     drawn = np.mean([counts[0] / (weights @ each) for each in seconds], axis=0)
     estimate = float(np.mean(rates))
-    return rates, centred_interval(drawn, estimate=estimate, confidence=confidence)
+    return rates, centred_interval(drawn, estimate=estimate, confidence=bootstrap.confidence)
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ class ImageStatistics:
             values["miou_union"] = _mean_where(iou, union > 0)
         return {name: 100.0 * value for name, value in values.items()}
 
-    def bootstrap(self, *, samples: int, seed: int) -> dict[str, NDArray[np.float64]]:
-        """Metrics (samples,) on bootstrap resamples of the images."""
-        weights = resample_weights(len(self.image_ids), samples=samples, seed=seed)
+    def resampled(self, bootstrap: Bootstrap) -> dict[str, NDArray[np.float64]]:
+        """Metrics (S,) in percent on each of the bootstrap's S resamples of the images."""
+        weights = resample_weights(
+            len(self.image_ids), samples=bootstrap.samples, seed=bootstrap.seed
+        )
         parts = [self.metrics(chunk) for chunk in _chunks(weights)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -263,17 +266,17 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
     }
 
 
-def resample(*statistics: ImageStatistics, samples: int, seed: int) -> Resampled:
+def resample(*statistics: ImageStatistics, bootstrap: Bootstrap) -> Resampled:
     """Metrics of an evaluation, or their means over several (one a training seed).
 
-    Equal ``samples`` and ``seed`` draw the same images, so that results can be compared in pairs.
+    An equal ``bootstrap`` draws the same images, so that results can be compared in pairs.
 
     Raises:
         InputError: they were not measured on the same images.
     """
     _check_images(*statistics)
     points = [table.metrics() for table in statistics]
-    drawn = [table.bootstrap(samples=samples, seed=seed) for table in statistics]
+    drawn = [table.resampled(bootstrap) for table in statistics]
     return Resampled(
         {name: float(np.mean([point[name][0] for point in points])) for name in points[0]},
         {name: np.mean([draw[name] for draw in drawn], axis=0) for name in points[0]},
@@ -281,16 +284,18 @@ def resample(*statistics: ImageStatistics, samples: int, seed: int) -> Resampled
 
 
 def bootstrap_intervals(
-    *statistics: ImageStatistics, samples: int, seed: int, confidence: float
+    *statistics: ImageStatistics, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float]]:
     """Interval of each metric, in percent and within 0..100, from resampled images.
 
     Arguments and errors as :func:`resample`.
     """
-    found = resample(*statistics, samples=samples, seed=seed)
+    found = resample(*statistics, bootstrap=bootstrap)
     intervals = {}
     for name, values in found.samples.items():
-        low, high = centred_interval(values, estimate=found.points[name], confidence=confidence)
+        low, high = centred_interval(
+            values, estimate=found.points[name], confidence=bootstrap.confidence
+        )
         intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
     return intervals
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from possam.datasets.format import Category, ConvertedDataset
 from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
+from possam.evaluation.metrics import PROTOCOL
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.semantic import SemanticEvaluator
@@ -27,16 +28,6 @@ from possam.runtime.files import hash_json, write_json
 RESULT = "evaluation.json"
 SECONDS = "seconds"
 """In the protocol of a timed variant: of each image."""
-
-PROTOCOL = {
-    "pq": "PQ, SQ, RQ as panopticapi: averaged over classes with a segment in ground truth "
-    "or prediction; unmatched predictions mostly on void or crowd are ignored",
-    "pq_class_agnostic": "all classes merged into one before matching",
-    "map": "pycocotools mask AP, IoU 0.50 to 0.95, things only, at most 100 detections an image "
-    "and class",
-    "miou": "mean over classes present in the ground truth; void pixels ignored",
-    "miou_union": "mean over classes present in ground truth or prediction; void pixels ignored",
-}
 
 
 @dataclass
@@ -104,15 +95,10 @@ def make_result(
 
     It depends on data, weights and parameters only: repeating it gives the same file.
     """
-    intervals = bootstrap_intervals(
-        statistics,
-        samples=evaluation.bootstrap_samples,
-        seed=evaluation.bootstrap_seed,
-        confidence=evaluation.confidence,
-    )
+    bootstrap = evaluation.bootstrap
     return {
         "metrics": defined(metrics),
-        "intervals": defined_intervals(intervals),
+        "intervals": defined_intervals(bootstrap_intervals(statistics, bootstrap=bootstrap)),
         "per_class": _per_class(dataset.categories, statistics, evaluators),
         "check": None if check is None else dict(check),
         "protocol": {
@@ -120,9 +106,9 @@ def make_result(
             "dataset": f"{dataset.name} {dataset.split}",
             "dataset_content": dataset.manifest["content"],
             "class_names_hash": hash_json([list(names) for names in dataset.vocabulary]),
-            "interval": f"{100 * evaluation.confidence:g} % bootstrap over images (percentiles, "
-            f"moved by the bootstrap's bias), {evaluation.bootstrap_samples} resamples, "
-            f"seed {evaluation.bootstrap_seed}",
+            "interval": f"{100 * bootstrap.confidence:g} % bootstrap over images (percentiles, "
+            f"moved by the bootstrap's bias), {bootstrap.samples} resamples, "
+            f"seed {bootstrap.seed}",
             **protocol,
         },
     }

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from possam.datasets.catalogue import TRAINABLE
+from possam.evaluation.metrics import EFFICIENCY
 from possam.params.reading import choose
-from possam.params.tables import EFFICIENCY
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
 

@@ -128,7 +128,7 @@ class SeenUnseenParams(FigureParams):
 
     def needs(self, project: Project) -> Needs:
         seeds = project.scale.seeds
-        found = [key for bar in self.bars for key in bar.place.evaluations(seeds)]
+        found = [key for bar in self.bars for key in bar.origin.evaluations(seeds)]
         return Needs(evaluations=tuple(dict.fromkeys(found)), published=(self.published.file,))
 
     def names(self) -> Names:

@@ -1,64 +1,25 @@
 """Tables of ``params/tables.yaml``: rows, columns, controls, and the evaluations behind them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from possam.evaluation.metrics import METRICS, METRICS_OF
+from possam.evaluation.options import Condition
 from possam.params.reading import choose, refuse_twins
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
 
-Condition = Literal["trained", "untrained", "shuffled_names"]
-Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
 CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 EXTERNAL = "external"
 """In a condition's place: predictions of a system that is not trained here."""
 NO_SEED = 0
 """In a seed's place: predictions have none."""
-EFFICIENCY = "efficiency"
-"""What is measured with a clock: it depends on the machine, and is measured alone."""
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block as it stands."""
-
-METRICS_OF: dict[str, dict[str, str]] = {
-    "panoptic": {
-        "pq": "PQ",
-        "sq": "SQ",
-        "rq": "RQ",
-        "pq_things": "PQ_th",
-        "pq_stuff": "PQ_st",
-        "pq_seen": "PQ_seen",
-        "pq_unseen": "PQ_unseen",
-        "pq_class_agnostic": "class-agnostic PQ",
-    },
-    "instance": {"map": "mAP"},
-    "semantic": {
-        "miou": "mIoU (classes in the ground truth)",
-        "miou_union": "mIoU (classes in ground truth or prediction)",
-    },
-    EFFICIENCY: {
-        "fps": "images a second",
-        "trainable_m": "trainable parameters (millions)",
-        "frozen_m": "frozen parameters (millions)",
-        "total_m": "all parameters (millions)",
-    },
-}
-"""Metrics with their printed names, by what a benchmark has to measure; all but those of
-efficiency are in percent."""
-
-PER_IMAGE: frozenset[str] = frozenset(
-    metric for kind in ("panoptic", "instance", "semantic") for metric in METRICS_OF[kind]
-)
-"""Metrics that are counted image by image, so that images can be resampled."""
-
-DECIMALS: dict[str, int] = {"fps": 2}
-"""Decimals that people are shown; the others have one, as in the paper."""
-
-METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in group.items()}
-"""Metrics that a table column can show, with their printed names."""
 
 
 class Evaluation(NamedTuple):
@@ -80,7 +41,7 @@ class Evaluation(NamedTuple):
         return f"{self.run}/seed{self.seed}/{self.benchmark}/{self.condition}"
 
 
-class Place(NamedTuple):
+class Origin(NamedTuple):
     """Where a cell's figures come from: a variant of an evaluation, over all seeds."""
 
     run: str
@@ -108,9 +69,9 @@ class CellParams(Options):
     variant: str = DEFAULT_VARIANT
 
     @property
-    def place(self) -> Place:
+    def origin(self) -> Origin:
         """The trained run's figures."""
-        return Place(self.run, self.benchmark, TRAINED, self.variant)
+        return Origin(self.run, self.benchmark, TRAINED, self.variant)
 
 
 class RowCellParams(Options):
@@ -140,12 +101,12 @@ class RowCellParams(Options):
         return variant
 
     @property
-    def place(self) -> Place:
+    def origin(self) -> Origin:
         """The trained run's figures, or the external system's."""
         if self.external is not None:
-            return Place(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
+            return Origin(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
         assert self.run is not None
-        return Place(self.run, self.benchmark, TRAINED, self.variant)
+        return Origin(self.run, self.benchmark, TRAINED, self.variant)
 
 
 class RowParams(Options):
@@ -189,9 +150,9 @@ class ControlParams(CellParams):
     condition: Condition
 
     @property
-    def control_place(self) -> Place:
-        """The control's own figures; ``place`` is those of the trained run beside it."""
-        return self.place._replace(condition=self.condition)
+    def own_origin(self) -> Origin:
+        """The control's own figures; ``origin`` is those of the trained run beside it."""
+        return self.origin._replace(condition=self.condition)
 
 
 class TableParams(Options):
@@ -215,14 +176,14 @@ class TableParams(Options):
     reference: str | None = None
     agreement: bool = False
 
-    def places(self) -> list[Place]:
+    def origins(self) -> list[Origin]:
         """Everything that the table and its controls show, once each."""
-        cells = [cell.place for row in self.rows for cell in row.cells.values()]
-        return list(dict.fromkeys([*cells, *(c.control_place for c in self.controls)]))
+        cells = [cell.origin for row in self.rows for cell in row.cells.values()]
+        return list(dict.fromkeys([*cells, *(c.own_origin for c in self.controls)]))
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
         """Every evaluation behind the table, once each."""
-        found = (key for place in self.places() for key in place.evaluations(seeds))
+        found = (key for origin in self.origins() for key in origin.evaluations(seeds))
         return list(dict.fromkeys(found))
 
     def showing(self, external: Collection[str]) -> "TableParams":

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from possam.params.tables import EFFICIENCY, EXTERNAL, METRICS_OF
+from possam.evaluation.metrics import EFFICIENCY, METRICS_OF
+from possam.params.tables import EXTERNAL
 
 Card = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ def _introduction(card: Card) -> list[str]:
         )
     units = "All values in percent."
     if any(column["metric"] in METRICS_OF[EFFICIENCY] for column in card["columns"]):
-        units = "FPS is in images a second, parameters in millions, all other values in percent."
+        units = "FPS is in images per second, parameters in millions, all other values in percent."
     lines += [
         f"{units} Reproduced: {value} [{level} bootstrap interval over test "
         "images]; below it the published value and, in brackets, the difference.",

@@ -1,107 +1,154 @@
-"""Part of stage ``table``: the measured rows of a table against each other."""
+"""Stage ``compare``: a table's figures of two checkouts, paired by training seed and image."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from math import isnan
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from possam.evaluation.comparison import paired_differences, rank_agreement
-from possam.evaluation.seeds import load_seeds
-from possam.evaluation.statistics import Resampled, resample
+from possam.evaluation.metrics import PER_IMAGE
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.published import read_published
-from possam.params.tables import PER_IMAGE, ColumnParams, Place, TableParams
-from possam.reporting.measurement import Comparisons
+from possam.params.tables import Origin
+from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_write, read_json
+
+if TYPE_CHECKING:
+    from possam.evaluation.checkout_comparison import Change
+    from possam.evaluation.statistics import ImageStatistics
+
+Cells = dict[str, dict[tuple[str, str], "Change"]]
+"""By metric, and by row and the title of the group of columns."""
 
 
-def compare_rows(project: Project, table: TableParams) -> Comparisons:
-    """Paired differences from the reference row, and agreement with the published order.
+def compare_checkouts(project: Project, name: str, before: Path, *, out: Path | None) -> None:
+    """Print what changed in table ``name`` from the checkout ``before`` to this one, as Markdown.
 
-    The order is that of the reproduced rows: external predictions are no reproduction. Rows are
-    paired column by column where both are measured on one benchmark. Only metrics that
-    are counted image by image can be resampled; the others have neither.
+    Both must hold the table's evaluations for all seeds of this scale, on the same images.
+    External predictions are left out: they are nobody's trainings.
+
+    Args:
+        before: root of the other checkout (where its ``results`` folder lies).
+        out: also write the text here.
+
+    Raises:
+        InputError: no such table or checkout, an evaluation is missing, other images.
     """
-    resampled = _resample(project, table)
-    columns = [column for column in table.columns if column.metric in PER_IMAGE]
-    return Comparisons(
-        differences=_differences(project, table, columns, resampled),
-        agreement=_agreement(project, table, columns, resampled) if table.agreement else {},
+    from possam.reporting.checkout_text import checkout_text
+
+    if not before.is_dir():
+        raise InputError(f"{before}: no such folder; name the root of another checkout")
+    origins = _origins(project, name)
+    layouts = Layout(project, root=before), Layout(project)
+    other_data = {
+        origin.benchmark for origin in origins.values() if len(_data_sets(layouts, origin)) > 1
+    }
+    old, new = (_commits(layout, origins.values()) for layout in layouts)
+    text = checkout_text(
+        _cells(project, name, origins, layouts),
+        table=name,
+        commits=(old, new),
+        other_data=sorted(other_data),
+        scale=project.scale.title,
+        seeds=project.scale.seeds,
+        confidence=project.scale.evaluation.confidence,
     )
+    print(text, end="")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as file:
+            file.write(text)
 
 
-def _resample(project: Project, table: TableParams) -> dict[Place, Resampled]:
-    layout, scale = Layout(project), project.scale
-    found: dict[Place, Resampled] = {}
-    if table.reference is None and not table.agreement:
-        return found
-    for row in table.rows:
-        for group, cell in row.cells.items():
-            shown = {column.metric for column in table.columns if column.group == group}
-            if cell.place in found or not shown & PER_IMAGE:
-                continue
-            folders = [layout.evaluation(*key) for key in cell.place.evaluations(scale.seeds)]
-            tables = load_seeds(folders, cell.place.variant)
-            if "map" not in shown:  # AP costs most of a resample
-                tables = [replace(one, instances=None) for one in tables]
-            found[cell.place] = resample(
-                *tables,
-                samples=scale.evaluation.bootstrap_samples,
-                seed=scale.evaluation.bootstrap_seed,
-            )
+def _origins(project: Project, name: str) -> dict[tuple[str, str], Origin]:
+    """By row and group: what is trained here and counted image by image."""
+    table = project.table(name)
+    origins = {
+        (row.name, group): cell.origin
+        for row in table.rows
+        for group, cell in row.cells.items()
+        if not cell.origin.is_external
+        and PER_IMAGE & {column.metric for column in table.columns if column.group == group}
+    }
+    if not origins:
+        raise InputError(
+            f"{name}: nothing in it is both trained here and counted image by image; "
+            "compare another table"
+        )
+    return origins
+
+
+def _cells(
+    project: Project,
+    name: str,
+    origins: Mapping[tuple[str, str], Origin],
+    layouts: tuple[Layout, Layout],
+) -> Cells:
+    from possam.evaluation.checkout_comparison import compare_trainings
+    from possam.runtime.progress import Progress
+
+    table, scale = project.tables[name], project.scale
+    found: Cells = {}
+    progress = Progress(len(origins), label=f"compare {name}", unit="evaluations")
+    for (row, group), origin in origins.items():
+        columns = [column for column in table.columns if column.group == group]
+        metrics = [column.metric for column in columns if column.metric in PER_IMAGE]
+        old, new = (_statistics(layout, origin, metrics) for layout in layouts)
+        results = compare_trainings(
+            old,
+            new,
+            run=origin.run,
+            benchmark=origin.benchmark,
+            bootstrap=scale.evaluation.bootstrap,
+        )
+        for metric in metrics:
+            if metric in results:
+                found.setdefault(metric, {})[row, table.groups[group]] = results[metric]
+        progress.update()
+    progress.close()
     return found
 
 
-def _differences(
-    project: Project,
-    table: TableParams,
-    columns: Sequence[ColumnParams],
-    resampled: dict[Place, Resampled],
-) -> dict[str, dict[str, dict[str, float]]]:
-    confidence = project.scale.evaluation.confidence
-    reference = next((row for row in table.rows if row.name == table.reference), None)
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    if reference is None:
-        return result
-    for row in table.rows:
-        if row is reference:
-            continue
-        for group, cell in row.cells.items():
-            other = reference.cells.get(group)
-            if other is None or other.benchmark != cell.benchmark:
-                continue
-            found = paired_differences(
-                resampled[cell.place], resampled[other.place], confidence=confidence
-            )
-            for column in columns:
-                difference = found.get(column.metric)
-                if column.group != group or difference is None or isnan(difference.value):
-                    continue  # external predictions do not give every metric
-                result.setdefault(row.name, {})[column.key] = asdict(difference)
-    return result
+def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
+    """Hashes of the converted data sets behind both checkouts' evaluations, which must be there.
+
+    Another version of the conversion may write other bytes of the same labels: they need not agree.
+    """
+    from possam.evaluation.summary import RESULT
+
+    contents = set()
+    for layout in layouts:
+        for key in origin.evaluations(layout.project.scale.seeds):
+            file = layout.evaluation(*key) / RESULT
+            if not file.is_file():
+                target = file.relative_to(layout.root)
+                raise InputError(
+                    f"{file}: no such evaluation; make it in {layout.root.resolve()} "
+                    f"(with the same seeds): snakemake {target}"
+                )
+            evaluation = read_json(file)
+            if origin.variant not in evaluation["variants"]:
+                raise InputError(f"{file}: has no variant {origin.variant!r}; evaluate it again")
+            contents.add(evaluation["inputs"]["dataset"])
+    return contents
 
 
-def _agreement(
-    project: Project,
-    table: TableParams,
-    columns: Sequence[ColumnParams],
-    resampled: dict[Place, Resampled],
-) -> dict[str, dict[str, float]]:
-    published = read_published(project.folder / "published" / table.published, table)
-    result = {}
-    for column in columns:
-        rows = [
-            row
-            for row in table.rows
-            if column.group in row.cells
-            and not row.is_external
-            and column.key in published[row.name].values
-        ]
-        found = rank_agreement(
-            [published[row.name].values[column.key] for row in rows],
-            [resampled[row.cells[column.group].place] for row in rows],
-            column.metric,
-            confidence=project.scale.evaluation.confidence,
-        )
-        if found is not None:
-            result[column.key] = asdict(found)
-    return result
+def _commits(layout: Layout, origins: Iterable[Origin]) -> str:
+    """Commits of the evaluations' code, as their provenance has them."""
+    found = set()
+    for origin in origins:
+        for key in origin.evaluations(layout.project.scale.seeds):
+            git = read_json(layout.evaluation(*key) / "provenance.json")["git"]
+            found.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
+    return ", ".join(sorted(found))
+
+
+def _statistics(
+    layout: Layout, origin: Origin, metrics: Sequence[str]
+) -> Mapping[int, "ImageStatistics"]:
+    from possam.evaluation.seeds import load_seeds
+
+    keys = origin.evaluations(layout.project.scale.seeds)
+    tables = load_seeds([layout.evaluation(*key) for key in keys], origin.variant)
+    if "map" not in metrics:  # AP costs most of a resample
+        tables = [replace(one, instances=None) for one in tables]
+    return {key.seed: one for key, one in zip(keys, tables, strict=True)}

@@ -14,7 +14,6 @@ from possam.params.project import Project
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json, sha256_file, write_json
 from possam.stages.common import check_device, code_identity, finished_run, set_up_process
-from possam.stages.table import measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,6 +93,7 @@ def _subtitle(project: Project) -> str:
 def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
     from possam.params.published import read_columns
     from possam.reporting.figures.bars import SUBSETS, Value, draw_bars
+    from possam.reporting.measurement import measure
 
     path = project.folder / "published" / params.published.file
     columns = {"seen": params.published.seen, "unseen": params.published.unseen}
@@ -104,7 +104,7 @@ def _seen_unseen(project: Project, params: SeenUnseenParams) -> _Drawing:
     measured: dict[str, dict[str, Value]] = {}
     evaluations = []
     for bar in params.bars:
-        found = measure(project, bar.place)
+        found = measure(project, bar.origin)
         if found is None:
             raise InputError(
                 f"run {bar.run!r} on {bar.benchmark!r}: no evaluation at scale {project.name}; "

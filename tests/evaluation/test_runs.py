@@ -152,7 +152,7 @@ def test_noise_is_read_alike(kind: int, top: int, dtype: type[np.unsignedinteger
 @pytest.mark.parametrize("kind", range(5), ids=FILTERS)
 @pytest.mark.parametrize("shape", [(60, 500), (60, 167, 3), (3, 33), (1, 1), (2, 1, 3)])
 def test_flat_maps_with_one_object(kind: int, shape: tuple[int, ...]) -> None:
-    """Long stretches of zeros are passed eight and thirty-two bytes at a time."""
+    """Long stretches of zeros are passed eight bytes at a time."""
     pixels = np.full(shape, 7, np.uint8)
     pixels[shape[0] // 3 : 2 * shape[0] // 3, shape[1] // 4 : shape[1] // 2] = 9
     assert_runs(

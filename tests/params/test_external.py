@@ -11,7 +11,7 @@ import yaml
 from possam.evaluation.reader import CATEGORY_IDS
 from possam.params.external import ExternalParams
 from possam.params.project import Project
-from possam.params.tables import Evaluation, Place
+from possam.params.tables import Evaluation, Origin
 from possam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,10 +72,10 @@ def test_numberings_are_those_that_predictions_are_read_with() -> None:
 def test_a_cell_shows_a_system_without_seeds(write: Callable) -> None:
     project = Project("smoke", folder=write(lambda entries, row: None))
     (row,) = (row for row in project.tables["table1"].rows if row.name == "ODISE")
-    place = row.cells["coco_ade"].place
-    assert place == Place("odise", "ade20k", "external", "default")
-    assert place.evaluations((3, 4)) == [Evaluation("odise", 0, "ade20k", "external")]
-    assert row.source == "external" and place in project.tables["table1"].places()
+    origin = row.cells["coco_ade"].origin
+    assert origin == Origin("odise", "ade20k", "external", "default")
+    assert origin.evaluations((3, 4)) == [Evaluation("odise", 0, "ade20k", "external")]
+    assert row.source == "external" and origin in project.tables["table1"].origins()
     sources = {row.source for row in project.tables["table1"].rows}
     assert sources == {"published", "reproduced", "external"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from possam.evaluation.metrics import METRICS
 from possam.params.project import Project
-from possam.params.tables import METRICS
 from possam.reporting.measurement import Comparisons
 from possam.reporting.table_tex import escape
 from possam.reporting.tables import print_table
@@ -86,7 +86,7 @@ def test_arithmetic_finds_the_slip_of_table_4_and_no_other(tmp_path: Path) -> No
 def test_speed_and_sizes_have_their_own_units(tmp_path: Path) -> None:
     rows, text, tex, card = make_table(tmp_path, "table8")
     fps, frozen = (10.0 + list(METRICS).index(name) for name in ("fps", "frozen_m"))
-    assert "FPS is in images a second, parameters in millions" in text
+    assert "FPS is in images per second, parameters in millions" in text
     assert f"**{fps:.2f} [{fps - 1:.2f}, {fps + 2:.2f}]**" in text
     assert f"**{frozen:.1f}**<br>published 441.4" in text, "counted, not measured: no interval"
     assert rf"\textbf{{{fps:.2f}}}" in tex

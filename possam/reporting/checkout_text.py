@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from possam.evaluation.comparison import Difference
-from possam.evaluation.retraining import Retrained, has_seeds, mean_change
-from possam.params.tables import DECIMALS, METRICS
+from possam.evaluation.checkout_comparison import Change, has_seeds, mean_change
+from possam.evaluation.metrics import DECIMALS, METRICS
+from possam.evaluation.row_comparison import Difference
 from possam.reporting.table_text import markdown_table
 
 
-def study_text(
-    cells: Mapping[str, Mapping[tuple[str, str], Retrained]],
+def checkout_text(
+    cells: Mapping[str, Mapping[tuple[str, str], Change]],
     *,
     table: str,
     commits: tuple[str, str],
@@ -50,7 +50,7 @@ def study_text(
             "",
         ]
     for metric, found in cells.items():
-        places = DECIMALS.get(metric, 1)
+        places = DECIMALS[metric]
         rows = [
             _row(row, group, [result], confidence, places) for (row, group), result in found.items()
         ]
@@ -61,7 +61,7 @@ def study_text(
 
 
 def _row(
-    row: str, group: str, results: Sequence[Retrained], confidence: float, places: int
+    row: str, group: str, results: Sequence[Change], confidence: float, places: int
 ) -> list[str]:
     before, after = (
         sum(getattr(each, when) for each in results) / len(results) for when in ("before", "after")

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from possam.evaluation.comparison import Difference
+from possam.evaluation.options import Bootstrap
+from possam.evaluation.row_comparison import Difference
 from possam.evaluation.statistics import ImageStatistics, resample
 from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrained:
+class Change:
     """One metric of one run on one benchmark, by two versions, in percent.
 
     Attributes:
@@ -39,19 +40,18 @@ class Retrained:
     resampled: NDArray[np.float64]
 
 
-def compare_versions(
+def compare_trainings(
     before: Mapping[int, ImageStatistics],
     after: Mapping[int, ImageStatistics],
     *,
     run: str,
     benchmark: str,
-    samples: int,
-    seed: int,
-) -> dict[str, Retrained]:
+    bootstrap: Bootstrap,
+) -> dict[str, Change]:
     """Each metric that both versions have, of one run's evaluations by training seed.
 
     Args:
-        samples, seed: of the bootstrap; the same images are drawn for all evaluations.
+        bootstrap: draws the same images for all evaluations.
 
     Raises:
         InputError: other seeds or other images.
@@ -64,10 +64,10 @@ def compare_versions(
         if first.image_ids != second.image_ids:
             raise InputError("evaluations before and after have different images")
     points = [(first.metrics(), second.metrics()) for first, second in pairs]
-    old = resample(*(first for first, _ in pairs), samples=samples, seed=seed)
-    new = resample(*(second for _, second in pairs), samples=samples, seed=seed)
+    old = resample(*(first for first, _ in pairs), bootstrap=bootstrap)
+    new = resample(*(second for _, second in pairs), bootstrap=bootstrap)
     return {
-        name: Retrained(
+        name: Change(
             run=run,
             benchmark=benchmark,
             before=old.points[name],
@@ -80,7 +80,7 @@ def compare_versions(
     }
 
 
-def mean_change(results: Sequence[Retrained], *, confidence: float) -> Difference:
+def mean_change(results: Sequence[Change], *, confidence: float) -> Difference:
     """The mean over ``results`` (one is enough) of what changed, with its interval.
 
     Results on one benchmark move together with its images, those of one run with its trainings;
@@ -120,6 +120,6 @@ def _grouped(
     return groups.values()
 
 
-def has_seeds(results: Sequence[Retrained]) -> bool:
+def has_seeds(results: Sequence[Change]) -> bool:
     """Can the spread of trainings be told: is there more than one seed of each?"""
     return all(len(each.by_seed) > 1 for each in results)
