@@ -95,11 +95,11 @@ def predict(
 ) -> None:
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
     from possam.model.encoders.text import embed_vocabulary
-    from possam.reporting.photographs import parse_words, predict_image, read_photograph
+    from possam.reporting.photographs import parse_words, read_photograph, segment_photograph
 
     check_device(device)
     set_up_process(project)
-    # Bad words or a bad photograph are told before any weights are loaded.
+    # Bad words or a bad photograph are reported before any weights are loaded.
     parse_words(words)
     read_photograph(image)
     vocabulary: list[tuple[str, ...]] = []
@@ -116,7 +116,7 @@ def predict(
         embed = embed_vocabulary
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
-    result = predict_image(
+    result = segment_photograph(
         image=image,
         words=words,
         stuff=stuff,
