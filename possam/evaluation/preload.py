@@ -1,6 +1,6 @@
-"""For the fork server of scoring alone: importing this makes workers ready.
+"""What scoring's fork server imports, so that its workers start with the compiled loops loaded.
 
-Loading the compiled loops takes most of a second. What the server has loaded, its children have.
+Loading them takes most of a second.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""Predictions of any origin, read and checked: COCO's panoptic format, and label PNGs.
+"""Predictions of any system, read and checked: COCO's panoptic format, and label PNGs.
 
-A panoptic prediction is one JSON and one PNG an image, with ids R + 256 G + 65536 B.
+A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65536 B.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from possam.runtime.memory import no_collection
 
 CATEGORY_IDS = ("contiguous", "upstream")
 VOID_LABELS = {8: 255, 16: 65535}
-"""In label PNGs, by their bits."""
+"""The value for no class in label PNGs of 8 and 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticFormat:
-    """How to read one image's prediction, apart from the JSON's entries: small, and picklable.
+    """How to read an image's prediction, given its entry of the JSON: small, and picklable.
 
     Attributes:
         json, folder: the predictions' JSON (for messages) and the folder of its PNGs.
@@ -44,8 +44,8 @@ class PanopticFormat:
         """The map of one image, as runs of ids, and id -> class index.
 
         Args:
-            record: the image; its ``segments`` are not looked at.
-            annotation: the JSON's entry of it.
+            record: the image; its ``segments`` are not used.
+            annotation: its entry of the JSON.
 
         Raises:
             InputError: anything malformed or inconsistent, with file, field and remedy.
@@ -88,7 +88,7 @@ class PanopticFormat:
 
 
 class PredictionReader:
-    """Reads panoptic predictions of any origin and checks them against a data set.
+    """Reads panoptic predictions of any system and checks them against a data set.
 
     Args:
         json: the predictions' JSON file.
@@ -130,7 +130,7 @@ class PredictionReader:
             image_id = annotation["image_id"]
             if image_id in self._annotations:
                 raise InputError(
-                    f"{where}: image_id: {image_id} occurs twice; keep one prediction an image"
+                    f"{where}: image_id: {image_id} occurs twice; keep one prediction per image"
                 )
             self._annotations[image_id] = annotation
         missing = [record.id for record in dataset.images if record.id not in self._annotations]
@@ -176,7 +176,7 @@ class PredictionReader:
         return result
 
     def annotation(self, image_id: int) -> dict[str, Any]:
-        """The JSON's entry of one image of the data set, its segments not checked yet."""
+        """The entry of one image in the JSON; its segments are not checked yet."""
         return self._annotations[image_id]
 
     def read(self, record: ImageRecord) -> tuple[Runs, dict[int, int]]:

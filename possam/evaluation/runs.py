@@ -1,7 +1,7 @@
-"""Label maps as runs of equal pixels, read from PNGs without ever drawing them.
+"""Label maps as runs of equal pixels, read from PNGs without building the pixels.
 
-A map of an image has some thousand runs and some hundred thousand pixels; whatever is counted over
-pixels can be counted over runs. An inflated PNG is mostly zeros too, so that even undoing its row
+A map has some thousand runs and some hundred thousand pixels; all counts of pixels can be taken
+over runs. An inflated PNG is mostly zeros too, so that even undoing its row
 filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
@@ -52,10 +52,10 @@ class Pairs(NamedTuple):
 
 @functools.cache
 def _kernels() -> Any:
-    """The compiled loops, when they are first needed: importing numba takes half a second.
+    """The compiled loops, imported at their first use: importing numba takes half a second.
 
     Raises:
-        PossamError: nowhere to keep them.
+        PossamError: no folder to keep them in.
     """
     with importing_loops():
         from possam.evaluation import kernels
@@ -81,7 +81,7 @@ def array_runs(pixels: NDArray[np.integer]) -> Runs:
 
 
 def file_runs(path: Path, *, colour: bool) -> Runs | None:
-    """The runs of a sound, plain PNG; None for everything else, which other readers judge.
+    """The runs of a sound, plain PNG; None for anything else, which is left to other readers.
 
     Args:
         colour: 8-bit RGB, with values R + 256 G + 65536 B; else 8 or 16 bits of grey.
@@ -97,7 +97,7 @@ def file_runs(path: Path, *, colour: bool) -> Runs | None:
 
 
 def _decode(found: InflatedMap) -> Runs | None:
-    """None: a row has a filter that PNG does not know."""
+    """The runs of an inflated PNG; None if a row has a filter that PNG does not define."""
     size = found.pixel_bytes
     stored = np.frombuffer(found.rows, np.uint8).reshape(found.height, -1)
     unfiltered = stored[:, 0] == 0
@@ -145,7 +145,7 @@ def warm_up() -> None:
     """Load the compiled loops (or compile them) by reading and counting a map of one pixel.
 
     Raises:
-        PossamError: nowhere to keep them.
+        PossamError: no folder to keep them in.
     """
     found = inflate_map(encode_map(np.zeros((1, 1), np.uint8)))
     runs = None if found is None else _decode(found)

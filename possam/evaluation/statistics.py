@@ -1,13 +1,13 @@
-"""Per-image statistics of one evaluation, and what a bootstrap over images makes of them.
+"""Per-image statistics of one evaluation, and a bootstrap over its images.
 
 All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
 each image was drawn) and its totals are matrix products: no image is visited twice. The resamples
-are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy itself would evaluate
-the metric resample by resample, which is far slower.
+are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy evaluates the metric
+resample by resample, which is far slower.
 
-Resampling biases some metrics: an image drawn twice raises AP (its detections tie), a rare class
-that is not drawn leaves a mean. Intervals are therefore percentile intervals moved by the bias that
-the bootstrap itself estimates, so that they lie around the measured value.
+Resampling biases some metrics: an image that is drawn twice raises AP (its detections tie), and a
+rare class that is not drawn drops out of a mean. Intervals are therefore percentile intervals,
+shifted by the bias that the bootstrap estimates, so that they lie around the measured value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def resample_weights(images: int, *, samples: int, seed: int) -> Weights:
 def centred_interval(
     values: NDArray[np.float64], *, estimate: float, confidence: float
 ) -> tuple[float, float]:
-    """Equal-tailed interval of the resampled values (S,), moved so that their mean is ``estimate``.
+    """Equal-tailed interval of resampled values (S,), shifted so that their mean is ``estimate``.
 
     Undefined (NaN) values are left out.
     """
@@ -92,7 +92,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Everything that the metrics of one evaluation are made of.
+    """Everything that the metrics of one evaluation are computed from.
 
     Attributes:
         image_ids: I images, the order of all rows.
@@ -146,7 +146,7 @@ class ImageStatistics:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def save(self, directory: Path) -> None:
-        """Write one row an image and class that occurs, and the matches that AP is made of."""
+        """Write one row per image and class that occurs, and the matches behind AP."""
         frame = pd.concat([self._class_rows(), self._agnostic_rows()], ignore_index=True)
         with atomic_path(directory / IMAGE_FILE) as path:
             frame.to_parquet(path, index=False)
@@ -267,7 +267,7 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
 
 
 def resample(*statistics: ImageStatistics, bootstrap: Bootstrap) -> Resampled:
-    """Metrics of an evaluation, or their means over several (one a training seed).
+    """Metrics of an evaluation, or their means over several (one per training seed).
 
     An equal ``bootstrap`` draws the same images, so that results can be compared in pairs.
 

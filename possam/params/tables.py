@@ -15,15 +15,15 @@ from possam.runtime.options import Options
 CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 EXTERNAL = "external"
-"""In a condition's place: predictions of a system that is not trained here."""
+"""The condition of predictions of a system that is not trained here."""
 NO_SEED = 0
-"""In a seed's place: predictions have none."""
+"""The seed of external predictions, which have none."""
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block as it stands."""
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation file is of; ``run`` may be a system of ``external.yaml``."""
+    """Key of one evaluation file; ``run`` may be a system of ``external.yaml``."""
 
     run: str
     seed: int
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
     @property
     def is_external(self) -> bool:
-        """Are predictions from elsewhere evaluated, without a training here?"""
+        """Whether predictions of another system are evaluated, without a training here."""
         return self.condition == EXTERNAL
 
     @property
@@ -51,11 +51,11 @@ class Origin(NamedTuple):
 
     @property
     def is_external(self) -> bool:
-        """Are predictions from elsewhere evaluated, without a training here?"""
+        """Whether predictions of another system are evaluated, without a training here."""
         return self.condition == EXTERNAL
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
-        """The evaluations behind it, one a seed; of external predictions a single one."""
+        """The evaluations behind it, one per seed; a single one of external predictions."""
         if self.is_external:
             seeds = (NO_SEED,)
         return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
@@ -110,11 +110,11 @@ class RowCellParams(Options):
 
 
 class RowParams(Options):
-    """One row: its published name, and what its figures are measured on (none: published only).
+    """One row: its published name, and its cells by column group (none: published values only).
 
     Attributes:
-        published: has the published file a line for it? Only a row of external predictions may
-            have none.
+        published: whether the published file has a line for it; only a row of external
+            predictions may have none.
     """
 
     name: str
@@ -130,7 +130,7 @@ class RowParams(Options):
 
     @property
     def is_external(self) -> bool:
-        """Are its figures of external predictions?"""
+        """Whether its figures are of external predictions."""
         return any(cell.external is not None for cell in self.cells.values())
 
 
@@ -159,7 +159,7 @@ class TableParams(Options):
     """One table of the paper.
 
     Attributes:
-        published: file in ``params/published`` with a line a row.
+        published: file in ``params/published`` with a line per row.
         labels: text columns of that file (key: title) that say what a row is.
         groups: column groups (key: title); a row's cells say where each group is measured.
         reference: the row that all other reproduced rows are compared with, in pairs.
@@ -187,9 +187,9 @@ class TableParams(Options):
         return list(dict.fromkeys(found))
 
     def showing(self, external: Collection[str]) -> "TableParams":
-        """The table with the cells of these external systems alone.
+        """The table without the cells of other external systems.
 
-        A row that was never published goes with the last of its cells.
+        A row that was never published and has no cell left is dropped.
         """
         rows = []
         for row in self.rows:
@@ -273,6 +273,6 @@ def _check_sources(row: RowParams, source: str, key: str) -> None:
         )
     if not row.published and not row.is_external:
         raise InputError(
-            f"{source}: {key}.published: false is for rows of external predictions alone; remove "
+            f"{source}: {key}.published: false is only for rows of external predictions; remove "
             "it, and write the row's line into the published file"
         )

@@ -1,4 +1,4 @@
-"""What changed between two versions of a table, as Markdown."""
+"""How a table differs from that of another checkout, as Markdown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ def checkout_text(
     seeds: Sequence[int],
     confidence: float,
 ) -> str:
-    """One Markdown table a metric: each row's figures, and the mean over all of them.
+    """One Markdown table per metric: the figures of each row, and the mean over all rows.
 
     Args:
         cells: by metric, and by row and title of its group of columns.
@@ -38,8 +38,8 @@ def checkout_text(
         + (
             "of other test images and other seeds, both paired."
             if has_seeds(results)
-            else "of other test images alone, paired: with one seed, what another training would "
-            "do is not in them."
+            else "of other test images only, paired: with one seed they do not cover what another "
+            "training would give."
         ),
         "",
     ]

@@ -34,7 +34,7 @@ SUPPLEMENT = ("pq_things", "pq_stuff", "pq_seen", "pq_unseen", "pq_class_agnosti
 
 @dataclass(frozen=True)
 class _Source:
-    """Measurements with errors that say what to do."""
+    """Finds measurements; its errors say how to make those that are missing."""
 
     project: Project
     table: str
@@ -71,7 +71,7 @@ class _Source:
         return found
 
     def cell(self, origin: Origin, name: str) -> dict[str, Any]:
-        """As :meth:`metric`; of what external predictions do not give, ``missing``: the reason."""
+        """As :meth:`metric`; ``missing``, the reason, where external predictions do not give it."""
         found = self.find(origin)
         if not origin.is_external or found.get(name) is not None:
             return self.metric(origin, name)
@@ -107,12 +107,12 @@ def build_table(
     """Write a table as CSV (for machines), Markdown (for people), TeX (for papers) and a card.
 
     Args:
-        measurements: what the table and its controls show, by where it was measured.
+        measurements: what the table and its controls show, by origin.
         comparisons: of its rows with each other.
         out: the CSV; the others lie beside it, as ``.md``, ``.tex`` and ``.json``.
 
     Returns:
-        The card: everything that the other files show, unrounded, and where it is from.
+        The card: everything that the other files show, unrounded, with its provenance.
 
     Raises:
         InputError: an unknown table, a published file that does not fit, or a missing evaluation
@@ -220,9 +220,9 @@ def _variant(origin: Origin) -> str:
 
 
 def _run(origin: Origin, source: _Source) -> dict[str, Any]:
-    """What is behind one group of columns, with the metrics that the table does not show.
+    """The results behind one group of columns, with the metrics that the table does not show.
 
-    Identities and checks are lists, one entry a seed.
+    Identities and checks are lists with one entry per seed.
     """
     found = source.find(origin)
     return {
@@ -241,7 +241,7 @@ def _run(origin: Origin, source: _Source) -> dict[str, Any]:
 
 
 def _control(control: ControlParams, table: TableParams, source: _Source) -> dict[str, Any]:
-    """A control and, for comparison, the trained run on the same benchmark where it is known."""
+    """A control and, where it was measured, the trained run on the same benchmark."""
     metrics: dict[str, ColumnParams] = {}
     for column in table.columns:
         metrics.setdefault(column.metric, column)
@@ -284,7 +284,7 @@ def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def csv_text(card: Mapping[str, Any]) -> str:
-    """The CSV: published values as printed, measured ones with four decimals; empty: there is none.
+    """The CSV: published values as printed, measured ones with four decimals, else empty.
 
     ``_std`` is over seeds, empty with one seed; ``_difference`` is to the published value,
     ``_versus`` to the table's reference row; hashes of several seeds are joined by a space.

@@ -194,7 +194,7 @@ def _training_curves(project: Project, params: TrainingCurvesParams) -> _Drawing
             }
         )
     note = (
-        f"Every run of {', '.join(params.tables)}, one line a seed "
+        f"Every run of {', '.join(params.tables)}, one line per seed "
         f"({', '.join(map(str, project.scale.seeds))}). Values are means over the iterations since "
         "the last logged one. Terms are unweighted and summed over all decoder outputs; the total "
         "weighs them as the run's loss parameters say."

@@ -18,7 +18,7 @@ def score_predictions(
     category_ids: str,
     workers: int | None,
 ) -> None:
-    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON; of label PNGs mIoU alone).
+    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON), or only mIoU (label PNGs).
 
     The bootstrap's settings are those of ``project``'s scale.
 

@@ -251,7 +251,7 @@ def test_rows_of_predictions_in_every_file(project: Project, capsys: Any) -> Non
     assert empty.count("\n- ") == 5 and "Ours" not in empty
     ranks = text[text.index("## Agreement") :]
     assert "| pq |" in ranks and "| 3 |\n" in ranks, "three reproduced rows"
-    assert "Left out, as external: Theirs, Labels." in ranks
+    assert "Left out because external: Theirs, Labels." in ranks
     assert "another system made" in text and "predictions of `theirs`" in text
     card = read_json("results/smoke/table1.json")
     assert card["agreement"]["pq"]["rows"] == 3

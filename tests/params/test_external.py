@@ -197,5 +197,5 @@ def test_label_maps_need_a_benchmark_of_miou(write: Callable) -> None:
     data = yaml.safe_load(benchmarks.read_text())
     data["coco"]["metrics"] = ["panoptic"]
     benchmarks.write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError, match=r"odise\.predictions\.coco: label PNGs give mIoU alone"):
+    with pytest.raises(InputError, match=r"odise\.predictions\.coco: label PNGs only give mIoU"):
         Project("smoke", folder=folder)

@@ -58,7 +58,7 @@ def test_a_reference_row_is_compared_with(tmp_path: Path) -> None:
     assert rows[0]["miou_versus"] == rows[1]["pq_versus"] == rows[4]["pq_versus"] == ""
     section = text[text.index("## Against + MASE (full model)") :]
     assert "| Bare model | **-3.0 [-4.5, -1.2]** |  |  | +0.5 [-0.5, +1.5] |  |" in section
-    assert "own chance is not in it" in section
+    assert "does not cover chance in training." in section
     assert "| PQ | +0.60 [+0.20, +1.00] | 5 |" in section
     assert card["agreement"]["pq"]["tau"] == 0.6 and card["reference"] == "+ MASE (full model)"
 
