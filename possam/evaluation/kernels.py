@@ -1,4 +1,4 @@
-"""Compiled loops over label maps; :mod:`possam.evaluation.runs` wraps them.
+"""Compiled loops over label maps; :mod:`possam.evaluation.run_lengths` wraps them.
 
 numba compiles each loop when it is first called and keeps the result beside this file (or in the
 user's cache, where this folder cannot be written).
@@ -69,7 +69,8 @@ def decode_rows(
         data: uint8, of each row the number of its filter, 1 to 4, and W * ``size`` filtered bytes;
             words: the same as uint64 (the last few bytes left out).
         size: bytes of a pixel, 1 to 3.
-        rows (H+1,), starts, values (H*W,): written; see :class:`possam.evaluation.runs.Runs`.
+        rows (H+1,), starts, values (H*W,): written, see
+            :class:`possam.evaluation.run_lengths.RunLengths`.
 
     Returns:
         The number of runs; -1 for a filter that PNG does not have.

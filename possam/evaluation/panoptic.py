@@ -122,7 +122,7 @@ def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer
     """(target id, predicted id, pixels) of all pairs of ids that share a pixel, ascending.
 
     For maps in memory, where a model takes far longer. The compiled loops of
-    :func:`possam.evaluation.runs.count_run_pairs` would take most of a second to load.
+    :func:`possam.evaluation.run_lengths.count_shared_pixels` would take most of a second to load.
 
     Args:
         target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.

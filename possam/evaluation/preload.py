@@ -6,7 +6,7 @@ Loading them takes most of a second.
 import contextlib
 
 from possam.evaluation import score  # noqa: F401
-from possam.evaluation.runs import warm_up
+from possam.evaluation.run_lengths import warm_up
 from possam.runtime.errors import PossamError
 
 with contextlib.suppress(PossamError):  # the first image will raise it, where it can be caught

@@ -12,7 +12,7 @@ from possam.datasets.pixels import void_value
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
-from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
+from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.runtime.errors import InputError
@@ -174,32 +174,32 @@ class _Job:
         else:
             found, classes = self.predicted.read(record)
         if evaluators.panoptic is not None:
-            shared = count_run_pairs(self._segment_ids(record), found)
+            shared = count_shared_pixels(self._segment_ids(record), found)
             pairs = list(zip(*(part.tolist() for part in shared), strict=True))
             evaluators.panoptic.update_pairs(record.id, pairs, classes, image.truth)
         if evaluators.semantic is not None:
-            shared = count_run_pairs(self._labels(record), found)
+            shared = count_shared_pixels(self._labels(record), found)
             named = [classes.get(value, -1) for value in shared.second.tolist()]
             truth = np.where(shared.first < len(self.dataset.categories), shared.first, -1)
             evaluators.semantic.update_pairs(
                 record.id, np.array(named, np.int64), truth, shared.pixels
             )
 
-    def _segment_ids(self, record: ImageRecord) -> Runs:
-        ids = file_runs(record.panoptic, colour=True)
+    def _segment_ids(self, record: ImageRecord) -> RunLengths:
+        ids = encode_file(record.panoptic, colour=True)
         if ids is None or ids.shape != (record.height, record.width):
-            ids = array_runs(replace(self.dataset, images=(record,)).panoptic(0))
+            ids = encode_array(replace(self.dataset, images=(record,)).panoptic(0))
         return ids
 
-    def _labels(self, record: ImageRecord) -> Runs:
+    def _labels(self, record: ImageRecord) -> RunLengths:
         """Class indices; void is a value above them."""
-        labels, classes = file_runs(record.semantic, colour=False), len(self.dataset.categories)
+        labels, classes = encode_file(record.semantic, colour=False), len(self.dataset.categories)
         sound = labels is not None and labels.shape == (record.height, record.width)
         if labels is not None and sound:
             strange = (labels.values >= classes) & (labels.values != void_value(classes))
             sound = not strange.any()
         if labels is None or not sound:
-            labels = array_runs(replace(self.dataset, images=(record,)).semantic(0))
+            labels = encode_array(replace(self.dataset, images=(record,)).semantic(0))
         return labels
 
 

@@ -1,7 +1,7 @@
 """One variant of several evaluations that differ by the training's seed: mean, spread, interval."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,17 @@ def _timed_intervals(
     return {"fps": interval, **{name: (value, value) for name, value in counted.items()}}
 
 
-def load_seeds(folders: Sequence[Path], variant: str) -> list[ImageStatistics]:
-    """Per-image statistics of ``variant`` in each evaluation folder (one per seed)."""
+def load_seeds(folders: Sequence[Path], variant: str, *, ap: bool = True) -> list[ImageStatistics]:
+    """Per-image statistics of ``variant`` in each evaluation folder (one per seed).
+
+    Without ``ap`` they lack the instances, which take most of the time of a resample.
+    """
     tables = []
     for folder in folders:
         classes = _result(folder, variant)["per_class"]
         flags = {key: [row[key] for row in classes] for key in ("thing", "seen")}
-        tables.append(
-            ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
-        )
+        found = ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
+        tables.append(found if ap else replace(found, instances=None))
     return tables
 
 

@@ -31,7 +31,7 @@ IMAGE_FILE, MATCH_FILE = "per_image.parquet", "instance_matches.parquet"
 CLASS_AGNOSTIC = -1
 """Class number of the rows of class-agnostic counts in ``per_image.parquet``."""
 
-_PANOPTIC = ("tp", "fp", "fn", "iou_sum")
+_PANOPTIC = {"tp": np.int64, "fp": np.int64, "fn": np.int64, "iou_sum": np.float64}
 _SEMANTIC = ("intersection", "predicted", "target")
 _CHUNK = 100
 
@@ -223,18 +223,9 @@ class ImageStatistics:
 
         panoptic = merged = semantic = instances = None
         if "tp" in frame:
-            panoptic = PanopticCounts(
-                tp=table("tp", np.int64),
-                fp=table("fp", np.int64),
-                fn=table("fn", np.int64),
-                iou=table("iou_sum", np.float64),
-            )
-            columns = {name: agnostic[name].to_numpy()[:, None] for name in _PANOPTIC}
+            panoptic = PanopticCounts(*(table(*column) for column in _PANOPTIC.items()))
             merged = PanopticCounts(
-                tp=columns["tp"].astype(np.int64),
-                fp=columns["fp"].astype(np.int64),
-                fn=columns["fn"].astype(np.int64),
-                iou=columns["iou_sum"],
+                *(agnostic[name].to_numpy(dtype)[:, None] for name, dtype in _PANOPTIC.items())
             )
         if "intersection" in frame:
             semantic = SemanticCounts(*(table(name, np.int64) for name in _SEMANTIC))

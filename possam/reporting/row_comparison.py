@@ -1,7 +1,7 @@
 """Part of stage ``table``: the measured rows of a table against each other."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import isnan
 
 from possam.evaluation.metrics import PER_IMAGE
@@ -41,9 +41,7 @@ def _resample(project: Project, table: TableParams) -> dict[Origin, Resampled]:
             if cell.origin in found or not shown & PER_IMAGE:
                 continue
             folders = [layout.evaluation(*key) for key in cell.origin.evaluations(scale.seeds)]
-            tables = load_seeds(folders, cell.origin.variant)
-            if "map" not in shown:  # AP costs most of a resample
-                tables = [replace(one, instances=None) for one in tables]
+            tables = load_seeds(folders, cell.origin.variant, ap="map" in shown)
             found[cell.origin] = resample(*tables, bootstrap=scale.evaluation.bootstrap)
     return found
 

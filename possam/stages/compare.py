@@ -1,7 +1,6 @@
 """Stage ``compare``: a table's figures of two checkouts, paired by training seed and image."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +147,6 @@ def _statistics(
     from possam.evaluation.seeds import load_seeds
 
     keys = origin.evaluations(layout.project.scale.seeds)
-    tables = load_seeds([layout.evaluation(*key) for key in keys], origin.variant)
-    if "map" not in metrics:  # AP costs most of a resample
-        tables = [replace(one, instances=None) for one in tables]
+    folders = [layout.evaluation(*key) for key in keys]
+    tables = load_seeds(folders, origin.variant, ap="map" in metrics)
     return {key.seed: one for key, one in zip(keys, tables, strict=True)}

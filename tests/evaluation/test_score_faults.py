@@ -107,7 +107,7 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "annotation that is no object": (
         lambda c: c["annotations"].insert(0, 7),
-        "predictions.json: annotations[0]: image_id: missing or of a wrong type",
+        "predictions.json: annotations[0]: image_id: missing or not a whole number",
         "see COCO's panoptic format",
     ),
     "unknown category": (
@@ -185,8 +185,8 @@ def test_faults_in_the_json(refused: Callable, edit: Callable, written: Path, fa
     ("text", "expected"),
     [
         ("{", "not valid JSON"),
-        ("[]", "top level: an object is expected (COCO panoptic format)"),
-        ("null", "top level: an object is expected (COCO panoptic format)"),
+        ("[]", "predictions.json: an object is expected; see COCO's panoptic format"),
+        ("null", "predictions.json: an object is expected; see COCO's panoptic format"),
     ],
 )
 def test_a_json_of_another_kind(refused: Callable, written: Path, text: str, expected: str) -> None:

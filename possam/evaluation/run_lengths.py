@@ -1,8 +1,8 @@
-"""Label maps as runs of equal pixels, read from PNGs without building the pixels.
+"""Label maps as run lengths, read from PNGs without building the pixels.
 
-A map has some thousand runs and some hundred thousand pixels; all counts of pixels can be taken
-over runs. An inflated PNG is mostly zeros too, so that even undoing its row
-filters looks at few pixels (:mod:`possam.evaluation.kernels`).
+A run here is a stretch of equal pixels in one row. A map has some thousand runs and some hundred
+thousand pixels; all counts of pixels can be taken over runs. An inflated PNG is mostly zeros too,
+so that even undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
 import functools
@@ -19,7 +19,7 @@ _TABLE = 1024
 """Entries of the first hash table of pairs: twice the pairs of most images, and more."""
 
 
-class Runs(NamedTuple):
+class RunLengths(NamedTuple):
     """R runs of a map (H,W); every row begins with a new one.
 
     Attributes:
@@ -42,7 +42,7 @@ class Runs(NamedTuple):
         return len(self.rows) - 1, self.width
 
 
-class Pairs(NamedTuple):
+class SharedPixels(NamedTuple):
     """P pairs of values that share a pixel, ascending: first, second (P,), pixels (P,); int64."""
 
     first: NDArray[np.int64]
@@ -71,16 +71,16 @@ def _empty(height: int, width: int) -> tuple[Any, Any, Any]:
     )
 
 
-def array_runs(pixels: NDArray[np.integer]) -> Runs:
+def encode_array(pixels: NDArray[np.integer]) -> RunLengths:
     """The runs of an array (H,W) of whole numbers, modulo 2^32."""
     height, width = pixels.shape
     rows, starts, values = _empty(height, width)
     same = np.ascontiguousarray(pixels.astype(np.uint32))
     count = _kernels().array_rows(same, rows, starts, values)
-    return Runs(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
+    return RunLengths(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
 
 
-def file_runs(path: Path, *, colour: bool) -> Runs | None:
+def encode_file(path: Path, *, colour: bool) -> RunLengths | None:
     """The runs of a sound, plain PNG; None for anything else, which is left to other readers.
 
     Args:
@@ -96,7 +96,7 @@ def file_runs(path: Path, *, colour: bool) -> Runs | None:
     return _decode(found)
 
 
-def _decode(found: InflatedMap) -> Runs | None:
+def _decode(found: InflatedMap) -> RunLengths | None:
     """The runs of an inflated PNG; None if a row has a filter that PNG does not define."""
     size = found.pixel_bytes
     stored = np.frombuffer(found.rows, np.uint8).reshape(found.height, -1)
@@ -115,11 +115,11 @@ def _decode(found: InflatedMap) -> Runs | None:
         return None
     values = values[:count]
     if found.depth == 16:  # the high byte comes first
-        values = (values >> np.uint32(8)) | ((values & np.uint32(255)) << np.uint32(8))
-    return Runs(rows, starts[:count], values, found.width, 8 * size)
+        values = values.astype(np.uint16).byteswap().astype(np.uint32)
+    return RunLengths(rows, starts[:count], values, found.width, 8 * size)
 
 
-def count_run_pairs(first: Runs, second: Runs) -> Pairs:
+def count_shared_pixels(first: RunLengths, second: RunLengths) -> SharedPixels:
     """Pixels of every pair of values of two maps of one size.
 
     Raises:
@@ -134,7 +134,7 @@ def count_run_pairs(first: Runs, second: Runs) -> Pairs:
         size *= 4
     found = np.flatnonzero(pixels)
     found = found[np.argsort(keys[found])]
-    return Pairs(
+    return SharedPixels(
         (keys[found] >> np.uint64(32)).astype(np.int64),
         (keys[found] & np.uint64(0xFFFFFFFF)).astype(np.int64),
         pixels[found],
@@ -151,4 +151,4 @@ def warm_up() -> None:
     runs = None if found is None else _decode(found)
     if runs is None:
         raise RuntimeError("a map just written cannot be read")
-    count_run_pairs(runs, runs)
+    count_shared_pixels(runs, runs)
