@@ -73,17 +73,17 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     "no annotations": (
         lambda c: c.pop("annotations"),
         "predictions.json: annotations: missing",
-        "COCO panoptic format is expected",
+        "see COCO's panoptic format",
     ),
     "no categories": (
         lambda c: c.pop("categories"),
         "predictions.json: categories: missing",
-        "COCO panoptic format is expected",
+        "see COCO's panoptic format",
     ),
     "categories that are no list": (
         lambda c: c.update(categories={"1": "cat"}),
         "predictions.json: categories: missing or not a list",
-        "COCO panoptic format is expected",
+        "see COCO's panoptic format",
     ),
     "category without an id": (
         lambda c: c["categories"][2].pop("id"),
