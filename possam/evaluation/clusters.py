@@ -1,4 +1,4 @@
-"""k-means over one image's dense features: what a frozen tower tells apart (paper, Fig. 2).
+"""k-means over one image's dense features: what a frozen tower distinguishes (paper, Fig. 2).
 
 Shapes: C channels, K clusters, h w of the feature map, H W of the image.
 """
@@ -59,7 +59,7 @@ class FeatureClusters:
 def cluster_features(
     features: Tensor, *, clusters: int, seed: int, geometry: Geometry
 ) -> NDArray[np.int32]:
-    """Cluster the positions of a feature map, and label the image's pixels.
+    """Cluster a feature map's positions and label the image's pixels.
 
     Features are brought to unit norm. The centres are those of the best of five seeded k-means++
     runs over the map's positions; each pixel takes the centre nearest to its interpolated feature.
@@ -113,7 +113,7 @@ def matched_labels(
 ) -> NDArray[np.int32]:
     """``labels`` renumbered so that they share most pixels with ``reference`` (both 1 to K).
 
-    The clusters stay as they are; equal numbers (colours) help the eye to compare two maps.
+    Only the numbers change: equal numbers (colours) make two maps easier to compare.
     """
     pairs = (labels.astype(np.int64) - 1) * clusters + reference - 1
     shared = np.bincount(pairs.ravel(), minlength=clusters**2).reshape(clusters, clusters)

@@ -49,12 +49,12 @@ class FigureParams(Options):
         raise NotImplementedError
 
     def names(self) -> Names:
-        """Names of things declared elsewhere: key -> (what they name, the names)."""
+        """Names that other files declare: key -> (what they name, the names)."""
         raise NotImplementedError
 
 
 class ImagesParams(FigureParams):
-    """Figures of images, which are drawn by lot."""
+    """Figures of ``images`` images per benchmark, drawn by lot with ``seed``."""
 
     images: Positive
     seed: Count
@@ -105,13 +105,13 @@ class QualitativeParams(ImagesParams):
 
 
 class BarParams(CellParams):
-    """One pair of bars, named as in print: a variant of a trained run."""
+    """One pair of bars with its printed name: a variant of a trained run."""
 
     name: str
 
 
 class PublishedParams(Options):
-    """Published values: where, a file below ``params/published``, two of its columns (percent)."""
+    """Published values: their source, a file in ``params/published``, two columns in percent."""
 
     source: str
     file: str

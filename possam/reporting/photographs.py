@@ -36,13 +36,13 @@ def parse_words(text: str) -> list[Names]:
         InputError: no word at all, or a word that is written twice (in upper or lower case).
     """
     classes = []
-    seen: set[str] = set()
+    known: set[str] = set()
     for group in text.split(";"):
         names = tuple(name for piece in group.split(",") if (name := " ".join(piece.split())))
         for name in names:
-            if name.casefold() in seen:
+            if name.casefold() in known:
                 raise InputError(f"--words: {name!r} is written twice; name every word once")
-            seen.add(name.casefold())
+            known.add(name.casefold())
         if names:
             classes.append(names)
     if not classes:
@@ -51,7 +51,7 @@ def parse_words(text: str) -> list[Names]:
 
 
 def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
-    """Which classes are things: all whose names ``text`` (``"road; sky"``) does not list.
+    """Flags of things: all classes but those whose names ``text`` (``"road; sky"``) lists.
 
     Raises:
         InputError: a listed name is not one of the vocabulary's.

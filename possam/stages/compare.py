@@ -1,4 +1,4 @@
-"""Stage ``compare``: a table's figures of two checkouts, paired by training seed and image."""
+"""Stage ``compare``: a table and that of another checkout, paired by training seed and image."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def compare_checkouts(project: Project, name: str, before: Path, *, out: Path | 
     """Print what changed in table ``name`` from the checkout ``before`` to this one, as Markdown.
 
     Both must hold the table's evaluations for all seeds of this scale, on the same images.
-    External predictions are left out: they are nobody's trainings.
+    External predictions are left out, since nothing is trained for them.
 
     Args:
         before: root of the other checkout (where its ``results`` folder lies).
@@ -59,7 +59,7 @@ def compare_checkouts(project: Project, name: str, before: Path, *, out: Path | 
 
 
 def _origins(project: Project, name: str) -> dict[tuple[str, str], Origin]:
-    """By row and group: what is trained here and counted image by image."""
+    """By row and group: the origins that are trained here and measured per image."""
     table = project.table(name)
     origins = {
         (row.name, group): cell.origin
@@ -70,7 +70,7 @@ def _origins(project: Project, name: str) -> dict[tuple[str, str], Origin]:
     }
     if not origins:
         raise InputError(
-            f"{name}: nothing in it is both trained here and counted image by image; "
+            f"{name}: nothing in it is both trained here and measured per image; "
             "compare another table"
         )
     return origins
@@ -108,9 +108,12 @@ def _cells(
 
 
 def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
-    """Hashes of the converted data sets behind both checkouts' evaluations, which must be there.
+    """Hashes of the converted data sets behind the evaluations of both checkouts.
 
-    Another version of the conversion may write other bytes of the same labels: they need not agree.
+    They may differ: another version of the conversion may write the same labels in other bytes.
+
+    Raises:
+        InputError: an evaluation or the variant is missing.
     """
     from possam.evaluation.summary import RESULT
 
@@ -132,7 +135,7 @@ def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
 
 
 def _commits(layout: Layout, origins: Iterable[Origin]) -> str:
-    """Commits of the evaluations' code, as their provenance has them."""
+    """Commits of the code behind the evaluations, from their provenance."""
     found = set()
     for origin in origins:
         for key in origin.evaluations(layout.project.scale.seeds):

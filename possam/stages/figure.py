@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from possam.reporting.figures.style import Drawing
 
 FIGURE_CODE = ("possam.stages.figure",)
-"""Where the code that makes figures begins."""
+"""Entry points of the code that makes figures, for its hash."""
 
 
 def make_figure(project: Project, name: str, *, device: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def random_segmenter(
     project: Project, size: str, *, precision: "Precision | None" = None
 ) -> "Segmenter":
-    """Everything with random weights: to try the machinery where no weights are at hand.
+    """A model and towers with random weights, to try the command without any weights.
 
     Args:
         size: of the SAM.
@@ -59,7 +59,7 @@ def random_segmenter(
 def _trained_segmenter(
     project: Project, checkpoint: Path
 ) -> tuple["Segmenter", list[tuple[str, ...]]]:
-    """A trained model with the towers that its weights name, and its training vocabulary."""
+    """A trained model with the towers that it was trained on, and its training vocabulary."""
     from possam.model.segmenter import Segmenter
     from possam.training.checkpoint import load_trained, read_metadata
 

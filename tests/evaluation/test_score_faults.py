@@ -107,7 +107,7 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "annotation that is no object": (
         lambda c: c["annotations"].insert(0, 7),
-        "predictions.json: annotations[0]: image_id: missing or not a whole number",
+        "predictions.json: annotations[0]: an object is expected",
         "see COCO's panoptic format",
     ),
     "unknown category": (
@@ -153,7 +153,7 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     "image twice": (
         lambda c: c["annotations"].append(c["annotations"][0]),
         "predictions.json: annotations[6]: image_id: 50 occurs twice",
-        "keep one prediction an image",
+        "keep one prediction per image",
     ),
     "image of another split": (
         lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 7}),
@@ -185,8 +185,8 @@ def test_faults_in_the_json(refused: Callable, edit: Callable, written: Path, fa
     ("text", "expected"),
     [
         ("{", "not valid JSON"),
-        ("[]", "predictions.json: an object is expected; see COCO's panoptic format"),
-        ("null", "predictions.json: an object is expected; see COCO's panoptic format"),
+        ("[]", "an object is expected; see COCO's panoptic format"),
+        ("null", "an object is expected; see COCO's panoptic format"),
     ],
 )
 def test_a_json_of_another_kind(refused: Callable, written: Path, text: str, expected: str) -> None:
