@@ -110,8 +110,9 @@ def decode_rows(
             if x == 0 or value != left:
                 starts[count], values[count] = x, value
                 count += 1
-            # Whether the next pixel has the same neighbours, or three equal ones; filter 1 only
-            # looks to the left. Such pixels repeat until the difference or the row above changes.
+            # Settled: the neighbours of the next pixel are three equal pixels, or those of this
+            # one. Then, and always with filter 1, which only looks to the left, pixels repeat
+            # until a difference is stored or the row above changes.
             settled = value == above or (difference == 0 and value == left and above == corner)
             left, corner = value, above
             x += 1

@@ -279,7 +279,7 @@ def test_without_external_rows_nothing_speaks_of_them(project: Project) -> None:
     assert "external" not in terminal(read_json("results/smoke/table1.json"))
 
 
-def test_a_missing_evaluation_is_told_with_its_command(project: Project) -> None:
+def test_a_missing_evaluation_is_reported_with_its_command(project: Project) -> None:
     with pytest.raises(InputError, match=r"'theirs' on 'test'.*possam evaluate theirs test --sc"):
         make_table(project, "table1")
     assert not Path("results/smoke/table1.csv").exists()

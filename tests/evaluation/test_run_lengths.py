@@ -101,7 +101,7 @@ def maps(draw: st.DrawFn) -> np.ndarray:
     dtype = np.uint16 if kind == "grey16" else np.uint8
     few = rng.integers(0, np.iinfo(dtype).max + 1, (5, 3 if kind == "rgb" else 1)).astype(dtype)
     few[0] = 0
-    # Neighbours in one byte alone, or by one: filters wrap around.
+    # Neighbours in only one byte, or by one: filters wrap around.
     few[1] = few[2]
     few[1, -1] += 1
     rows = []
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_not_read(pixels: np.ndarray, data: st.DataObject) -> 
     assert read(bytes(content), colour=pixels.ndim == 3) is None
 
 
-def test_what_is_not_of_the_wanted_kind_is_left_to_others(tmp_path: Path) -> None:
+def test_what_is_not_of_the_expected_kind_is_left_to_others(tmp_path: Path) -> None:
     grey, colour = np.zeros((2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)
     assert read(encode_map(grey), colour=True) is None
     assert read(encode_map(colour), colour=False) is None

@@ -22,7 +22,7 @@ BOOTSTRAP = Bootstrap(samples=80, seed=5, confidence=0.9)
 
 
 def write(folder: Path, seed: int, images: int = 20) -> ImageStatistics:
-    """An evaluation with mIoU alone, in two variants, of which only one is averaged."""
+    """An evaluation with only mIoU, in two variants, of which only one is averaged."""
     rng = np.random.default_rng(seed)
     target = rng.integers(20, 40, (images, 3))
     hit = rng.integers(0, 20, (images, 3))

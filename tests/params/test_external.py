@@ -1,4 +1,4 @@
-"""Systems of external.yaml: what is wrong is told; their rows are shown where they belong."""
+"""Systems of external.yaml: faults are reported; their rows are shown where they belong."""
 
 import shutil
 from collections.abc import Callable
@@ -166,13 +166,13 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     ),
     "unpublished without predictions": (
         lambda entries, row: (row.update(published=False), row.pop("cells")),
-        ["rows[ODISE].published", "external predictions alone"],
+        ["rows[ODISE].published", "only for rows of external predictions"],
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_told_with_file_key_and_choices(write: Callable, fault: str) -> None:
+def test_faults_are_reported_with_file_key_and_choices(write: Callable, fault: str) -> None:
     change, expected = FAULTS[fault]
     folder = write(change)
     for scale in ("smoke", "mini"):  # also where its row is not shown
