@@ -252,7 +252,7 @@ def test_rows_of_predictions_in_every_file(project: Project, capsys: Any) -> Non
     ranks = text[text.index("## Agreement") :]
     assert "| pq |" in ranks and "| 3 |\n" in ranks, "three reproduced rows"
     assert "Left out because external: Theirs, Labels." in ranks
-    assert "another system made" in text and "predictions of `theirs`" in text
+    assert "predictions of another system" in text and "predictions of `theirs`" in text
     card = read_json("results/smoke/table1.json")
     assert card["agreement"]["pq"]["rows"] == 3
     assert {"theirs/seed0/test/external", "full/seed5/test/trained"} < set(card["evaluations"])

@@ -1,4 +1,4 @@
-"""mIoU: torchmetrics and a count pixel by pixel as oracles, and the difference of the two averages."""
+"""mIoU: torchmetrics and a count pixel by pixel as oracles; how the two averages differ."""
 
 import math
 
