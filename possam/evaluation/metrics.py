@@ -1,4 +1,4 @@
-"""The metrics: their printed names and decimals, and the protocol behind each."""
+"""The metrics: their printed names and decimals. No number depends on this module."""
 
 EFFICIENCY = "efficiency"
 """What is measured with a clock: it depends on the machine, and has benchmarks of its own."""
@@ -37,14 +37,3 @@ PER_IMAGE = frozenset(METRICS) - METRICS_OF[EFFICIENCY].keys()
 
 DECIMALS = {metric: 2 if metric == "fps" else 1 for metric in METRICS}
 """Decimals in print: one, as in the paper, except for the speed."""
-
-PROTOCOL = {
-    "pq": "PQ, SQ, RQ as panopticapi: averaged over classes with a segment in ground truth "
-    "or prediction; unmatched predictions mostly on void or crowd are ignored",
-    "pq_class_agnostic": "all classes merged into one before matching",
-    "map": "pycocotools mask AP, IoU 0.50 to 0.95, things only, at most 100 detections per image "
-    "and class",
-    "miou": "mean over classes present in the ground truth; void pixels ignored",
-    "miou_union": "mean over classes present in ground truth or prediction; void pixels ignored",
-}
-"""How each metric is computed, for the result's file."""

@@ -10,7 +10,6 @@ import numpy as np
 
 from possam.datasets.format import Category, ConvertedDataset
 from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
-from possam.evaluation.metrics import PROTOCOL
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.semantic import SemanticEvaluator
@@ -28,6 +27,17 @@ from possam.runtime.files import hash_json, write_json
 RESULT = "evaluation.json"
 SECONDS = "seconds"
 """Key in the protocol of a timed variant: the seconds that each image took."""
+
+PROTOCOL = {
+    "pq": "PQ, SQ, RQ as panopticapi: averaged over classes with a segment in ground truth "
+    "or prediction; unmatched predictions mostly on void or crowd are ignored",
+    "pq_class_agnostic": "all classes merged into one before matching",
+    "map": "pycocotools mask AP, IoU 0.50 to 0.95, things only, at most 100 detections per image "
+    "and class",
+    "miou": "mean over classes present in the ground truth; void pixels ignored",
+    "miou_union": "mean over classes present in ground truth or prediction; void pixels ignored",
+}
+"""How each metric is computed."""
 
 
 @dataclass
