@@ -166,9 +166,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from possam.stages.studies import compare_studies
+    from possam.stages.compare import print_comparison
 
-    compare_studies(_project(arguments), arguments.table, arguments.before, out=arguments.out)
+    print_comparison(_project(arguments), arguments.table, arguments.before, out=arguments.out)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -1,9 +1,11 @@
-"""k-means over one image's dense features: what a frozen tower tells apart (paper, Fig. 2).
+"""k-means over one image's dense features: what a frozen tower distinguishes (paper, Fig. 2).
 
 Shapes: C channels, K clusters, h w of the feature map, H W of the image.
 """
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,15 +16,50 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from possam.model.inference import Geometry
+from possam.model.options import ResolutionOptions
+from possam.model.resolution import pad_image, resize_for_test
 from possam.runtime.errors import InputError
 
 _ITERATIONS, _RESTARTS = 50, 5
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureClusters:
+    """Clusters of one frozen tower's features, image by image.
+
+    Attributes:
+        encode: padded images (B, 3, H', W') to features (B, C, h, w) on ``device``.
+        stride: padded sides are multiples of it.
+        clusters: K; seed: of k-means.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    stride: int
+    resolution: ResolutionOptions
+    clusters: int
+    seed: int
+    device: str
+
+    def labels(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Labels (H,W), 1 to K, of an RGB image (H,W,3)."""
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        test = resize_for_test(pixels, **self.resolution.model_dump())
+        height, width = test.pixels.shape[1:]
+        padded = (height + -height % self.stride, width + -width % self.stride)
+        with torch.inference_mode():
+            features = self.encode(pad_image(test.pixels[None], padded).to(self.device))[0].cpu()
+        return cluster_features(
+            features,
+            clusters=self.clusters,
+            seed=self.seed,
+            geometry=Geometry(padded, test.content_size, test.original_size),
+        )
+
+
 def cluster_features(
     features: Tensor, *, clusters: int, seed: int, geometry: Geometry
 ) -> NDArray[np.int32]:
-    """Cluster the positions of a feature map, and label the image's pixels.
+    """Cluster a feature map's positions and label the image's pixels.
 
     Features are brought to unit norm. The centres are those of the best of five seeded k-means++
     runs over the map's positions; each pixel takes the centre nearest to its interpolated feature.
@@ -76,7 +113,7 @@ def matched_labels(
 ) -> NDArray[np.int32]:
     """``labels`` renumbered so that they share most pixels with ``reference`` (both 1 to K).
 
-    The clusters stay as they are; equal numbers (colours) help the eye to compare two maps.
+    Only the numbers change: equal numbers (colours) make two maps easier to compare.
     """
     pairs = (labels.astype(np.int64) - 1) * clusters + reference - 1
     shared = np.bincount(pairs.ravel(), minlength=clusters**2).reshape(clusters, clusters)

@@ -1,4 +1,4 @@
-"""What a model costs (paper, Table 0.B.1): its parameters, counted without allocating them."""
+"""Numbers of parameters of a model (paper, Table 0.B.1), counted without allocating them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from possam.model.possam import build_possam
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters: ``frozen`` is CLIP's image and text tower and SAM's image encoder."""
+    """Numbers of parameters; ``frozen``: CLIP's image and text towers, SAM's image encoder."""
 
     trainable: int
     frozen: int

@@ -1,4 +1,4 @@
-"""One model on one data set: all variants and metrics from one forward pass of each image."""
+"""One model on one data set: all variants and metrics from one forward pass per image."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +9,8 @@ from typing import Any
 import torch
 
 from possam.datasets.format import ConvertedDataset
-from possam.evaluation.instance import InstanceEvaluator
 from possam.evaluation.options import EvaluationOptions
-from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import PredictionWriter, check_panopticapi
-from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_variants
 from possam.model.encoders.text import TextEmbeddings
@@ -62,18 +59,17 @@ def evaluate_run(
 
     Args:
         segmenter: on ``device``.
-        text: names of the data set's classes (shuffled names are the caller's, for that control).
-        seen: for each class, whether it was trained on; it steers the ensemble and the subsets.
+        text: embedded names of the data set's classes (for the control, the caller shuffles them).
+        seen: for each class whether it was trained on, for the ensemble and the subsets.
         variants: inference settings by name, of one test resolution. Towers and network run once
-            an image for all of them.
+            per image for all of them.
         metrics: of ``panoptic``, ``instance``, ``semantic``.
-        identity: at least ``run``, ``seed``, ``benchmark``, ``condition``; goes into the result as
-            it is.
-        predictions: a folder that keeps the panoptic predictions, each variant's in a folder of its
-            name; ``None``: they are not kept.
+        identity: at least ``run``, ``seed``, ``benchmark``, ``condition``; copied to the result.
+        predictions: folder for the panoptic predictions, with a folder per variant; ``None``: they
+            are not kept.
 
     Returns:
-        The content of ``evaluation.json``: of each variant metrics and intervals in percent.
+        The content of ``evaluation.json``: metrics and intervals of each variant, in percent.
 
     Raises:
         InputError: the vocabulary does not fit the data set.
@@ -84,7 +80,7 @@ def evaluate_run(
     if missing:
         raise ValueError(f"identity lacks {missing}")
     if len({inference.resolution for inference in variants.values()}) != 1:
-        raise ValueError("variants: one test resolution is needed, as they share a forward pass")
+        raise ValueError("variants: they share a forward pass and need one test resolution")
     instances = dataset.instances() if "instance" in metrics else None
     results: dict[str, Any] = {}
     statistics: dict[str, ImageStatistics] = {}
@@ -95,7 +91,7 @@ def evaluate_run(
             writer = None
             if "panoptic" in metrics and (evaluation.check_panopticapi or predictions):
                 writer = PredictionWriter(folder / name, dataset)
-            evaluators = _evaluators(dataset, metrics, instances)
+            evaluators = Evaluators.of(dataset, metrics, instances=instances)
             parts[name] = _Variant(inference=inference, evaluators=evaluators, writer=writer)
         _predict_all(
             segmenter=segmenter.eval(),
@@ -127,25 +123,10 @@ def evaluate_run(
     return result
 
 
-def _evaluators(
-    dataset: ConvertedDataset, metrics: Sequence[str], instances: dict[str, Any] | None
-) -> Evaluators:
-    classes = len(dataset.categories)
-    found = None
-    if instances is not None:
-        image_ids = [record.id for record in dataset.images]
-        found = InstanceEvaluator(instances, image_ids=image_ids, num_classes=classes)
-    return Evaluators(
-        panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
-        semantic=SemanticEvaluator(classes) if "semantic" in metrics else None,
-        instances=found,
-    )
-
-
 def _check(
     dataset: ConvertedDataset, variant: _Variant, evaluation: EvaluationOptions
 ) -> dict[str, float] | None:
-    """Close the written predictions and let panopticapi score them, where that is asked for."""
+    """Finish the written predictions; panopticapi's scores of them where they are asked for."""
     writer, panoptic = variant.writer, variant.evaluators.panoptic
     if writer is None or panoptic is None:
         return None
@@ -221,47 +202,48 @@ def _predict_all(
                     padded=raw.padded_size, content=test.content_size, output=test.original_size
                 )
                 masks = raw.mask_logits[row]
-                probabilities = full_probabilities(masks, geometry)
+                shared = {
+                    "image": row,
+                    "geometry": geometry,
+                    "probabilities": full_probabilities(masks, geometry),
+                }
                 for variant, own in zip(variants, scores, strict=True):
                     _count_image(
-                        masks=masks,
-                        scores=own,
-                        row=row,
-                        geometry=geometry,
-                        probabilities=probabilities,
+                        masks,
+                        own,
+                        variant,
                         dataset=dataset,
                         position=position,
                         is_thing=is_thing,
-                        variant=variant,
+                        shared=shared,
                     )
             progress.update(len(positions))
 
 
 def _count_image(
-    *,
     masks: torch.Tensor,
     scores: MaskScores,
-    row: int,
-    geometry: Geometry,
-    probabilities: torch.Tensor | None,
+    variant: _Variant,
+    *,
     dataset: ConvertedDataset,
     position: int,
     is_thing: torch.Tensor,
-    variant: _Variant,
+    shared: dict[str, Any],
 ) -> None:
-    """Turn one row of a batch into predictions and hand them to every evaluator."""
-    record = dataset.images[position]
-    inference, evaluators = variant.inference, variant.evaluators
+    """Turn the mask logits of the image at ``position`` into predictions, and count them.
+
+    ``shared``: the arguments that panoptic, instance and semantic inference have in common.
+    """
+    record, inference = dataset.images[position], variant.inference
+    evaluators = variant.evaluators
     if evaluators.panoptic is not None:
         ids_tensor, found = panoptic_inference(
             masks,
             scores,
-            image=row,
-            geometry=geometry,
             is_thing=is_thing,
             object_threshold=inference.object_threshold,
             overlap_threshold=inference.overlap_threshold,
-            probabilities=probabilities,
+            **shared,
         )
         ids = ids_tensor.cpu().numpy()
         segments = {segment.id: segment.category for segment in found}
@@ -275,11 +257,9 @@ def _count_image(
         instances = instance_inference(
             masks,
             scores,
-            image=row,
-            geometry=geometry,
             is_thing=is_thing,
             top_k=inference.instance_top_k,
-            probabilities=probabilities,
+            **shared,
         )
         evaluators.instances.update(
             record.id,
@@ -289,7 +269,5 @@ def _count_image(
             place=instances.place.cpu().numpy(),
         )
     if evaluators.semantic is not None:
-        labels = semantic_inference(
-            masks, scores, image=row, geometry=geometry, probabilities=probabilities
-        )
+        labels = semantic_inference(masks, scores, **shared)
         evaluators.semantic.update(record.id, labels.cpu().numpy(), dataset.semantic(position))

@@ -1,9 +1,9 @@
-"""Mask average precision (COCO: IoU 0.50 to 0.95, at most 100 detections an image and class).
+"""Mask average precision (COCO: IoU 0.50 to 0.95, at most 100 detections per image and class).
 
-Masks overlap as pycocotools finds; detections are matched with the ground truth by the rule of its
-``COCOeval.evaluate``. The matches are kept, and precision is accumulated from them with a weight
-for each image. With weights of one that equals ``COCOeval.accumulate`` exactly; with multinomial
-weights it is the AP of a bootstrap resample.
+pycocotools computes the IoUs; detections are matched with the ground truth by the rule of its
+``COCOeval.evaluate``. The matches are kept, and precision is accumulated from them with one weight
+per image: weights of one give exactly ``COCOeval.accumulate``, multinomial weights the AP of a
+bootstrap resample.
 """
 
 import functools
@@ -20,7 +20,7 @@ from possam.runtime.errors import InputError
 
 MAX_DETECTIONS = 100
 _BLOCK = 1 << 20
-"""Overlaps that are matched together, padded ones included."""
+"""Most overlaps that are matched at once, including the padding."""
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 IOU_LEVELS = np.linspace(0.5, 0.95, 10)
 
@@ -31,7 +31,8 @@ class InstanceMatches:
 
     Attributes:
         image (D,) int64: row of the image; category (D,) int64; score (D,) float64.
-        matched, ignored (D,T) bool: matched with an object; neither right nor wrong (on a crowd).
+        matched, ignored (D,T) bool: matched with an object or a crowd region; on a crowd region, so
+            neither right nor wrong.
         targets (I,K) int64: objects to find.
     """
 
@@ -83,7 +84,7 @@ class InstanceMatches:
 
 @functools.cache
 def _kernels() -> Any:
-    """The compiled loop, when it is first needed: importing numba takes half a second."""
+    """The compiled loop, imported at its first use: importing numba takes half a second."""
     with importing_loops():
         from possam.evaluation import precision_kernels
     return precision_kernels
@@ -126,11 +127,11 @@ class InstanceEvaluator:
         Args:
             masks: (N,H,W) bool.
             labels, scores: class indices (M,) and scores (M,).
-            place: (M,), which of the masks each detection has; default: each its own.
+            place: (M,), index of each detection's mask; default: one mask per detection, in order.
         """
         if not len(labels):
             return
-        # Run lengths go down the columns: each mask is turned where it lies.
+        # Run lengths go down the columns: pycocotools wants Fortran order.
         columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).view(np.uint8)
         encoded = rle.encode(columns.transpose(2, 1, 0))
         if place is not None:

@@ -1,11 +1,25 @@
-"""Choices of evaluation."""
+"""Choices of evaluation: what is measured, under which condition, and how sure the figures are."""
 
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from possam.model.options import Compilation
 from possam.runtime.options import Count, Options, Positive
+
+Condition = Literal["trained", "untrained", "shuffled_names"]
+"""What is evaluated: trained weights, or a control that must fail."""
+
+Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
+"""What a benchmark measures; :data:`possam.evaluation.metrics.METRICS_OF` names its metrics."""
+
+
+class Bootstrap(NamedTuple):
+    """A bootstrap over images: resamples, the seed that draws them, the level of intervals."""
+
+    samples: int
+    seed: int
+    confidence: float
 
 
 class EvaluationOptions(Options):
@@ -20,3 +34,8 @@ class EvaluationOptions(Options):
     check_panopticapi: bool
     batch_size: Positive
     compile: Compilation
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """The bootstrap's three settings together."""
+        return Bootstrap(self.bootstrap_samples, self.bootstrap_seed, self.confidence)

@@ -1,8 +1,8 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), as panopticapi counts it.
 
 The numbers equal panopticapi's to the last digit: pairs are matched in the same order, and sums of
-IoUs run over images in the order of the updates. Beside them, counts are kept for every image and
-class, so that a bootstrap needs no second pass.
+IoUs run over images in the order of the updates. Counts are also kept per image and class, so that
+a bootstrap needs no second pass.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ Pairs = list[tuple[int, int, int]]
 
 
 class CategoryLike(Protocol):
-    """What the evaluator needs to know of a category."""
+    """What the evaluator needs to know about a category."""
 
     @property
     def index(self) -> int: ...
@@ -121,8 +121,8 @@ class _Collection:
 def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> Pairs:
     """(target id, predicted id, pixels) of all pairs of ids that share a pixel, ascending.
 
-    For maps in memory, beside a model that takes far longer: without the compiled loops of
-    :func:`possam.evaluation.runs.count_run_pairs`, which take most of a second to load.
+    For maps in memory, where a model takes far longer. The compiled loops of
+    :func:`possam.evaluation.run_lengths.count_shared_pixels` would take most of a second to load.
 
     Args:
         target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.
@@ -218,19 +218,19 @@ def check_sizes(where: str, prediction: NDArray[Any], target: NDArray[Any]) -> N
         )
 
 
-def image_order(counted: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """Places in ``counted`` of the image ids ``wanted``; both must be the same set of images."""
+def image_order(counted: Sequence[int], expected: Sequence[int]) -> list[int]:
+    """Positions in ``counted`` of the ``expected`` image ids; both must be the same images."""
     place = {image_id: index for index, image_id in enumerate(counted)}
     if len(place) != len(counted):
         twice = sorted({i for i in counted if list(counted).count(i) > 1})
         raise InputError(f"image ids {twice[:5]} were predicted twice; keep one prediction each")
-    missing, extra = sorted(set(wanted) - set(counted)), sorted(set(counted) - set(wanted))
+    missing, extra = sorted(set(expected) - set(counted)), sorted(set(counted) - set(expected))
     if missing or extra:
         raise InputError(
             f"predictions do not cover the data set: image ids {missing[:5]} lack a prediction, "
             f"{extra[:5]} are not in the data set"
         )
-    return [place[image_id] for image_id in wanted]
+    return [place[image_id] for image_id in expected]
 
 
 class PanopticEvaluator:

@@ -1,4 +1,4 @@
-"""Panoptic predictions in COCO's format, written: one JSON, one PNG an image."""
+"""Panoptic predictions in COCO's format, written to one JSON and one PNG per image."""
 
 import contextlib
 import io

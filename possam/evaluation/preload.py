@@ -1,12 +1,12 @@
-"""For the fork server of scoring alone: importing this makes workers ready.
+"""What scoring's fork server imports, so that its workers start with the compiled loops loaded.
 
-Loading the compiled loops takes most of a second. What the server has loaded, its children have.
+Loading them takes most of a second.
 """
 
 import contextlib
 
 from possam.evaluation import score  # noqa: F401
-from possam.evaluation.runs import warm_up
+from possam.evaluation.run_lengths import warm_up
 from possam.runtime.errors import PossamError
 
 with contextlib.suppress(PossamError):  # the first image will raise it, where it can be caught

@@ -1,6 +1,6 @@
-"""Predictions of any origin, read and checked: COCO's panoptic format, and label PNGs.
+"""Predictions of any system, read and checked: COCO's panoptic format, and label PNGs.
 
-A panoptic prediction is one JSON and one PNG an image, with ids R + 256 G + 65536 B.
+A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65536 B.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from PIL import Image
 from possam.datasets.format import Category, ConvertedDataset, ImageRecord
 from possam.datasets.pixels import UNREADABLE, decode_ids
 from possam.datasets.png import decode_map
-from possam.evaluation.runs import Runs, array_runs, file_runs
+from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.runtime.memory import no_collection
 
 CATEGORY_IDS = ("contiguous", "upstream")
 VOID_LABELS = {8: 255, 16: 65535}
-"""In label PNGs, by their bits."""
+"""The value for no class in label PNGs of 8 and 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticFormat:
-    """How to read one image's prediction, apart from the JSON's entries: small, and picklable.
+    """How to read an image's prediction, given its entry of the JSON: small, and picklable.
 
     Attributes:
         json, folder: the predictions' JSON (for messages) and the folder of its PNGs.
@@ -40,12 +40,12 @@ class PanopticFormat:
 
     def read(
         self, record: ImageRecord, annotation: Mapping[str, Any]
-    ) -> tuple[Runs, dict[int, int]]:
+    ) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index.
 
         Args:
-            record: the image; its ``segments`` are not looked at.
-            annotation: the JSON's entry of it.
+            record: the image; its ``segments`` are not used.
+            annotation: its entry of the JSON.
 
         Raises:
             InputError: anything malformed or inconsistent, with file, field and remedy.
@@ -53,12 +53,7 @@ class PanopticFormat:
         segments: dict[int, int] = {}
         where = f"{self.json}: image_id {record.id}: segments_info"
         for number, segment in enumerate(annotation["segments_info"]):
-            for key in ("id", "category_id"):
-                if not isinstance(segment, dict) or not isinstance(segment.get(key), int):
-                    raise InputError(
-                        f"{where}[{number}]: {key}: missing or not a whole number; "
-                        "see COCO's panoptic format"
-                    )
+            _check_fields(segment, f"{where}[{number}]", id=int, category_id=int)
             if segment["id"] in segments:
                 raise InputError(
                     f"{where}[{number}]: id: {segment['id']} occurs twice; ids must be unique"
@@ -70,13 +65,13 @@ class PanopticFormat:
                 )
             segments[segment["id"]] = self.classes[segment["category_id"]]
         path = self.folder / annotation["file_name"]
-        ids = file_runs(path, colour=True)
+        ids = encode_file(path, colour=True)
         if ids is None or ids.shape != (record.height, record.width):
             colours = read_png(path)
             if colours.ndim != 3 or colours.shape[2] < 3 or colours.dtype != np.uint8:
                 raise InputError(f"{path}: an 8-bit RGB PNG is expected (id = R + 256 G + 65536 B)")
             check_size(path, colours, record)
-            ids = array_runs(decode_ids(colours[..., :3], path))
+            ids = encode_array(decode_ids(colours[..., :3], path))
         drawn = set(np.unique(ids.values).tolist()) - {0}
         if drawn != set(segments):
             raise InputError(
@@ -88,7 +83,7 @@ class PanopticFormat:
 
 
 class PredictionReader:
-    """Reads panoptic predictions of any origin and checks them against a data set.
+    """Reads panoptic predictions of any system and checks them against a data set.
 
     Args:
         json: the predictions' JSON file.
@@ -110,27 +105,17 @@ class PredictionReader:
         self.folder = folder if folder is not None else json.with_suffix("")
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder; name the folder of predicted PNGs")
-        if not isinstance(content, dict):
-            raise InputError(f"{json}: top level: an object is expected (COCO panoptic format)")
-        for key in ("annotations", "categories"):
-            if not isinstance(content.get(key), list):
-                raise InputError(
-                    f"{json}: {key}: missing or not a list; COCO panoptic format is expected"
-                )
+        _check_fields(content, str(json), annotations=list, categories=list)
         classes = self._category_map(content["categories"], category_ids)
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
         self._annotations: dict[int, dict[str, Any]] = {}
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
-            for key, kind in (("image_id", int), ("file_name", str), ("segments_info", list)):
-                if not isinstance(annotation, dict) or not isinstance(annotation.get(key), kind):
-                    raise InputError(
-                        f"{where}: {key}: missing or of a wrong type; see COCO's panoptic format"
-                    )
+            _check_fields(annotation, where, image_id=int, file_name=str, segments_info=list)
             image_id = annotation["image_id"]
             if image_id in self._annotations:
                 raise InputError(
-                    f"{where}: image_id: {image_id} occurs twice; keep one prediction an image"
+                    f"{where}: image_id: {image_id} occurs twice; keep one prediction per image"
                 )
             self._annotations[image_id] = annotation
         missing = [record.id for record in dataset.images if record.id not in self._annotations]
@@ -155,10 +140,7 @@ class PredictionReader:
         result = {}
         for number, category in enumerate(categories):
             where = f"{self.json}: categories[{number}]"
-            if not isinstance(category, dict) or not isinstance(category.get("id"), int):
-                raise InputError(
-                    f"{where}: id: missing or not a whole number; see COCO's panoptic format"
-                )
+            _check_fields(category, where, id=int)
             if category["id"] not in known:
                 raise InputError(
                     f"{where}: id: {category['id']!r} is no {category_ids} category id of "
@@ -176,10 +158,10 @@ class PredictionReader:
         return result
 
     def annotation(self, image_id: int) -> dict[str, Any]:
-        """The JSON's entry of one image of the data set, its segments not checked yet."""
+        """The entry of one image in the JSON; its segments are not checked yet."""
         return self._annotations[image_id]
 
-    def read(self, record: ImageRecord) -> tuple[Runs, dict[int, int]]:
+    def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index."""
         return self.format.read(record, self._annotations[record.id])
 
@@ -212,14 +194,14 @@ class LabelFormat:
         classes = {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
         return cls(folder=folder, dataset=dataset.name, classes=classes, category_ids=category_ids)
 
-    def read(self, record: ImageRecord) -> tuple[Runs, dict[int, int]]:
+    def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of labels, and label -> class index, -1 for none.
 
         Raises:
             InputError: anything missing or malformed, with file and remedy.
         """
         path = self.folder / f"{Path(record.file).stem}.png"
-        found = file_runs(path, colour=False)
+        found = encode_file(path, colour=False)
         if found is None or found.shape != (record.height, record.width):
             stored = read_png(path)
             if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16):
@@ -228,7 +210,7 @@ class LabelFormat:
                     f"not {stored.dtype} with {stored.ndim} dimensions"
                 )
             check_size(path, stored, record)
-            found = array_runs(stored)
+            found = encode_array(stored)
         void = VOID_LABELS[found.bits]
         none = {void, 0} if self.category_ids == "upstream" else {void}
         if found.bits == 8 and max(self.classes) >= void:
@@ -245,6 +227,20 @@ class LabelFormat:
                 f"classes, and {' or '.join(map(str, sorted(none)))} for none"
             )
         return found, {value: self.classes.get(value, -1) for value in values}
+
+
+_KINDS = {int: "a whole number", str: "a text", list: "a list"}
+
+
+def _check_fields(entry: Any, where: str, **fields: type) -> None:
+    """Refuse an ``entry`` of a JSON file that is no object with ``fields`` of these types."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: an object is expected; see COCO's panoptic format")
+    for key, kind in fields.items():
+        if not isinstance(entry.get(key), kind):
+            raise InputError(
+                f"{where}: {key}: missing or not {_KINDS[kind]}; see COCO's panoptic format"
+            )
 
 
 def _check_category_ids(category_ids: str) -> None:

@@ -10,11 +10,9 @@ import numpy as np
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
 from possam.evaluation.options import EvaluationOptions
-from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
-from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
-from possam.evaluation.semantic import SemanticEvaluator
+from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.runtime.errors import InputError
@@ -47,7 +45,7 @@ def score(
     Other arguments and errors as :func:`measure_predictions`.
 
     Returns:
-        What ``evaluation.json`` holds: metrics and intervals in percent, results of each class.
+        The content of ``evaluation.json``: metrics and intervals in percent, results per class.
     """
     statistics, found = measure_predictions(
         dataset=dataset,
@@ -82,9 +80,9 @@ def measure_predictions(
         predictions: a ``.json`` in COCO panoptic format (PNGs: in ``segmentations``, default
             beside the JSON, with its name without ``.json``), which gives the PQ metrics and the
             mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
-            255 or 65535 = none; 16 bits where ids exceed 254), which gives mIoU alone.
+            255 or 65535 = none; 16 bits where ids exceed 254), which only gives the mIoU.
         category_ids: ``contiguous`` if category ids (or labels) are class indices, ``upstream`` if
-            they are those of the data set's publisher (then the label 0 = none, too).
+            they are those of the data set's publisher (then the label 0 also means none).
         seen: flags of seen classes; default: all seen.
         metrics: of ``panoptic`` and ``semantic``, those that the ground truth allows.
         workers: processes; the result is the same for any number.
@@ -100,7 +98,7 @@ def measure_predictions(
     if len(flags) != len(dataset.categories):
         raise InputError(
             f"{dataset.directory}: {len(dataset.categories)} classes, but {len(flags)} flags of "
-            "seen classes; give one a class"
+            "seen classes; give one per class"
         )
     check = None
     predicted: PredictionReader | LabelFormat
@@ -111,7 +109,7 @@ def measure_predictions(
                 "for panoptic predictions name the JSON file"
             )
         if "semantic" not in metrics:
-            raise InputError(f"{predictions}: label PNGs give mIoU alone, which is not measured")
+            raise InputError(f"{predictions}: label PNGs only give mIoU, which is not measured")
         metrics, source = {"semantic"}, "label PNGs"
         predicted = LabelFormat.of(predictions, dataset, category_ids=category_ids)
     else:
@@ -147,7 +145,7 @@ def measure_predictions(
 
 
 class _Image(NamedTuple):
-    """What a worker gets of an image: no more than it needs, for it goes through a pipe."""
+    """What a worker gets of an image: only what it needs, since it goes through a pipe."""
 
     record: ImageRecord
     truth: dict[int, tuple[int, bool]]
@@ -156,14 +154,14 @@ class _Image(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """Scores some images of ``dataset``, which holds none itself."""
+    """Scores some images of ``dataset``, which is passed without its images."""
 
     dataset: ConvertedDataset
     predicted: PanopticFormat | LabelFormat
     metrics: frozenset[str]
 
     def __call__(self, images: Sequence[_Image]) -> Evaluators:
-        evaluators = _evaluators(self.dataset, self.metrics)
+        evaluators = Evaluators.of(self.dataset, self.metrics)
         with no_collection():
             for image in images:
                 self._count(image, evaluators)
@@ -176,41 +174,33 @@ class _Job:
         else:
             found, classes = self.predicted.read(record)
         if evaluators.panoptic is not None:
-            shared = count_run_pairs(self._segment_ids(record), found)
+            shared = count_shared_pixels(self._segment_ids(record), found)
             pairs = list(zip(*(part.tolist() for part in shared), strict=True))
             evaluators.panoptic.update_pairs(record.id, pairs, classes, image.truth)
         if evaluators.semantic is not None:
-            shared = count_run_pairs(self._labels(record), found)
+            shared = count_shared_pixels(self._labels(record), found)
             named = [classes.get(value, -1) for value in shared.second.tolist()]
             truth = np.where(shared.first < len(self.dataset.categories), shared.first, -1)
             evaluators.semantic.update_pairs(
                 record.id, np.array(named, np.int64), truth, shared.pixels
             )
 
-    def _segment_ids(self, record: ImageRecord) -> Runs:
-        ids = file_runs(record.panoptic, colour=True)
+    def _segment_ids(self, record: ImageRecord) -> RunLengths:
+        ids = encode_file(record.panoptic, colour=True)
         if ids is None or ids.shape != (record.height, record.width):
-            ids = array_runs(replace(self.dataset, images=(record,)).panoptic(0))
+            ids = encode_array(replace(self.dataset, images=(record,)).panoptic(0))
         return ids
 
-    def _labels(self, record: ImageRecord) -> Runs:
-        """Class indices, or something above them for void."""
-        labels, classes = file_runs(record.semantic, colour=False), len(self.dataset.categories)
+    def _labels(self, record: ImageRecord) -> RunLengths:
+        """Class indices; void is a value above them."""
+        labels, classes = encode_file(record.semantic, colour=False), len(self.dataset.categories)
         sound = labels is not None and labels.shape == (record.height, record.width)
         if labels is not None and sound:
             strange = (labels.values >= classes) & (labels.values != void_value(classes))
             sound = not strange.any()
         if labels is None or not sound:
-            labels = array_runs(replace(self.dataset, images=(record,)).semantic(0))
+            labels = encode_array(replace(self.dataset, images=(record,)).semantic(0))
         return labels
-
-
-def _evaluators(dataset: ConvertedDataset, metrics: Collection[str]) -> Evaluators:
-    return Evaluators(
-        panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
-        semantic=SemanticEvaluator(len(dataset.categories)) if "semantic" in metrics else None,
-        instances=None,
-    )
 
 
 def count_predictions(
@@ -248,7 +238,7 @@ def count_predictions(
         predicted=predicted,
         metrics=frozenset(metrics),
     )
-    total = _evaluators(dataset, metrics)
+    total = Evaluators.of(dataset, metrics)
     with Progress(len(images), label="score", unit="images") as progress:
         for count, part in in_chunks(job, images, workers=workers, chunk=_CHUNK, preload=_PRELOAD):
             total.extend(part)

@@ -1,12 +1,13 @@
 """One variant of several evaluations that differ by the training's seed: mean, spread, interval."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.statistics import (
     ImageStatistics,
     bootstrap_intervals,
@@ -32,24 +33,18 @@ class SeedAverage:
     intervals: dict[str, list[float] | None]
 
 
-def average_seeds(
-    folders: Sequence[Path], variant: str, *, samples: int, seed: int, confidence: float
-) -> SeedAverage:
-    """Average ``variant`` over the evaluations in ``folders`` (at least two, one a seed).
-
-    Args:
-        samples, seed, confidence: of the bootstrap.
+def average_seeds(folders: Sequence[Path], variant: str, *, bootstrap: Bootstrap) -> SeedAverage:
+    """Average ``variant`` over the evaluations in ``folders`` (at least two, one per seed).
 
     Raises:
         InputError: a file is missing, or the evaluations are not of the same images.
     """
     results = [_result(folder, variant) for folder in folders]
-    bootstrap: dict[str, Any] = {"samples": samples, "seed": seed, "confidence": confidence}
     try:
         if SECONDS in results[0]["protocol"]:
-            intervals = _timed_intervals(results, **bootstrap)
+            intervals = _timed_intervals(results, bootstrap=bootstrap)
         else:
-            intervals = bootstrap_intervals(*load_seeds(folders, variant), **bootstrap)
+            intervals = bootstrap_intervals(*load_seeds(folders, variant), bootstrap=bootstrap)
     except InputError as error:
         raise InputError(f"{folders[0].parent}: {error}") from error
     mean: dict[str, float | None] = {}
@@ -63,24 +58,26 @@ def average_seeds(
 
 
 def _timed_intervals(
-    results: Sequence[Mapping[str, Any]], **bootstrap: Any
+    results: Sequence[Mapping[str, Any]], *, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float]]:
     """Of variants that were timed: the rate's by a bootstrap; what is counted has no spread."""
     seconds = [np.array(result["protocol"][SECONDS]) for result in results]
-    _, interval = frames_per_second(*seconds, **bootstrap)
+    _, interval = frames_per_second(*seconds, bootstrap=bootstrap)
     counted = {name: value for name, value in results[0]["metrics"].items() if name != "fps"}
     return {"fps": interval, **{name: (value, value) for name, value in counted.items()}}
 
 
-def load_seeds(folders: Sequence[Path], variant: str) -> list[ImageStatistics]:
-    """Per-image statistics of ``variant`` in each evaluation folder (one a seed)."""
+def load_seeds(folders: Sequence[Path], variant: str, *, ap: bool = True) -> list[ImageStatistics]:
+    """Per-image statistics of ``variant`` in each evaluation folder (one per seed).
+
+    Without ``ap`` they lack the instances, which take most of the time of a resample.
+    """
     tables = []
     for folder in folders:
         classes = _result(folder, variant)["per_class"]
         flags = {key: [row[key] for row in classes] for key in ("thing", "seen")}
-        tables.append(
-            ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
-        )
+        found = ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
+        tables.append(found if ap else replace(found, instances=None))
     return tables
 
 

@@ -1,17 +1,51 @@
-"""The panoptic result of one image: what a user gets, and what speed is measured on."""
+"""Segment one image: with classes that are embedded already, or with any words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from possam.datasets.class_names import seen_classes
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import Geometry, SegmentPrediction, classify, panoptic_inference
 from possam.model.options import InferenceOptions
 from possam.model.resolution import resize_for_test
 from possam.model.segmenter import Segmenter
+
+Names = tuple[str, ...]
+"""One class: its name and synonyms."""
+
+
+def segment_words(
+    pixels: NDArray[np.uint8],
+    vocabulary: Sequence[Names],
+    *,
+    segmenter: Segmenter,
+    embed: Callable[[Sequence[Names]], TextEmbeddings],
+    things: Sequence[bool],
+    training_vocabulary: Sequence[Sequence[str]],
+    inference: InferenceOptions,
+) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
+    """The panoptic result of one image for any ``vocabulary`` of K classes.
+
+    Args:
+        embed: turns names into the text embeddings of the segmenter's CLIP.
+        things: K flags, False for stuff.
+        training_vocabulary: the classes that the decoder was trained on (for the ensemble's
+            weights); empty: no class counts as seen.
+
+    Other arguments and the result as of :func:`segment_image`.
+    """
+    return segment_image(
+        pixels,
+        segmenter=segmenter,
+        text=embed(vocabulary),
+        things=things,
+        seen=seen_classes(vocabulary, training_vocabulary),
+        inference=inference,
+    )
 
 
 def segment_image(

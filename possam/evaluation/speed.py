@@ -1,4 +1,4 @@
-"""How fast a model is (paper, Table 0.B.1: FPS), image by image, as a user would run it."""
+"""Speed of a model (paper, Table 0.B.1: FPS), one image at a time, as a user would run it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from possam.runtime.progress import track
 from possam.runtime.provenance import hardware
 
 WARM_UP = 3
-"""Images before the clock starts, at least: caches, memory pools and lazy initialisation."""
+"""At least so many images run before the clock starts: caches, memory, lazy initialisation."""
 
 PROTOCOL = (
     "one image at a time, from pixels in memory to its panoptic map (resizing, both towers, "
@@ -41,8 +41,9 @@ def time_images(
     images: int,
     label: str,
 ) -> tuple[NDArray[np.float64], float]:
-    """Seconds that each of the first ``images`` images takes (all, if there are fewer), and those
-    of the warm-up, in which a compiled network is compiled.
+    """Seconds that each of the first ``images`` images takes (all, if there are fewer).
+
+    Also returns the seconds of the warm-up, in which a compiled network is compiled.
     """
     things = [category.is_thing for category in dataset.categories]
     segmenter.eval()
@@ -75,9 +76,9 @@ def measure_efficiency(
     identity: Mapping[str, Any],
     out: Path,
 ) -> dict[str, Any]:
-    """Time every variant and write ``evaluation.json`` into ``out``, with the parameters' numbers.
+    """Time every variant; write ``evaluation.json`` with times and parameter counts into ``out``.
 
-    Unlike other evaluations the result depends on the machine and on what else runs there.
+    Unlike other evaluations, the result depends on the machine and on what else runs there.
     """
     sizes = {
         "trainable_m": parameters.trainable / 1e6,
@@ -95,12 +96,7 @@ def measure_efficiency(
             images=images,
             label="time {run} (seed {seed}), ".format(**identity) + name,
         )
-        (rate,), interval = frames_per_second(
-            seconds,
-            samples=evaluation.bootstrap_samples,
-            seed=evaluation.bootstrap_seed,
-            confidence=evaluation.confidence,
-        )
+        (rate,), interval = frames_per_second(seconds, bootstrap=evaluation.bootstrap)
         results[name] = {
             "metrics": {"fps": rate, **sizes},
             "intervals": {

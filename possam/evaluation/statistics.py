@@ -1,13 +1,13 @@
-"""Per-image statistics of one evaluation, and what a bootstrap over images makes of them.
+"""Per-image statistics of one evaluation, and a bootstrap over its images.
 
 All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
 each image was drawn) and its totals are matrix products: no image is visited twice. The resamples
-are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy itself would evaluate
-the metric resample by resample, which is far slower.
+are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy evaluates the metric
+resample by resample, which is far slower.
 
-Resampling biases some metrics: an image drawn twice raises AP (its detections tie), a rare class
-that is not drawn leaves a mean. Intervals are therefore percentile intervals moved by the bias that
-the bootstrap itself estimates, so that they lie around the measured value.
+Resampling biases some metrics: an image that is drawn twice raises AP (its detections tie), and a
+rare class that is not drawn drops out of a mean. Intervals are therefore percentile intervals,
+shifted by the bias that the bootstrap estimates, so that they lie around the measured value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts
 from possam.runtime.errors import InputError
@@ -30,7 +31,7 @@ IMAGE_FILE, MATCH_FILE = "per_image.parquet", "instance_matches.parquet"
 CLASS_AGNOSTIC = -1
 """Class number of the rows of class-agnostic counts in ``per_image.parquet``."""
 
-_PANOPTIC = ("tp", "fp", "fn", "iou_sum")
+_PANOPTIC = {"tp": np.int64, "fp": np.int64, "fn": np.int64, "iou_sum": np.float64}
 _SEMANTIC = ("intersection", "predicted", "target")
 _CHUNK = 100
 
@@ -47,7 +48,7 @@ def resample_weights(images: int, *, samples: int, seed: int) -> Weights:
 def centred_interval(
     values: NDArray[np.float64], *, estimate: float, confidence: float
 ) -> tuple[float, float]:
-    """Equal-tailed interval of the resampled values (S,), moved so that their mean is ``estimate``.
+    """Equal-tailed interval of resampled values (S,), shifted so that their mean is ``estimate``.
 
     Undefined (NaN) values are left out.
     """
@@ -60,13 +61,13 @@ def centred_interval(
 
 
 def frames_per_second(
-    *seconds: NDArray[np.float64], samples: int, seed: int, confidence: float
+    *seconds: NDArray[np.float64], bootstrap: Bootstrap
 ) -> tuple[list[float], tuple[float, float]]:
-    """Images a second (number over total time) of each training, and the interval of their mean.
+    """Images per second (number over total time) of each training, and the interval of their mean.
 
     Args:
-        seconds: of each image (I,), one array a training, all of the same images.
-        samples, seed, confidence: of the bootstrap over images, the same for all trainings.
+        seconds: of each image (I,), one array per training, all of the same images.
+        bootstrap: its images are the same for all trainings.
 
     Raises:
         InputError: different numbers of images.
@@ -74,11 +75,11 @@ def frames_per_second(
     counts = [len(each) for each in seconds]
     if len(set(counts)) != 1:
         raise InputError(f"seconds of different numbers of images: {counts}; time them again")
-    weights = resample_weights(counts[0], samples=samples, seed=seed)
+    weights = resample_weights(counts[0], samples=bootstrap.samples, seed=bootstrap.seed)
     rates = [counts[0] / float(each.sum()) for each in seconds]
     drawn = np.mean([counts[0] / (weights @ each) for each in seconds], axis=0)
     estimate = float(np.mean(rates))
-    return rates, centred_interval(drawn, estimate=estimate, confidence=confidence)
+    return rates, centred_interval(drawn, estimate=estimate, confidence=bootstrap.confidence)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Everything that the metrics of one evaluation are made of.
+    """Everything that the metrics of one evaluation are computed from.
 
     Attributes:
         image_ids: I images, the order of all rows.
@@ -136,14 +137,16 @@ class ImageStatistics:
             values["miou_union"] = _mean_where(iou, union > 0)
         return {name: 100.0 * value for name, value in values.items()}
 
-    def bootstrap(self, *, samples: int, seed: int) -> dict[str, NDArray[np.float64]]:
-        """Metrics (samples,) on bootstrap resamples of the images."""
-        weights = resample_weights(len(self.image_ids), samples=samples, seed=seed)
+    def resampled(self, bootstrap: Bootstrap) -> dict[str, NDArray[np.float64]]:
+        """Metrics (S,) in percent on each of the bootstrap's S resamples of the images."""
+        weights = resample_weights(
+            len(self.image_ids), samples=bootstrap.samples, seed=bootstrap.seed
+        )
         parts = [self.metrics(chunk) for chunk in _chunks(weights)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def save(self, directory: Path) -> None:
-        """Write one row an image and class that occurs, and the matches that AP is made of."""
+        """Write one row per image and class that occurs, and the matches behind AP."""
         frame = pd.concat([self._class_rows(), self._agnostic_rows()], ignore_index=True)
         with atomic_path(directory / IMAGE_FILE) as path:
             frame.to_parquet(path, index=False)
@@ -220,18 +223,9 @@ class ImageStatistics:
 
         panoptic = merged = semantic = instances = None
         if "tp" in frame:
-            panoptic = PanopticCounts(
-                tp=table("tp", np.int64),
-                fp=table("fp", np.int64),
-                fn=table("fn", np.int64),
-                iou=table("iou_sum", np.float64),
-            )
-            columns = {name: agnostic[name].to_numpy()[:, None] for name in _PANOPTIC}
+            panoptic = PanopticCounts(*(table(*column) for column in _PANOPTIC.items()))
             merged = PanopticCounts(
-                tp=columns["tp"].astype(np.int64),
-                fp=columns["fp"].astype(np.int64),
-                fn=columns["fn"].astype(np.int64),
-                iou=columns["iou_sum"],
+                *(agnostic[name].to_numpy(dtype)[:, None] for name, dtype in _PANOPTIC.items())
             )
         if "intersection" in frame:
             semantic = SemanticCounts(*(table(name, np.int64) for name in _SEMANTIC))
@@ -263,17 +257,17 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
     }
 
 
-def resample(*statistics: ImageStatistics, samples: int, seed: int) -> Resampled:
-    """Metrics of an evaluation, or their means over several (one a training seed).
+def resample(*statistics: ImageStatistics, bootstrap: Bootstrap) -> Resampled:
+    """Metrics of an evaluation, or their means over several (one per training seed).
 
-    Equal ``samples`` and ``seed`` draw the same images, so that results can be compared in pairs.
+    An equal ``bootstrap`` draws the same images, so that results can be compared in pairs.
 
     Raises:
         InputError: they were not measured on the same images.
     """
     _check_images(*statistics)
     points = [table.metrics() for table in statistics]
-    drawn = [table.bootstrap(samples=samples, seed=seed) for table in statistics]
+    drawn = [table.resampled(bootstrap) for table in statistics]
     return Resampled(
         {name: float(np.mean([point[name][0] for point in points])) for name in points[0]},
         {name: np.mean([draw[name] for draw in drawn], axis=0) for name in points[0]},
@@ -281,16 +275,18 @@ def resample(*statistics: ImageStatistics, samples: int, seed: int) -> Resampled
 
 
 def bootstrap_intervals(
-    *statistics: ImageStatistics, samples: int, seed: int, confidence: float
+    *statistics: ImageStatistics, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float]]:
     """Interval of each metric, in percent and within 0..100, from resampled images.
 
     Arguments and errors as :func:`resample`.
     """
-    found = resample(*statistics, samples=samples, seed=seed)
+    found = resample(*statistics, bootstrap=bootstrap)
     intervals = {}
     for name, values in found.samples.items():
-        low, high = centred_interval(values, estimate=found.points[name], confidence=confidence)
+        low, high = centred_interval(
+            values, estimate=found.points[name], confidence=bootstrap.confidence
+        )
         intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
     return intervals
 

@@ -1,7 +1,7 @@
-"""``evaluation.json``: metrics, intervals, results of each class, and the protocol."""
+"""``evaluation.json``: metrics, intervals, results per class, and the protocol."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,18 @@ from possam.runtime.files import hash_json, write_json
 
 RESULT = "evaluation.json"
 SECONDS = "seconds"
-"""In the protocol of a timed variant: of each image."""
+"""Key in the protocol of a timed variant: the seconds that each image took."""
 
 PROTOCOL = {
     "pq": "PQ, SQ, RQ as panopticapi: averaged over classes with a segment in ground truth "
     "or prediction; unmatched predictions mostly on void or crowd are ignored",
     "pq_class_agnostic": "all classes merged into one before matching",
-    "map": "pycocotools mask AP, IoU 0.50 to 0.95, things only, at most 100 detections an image "
+    "map": "pycocotools mask AP, IoU 0.50 to 0.95, things only, at most 100 detections per image "
     "and class",
     "miou": "mean over classes present in the ground truth; void pixels ignored",
     "miou_union": "mean over classes present in ground truth or prediction; void pixels ignored",
 }
+"""How each metric is computed."""
 
 
 @dataclass
@@ -46,6 +47,29 @@ class Evaluators:
     panoptic: PanopticEvaluator | None
     semantic: SemanticEvaluator | None
     instances: InstanceEvaluator | None
+
+    @classmethod
+    def of(
+        cls,
+        dataset: ConvertedDataset,
+        metrics: Collection[str],
+        *,
+        instances: dict[str, Any] | None = None,
+    ) -> "Evaluators":
+        """Empty evaluators.
+
+        Args:
+            metrics: of ``panoptic`` and ``semantic``.
+            instances: the data set's instances, which AP is measured on; None: it is not.
+        """
+        classes, image_ids = len(dataset.categories), [record.id for record in dataset.images]
+        return cls(
+            panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
+            semantic=SemanticEvaluator(classes) if "semantic" in metrics else None,
+            instances=None
+            if instances is None
+            else InstanceEvaluator(instances, image_ids=image_ids, num_classes=classes),
+        )
 
     def extend(self, other: "Evaluators") -> None:
         """Add the images that ``other`` counted; instances are not added."""
@@ -100,19 +124,14 @@ def make_result(
     protocol: Mapping[str, Any],
     check: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """Metrics, intervals, results of each class, check and protocol of one set of predictions.
+    """Metrics, intervals, results per class, check and protocol of one set of predictions.
 
     It depends on data, weights and parameters only: repeating it gives the same file.
     """
-    intervals = bootstrap_intervals(
-        statistics,
-        samples=evaluation.bootstrap_samples,
-        seed=evaluation.bootstrap_seed,
-        confidence=evaluation.confidence,
-    )
+    bootstrap = evaluation.bootstrap
     return {
         "metrics": defined(metrics),
-        "intervals": defined_intervals(intervals),
+        "intervals": defined_intervals(bootstrap_intervals(statistics, bootstrap=bootstrap)),
         "per_class": _per_class(dataset.categories, statistics, evaluators),
         "check": None if check is None else dict(check),
         "protocol": {
@@ -120,9 +139,9 @@ def make_result(
             "dataset": f"{dataset.name} {dataset.split}",
             "dataset_content": dataset.manifest["content"],
             "class_names_hash": hash_json([list(names) for names in dataset.vocabulary]),
-            "interval": f"{100 * evaluation.confidence:g} % bootstrap over images (percentiles, "
-            f"moved by the bootstrap's bias), {evaluation.bootstrap_samples} resamples, "
-            f"seed {evaluation.bootstrap_seed}",
+            "interval": f"{100 * bootstrap.confidence:g} % bootstrap over images (percentiles, "
+            f"moved by the bootstrap's bias), {bootstrap.samples} resamples, "
+            f"seed {bootstrap.seed}",
             **protocol,
         },
     }
@@ -160,7 +179,7 @@ def write_variants(
 
 
 def count_parts(dataset: ConvertedDataset, seen: Sequence[bool]) -> dict[str, int]:
-    """How many images and classes of each kind an evaluation is of."""
+    """Number of images, and of classes of each kind, in an evaluation."""
     things = sum(category.is_thing for category in dataset.categories)
     classes = len(dataset.categories)
     return {
@@ -176,7 +195,7 @@ def count_parts(dataset: ConvertedDataset, seen: Sequence[bool]) -> dict[str, in
 def _per_class(
     categories: Sequence[Category], statistics: ImageStatistics, evaluators: Evaluators
 ) -> list[dict[str, Any]]:
-    """One entry a class, percentages; a metric is null where the class does not occur."""
+    """One entry per class, in percent; a metric is null where the class does not occur."""
     quality = evaluators.panoptic.result().per_class if evaluators.panoptic is not None else {}
     iou = evaluators.semantic.result().per_class if evaluators.semantic is not None else {}
     precision: dict[int, float] = {}

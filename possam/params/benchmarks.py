@@ -4,7 +4,8 @@ from pydantic import model_validator
 
 from possam.datasets.catalogue import Split, datasets
 from possam.datasets.options import DatasetName
-from possam.params.tables import EFFICIENCY, Measured
+from possam.evaluation.metrics import EFFICIENCY
+from possam.evaluation.options import Measured
 from possam.runtime.options import Options, Positive
 
 

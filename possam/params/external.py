@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from possam.datasets.catalogue import trainable
+from possam.evaluation.metrics import EFFICIENCY
 from possam.params.reading import choose
-from possam.params.tables import EFFICIENCY
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
 
@@ -34,11 +34,11 @@ class ExternalParams(Options):
     segmentations: dict[str, str] = Field(default_factory=dict)
 
     def is_panoptic(self, benchmark: str) -> bool:
-        """COCO panoptic format; else label maps."""
+        """Whether the predictions are in COCO panoptic format; else they are label maps."""
         return self.predictions[benchmark].endswith(_JSON)
 
     def paths(self, benchmark: str) -> dict[str, str]:
-        """What belongs to a benchmark's predictions: its path by the field that names it."""
+        """Paths of a benchmark's predictions, by the field that names them."""
         path = self.predictions[benchmark]
         if not self.is_panoptic(benchmark):
             return {"predictions": path}
@@ -65,7 +65,7 @@ def check_external(
     for name, entry in entries.items():
         if name in runs:
             raise InputError(
-                f"{source}: {name}: a run of runs.yaml has this name, too; rename one of them"
+                f"{source}: {name}: a run of runs.yaml has this name as well; rename one of them"
             )
         choose("scale", entry.scale, scales, source, f"{name}.scale")
         choose("training set", entry.trained_on, trainable(), source, f"{name}.trained_on")
@@ -75,7 +75,7 @@ def check_external(
             choose("benchmark", benchmark, scored, source, key)
             if not entry.is_panoptic(benchmark) and "semantic" not in measured[benchmark]:
                 raise InputError(
-                    f"{source}: {key}.{benchmark}: label PNGs give mIoU alone, which this "
+                    f"{source}: {key}.{benchmark}: label PNGs only give mIoU, which this "
                     "benchmark does not measure; name a JSON file in COCO panoptic format"
                 )
         panoptic = [test for test in entry.predictions if entry.is_panoptic(test)]

@@ -50,12 +50,12 @@ class FigureParams(Options):
         raise NotImplementedError
 
     def names(self) -> Names:
-        """Names of things declared elsewhere: key -> (what they name, the names)."""
+        """Names that other files declare: key -> (what they name, the names)."""
         raise NotImplementedError
 
 
 class ImagesParams(FigureParams):
-    """Figures of images, which are drawn by lot."""
+    """Figures of ``images`` images per benchmark, drawn by lot with ``seed``."""
 
     images: Positive
     seed: Count
@@ -106,13 +106,13 @@ class QualitativeParams(ImagesParams):
 
 
 class BarParams(CellParams):
-    """One pair of bars, named as in print: a variant of a trained run."""
+    """One pair of bars with its printed name: a variant of a trained run."""
 
     name: str
 
 
 class PublishedParams(Options):
-    """Published values: where, a file below ``params/published``, two of its columns (percent)."""
+    """Published values: their source, a file in ``params/published``, two columns in percent."""
 
     source: str
     file: str
@@ -129,7 +129,7 @@ class SeenUnseenParams(FigureParams):
 
     def needs(self, project: Project) -> Needs:
         seeds = project.scale.seeds
-        found = [key for bar in self.bars for key in bar.place.evaluations(seeds)]
+        found = [key for bar in self.bars for key in bar.origin.evaluations(seeds)]
         return Needs(evaluations=tuple(dict.fromkeys(found)), published=(self.published.file,))
 
     def names(self) -> Names:

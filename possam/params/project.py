@@ -219,10 +219,10 @@ class Project:
     def variants_at(self, run: str, benchmark: str, condition: str) -> dict[str, InferenceOptions]:
         """The variants to compute there: the default, and all that any table asks for."""
         wanted = {
-            place.variant
+            origin.variant
             for table in self.tables.values()
-            for place in table.places()
-            if (place.run, place.benchmark, place.condition) == (run, benchmark, condition)
+            for origin in table.origins()
+            if (origin.run, origin.benchmark, origin.condition) == (run, benchmark, condition)
         }
         return {
             name: inference

@@ -1,4 +1,4 @@
-"""Published numbers of a table, as printed, and what arithmetic says against some of them."""
+"""Published numbers of a table, as printed, and those that arithmetic casts doubt on."""
 
 import csv
 import itertools
@@ -24,7 +24,7 @@ class PublishedRow:
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Two or more columns of a published file by the rows' names; rows with an empty cell go.
+    """Two or more columns of a published file, by row name; rows with an empty cell are left out.
 
     Raises:
         InputError: a missing file or column, or a cell that is no number.
@@ -91,11 +91,11 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
 
 
 def find_slips(table: TableParams, row: PublishedRow) -> list[str]:
-    """What cannot be, or can hardly be, right in a published row.
+    """Notes on what is wrong, or very likely wrong, in a published row.
 
-    PQ is SQ x RQ in every class, so that averages obey PQ <= RQ; PQ of all classes is a mean of
-    those of things and stuff, and so lies between them; and two metrics, or two directions, that
-    agree to the last printed digit are more likely a copy than a coincidence.
+    PQ is SQ x RQ in every class, so that averages obey PQ <= RQ. PQ of all classes is a mean over
+    things and stuff and lies between theirs. Two metrics, or two directions, that agree to the
+    last printed digit are more likely a copy than a coincidence.
     """
     notes = []
     for group in table.groups:

@@ -1,68 +1,29 @@
 """Tables of ``params/tables.yaml``: rows, columns, controls, and the evaluations behind them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from possam.evaluation.metrics import METRICS, METRICS_OF
+from possam.evaluation.options import Condition
 from possam.params.reading import choose, refuse_twins
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
 
-Condition = Literal["trained", "untrained", "shuffled_names"]
-Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
 CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 EXTERNAL = "external"
-"""In a condition's place: predictions of a system that is not trained here."""
+"""The condition of predictions of a system that is not trained here."""
 NO_SEED = 0
-"""In a seed's place: predictions have none."""
-EFFICIENCY = "efficiency"
-"""What is measured with a clock: it depends on the machine, and is measured alone."""
+"""The seed of external predictions, which have none."""
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block as it stands."""
 
-METRICS_OF: dict[str, dict[str, str]] = {
-    "panoptic": {
-        "pq": "PQ",
-        "sq": "SQ",
-        "rq": "RQ",
-        "pq_things": "PQ_th",
-        "pq_stuff": "PQ_st",
-        "pq_seen": "PQ_seen",
-        "pq_unseen": "PQ_unseen",
-        "pq_class_agnostic": "class-agnostic PQ",
-    },
-    "instance": {"map": "mAP"},
-    "semantic": {
-        "miou": "mIoU (classes in the ground truth)",
-        "miou_union": "mIoU (classes in ground truth or prediction)",
-    },
-    EFFICIENCY: {
-        "fps": "images a second",
-        "trainable_m": "trainable parameters (millions)",
-        "frozen_m": "frozen parameters (millions)",
-        "total_m": "all parameters (millions)",
-    },
-}
-"""Metrics with their printed names, by what a benchmark has to measure; all but those of
-efficiency are in percent."""
-
-PER_IMAGE: frozenset[str] = frozenset(
-    metric for kind in ("panoptic", "instance", "semantic") for metric in METRICS_OF[kind]
-)
-"""Metrics that are counted image by image, so that images can be resampled."""
-
-DECIMALS: dict[str, int] = {"fps": 2}
-"""Decimals that people are shown; the others have one, as in the paper."""
-
-METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in group.items()}
-"""Metrics that a table column can show, with their printed names."""
-
 
 class Evaluation(NamedTuple):
-    """What one evaluation file is of; ``run`` may be a system of ``external.yaml``."""
+    """Key of one evaluation file; ``run`` may be a system of ``external.yaml``."""
 
     run: str
     seed: int
@@ -71,7 +32,7 @@ class Evaluation(NamedTuple):
 
     @property
     def is_external(self) -> bool:
-        """Are predictions from elsewhere evaluated, without a training here?"""
+        """Whether predictions of another system are evaluated, without a training here."""
         return self.condition == EXTERNAL
 
     @property
@@ -80,7 +41,7 @@ class Evaluation(NamedTuple):
         return f"{self.run}/seed{self.seed}/{self.benchmark}/{self.condition}"
 
 
-class Place(NamedTuple):
+class Origin(NamedTuple):
     """Where a cell's figures come from: a variant of an evaluation, over all seeds."""
 
     run: str
@@ -90,11 +51,11 @@ class Place(NamedTuple):
 
     @property
     def is_external(self) -> bool:
-        """Are predictions from elsewhere evaluated, without a training here?"""
+        """Whether predictions of another system are evaluated, without a training here."""
         return self.condition == EXTERNAL
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
-        """The evaluations behind it, one a seed; of external predictions a single one."""
+        """The evaluations behind it, one per seed; a single one of external predictions."""
         if self.is_external:
             seeds = (NO_SEED,)
         return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
@@ -108,9 +69,9 @@ class CellParams(Options):
     variant: str = DEFAULT_VARIANT
 
     @property
-    def place(self) -> Place:
+    def origin(self) -> Origin:
         """The trained run's figures."""
-        return Place(self.run, self.benchmark, TRAINED, self.variant)
+        return Origin(self.run, self.benchmark, TRAINED, self.variant)
 
 
 class RowCellParams(Options):
@@ -140,20 +101,20 @@ class RowCellParams(Options):
         return variant
 
     @property
-    def place(self) -> Place:
+    def origin(self) -> Origin:
         """The trained run's figures, or the external system's."""
         if self.external is not None:
-            return Place(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
+            return Origin(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
         assert self.run is not None
-        return Place(self.run, self.benchmark, TRAINED, self.variant)
+        return Origin(self.run, self.benchmark, TRAINED, self.variant)
 
 
 class RowParams(Options):
-    """One row: its published name, and what its figures are measured on (none: published only).
+    """One row: its published name, and its cells by column group (none: published values only).
 
     Attributes:
-        published: has the published file a line for it? Only a row of external predictions may
-            have none.
+        published: whether the published file has a line for it; only a row of external
+            predictions may have none.
     """
 
     name: str
@@ -169,7 +130,7 @@ class RowParams(Options):
 
     @property
     def is_external(self) -> bool:
-        """Are its figures of external predictions?"""
+        """Whether its figures are of external predictions."""
         return any(cell.external is not None for cell in self.cells.values())
 
 
@@ -189,16 +150,16 @@ class ControlParams(CellParams):
     condition: Condition
 
     @property
-    def control_place(self) -> Place:
-        """The control's own figures; ``place`` is those of the trained run beside it."""
-        return self.place._replace(condition=self.condition)
+    def own_origin(self) -> Origin:
+        """The control's own figures; ``origin`` is those of the trained run beside it."""
+        return self.origin._replace(condition=self.condition)
 
 
 class TableParams(Options):
     """One table of the paper.
 
     Attributes:
-        published: file in ``params/published`` with a line a row.
+        published: file in ``params/published`` with a line per row.
         labels: text columns of that file (key: title) that say what a row is.
         groups: column groups (key: title); a row's cells say where each group is measured.
         reference: the row that all other reproduced rows are compared with, in pairs.
@@ -215,20 +176,20 @@ class TableParams(Options):
     reference: str | None = None
     agreement: bool = False
 
-    def places(self) -> list[Place]:
+    def origins(self) -> list[Origin]:
         """Everything that the table and its controls show, once each."""
-        cells = [cell.place for row in self.rows for cell in row.cells.values()]
-        return list(dict.fromkeys([*cells, *(c.control_place for c in self.controls)]))
+        cells = [cell.origin for row in self.rows for cell in row.cells.values()]
+        return list(dict.fromkeys([*cells, *(c.own_origin for c in self.controls)]))
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
         """Every evaluation behind the table, once each."""
-        found = (key for place in self.places() for key in place.evaluations(seeds))
+        found = (key for origin in self.origins() for key in origin.evaluations(seeds))
         return list(dict.fromkeys(found))
 
     def showing(self, external: Collection[str]) -> "TableParams":
-        """The table with the cells of these external systems alone.
+        """The table without the cells of other external systems.
 
-        A row that was never published goes with the last of its cells.
+        A row that was never published and has no cell left is dropped.
         """
         rows = []
         for row in self.rows:
@@ -312,6 +273,6 @@ def _check_sources(row: RowParams, source: str, key: str) -> None:
         )
     if not row.published and not row.is_external:
         raise InputError(
-            f"{source}: {key}.published: false is for rows of external predictions alone; remove "
+            f"{source}: {key}.published: false is only for rows of external predictions; remove "
             "it, and write the row's line into the published file"
         )

@@ -5,6 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.tables import Origin
+from possam.runtime.files import read_json
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -12,10 +17,10 @@ class Measurement:
 
     Attributes:
         variant: the inference variant.
-        evaluations: contents of ``evaluation.json``, one a seed.
-        metrics: the value, of several seeds their mean; None where it is undefined.
+        evaluations: contents of ``evaluation.json``, one per seed.
+        metrics: the value, or the mean over several seeds; None where it is undefined.
         std: the standard deviation over the seeds (``ddof`` 1); empty with one seed.
-        intervals: bootstrap over images, low and high, of the value.
+        intervals: of the value, low and high, by a bootstrap over images.
     """
 
     variant: str
@@ -26,7 +31,7 @@ class Measurement:
 
     @classmethod
     def of(cls, evaluation: Mapping[str, Any], variant: str) -> "Measurement":
-        """The measurement that a single evaluation is."""
+        """The measurement of a single evaluation."""
         found = evaluation["variants"][variant]
         return cls(
             variant=variant,
@@ -51,7 +56,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparisons:
-    """What a table says of its rows against each other.
+    """How the rows of a table compare with each other.
 
     Attributes:
         differences: row -> column key -> ``value``, ``low``, ``high``: the row minus the table's
@@ -62,3 +67,27 @@ class Comparisons:
 
     differences: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def measure(project: Project, origin: Origin) -> Measurement | None:
+    """What was measured at ``origin``; None if an evaluation or the variant is missing."""
+    from possam.evaluation.seeds import average_seeds
+
+    layout, variant = Layout(project), origin.variant
+    folders = [layout.evaluation(*key) for key in origin.evaluations(project.scale.seeds)]
+    files = [folder / "evaluation.json" for folder in folders]
+    if not all(file.is_file() for file in files):
+        return None
+    evaluations = tuple(read_json(file) for file in files)
+    if any(variant not in evaluation["variants"] for evaluation in evaluations):
+        return None
+    if len(evaluations) == 1:
+        return Measurement.of(evaluations[0], variant)
+    average = average_seeds(folders, variant, bootstrap=project.scale.evaluation.bootstrap)
+    return Measurement(
+        variant=variant,
+        evaluations=evaluations,
+        metrics=average.mean,
+        std=average.std,
+        intervals=average.intervals,
+    )

@@ -47,8 +47,8 @@ class _Entry:
     text: str
 
 
-class Place(NamedTuple):
-    """The point of a segment with most room around it, in pixels; ``radius``: how much."""
+class Spot(NamedTuple):
+    """The point of a segment with most room around it; ``radius``: how much, in pixels."""
 
     x: int
     y: int
@@ -182,14 +182,14 @@ def _thicken(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     return mask
 
 
-def roomiest_places(labels: NDArray[np.int32], count: int) -> list[Place | None]:
+def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
     """Where a mark fits best in each of the segments 1 to ``count`` of ``labels`` (H,W).
 
     ``None`` for a label without a pixel.
     """
     from scipy.ndimage import distance_transform_edt, find_objects
 
-    places: list[Place | None] = []
+    places: list[Spot | None] = []
     for position, box in enumerate(find_objects(labels, max_label=count)):
         if box is None:
             places.append(None)
@@ -200,7 +200,7 @@ def roomiest_places(labels: NDArray[np.int32], count: int) -> list[Place | None]
         row, column = np.unravel_index(int(distance.argmax()), distance.shape)
         x = box[1].start + (int(column) - 1) * step
         y = box[0].start + (int(row) - 1) * step
-        places.append(Place(x, y, float(distance[row, column]) * step))
+        places.append(Spot(x, y, float(distance[row, column]) * step))
     return places
 
 
@@ -212,7 +212,7 @@ def _draw_numbers(
 ) -> None:
     """Put each segment's number where most room is, if it has room for it."""
     draw = ImageDraw.Draw(picture)
-    for entry, place in zip(entries, roomiest_places(labels, len(entries)), strict=True):
+    for entry, place in zip(entries, roomiest_spots(labels, len(entries)), strict=True):
         left, top, right, bottom = draw.textbbox((0, 0), str(entry.number), font=font, anchor="mm")
         if place is None or place.radius < 0.45 * (bottom - top):
             continue
@@ -236,7 +236,7 @@ def _legend(
     height: int,
     text_size: int,
 ) -> Image.Image:
-    """One line a class (number, name, count if several), in at most three columns.
+    """One line per class (number, name, count if several), in at most three columns.
 
     Many classes get smaller text; the legend is higher than ``height`` only if that is not enough.
     """

@@ -1,4 +1,4 @@
-"""Segment one photograph with any words.
+"""A photograph and words from the command line, segmented into files (``possam predict``).
 
 Words are written as one text: classes separated by ``;``, synonyms of a class by ``,``, for example
 ``"cat; dog, puppy; road"``.
@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from possam.datasets.class_names import seen_classes
 from possam.datasets.label_runs import segment_table
 from possam.datasets.pixels import encode_ids
-from possam.evaluation.segment import segment_image
+from possam.evaluation.segment import Names, segment_words
 from possam.model.options import InferenceOptions
 from possam.reporting.overlay import draw_overlay
 from possam.runtime.errors import InputError
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from possam.model.encoders.text import TextEmbeddings
     from possam.model.inference import SegmentPrediction
     from possam.model.segmenter import Segmenter
-
-Names = tuple[str, ...]
 
 
 def parse_words(text: str) -> list[Names]:
@@ -39,13 +36,13 @@ def parse_words(text: str) -> list[Names]:
         InputError: no word at all, or a word that is written twice (in upper or lower case).
     """
     classes = []
-    seen: set[str] = set()
+    known: set[str] = set()
     for group in text.split(";"):
         names = tuple(name for piece in group.split(",") if (name := " ".join(piece.split())))
         for name in names:
-            if name.casefold() in seen:
+            if name.casefold() in known:
                 raise InputError(f"--words: {name!r} is written twice; name every word once")
-            seen.add(name.casefold())
+            known.add(name.casefold())
         if names:
             classes.append(names)
     if not classes:
@@ -54,7 +51,7 @@ def parse_words(text: str) -> list[Names]:
 
 
 def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
-    """Which classes are things: all whose names ``text`` (``"road; sky"``) does not list.
+    """Flags of things: all classes but those whose names ``text`` (``"road; sky"``) lists.
 
     Raises:
         InputError: a listed name is not one of the vocabulary's.
@@ -112,7 +109,7 @@ def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def predict_image(
+def segment_photograph(
     *,
     image: Path,
     words: str,
@@ -129,10 +126,8 @@ def predict_image(
         image: the photograph, any size and mode.
         words, stuff: see :func:`parse_words`, :func:`parse_stuff`.
         segmenter: the model, on any device.
-        embed: turns names into the text embeddings of the model's CLIP.
-        training_vocabulary: the classes that the decoder was trained on (for the ensemble's
-            weights); empty: no word counts as seen.
-        inference: ensemble, merging and resolution.
+        embed, training_vocabulary, inference: see
+            :func:`possam.evaluation.segment.segment_words`.
         out: folder; other files in it stay. Each file appears complete, the JSON last.
 
     Returns:
@@ -148,12 +143,13 @@ def predict_image(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
     pixels = read_photograph(image)
-    ids, segments = segment_image(
+    ids, segments = segment_words(
         pixels,
+        vocabulary,
         segmenter=segmenter,
-        text=embed(vocabulary),
+        embed=embed,
         things=things,
-        seen=seen_classes(vocabulary, training_vocabulary),
+        training_vocabulary=training_vocabulary,
         inference=inference,
     )
     content = _describe(image, ids, segments, vocabulary, things)

@@ -4,8 +4,8 @@ table and figure.
 Reads files only. A record holds everything that is sent, with timestamps taken from the files, so
 that sending it twice sends the same thing.
 
-What ``params/`` decides is a parameter, once; what is only known of a result (hashes, paths, the
-evaluation's protocol) is a tag: two runs side by side differ in the parameters that were set apart.
+What ``params/`` decides is a parameter; what only the result knows (hashes, paths, the evaluation's
+protocol) is a tag. So two runs side by side differ in the parameters that were set differently.
 """
 
 import csv
@@ -27,7 +27,7 @@ from possam.runtime.files import hash_json, read_json, sha256_file
 from possam.runtime.locks import is_held
 
 FORMAT = 2
-"""Part of every content hash: raise it when the same files are to be shown in another way."""
+"""Part of every content hash: raise it when the same files shall be shown in another way."""
 
 _NOT_METRICS = {"step", "time"}
 _SEED = "seed"
@@ -59,7 +59,7 @@ class Record:
         parent: key of the training behind an evaluation, else None (external predictions have
             none).
         links: keys of the evaluations behind a table.
-        status: of a training without a summary ``RUNNING`` while a process works on it, else
+        status: a training without a summary is ``RUNNING`` while a process works on it, else
             ``KILLED``.
         start, end: milliseconds since 1970; ``end`` is None for a live run.
         config: nested parameters, shown as a file.
@@ -238,9 +238,9 @@ def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(path: Path, project: Project, known: set[str], common: Mapping[str, str]) -> Record:
     name, table = path.stem, project.tables[path.stem]
-    wanted = [f"evaluation/{key.name}" for key in table.evaluations(project.scale.seeds)]
+    shown = [f"evaluation/{key.name}" for key in table.evaluations(project.scale.seeds)]
     cells = _table_numbers(path, tuple(column.key for column in table.columns))
-    links = tuple(key for key in wanted if key in known)
+    links = tuple(key for key in shown if key in known)
     files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))
     card = _mapping(path.with_suffix(".json")) if path.with_suffix(".json") in files else {}
     start, end = _times(card, path)
@@ -321,7 +321,7 @@ def _lines(text: str, path: Path, *, finished: bool) -> list[dict[str, Any]]:
 
 
 def _step_points(lines: Iterable[dict[str, Any]], path: Path, start: int) -> list[Point]:
-    """One point a metric and step; a line's ``time`` is the seconds of training so far."""
+    """One point per metric and step; the ``time`` of a line is in seconds of training so far."""
     points: dict[tuple[str, int], Point] = {}
     for line in lines:
         seconds = line.get("time", 0.0)

@@ -13,7 +13,7 @@ from possam.reporting.table_text import column_title, markdown
 from possam.runtime.files import atomic_write, read_json
 
 FOLDED = ("## Protocol", "## Provenance")
-"""Sections of a table's page that the report folds away, from the first of them on."""
+"""The report folds a table's page from the first of these sections on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def _figure(path: Path) -> dict[str, str]:
 
 
 def _webp(png: Path) -> bytes:
-    """The picture at its size and about a sixth of its bytes; the PNG and PDF stay beside it."""
+    """The picture in full size at about a sixth of the PNG's bytes."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -124,7 +124,7 @@ def _webp(png: Path) -> bytes:
 
 
 def _jobs(jobs: Mapping[str, Path]) -> dict[str, Any]:
-    """Wall time, memory and commit of each job, and the machine if all ran on one."""
+    """Wall time, memory and commit of each job, and the machines that they ran on."""
     runs, machines, total = [], set(), 0.0
     for name, path in jobs.items():
         found = read_json(path)

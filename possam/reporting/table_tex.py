@@ -23,9 +23,9 @@ def escape(text: str) -> str:
 
 
 def tex(card: Mapping[str, Any]) -> str:
-    """A ``tabular`` with a line a row; reproduced values are bold, with their interval below.
+    """A ``tabular`` with a line per row; reproduced values are bold, with their interval below.
 
-    The comments say what the numbers are; at synthetic scales the caption does, too.
+    The comments say what the numbers are; at synthetic scales the caption does as well.
     """
     groups = {
         key: [column for column in card["columns"] if column["group"] == key]

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from possam.params.tables import EFFICIENCY, EXTERNAL, METRICS_OF
+from possam.evaluation.metrics import EFFICIENCY, METRICS_OF
+from possam.params.tables import EXTERNAL
 
 Card = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ def _introduction(card: Card) -> list[str]:
         )
     units = "All values in percent."
     if any(column["metric"] in METRICS_OF[EFFICIENCY] for column in card["columns"]):
-        units = "FPS is in images a second, parameters in millions, all other values in percent."
+        units = "FPS is in images per second, parameters in millions, all other values in percent."
     lines += [
         f"{units} Reproduced: {value} [{level} bootstrap interval over test "
         "images]; below it the published value and, in brackets, the difference.",
@@ -56,8 +57,8 @@ def _introduction(card: Card) -> list[str]:
     ]
     if _external(card):
         lines += [
-            "External: predictions that another system made, measured here by the same code; one "
-            "value whatever the seeds.",
+            "External: predictions of another system, measured here by the same code; they do not "
+            "depend on seeds.",
             "",
         ]
     return lines
@@ -129,7 +130,7 @@ def _gaps(card: Card) -> list[str]:
 
 
 def _comparison(card: Card) -> list[str]:
-    """Every measured row minus the reference row, where the two were paired."""
+    """Every measured row minus the reference row, where the two are paired."""
     columns = card["columns"]
     rows = []
     for row in card["rows"]:
@@ -144,8 +145,9 @@ def _comparison(card: Card) -> list[str]:
         "",
         f"The row minus *{card['reference']}*, in percentage points, with the {level} interval of "
         "a paired bootstrap (both on the same resampled images). **Bold**: the interval excludes "
-        "zero, the difference is real at this scale as far as the test images go; the training's "
-        "own chance is " + ("in the mean over seeds." if len(card["seeds"]) > 1 else "not in it."),
+        "zero, so other test images would hardly reverse the difference. The interval does not "
+        "cover chance in training"
+        + (", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."),
         "",
         *markdown_table(["Method", *(column_title(card, column) for column in columns)], rows),
         "",
@@ -183,9 +185,9 @@ def _ranks(card: Card) -> list[str]:
     return [
         "## Agreement with the published order",
         "",
-        "Kendall's tau-b of the published order of the reproduced rows and ours: 1 the same order, "
-        f"-1 the reverse; the middle {level} of the resampled test images. It is a finding: no row "
-        "was tuned towards it.",
+        "Kendall's tau-b between the published order of the reproduced rows and ours: 1 is the "
+        f"same order, -1 the reverse. Brackets: the middle {level} over resampled test images. No "
+        "row was tuned for this agreement.",
         "",
         *_left_out(card),
         *markdown_table(["Column", "tau", "Rows"], rows),
@@ -195,7 +197,7 @@ def _ranks(card: Card) -> list[str]:
 
 def _left_out(card: Card) -> list[str]:
     names = _external(card)
-    return [f"Left out, as external: {', '.join(names)}.", ""] if names else []
+    return [f"Left out because external: {', '.join(names)}.", ""] if names else []
 
 
 def _controls(card: Card) -> list[str]:
@@ -214,8 +216,8 @@ def _controls(card: Card) -> list[str]:
     return [
         "## Controls",
         "",
-        "These must fail: they show how much of a value comes from training, and how much from the "
-        "names of the classes.",
+        "These must score low: they show how much of a value comes from training, and how much "
+        "from the class names.",
         "",
         *markdown_table(["Control", "Benchmark", *titles], rows),
         "",
@@ -242,7 +244,7 @@ def _supplement(card: Card) -> list[str]:
         "",
         *markdown_table(header, rows),
         "",
-        "*panopticapi*: PQ that the reference program computes from the same predictions.",
+        "*panopticapi*: PQ by the reference program from the same predictions.",
         "",
     ]
 
@@ -265,7 +267,7 @@ def _slips(card: Card) -> list[str]:
     return [
         "## Published numbers to doubt",
         "",
-        "They are shown as published; found by arithmetic alone.",
+        "They are shown as published; arithmetic casts doubt on them.",
         "",
         *(f"- {note}." for note in card["slips"]),
         "",

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from possam.evaluation.metrics import DECIMALS, METRICS, METRICS_OF
 from possam.params.project import Project
 from possam.params.published import PublishedRow, read_published, slips
 from possam.params.tables import (
-    DECIMALS,
     EXTERNAL,
-    METRICS,
-    METRICS_OF,
     TRAINED,
     ColumnParams,
     ControlParams,
     Evaluation,
-    Place,
+    Origin,
     RowParams,
     TableParams,
 )
@@ -28,7 +26,7 @@ from possam.reporting.table_text import markdown, terminal
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, hash_json, read_json, write_json
 
-Measurements = Mapping[Place, Measurement]
+Measurements = Mapping[Origin, Measurement]
 
 SUPPLEMENT = ("pq_things", "pq_stuff", "pq_seen", "pq_unseen", "pq_class_agnostic", "miou_union")
 """Metrics beside the table, for each reproduced cell group."""
@@ -36,30 +34,30 @@ SUPPLEMENT = ("pq_things", "pq_stuff", "pq_seen", "pq_unseen", "pq_class_agnosti
 
 @dataclass(frozen=True)
 class _Source:
-    """Measurements with errors that say what to do."""
+    """Finds measurements; its errors say how to make those that are missing."""
 
     project: Project
     table: str
     measurements: Measurements
 
-    def find(self, place: Place) -> Measurement:
+    def find(self, origin: Origin) -> Measurement:
         scale, seeds = self.project.name, self.project.scale.seeds
-        run, benchmark, condition, variant = place
+        run, benchmark, condition, variant = origin
         where = f"{self.table}: run {run!r} on {benchmark!r} ({condition}, {variant})"
-        keys = place.evaluations(seeds)
-        if place not in self.measurements and place.is_external:
+        keys = origin.evaluations(seeds)
+        if origin not in self.measurements and origin.is_external:
             raise InputError(
                 f"{where}: no evaluation; make it: possam evaluate {run} {benchmark} "
                 f"--scale {scale}"
             )
-        if place not in self.measurements:
+        if origin not in self.measurements:
             commands = "; ".join(
                 f"possam evaluate {run} {benchmark} --seed {seed} --condition {condition} "
                 f"--scale {scale}"
                 for seed in seeds
             )
             raise InputError(f"{where}: no evaluation; make it: {commands}")
-        found = self.measurements[place]
+        found = self.measurements[origin]
         stated = [
             tuple(evaluation.get(name) for name in Evaluation._fields)
             for evaluation in found.evaluations
@@ -72,11 +70,11 @@ class _Source:
             )
         return found
 
-    def cell(self, place: Place, name: str) -> dict[str, Any]:
-        """As :meth:`metric`; of what external predictions do not give, ``missing``: the reason."""
-        found = self.find(place)
-        if not place.is_external or found.get(name) is not None:
-            return self.metric(place, name)
+    def cell(self, origin: Origin, name: str) -> dict[str, Any]:
+        """As :meth:`metric`; ``missing``, the reason, where external predictions do not give it."""
+        found = self.find(origin)
+        if not origin.is_external or found.get(name) is not None:
+            return self.metric(origin, name)
         if name in found.metrics:
             return {"missing": "no such class occurs in this test set"}
         if name in METRICS_OF["instance"]:
@@ -86,13 +84,13 @@ class _Source:
             }
         return {"missing": "label maps do not tell segments apart"}
 
-    def metric(self, place: Place, name: str) -> dict[str, float | None]:
+    def metric(self, origin: Origin, name: str) -> dict[str, float | None]:
         """``value``, ``low``, ``high`` and ``std`` in percent."""
-        found = self.find(place).get(name)
+        found = self.find(origin).get(name)
         if found is None:
             raise InputError(
-                f"{self.table}: run {place.run!r} on {place.benchmark!r} ({place.condition}, "
-                f"{place.variant}): metric {name!r} is missing; add it to the benchmark's metrics "
+                f"{self.table}: run {origin.run!r} on {origin.benchmark!r} ({origin.condition}, "
+                f"{origin.variant}): metric {name!r} is missing; add it to the benchmark's metrics "
                 "and evaluate again"
             )
         return found
@@ -109,12 +107,12 @@ def build_table(
     """Write a table as CSV (for machines), Markdown (for people), TeX (for papers) and a card.
 
     Args:
-        measurements: what the table and its controls show, by where it was measured.
+        measurements: what the table and its controls show, by origin.
         comparisons: of its rows with each other.
         out: the CSV; the others lie beside it, as ``.md``, ``.tex`` and ``.json``.
 
     Returns:
-        The card: everything that the other files show, unrounded, and where it is from.
+        The card: everything that the other files show, unrounded, with its provenance.
 
     Raises:
         InputError: an unknown table, a published file that does not fit, or a missing evaluation
@@ -142,7 +140,7 @@ def make_card(
     params, source = project.tables[table], _Source(project, table, measurements)
     path = project.folder / "published" / params.published
     published = read_published(path, params)
-    places = params.places()
+    origins = params.origins()
     return {
         "table": table,
         "title": params.title,
@@ -155,8 +153,7 @@ def make_card(
         "labels": dict(params.labels),
         "groups": dict(params.groups),
         "columns": [
-            column.model_dump() | {"decimals": DECIMALS.get(column.metric, 1)}
-            for column in params.columns
+            column.model_dump() | {"decimals": DECIMALS[column.metric]} for column in params.columns
         ],
         "metrics": {name: METRICS[name] for name in SUPPLEMENT},
         "reference": params.reference,
@@ -169,19 +166,21 @@ def make_card(
         "published_file": params.published,
         "protocol": [
             {
-                "run": place.run,
-                "benchmark": place.benchmark,
-                "variant": _variant(place),
-                **source.find(place).parts()[0].get("protocol", {}),
+                "run": origin.run,
+                "benchmark": origin.benchmark,
+                "variant": _variant(origin),
+                **source.find(origin).parts()[0].get("protocol", {}),
             }
-            for place in places
-            if place.condition in (TRAINED, EXTERNAL)
+            for origin in origins
+            if origin.condition in (TRAINED, EXTERNAL)
         ],
         "evaluations": {
             key.name: _provenance(found)
-            for place in places
+            for origin in origins
             for key, found in zip(
-                place.evaluations(project.scale.seeds), source.find(place).evaluations, strict=True
+                origin.evaluations(project.scale.seeds),
+                source.find(origin).evaluations,
+                strict=True,
             )
         },
     }
@@ -200,7 +199,7 @@ def _row(
         stated = published.values.get(column.key)
         cell: dict[str, Any] = {"published": stated, "printed": published.texts.get(column.key, "")}
         if column.group in row.cells:
-            cell |= source.cell(row.cells[column.group].place, column.metric)
+            cell |= source.cell(row.cells[column.group].origin, column.metric)
             if "value" in cell:
                 cell["difference"] = None if stated is None else cell["value"] - stated
                 cell["versus"] = dict(versus[column.key]) if column.key in versus else None
@@ -211,25 +210,25 @@ def _row(
         "labels": dict(published.labels),
         "source": row.source,
         "cells": cells,
-        "runs": {group: _run(cell.place, source) for group, cell in row.cells.items()},
+        "runs": {group: _run(cell.origin, source) for group, cell in row.cells.items()},
     }
 
 
-def _variant(place: Place) -> str:
+def _variant(origin: Origin) -> str:
     """The inference variant; external predictions have none."""
-    return "" if place.is_external else place.variant
+    return "" if origin.is_external else origin.variant
 
 
-def _run(place: Place, source: _Source) -> dict[str, Any]:
-    """What is behind one group of columns, with the metrics that the table does not show.
+def _run(origin: Origin, source: _Source) -> dict[str, Any]:
+    """The results behind one group of columns, with the metrics that the table does not show.
 
-    Identities and checks are lists, one entry a seed.
+    Identities and checks are lists with one entry per seed.
     """
-    found = source.find(place)
+    found = source.find(origin)
     return {
-        "run": place.run,
-        "benchmark": place.benchmark,
-        "variant": _variant(place),
+        "run": origin.run,
+        "benchmark": origin.benchmark,
+        "variant": _variant(origin),
         "run_identity": [one.get("run_identity", "") for one in found.evaluations],
         "evaluation_identity": [one.get("identity", "") for one in found.evaluations],
         "evaluation_hash": [hash_json(one) for one in found.evaluations],
@@ -242,11 +241,11 @@ def _run(place: Place, source: _Source) -> dict[str, Any]:
 
 
 def _control(control: ControlParams, table: TableParams, source: _Source) -> dict[str, Any]:
-    """A control and, for comparison, the trained run on the same benchmark where it is known."""
+    """A control and, where it was measured, the trained run on the same benchmark."""
     metrics: dict[str, ColumnParams] = {}
     for column in table.columns:
         metrics.setdefault(column.metric, column)
-    known = control.place in source.measurements
+    known = control.origin in source.measurements
     return {
         "name": control.name,
         "run": control.run,
@@ -256,8 +255,8 @@ def _control(control: ControlParams, table: TableParams, source: _Source) -> dic
         "metrics": {
             metric: {
                 "title": column.title,
-                **source.metric(control.control_place, metric),
-                "trained": source.metric(control.place, metric)["value"] if known else None,
+                **source.metric(control.own_origin, metric),
+                "trained": source.metric(control.origin, metric)["value"] if known else None,
             }
             for metric, column in metrics.items()
         },
@@ -285,7 +284,7 @@ def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def csv_text(card: Mapping[str, Any]) -> str:
-    """The CSV: published values as printed, measured ones with four decimals; empty: there is none.
+    """The CSV: published values as printed, measured ones with four decimals, else empty.
 
     ``_std`` is over seeds, empty with one seed; ``_difference`` is to the published value,
     ``_versus`` to the table's reference row; hashes of several seeds are joined by a space.

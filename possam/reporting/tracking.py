@@ -1,15 +1,15 @@
 """MLflow as a view of the result files, built by an ingester that can be run again at any time.
 
-One MLflow experiment a scale. Each record (:mod:`possam.reporting.records`) becomes one MLflow run
-that carries two tags: ``possam.key`` (what it is) from the start, ``possam.content`` (hash of its
-files) at the very end. A run without the second tag was left by a killed ingester and is made anew;
-a run with another content is superseded: the new one is completed first, then the old one is
-deleted (MLflow keeps deleted runs until ``mlflow gc``). A growing training log is appended to. The
-result files are never touched.
+One MLflow experiment per scale. Each record (:mod:`possam.reporting.records`) becomes one MLflow
+run. Its tag ``possam.key`` (what it is) is set at the start, ``possam.content`` (hash of its files)
+at the very end. A run without the second tag was left by a killed ingester and is made anew. A run
+with another content is superseded: the new one is completed first, then the old one is deleted
+(MLflow keeps deleted runs until ``mlflow gc``). A growing training log is appended to. The result
+files are never touched.
 
-MLflow gives a run one parent. An evaluation is of exactly one training and lies below it; tables
-share evaluations, so a table points to them with tags (``possam.link.*``), they to all their tables
-(``possam.shown_in.*``), and the table's description links to the list of them.
+MLflow gives a run one parent. An evaluation belongs to exactly one training and lies below it.
+Tables share evaluations, so tags link a table to them (``possam.link.*``) and them to all their
+tables (``possam.shown_in.*``); the table's description links to the list of its evaluations.
 """
 
 import contextlib
@@ -139,7 +139,7 @@ def follow(
 
 
 class _Writer:
-    """Writes records into one experiment; knows which runs are there."""
+    """Writes records into one experiment, whose runs it has listed."""
 
     def __init__(self, client: Any, experiment_id: str) -> None:
         self._client, self._experiment_id = client, experiment_id
@@ -180,25 +180,25 @@ class _Writer:
         """Point evaluations to their training and tables to their evaluations (run ids change)."""
         for record in records:
             run_id = summary.runs[record.key]
-            wanted = {f"{_LINK}{key}": summary.runs[key] for key in record.links}
-            wanted |= {f"{_SHOWN_IN}{name}": "yes" for name in _tables_of(record, records)}
+            tags = {f"{_LINK}{key}": summary.runs[key] for key in record.links}
+            tags |= {f"{_SHOWN_IN}{name}": "yes" for name in _tables_of(record, records)}
             if record.parent in summary.runs:
-                wanted[PARENT] = summary.runs[record.parent]
+                tags[PARENT] = summary.runs[record.parent]
             if record.links:
-                wanted[NOTE] = f"{self._evaluations_of(record)}\n\n{record.tags.get(NOTE, '')}"
+                tags[NOTE] = f"{self._evaluations_of(record)}\n\n{record.tags.get(NOTE, '')}"
             before = [run for run in self._runs.get(record.key, []) if run.info.run_id == run_id]
             present = before[0].data.tags if before else {}
-            for name, value in sorted(wanted.items()):
+            for name, value in sorted(tags.items()):
                 if present.get(name) != value:
                     self._client.set_tag(run_id, name, value)
-            for name in sorted(present.keys() - wanted.keys()):
+            for name in sorted(present.keys() - tags.keys()):
                 if name.startswith((_LINK, _SHOWN_IN)):
                     self._client.delete_tag(run_id, name)
 
     def _evaluations_of(self, table: Record) -> str:
         """A link to the list of runs that the table shows."""
-        wanted = f"tags.`{_SHOWN_IN}{table.tags[TABLE]}` = 'yes'"
-        address = f"#/experiments/{self._experiment_id}/runs?searchFilter={quote(wanted, safe='')}"
+        query = f"tags.`{_SHOWN_IN}{table.tags[TABLE]}` = 'yes'"
+        address = f"#/experiments/{self._experiment_id}/runs?searchFilter={quote(query, safe='')}"
         return f"[Evaluations and trainings behind this table]({address})"
 
     @staticmethod
@@ -332,14 +332,14 @@ def _lock_file(uri: str, results: Path) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path, timeout: float) -> Iterator[None]:
-    """Be the only ingester."""
+    """Hold the lock of the only ingester."""
 
-    def tell() -> None:
+    def report_wait() -> None:
         print(f"waiting for another ingester ({path})", file=sys.stderr, flush=True)
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold(path, timeout=timeout, on_wait=tell))
+            stack.enter_context(hold(path, timeout=timeout, on_wait=report_wait))
         except TimeoutError as error:
             raise TrackingError(
                 f"{path}: another ingester has held this lock for {timeout:g} s; wait "

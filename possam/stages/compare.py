@@ -1,107 +1,24 @@
-"""Part of stage ``table``: the measured rows of a table against each other."""
+"""Stage ``compare``: a table and that of another checkout, paired by training seed and image."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from math import isnan
+from pathlib import Path
 
-from possam.evaluation.comparison import paired_differences, rank_agreement
-from possam.evaluation.seeds import load_seeds
-from possam.evaluation.statistics import Resampled, resample
-from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.published import read_published
-from possam.params.tables import PER_IMAGE, ColumnParams, Place, TableParams
-from possam.reporting.measurement import Comparisons
+from possam.runtime.files import atomic_write
 
 
-def compare_rows(project: Project, table: TableParams) -> Comparisons:
-    """Paired differences from the reference row, and agreement with the published order.
+def print_comparison(project: Project, name: str, before: Path, *, out: Path | None) -> None:
+    """Print what changed in table ``name`` from the checkout ``before`` to this one, as Markdown.
 
-    The order is that of the reproduced rows: external predictions are no reproduction. Rows are
-    paired column by column where both are measured on one benchmark. Only metrics that
-    are counted image by image can be resampled; the others have neither.
+    Args:
+        out: also write the text here.
+
+    Errors as of :func:`possam.reporting.checkout_comparison.compare_checkouts`.
     """
-    resampled = _resample(project, table)
-    columns = [column for column in table.columns if column.metric in PER_IMAGE]
-    return Comparisons(
-        differences=_differences(project, table, columns, resampled),
-        agreement=_agreement(project, table, columns, resampled) if table.agreement else {},
-    )
+    from possam.reporting.checkout_comparison import compare_checkouts
 
-
-def _resample(project: Project, table: TableParams) -> dict[Place, Resampled]:
-    layout, scale = Layout(project), project.scale
-    found: dict[Place, Resampled] = {}
-    if table.reference is None and not table.agreement:
-        return found
-    for row in table.rows:
-        for group, cell in row.cells.items():
-            shown = {column.metric for column in table.columns if column.group == group}
-            if cell.place in found or not shown & PER_IMAGE:
-                continue
-            folders = [layout.evaluation(*key) for key in cell.place.evaluations(scale.seeds)]
-            tables = load_seeds(folders, cell.place.variant)
-            if "map" not in shown:  # AP costs most of a resample
-                tables = [replace(one, instances=None) for one in tables]
-            found[cell.place] = resample(
-                *tables,
-                samples=scale.evaluation.bootstrap_samples,
-                seed=scale.evaluation.bootstrap_seed,
-            )
-    return found
-
-
-def _differences(
-    project: Project,
-    table: TableParams,
-    columns: Sequence[ColumnParams],
-    resampled: dict[Place, Resampled],
-) -> dict[str, dict[str, dict[str, float]]]:
-    confidence = project.scale.evaluation.confidence
-    reference = next((row for row in table.rows if row.name == table.reference), None)
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    if reference is None:
-        return result
-    for row in table.rows:
-        if row is reference:
-            continue
-        for group, cell in row.cells.items():
-            other = reference.cells.get(group)
-            if other is None or other.benchmark != cell.benchmark:
-                continue
-            found = paired_differences(
-                resampled[cell.place], resampled[other.place], confidence=confidence
-            )
-            for column in columns:
-                difference = found.get(column.metric)
-                if column.group != group or difference is None or isnan(difference.value):
-                    continue  # external predictions do not give every metric
-                result.setdefault(row.name, {})[column.key] = asdict(difference)
-    return result
-
-
-def _agreement(
-    project: Project,
-    table: TableParams,
-    columns: Sequence[ColumnParams],
-    resampled: dict[Place, Resampled],
-) -> dict[str, dict[str, float]]:
-    published = read_published(project.folder / "published" / table.published, table)
-    result = {}
-    for column in columns:
-        rows = [
-            row
-            for row in table.rows
-            if column.group in row.cells
-            and not row.is_external
-            and column.key in published[row.name].values
-        ]
-        found = rank_agreement(
-            [published[row.name].values[column.key] for row in rows],
-            [resampled[row.cells[column.group].place] for row in rows],
-            column.metric,
-            confidence=project.scale.evaluation.confidence,
-        )
-        if found is not None:
-            result[column.key] = asdict(found)
-    return result
+    text = compare_checkouts(project, name, before)
+    print(text, end="")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as file:
+            file.write(text)

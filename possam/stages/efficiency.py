@@ -1,4 +1,4 @@
-"""Stage ``efficiency``: what the models of a scale cost."""
+"""Stage ``efficiency``: the numbers of parameters of a scale's models."""
 
 from possam.params.layout import Layout
 from possam.params.project import Project

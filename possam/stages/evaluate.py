@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: one training on one benchmark, trained or as a control that must fail."""
+"""Stage ``evaluate``: one run on one benchmark, trained or as a control that must score low."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ EVALUATION_CODE = (
     "possam.model.segmenter",
     "possam.model.encoders.text",
 )
-"""Where the code that turns trained weights into figures begins."""
+"""Entry points of the code that turns trained weights into figures, for its hash."""
 
 
 def shuffle_names(vocabulary: Sequence[tuple[str, ...]], *, seed: int) -> list[tuple[str, ...]]:
@@ -61,7 +61,7 @@ def evaluate(
 ) -> None:
     """Evaluate run ``name`` on ``benchmark`` and write ``evaluation.json``.
 
-    Every inference variant that a table asks for there is computed, besides the default.
+    All inference variants that tables ask for are computed, and the default.
 
     Args:
         seed: of the training; default: the first of the scale's seeds.

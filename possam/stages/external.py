@@ -1,4 +1,4 @@
-"""Stage ``evaluate`` for systems of ``params/external.yaml``: predictions in place of a model."""
+"""Stage ``evaluate`` for systems of ``params/external.yaml``: predictions instead of a model."""
 
 import time
 from pathlib import Path
@@ -13,9 +13,8 @@ from possam.runtime.files import hash_json
 from possam.runtime.provenance import write_provenance
 
 EXTERNAL_CODE = ("possam.stages.external",)
-"""Where the code begins that turns predictions into figures: no model is part of it, and no module
-that builds one is imported here.
-"""
+"""Entry points of the code that turns predictions into figures, for its hash. No model is part of
+it: no module that builds one is imported here."""
 
 
 def evaluate_external(project: Project, name: str, benchmark: str, *, workers: int) -> None:

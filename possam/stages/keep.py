@@ -1,7 +1,7 @@
-"""Stage ``keep``: copies of a study's tables and page for git, where no pipeline looks for results.
+"""Stage ``keep``: copies of a study's tables and page for git.
 
-A table under its own name in a fresh clone would be taken for made, whatever parameters and code
-say by then. The copies lie beside: ``results/[scale/]measured/`` and its report's twin.
+In a fresh clone, a table under its own name would count as made, even if parameters and code have
+changed since. The copies therefore lie in ``results/[scale/]measured/``, the report's beside it.
 """
 
 import shutil
@@ -18,7 +18,7 @@ SUFFIXES = (".csv", ".md", ".json")
 
 
 def keep(project: Project) -> None:
-    """Copy every table (CSV, Markdown, card) and the report, with ``study.json`` about them.
+    """Copy every table (CSV, Markdown, card) and the report; ``study.json`` says what made them.
 
     Raises:
         InputError: something is missing, or was made by code that no commit holds.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def random_segmenter(
     project: Project, size: str, *, precision: "Precision | None" = None
 ) -> "Segmenter":
-    """Everything with random weights: to try the machinery where no weights are at hand.
+    """A model and towers with random weights, to try the command without any weights.
 
     Args:
         size: of the SAM.
@@ -60,7 +60,7 @@ def random_segmenter(
 def _trained_segmenter(
     project: Project, checkpoint: Path
 ) -> tuple["Segmenter", list[tuple[str, ...]]]:
-    """A trained model with the towers that its weights name, and its training vocabulary."""
+    """A trained model with the towers that it was trained on, and its training vocabulary."""
     from possam.model.segmenter import Segmenter
     from possam.training.checkpoint import load_trained, read_metadata
 
@@ -96,11 +96,11 @@ def predict(
 ) -> None:
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
     from possam.model.encoders.text import embed_vocabulary
-    from possam.reporting.photographs import parse_words, predict_image, read_photograph
+    from possam.reporting.photographs import parse_words, read_photograph, segment_photograph
 
     check_device(device)
     set_up_process(project)
-    # Bad words or a bad photograph are told before any weights are loaded.
+    # Bad words or a bad photograph are reported before any weights are loaded.
     parse_words(words)
     read_photograph(image)
     vocabulary: list[tuple[str, ...]] = []
@@ -117,7 +117,7 @@ def predict(
         embed = embed_vocabulary
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
-    result = predict_image(
+    result = segment_photograph(
         image=image,
         words=words,
         stuff=stuff,

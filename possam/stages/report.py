@@ -26,7 +26,7 @@ def make_report(project: Project) -> None:
 
 
 def job_records(project: Project, layout: Layout) -> dict[str, Path]:
-    """Provenance of every training and evaluation behind the tables, by a name for people."""
+    """Provenance files of all trainings and evaluations behind the tables, by printed name."""
     seeds = project.scale.seeds
     keys = dict.fromkeys(
         key for table in project.tables.values() for key in table.evaluations(seeds)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from possam.evaluation.metrics import METRICS
 from possam.params.project import Project
-from possam.params.tables import METRICS
 from possam.runtime.errors import InputError
 from possam.runtime.provenance import usable_cores
 
@@ -18,7 +18,7 @@ def score_predictions(
     category_ids: str,
     workers: int | None,
 ) -> None:
-    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON; of label PNGs mIoU alone).
+    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON), or only mIoU (label PNGs).
 
     The bootstrap's settings are those of ``project``'s scale.
 
@@ -46,7 +46,7 @@ def score_predictions(
     for name, value in result["metrics"].items():
         if value is None:
             continue
-        line = f"{METRICS.get(name, name)}: {value:.4f}"
+        line = f"{METRICS[name]}: {value:.4f}"
         if interval := intervals.get(name):
             line += f"  [{interval[0]:.2f}, {interval[1]:.2f}]"
         print(line)

@@ -8,7 +8,7 @@ from possam.runtime.files import write_json
 
 
 def track(project: Project, name: str) -> None:
-    """Put everything of ``project``'s scale into the tracking server; record what was done."""
+    """Send all results of ``project``'s scale to the tracking server, and record what was sent."""
     from possam.reporting.tracking import ingest
     from possam.runtime.environment import Environment
 
@@ -19,7 +19,7 @@ def track(project: Project, name: str) -> None:
 
 
 def follow_runs(project: Project) -> None:
-    """Keep the tracking server up to date with live runs until interrupted."""
+    """Keep the tracking server up to date until no run is being trained."""
     from possam.reporting.tracking import follow
     from possam.runtime.environment import Environment
 

@@ -14,14 +14,14 @@ from PIL import Image
 
 from possam import cli
 from possam.datasets.format import ConvertedDataset
-from possam.evaluation.comparison import paired_differences
+from possam.evaluation.row_comparison import paired_differences
 from possam.evaluation.score import measure_predictions, score
 from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import resample
 from possam.evaluation.summary import write_variants
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.tables import Place
+from possam.params.tables import Origin
 from possam.pipeline.external import hash_predictions, prediction_files
 from possam.reporting.records import read_records
 from possam.reporting.table_text import terminal
@@ -227,14 +227,14 @@ def test_rows_of_predictions_in_every_file(project: Project, capsys: Any) -> Non
     assert theirs["pq_unseen"] == maps["pq"] == maps["map"] == "", "not given"
     assert maps["miou"] == "100.0000" and maps["miou_published"] == ""
     layout = Layout(project)
-    draws = {"samples": 60, "seed": project.scale.evaluation.bootstrap_seed}
+    bootstrap = project.scale.evaluation.bootstrap
     sides = []
-    for place in (
-        Place("theirs", "test", "external", "default"),
-        Place("full", "test", "trained", "c"),
+    for origin in (
+        Origin("theirs", "test", "external", "default"),
+        Origin("full", "test", "trained", "c"),
     ):
-        folders = [layout.evaluation(*key) for key in place.evaluations(SEEDS)]
-        sides.append(resample(*load_seeds(folders, place.variant), **draws))
+        folders = [layout.evaluation(*key) for key in origin.evaluations(SEEDS)]
+        sides.append(resample(*load_seeds(folders, origin.variant), bootstrap=bootstrap))
     expected = paired_differences(*sides, confidence=0.95)["pq"]
     assert expected.low > 0
     assert float(theirs["pq_versus"]) == pytest.approx(expected.value, abs=1e-4)
@@ -251,8 +251,8 @@ def test_rows_of_predictions_in_every_file(project: Project, capsys: Any) -> Non
     assert empty.count("\n- ") == 5 and "Ours" not in empty
     ranks = text[text.index("## Agreement") :]
     assert "| pq |" in ranks and "| 3 |\n" in ranks, "three reproduced rows"
-    assert "Left out, as external: Theirs, Labels." in ranks
-    assert "another system made" in text and "predictions of `theirs`" in text
+    assert "Left out because external: Theirs, Labels." in ranks
+    assert "predictions of another system" in text and "predictions of `theirs`" in text
     card = read_json("results/smoke/table1.json")
     assert card["agreement"]["pq"]["rows"] == 3
     assert {"theirs/seed0/test/external", "full/seed5/test/trained"} < set(card["evaluations"])
@@ -279,7 +279,7 @@ def test_without_external_rows_nothing_speaks_of_them(project: Project) -> None:
     assert "external" not in terminal(read_json("results/smoke/table1.json"))
 
 
-def test_a_missing_evaluation_is_told_with_its_command(project: Project) -> None:
+def test_a_missing_evaluation_is_reported_with_its_command(project: Project) -> None:
     with pytest.raises(InputError, match=r"'theirs' on 'test'.*possam evaluate theirs test --sc"):
         make_table(project, "table1")
     assert not Path("results/smoke/table1.csv").exists()

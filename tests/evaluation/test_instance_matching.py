@@ -173,7 +173,7 @@ def test_matches_are_those_of_cocoeval(
 
 
 def test_more_than_100_detections_with_equal_scores_and_overlaps() -> None:
-    """Which hundred count, and what each of them takes, follows from the order alone."""
+    """Which hundred count, and what each of them takes, only depends on the order."""
     rng, size = np.random.default_rng(5), (9, 9)
     annotations, results = [], []
     for number in range(60):

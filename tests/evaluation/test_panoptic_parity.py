@@ -166,7 +166,7 @@ HAND: dict[str, tuple[Picture, dict[int, tuple[float, float, float]]]] = {
         Picture(ids([[0, 0]]), {}, ids([[1, 2]]), {1: (0, False), 2: (1, False)}),
         {0: (0.0, 0.0, 0.0), 1: (0.0, 0.0, 0.0)},
     ),
-    "an image that is void alone has nothing to be wrong about": (
+    "an image with nothing but void has nothing to be wrong about": (
         Picture(ids([[3, 3]]), {3: 0}, ids([[0, 0]]), {}),
         {},
     ),

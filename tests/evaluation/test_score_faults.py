@@ -73,17 +73,17 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     "no annotations": (
         lambda c: c.pop("annotations"),
         "predictions.json: annotations: missing",
-        "COCO panoptic format is expected",
+        "see COCO's panoptic format",
     ),
     "no categories": (
         lambda c: c.pop("categories"),
         "predictions.json: categories: missing",
-        "COCO panoptic format is expected",
+        "see COCO's panoptic format",
     ),
     "categories that are no list": (
         lambda c: c.update(categories={"1": "cat"}),
         "predictions.json: categories: missing or not a list",
-        "COCO panoptic format is expected",
+        "see COCO's panoptic format",
     ),
     "category without an id": (
         lambda c: c["categories"][2].pop("id"),
@@ -107,7 +107,7 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "annotation that is no object": (
         lambda c: c["annotations"].insert(0, 7),
-        "predictions.json: annotations[0]: image_id: missing or of a wrong type",
+        "predictions.json: annotations[0]: an object is expected",
         "see COCO's panoptic format",
     ),
     "unknown category": (
@@ -153,7 +153,7 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     "image twice": (
         lambda c: c["annotations"].append(c["annotations"][0]),
         "predictions.json: annotations[6]: image_id: 50 occurs twice",
-        "keep one prediction an image",
+        "keep one prediction per image",
     ),
     "image of another split": (
         lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 7}),
@@ -185,8 +185,8 @@ def test_faults_in_the_json(refused: Callable, edit: Callable, written: Path, fa
     ("text", "expected"),
     [
         ("{", "not valid JSON"),
-        ("[]", "top level: an object is expected (COCO panoptic format)"),
-        ("null", "top level: an object is expected (COCO panoptic format)"),
+        ("[]", "an object is expected; see COCO's panoptic format"),
+        ("null", "an object is expected; see COCO's panoptic format"),
     ],
 )
 def test_a_json_of_another_kind(refused: Callable, written: Path, text: str, expected: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.seeds import average_seeds
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import (
@@ -17,11 +18,11 @@ from possam.evaluation.summary import SECONDS, write_variants
 from possam.runtime.errors import InputError
 
 THINGS, SEEN = (True, False, False), (True, True, False)
-BOOTSTRAP: dict[str, Any] = {"samples": 80, "seed": 5, "confidence": 0.9}
+BOOTSTRAP = Bootstrap(samples=80, seed=5, confidence=0.9)
 
 
 def write(folder: Path, seed: int, images: int = 20) -> ImageStatistics:
-    """An evaluation with mIoU alone, in two variants, of which only one is averaged."""
+    """An evaluation with only mIoU, in two variants, of which only one is averaged."""
     rng = np.random.default_rng(seed)
     target = rng.integers(20, 40, (images, 3))
     hit = rng.integers(0, 20, (images, 3))
@@ -39,14 +40,14 @@ def write(folder: Path, seed: int, images: int = 20) -> ImageStatistics:
 def test_mean_deviation_and_interval(tmp_path: Path) -> None:
     folders = [tmp_path / f"seed{seed}" for seed in range(3)]
     tables = [write(folder, seed) for seed, folder in enumerate(folders)]
-    found = average_seeds(folders, "geometric", **BOOTSTRAP)
+    found = average_seeds(folders, "geometric", bootstrap=BOOTSTRAP)
     a, b, c = (float(table.metrics()["miou"][0]) for table in tables)
     mean = (a + b + c) / 3
     assert found.mean["miou"] == pytest.approx(mean)
     spread = ((a - mean) ** 2 + (b - mean) ** 2 + (c - mean) ** 2) / 2
     assert found.std["miou"] == pytest.approx(spread**0.5) and spread > 0
     assert found.mean["pq_unseen"] is None and found.std["pq_unseen"] is None
-    expected = bootstrap_intervals(*tables, **BOOTSTRAP)
+    expected = bootstrap_intervals(*tables, bootstrap=BOOTSTRAP)
     assert found.intervals == {name: list(bounds) for name, bounds in expected.items()}
     low, high = expected["miou"]
     assert low < mean < high
@@ -57,9 +58,9 @@ def test_seeds_on_different_images_are_refused(tmp_path: Path) -> None:
     write(folders[0], 0)
     write(folders[1], 1, images=19)
     with pytest.raises(InputError, match=r"\(20 and 19\)"):
-        average_seeds(folders, "geometric", **BOOTSTRAP)
+        average_seeds(folders, "geometric", bootstrap=BOOTSTRAP)
     with pytest.raises(InputError, match="seed2"):
-        average_seeds([*folders, tmp_path / "seed2"], "geometric", **BOOTSTRAP)
+        average_seeds([*folders, tmp_path / "seed2"], "geometric", bootstrap=BOOTSTRAP)
 
 
 def test_the_rate_of_timed_models_is_the_mean_over_seeds(tmp_path: Path) -> None:
@@ -71,16 +72,16 @@ def test_the_rate_of_timed_models_is_the_mean_over_seeds(tmp_path: Path) -> None
         part = {"metrics": metrics, "per_class": [], "protocol": protocol}
         folders.append(tmp_path / f"seed{seed}")
         write_variants(folders[-1], {"variants": {"default": part}}, {})
-    found = average_seeds(folders, "default", **BOOTSTRAP)
+    found = average_seeds(folders, "default", bootstrap=BOOTSTRAP)
     assert found.mean == {"fps": 2.25, "total_m": 2.5}
     assert found.std == {"fps": pytest.approx(1.5 / 2**0.5), "total_m": 0.0}
     low, high = found.intervals["fps"]
     assert low < 2.25 < high and found.intervals["total_m"] == [2.5, 2.5]
     # Each resample takes the same images of both, of which one is half as fast as the other.
-    _, (one_low, one_high) = frames_per_second(np.array(seconds[0]), **BOOTSTRAP)
+    _, (one_low, one_high) = frames_per_second(np.array(seconds[0]), bootstrap=BOOTSTRAP)
     assert (high - low) == pytest.approx(0.75 * (one_high - one_low))
 
 
 def test_seconds_of_other_images_are_refused() -> None:
     with pytest.raises(InputError, match="different numbers"):
-        frames_per_second(np.ones(3), np.ones(2), **BOOTSTRAP)
+        frames_per_second(np.ones(3), np.ones(2), bootstrap=BOOTSTRAP)

@@ -1,4 +1,4 @@
-"""mIoU: torchmetrics and a count pixel by pixel as oracles, and the two averages told apart."""
+"""mIoU: torchmetrics and a count pixel by pixel as oracles; how the two averages differ."""
 
 import math
 

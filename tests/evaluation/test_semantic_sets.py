@@ -1,4 +1,4 @@
-"""Test sets with label maps alone (A-847, PC-459): scored from PNGs, and with a model."""
+"""Test sets with only label maps (A-847, PC-459): scored from PNGs, and with a model."""
 
 import shutil
 from pathlib import Path

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from possam.evaluation.instance import IOU_LEVELS, InstanceMatches
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts, SemanticEvaluator
 from possam.evaluation.statistics import (
@@ -107,7 +108,7 @@ def test_intervals_equal_scipy() -> None:
     )
     bias = theirs.bootstrap_distribution.mean() - metric(np.arange(12))
     low, high = theirs.confidence_interval
-    ours = bootstrap_intervals(table, samples=samples, seed=seed, confidence=0.9)["pq"]
+    ours = bootstrap_intervals(table, bootstrap=Bootstrap(samples, seed, 0.9))["pq"]
     assert ours == pytest.approx((low - bias, high - bias), abs=1e-9)
 
 
@@ -119,21 +120,21 @@ def test_the_interval_of_several_seeds_is_that_of_their_mean_on_the_same_images(
     )
     estimate = np.mean([table.metrics()["pq"][0] for table in tables])
     low, high = np.quantile(means, [0.05, 0.95]) + estimate - means.mean()
-    found = bootstrap_intervals(*tables, samples=60, seed=7, confidence=0.9)
+    found = bootstrap_intervals(*tables, bootstrap=Bootstrap(60, 7, 0.9))
     assert found["pq"] == pytest.approx((low, high), abs=1e-9)
-    same = bootstrap_intervals(tables[0], tables[0], samples=60, seed=7, confidence=0.9)
-    alone = bootstrap_intervals(tables[0], samples=60, seed=7, confidence=0.9)
+    same = bootstrap_intervals(tables[0], tables[0], bootstrap=Bootstrap(60, 7, 0.9))
+    alone = bootstrap_intervals(tables[0], bootstrap=Bootstrap(60, 7, 0.9))
     for name, bounds in alone.items():
         assert same[name] == pytest.approx(bounds, abs=1e-12)
     with pytest.raises(InputError, match=r"\(12 and 11\)"):
-        bootstrap_intervals(tables[0], statistics(0, images=11), samples=5, seed=0, confidence=0.9)
+        bootstrap_intervals(tables[0], statistics(0, images=11), bootstrap=Bootstrap(5, 0, 0.9))
 
 
 def test_intervals_of_all_metrics_are_ordered_and_repeatable() -> None:
     table = statistics(2)
-    first = bootstrap_intervals(table, samples=150, seed=0, confidence=0.95)
-    assert first == bootstrap_intervals(table, samples=150, seed=0, confidence=0.95)
-    wide = bootstrap_intervals(table, samples=150, seed=0, confidence=0.99)
+    first = bootstrap_intervals(table, bootstrap=Bootstrap(150, 0, 0.95))
+    assert first == bootstrap_intervals(table, bootstrap=Bootstrap(150, 0, 0.95))
+    wide = bootstrap_intervals(table, bootstrap=Bootstrap(150, 0, 0.99))
     points = table.metrics()
     assert set(first) == set(points)
     for name, (low, high) in first.items():
@@ -152,7 +153,7 @@ def test_coverage_is_near_the_nominal_level() -> None:
         tp = rng.binomial(1, rate, (60, 1))
         counts = PanopticCounts(tp, np.zeros_like(tp), 1 - tp, tp * quality)
         table = ImageStatistics(tuple(range(60)), (True,), (True,), panoptic=counts)
-        low, high = bootstrap_intervals(table, samples=300, seed=trial, confidence=0.95)["pq"]
+        low, high = bootstrap_intervals(table, bootstrap=Bootstrap(300, trial, 0.95))["pq"]
         hits += low <= truth <= high
     assert 180 <= hits <= 199
 
@@ -179,7 +180,7 @@ def test_an_undefined_metric_has_no_interval() -> None:
 
 def test_seeds_need_the_same_images() -> None:
     with pytest.raises(InputError, match=r"\(12 and 11\)"):
-        resample(statistics(0), statistics(0, images=11), samples=5, seed=0)
+        resample(statistics(0), statistics(0, images=11), bootstrap=Bootstrap(5, 0, 0.95))
 
 
 def test_saved_statistics_come_back(tmp_path: Path) -> None:
@@ -187,8 +188,8 @@ def test_saved_statistics_come_back(tmp_path: Path) -> None:
     table.save(tmp_path)
     again = ImageStatistics.load(tmp_path, is_thing=THINGS, seen=SEEN)
     assert again.image_ids == table.image_ids
-    first = table.bootstrap(samples=20, seed=1)
-    second = again.bootstrap(samples=20, seed=1)
+    first = table.resampled(Bootstrap(20, 1, 0.95))
+    second = again.resampled(Bootstrap(20, 1, 0.95))
     assert first.keys() == second.keys()
     for name in first:
         assert np.array_equal(first[name], second[name], equal_nan=True), name

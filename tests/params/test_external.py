@@ -1,4 +1,4 @@
-"""Systems of external.yaml: what is wrong is told; their rows are shown where they belong."""
+"""Systems of external.yaml: faults are reported; their rows are shown where they belong."""
 
 import shutil
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import yaml
 from possam.evaluation.reader import CATEGORY_IDS
 from possam.params.external import ExternalParams
 from possam.params.project import Project
-from possam.params.tables import Evaluation, Place
+from possam.params.tables import Evaluation, Origin
 from possam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,10 +72,10 @@ def test_numberings_are_those_that_predictions_are_read_with() -> None:
 def test_a_cell_shows_a_system_without_seeds(write: Callable) -> None:
     project = Project("smoke", folder=write(lambda entries, row: None))
     (row,) = (row for row in project.tables["table1"].rows if row.name == "ODISE")
-    place = row.cells["coco_ade"].place
-    assert place == Place("odise", "ade20k", "external", "default")
-    assert place.evaluations((3, 4)) == [Evaluation("odise", 0, "ade20k", "external")]
-    assert row.source == "external" and place in project.tables["table1"].places()
+    origin = row.cells["coco_ade"].origin
+    assert origin == Origin("odise", "ade20k", "external", "default")
+    assert origin.evaluations((3, 4)) == [Evaluation("odise", 0, "ade20k", "external")]
+    assert row.source == "external" and origin in project.tables["table1"].origins()
     sources = {row.source for row in project.tables["table1"].rows}
     assert sources == {"published", "reproduced", "external"}
 
@@ -166,13 +166,13 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     ),
     "unpublished without predictions": (
         lambda entries, row: (row.update(published=False), row.pop("cells")),
-        ["rows[ODISE].published", "external predictions alone"],
+        ["rows[ODISE].published", "only for rows of external predictions"],
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_told_with_file_key_and_choices(write: Callable, fault: str) -> None:
+def test_faults_are_reported_with_file_key_and_choices(write: Callable, fault: str) -> None:
     change, expected = FAULTS[fault]
     folder = write(change)
     for scale in ("smoke", "mini"):  # also where its row is not shown
@@ -197,5 +197,5 @@ def test_label_maps_need_a_benchmark_of_miou(write: Callable) -> None:
     data = yaml.safe_load(benchmarks.read_text())
     data["coco"]["metrics"] = ["panoptic"]
     benchmarks.write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError, match=r"odise\.predictions\.coco: label PNGs give mIoU alone"):
+    with pytest.raises(InputError, match=r"odise\.predictions\.coco: label PNGs only give mIoU"):
         Project("smoke", folder=folder)

@@ -1,4 +1,4 @@
-"""Figures' parameters: the repository's are valid; what is wrong is told with valid choices."""
+"""Figures' parameters: the repository's are valid; faults are reported with valid choices."""
 
 import shutil
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_needs(folder: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_told(
+def test_faults_are_reported(
     folder: Path, figure: str, change: dict[str, Any], expected: list[str]
 ) -> None:
     path = folder / "figures.yaml"

@@ -227,7 +227,7 @@ def test_many_runs_differ_in_colour_or_style() -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"step": 1}\n', '{"step": 1\n', "[1]\n"])
-def test_a_damaged_log_is_told(tmp_path: Path, text: str) -> None:
+def test_a_damaged_log_is_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match=r"metrics\.jsonl"):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from possam.evaluation.metrics import PER_IMAGE
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.tables import PER_IMAGE
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = Project("mini", folder=REPOSITORY / "params")

@@ -19,7 +19,12 @@ from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
 from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.model.segmenter import RawPrediction, Segmenter
 from possam.reporting.overlay import PALETTE, draw_overlay
-from possam.reporting.photographs import parse_stuff, parse_words, predict_image, read_photograph
+from possam.reporting.photographs import (
+    parse_stuff,
+    parse_words,
+    read_photograph,
+    segment_photograph,
+)
 from possam.runtime.errors import InputError
 
 INFERENCE = InferenceOptions(
@@ -99,7 +104,7 @@ def scene(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
 
 def predict(image: Path, out: Path, *, words: str, stuff: str = "") -> dict[str, Any]:
     segmenter = ColourSegmenter()
-    return predict_image(
+    return segment_photograph(
         image=image,
         words=words,
         stuff=stuff,

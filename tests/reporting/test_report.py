@@ -159,7 +159,9 @@ def test_the_browser_helper_hears_complaints(tmp_path: Path) -> None:
     assert any("ouch" in line for line in console)
 
 
-def test_a_missing_table_is_told_and_no_page_is_written(files: ReportFiles, tmp_path: Path) -> None:
+def test_a_missing_table_is_reported_and_no_page_is_written(
+    files: ReportFiles, tmp_path: Path
+) -> None:
     files.tables[3].unlink()
     with pytest.raises(InputError, match=r"table4\.json"):
         page_of(files, tmp_path)

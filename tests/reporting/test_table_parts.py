@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from possam.evaluation.metrics import METRICS
 from possam.params.project import Project
-from possam.params.tables import METRICS
 from possam.reporting.measurement import Comparisons
 from possam.reporting.table_tex import escape
 from possam.reporting.tables import print_table
@@ -58,7 +58,7 @@ def test_a_reference_row_is_compared_with(tmp_path: Path) -> None:
     assert rows[0]["miou_versus"] == rows[1]["pq_versus"] == rows[4]["pq_versus"] == ""
     section = text[text.index("## Against + MASE (full model)") :]
     assert "| Bare model | **-3.0 [-4.5, -1.2]** |  |  | +0.5 [-0.5, +1.5] |  |" in section
-    assert "own chance is not in it" in section
+    assert "does not cover chance in training." in section
     assert "| PQ | +0.60 [+0.20, +1.00] | 5 |" in section
     assert card["agreement"]["pq"]["tau"] == 0.6 and card["reference"] == "+ MASE (full model)"
 
@@ -86,7 +86,7 @@ def test_arithmetic_finds_the_slip_of_table_4_and_no_other(tmp_path: Path) -> No
 def test_speed_and_sizes_have_their_own_units(tmp_path: Path) -> None:
     rows, text, tex, card = make_table(tmp_path, "table8")
     fps, frozen = (10.0 + list(METRICS).index(name) for name in ("fps", "frozen_m"))
-    assert "FPS is in images a second, parameters in millions" in text
+    assert "FPS is in images per second, parameters in millions" in text
     assert f"**{fps:.2f} [{fps - 1:.2f}, {fps + 2:.2f}]**" in text
     assert f"**{frozen:.1f}**<br>published 441.4" in text, "counted, not measured: no interval"
     assert rf"\textbf{{{fps:.2f}}}" in tex

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from possam.evaluation.metrics import METRICS
 from possam.params.project import Project
 from possam.params.published import find_slips, read_published
-from possam.params.tables import METRICS, Place
+from possam.params.tables import Origin
 from possam.reporting.measurement import Comparisons, Measurement
 from possam.reporting.tables import build_table, print_table
 from possam.runtime.errors import InputError
@@ -20,23 +21,23 @@ PARAMS = Path(__file__).resolve().parents[2] / "params"
 ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP")
 OURS = ("FC-CLIP", "PosSAM (B)", "PosSAM (L)", "PosSAM (H)")
 FCCLIP = (("fcclip_coco", "ade20k"), ("fcclip_ade20k", "coco"))
-Measurements = dict[Place, Measurement]
+Measurements = dict[Origin, Measurement]
 
 
-def evaluation(place: Place, scale: str, base: float, seed: int = 0) -> dict[str, Any]:
+def evaluation(origin: Origin, scale: str, base: float, seed: int = 0) -> dict[str, Any]:
     """An evaluation with metrics base, base + 1, ... in the order of METRICS."""
     values = {name: base + number for number, name in enumerate(METRICS)}
     return {
-        "run": place.run,
+        "run": origin.run,
         "seed": seed,
-        "benchmark": place.benchmark,
-        "condition": place.condition,
+        "benchmark": origin.benchmark,
+        "condition": origin.condition,
         "scale": scale,
-        "identity": f"identity of {'/'.join(place)}",
-        "run_identity": f"weights_{place.run}_{seed}",
+        "identity": f"identity of {'/'.join(origin)}",
+        "run_identity": f"weights_{origin.run}_{seed}",
         "counts": {"images": 400},
         "variants": {
-            place.variant: {
+            origin.variant: {
                 "metrics": values,
                 "intervals": {name: [value - 1.25, value + 1.5] for name, value in values.items()},
                 "check": {"panopticapi_pq": values["pq"]},
@@ -53,17 +54,17 @@ def measurements(scale: str) -> Measurements:
         for size in "blh"
     ]
     keys += [("possam_b_coco", "ade20k", name) for name in ("untrained", "shuffled_names")]
-    places = [Place(*key, "default") for key in keys]
-    places += [Place(*key, "trained", "geometric") for key in FCCLIP]
+    origins = [Origin(*key, "default") for key in keys]
+    origins += [Origin(*key, "trained", "geometric") for key in FCCLIP]
     return {
-        place: Measurement.of(evaluation(place, scale, 10.0 + 5 * number), place.variant)
-        for number, place in enumerate(places)
+        origin: Measurement.of(evaluation(origin, scale, 10.0 + 5 * number), origin.variant)
+        for number, origin in enumerate(origins)
     }
 
 
 def part(found: Measurements, *key: str) -> dict[str, Any]:
-    """The default variant's part of the evaluation behind ``key``, to be changed in place."""
-    (content,) = found[Place(*key, "default")].parts()
+    """The default variant's part of the evaluation behind ``key``, to be changed in origin."""
+    (content,) = found[Origin(*key, "default")].parts()
     assert isinstance(content, dict)
     return content
 
@@ -143,12 +144,12 @@ def test_reproduced_cells_have_value_interval_published_and_difference(build: Ca
             assert float(line[f"{key}_difference"]) == pytest.approx(difference, abs=1e-4)
 
 
-def averaged(place: Place, base: float) -> Measurement:
+def averaged(origin: Origin, base: float) -> Measurement:
     """Two seeds around ``base``: the mean, a deviation of 0.75, an interval."""
-    pair = tuple(evaluation(place, "mini", base + step, seed) for seed, step in ((0, -1), (4, 1)))
+    pair = tuple(evaluation(origin, "mini", base + step, seed) for seed, step in ((0, -1), (4, 1)))
     values = {name: base + number for number, name in enumerate(METRICS)}
     return Measurement(
-        variant=place.variant,
+        variant=origin.variant,
         evaluations=pair,
         metrics=values,
         std=dict.fromkeys(values, 0.75),
@@ -163,8 +164,8 @@ def test_with_several_seeds_cells_show_mean_and_standard_deviation(
     scale = folder / "scales" / "mini.yaml"
     scale.write_text(scale.read_text().replace("seeds: [0]", "seeds: [0, 4]"))
     found = {
-        place: averaged(place, 10.0 + 5 * number)
-        for number, place in enumerate(measurements("mini"))
+        origin: averaged(origin, 10.0 + 5 * number)
+        for number, origin in enumerate(measurements("mini"))
     }
     rows, text, card = build("mini", found, folder)
     row = rows[6]
@@ -192,8 +193,8 @@ def test_a_cell_of_a_variant_says_so(build: Callable, tmp_path: Path) -> None:
     found = measurements("mini")
     with pytest.raises(InputError, match=r"possam_b_coco.*trained, ldp_only.*possam evaluate"):
         build("mini", found, folder)
-    place = Place("possam_b_coco", "ade20k", "trained", "ldp_only")
-    found[place] = Measurement.of(evaluation(place, "mini", 60.0), "ldp_only")
+    origin = Origin("possam_b_coco", "ade20k", "trained", "ldp_only")
+    found[origin] = Measurement.of(evaluation(origin, "mini", 60.0), "ldp_only")
     rows, text, card = build("mini", found, folder)
     assert (rows[6]["coco_ade_pq"], rows[6]["coco_ade_variant"]) == ("60.0000", "ldp_only")
     assert (rows[7]["coco_ade_pq"], rows[7]["coco_ade_variant"]) == ("15.0000", "default")
@@ -258,8 +259,8 @@ def test_supplement_and_panopticapi(build: Callable) -> None:
     part(found, "possam_l_ade20k", "coco", "trained")["metrics"]["pq_unseen"] = None
     _, text, card = build("mini", found)
     run = card["rows"][6]["runs"]["coco_ade"]
-    place = list(METRICS).index("pq_unseen")
-    assert run["supplement"]["pq_unseen"]["value"] == 10.0 + place
+    origin = list(METRICS).index("pq_unseen")
+    assert run["supplement"]["pq_unseen"]["value"] == 10.0 + origin
     section = text[text.index("## Seen and unseen") :]
     assert "PQ_unseen" in section and "class-agnostic PQ" in section
     assert "10.0000, equal" in section
@@ -269,7 +270,8 @@ def test_supplement_and_panopticapi(build: Callable) -> None:
 def test_card_names_every_evaluation(build: Callable) -> None:
     _, text, card = build()
     assert set(card["evaluations"]) == {
-        f"{place.run}/seed0/{place.benchmark}/{place.condition}" for place in measurements("mini")
+        f"{origin.run}/seed0/{origin.benchmark}/{origin.condition}"
+        for origin in measurements("mini")
     }
     entry = card["evaluations"]["possam_b_coco/seed0/ade20k/trained"]
     assert entry["identity"] == "identity of possam_b_coco/ade20k/trained/default"
@@ -309,7 +311,7 @@ def test_what_is_missing_is_an_error_with_a_remedy(build: Callable, tmp_path: Pa
         (("possam_b_coco", "ade20k", "untrained"), "--condition untrained --scale mini"),
     ):
         found = measurements("mini")
-        del found[Place(*key, "default")]
+        del found[Origin(*key, "default")]
         with pytest.raises(InputError, match=command):
             build("mini", found)
     found = measurements("mini")
@@ -320,8 +322,8 @@ def test_what_is_missing_is_an_error_with_a_remedy(build: Callable, tmp_path: Pa
     with pytest.raises(InputError, match="scale 'paper'"):
         build("mini", found)
     found = measurements("mini")
-    place = Place("possam_b_coco", "ade20k", "trained", "default")
-    found[place] = Measurement.of(evaluation(place, "mini", 10.0, seed=1), "default")
+    origin = Origin("possam_b_coco", "ade20k", "trained", "default")
+    found[origin] = Measurement.of(evaluation(origin, "mini", 10.0, seed=1), "default")
     with pytest.raises(InputError, match="evaluate the run again"):
         build("mini", found)
     assert list(tmp_path.iterdir()) == []

@@ -95,7 +95,7 @@ def test_what_is_missing_stops_before_any_job(
 
 
 @pytest.mark.parametrize("name", ["unknown", "possam_b_coco"])
-def test_unknown_systems_are_told(change: Callable, name: str) -> None:
+def test_unknown_systems_are_reported(change: Callable, name: str) -> None:
     with pytest.raises(InputError, match=rf"unknown external system '{name}'.*others, theirs"):
         change().external_inputs("smoke/", name, "ade20k")
 

@@ -29,16 +29,11 @@ def test_a_cell_is_the_mean_over_seeds(project: Project) -> None:
     assert row["miou"] == f"{(first + second) / 2:.4f}"
     assert row["miou_std"] == f"{abs(first - second) / 2**0.5:.4f}"
     settings = project.scale.evaluation
-    low, high = bootstrap_intervals(
-        *tables,
-        samples=settings.bootstrap_samples,
-        seed=settings.bootstrap_seed,
-        confidence=settings.confidence,
-    )["miou"]
+    low, high = bootstrap_intervals(*tables, bootstrap=settings.bootstrap)["miou"]
     assert (row["miou_low"], row["miou_high"]) == (f"{low:.4f}", f"{high:.4f}")
 
 
-def test_a_missing_seed_or_variant_is_told_with_the_commands(project: Project) -> None:
+def test_a_missing_seed_or_variant_is_reported_with_the_commands(project: Project) -> None:
     write_evaluation(project, 5, variant="geometric")
     with pytest.raises(InputError, match=r"--seed 5 .*; possam evaluate full test --seed 2 "):
         make_table(project, "table1")

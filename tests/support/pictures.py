@@ -16,7 +16,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from possam.evaluation.panoptic import PanopticEvaluator
-from possam.evaluation.runs import Runs
+from possam.evaluation.run_lengths import RunLengths
 from tests.support.parity_report import Parity
 
 
@@ -46,7 +46,7 @@ def ids(rows: list[list[int]]) -> np.ndarray:
     return np.array(rows, dtype=np.int32)
 
 
-def draw(runs: Runs) -> np.ndarray:
+def draw(runs: RunLengths) -> np.ndarray:
     """The pixels of a map (H,W)."""
     height, width = runs.shape
     first = np.repeat(np.arange(height), np.diff(runs.rows)) * width + runs.starts

@@ -5,18 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from possam.evaluation.metrics import METRICS
 from possam.params.project import Project
-from possam.params.tables import METRICS, Place
+from possam.params.tables import Origin
 from possam.reporting.measurement import Comparisons, Measurement
 from possam.reporting.tables import build_table
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 
 
-def measured(project: Project, table: str) -> dict[Place, Measurement]:
-    """Every place of the table with metrics 10, 11, ... (the next place 15, 16, ...)."""
+def measured(project: Project, table: str) -> dict[Origin, Measurement]:
+    """Every origin of the table with metrics 10, 11, ... (the next origin 15, 16, ...)."""
     found = {}
-    for number, place in enumerate(project.tables[table].places()):
+    for number, origin in enumerate(project.tables[table].origins()):
         values = {name: 10.0 + 5 * number + k for k, name in enumerate(METRICS)}
         counted = {"trainable_m", "frozen_m", "total_m"}
         part = {
@@ -29,12 +30,12 @@ def measured(project: Project, table: str) -> dict[Place, Measurement]:
             "protocol": {"miou": "the formula"},
         }
         evaluation = {
-            **dict(zip(("run", "benchmark", "condition", "variant"), place, strict=True)),
+            **dict(zip(("run", "benchmark", "condition", "variant"), origin, strict=True)),
             "seed": 0,
             "scale": project.name,
-            "variants": {place.variant: part},
+            "variants": {origin.variant: part},
         }
-        found[place] = Measurement.of(evaluation, place.variant)
+        found[origin] = Measurement.of(evaluation, origin.variant)
     return found
 
 

@@ -69,7 +69,7 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
 
 
 def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str) -> Figure:
-    """One axes a term, one line a training; runs differ in colour and then in the line's style."""
+    """One axes per term, one line per training; runs differ in colour, then in line style."""
     width, rows = width_with_title(title, 9.6), -(-(len(TERMS) + 1) // _COLUMNS)
     foot = wrap_note(note, width=width)
     bottom = 0.2 + 0.14 * (foot.count("\n") + 1)

@@ -1,4 +1,4 @@
-"""Rows of pictures: one image a row, with segments over it, numbered legend and counts.
+"""Rows of pictures: one image per row, with segments over it, numbered legend and counts.
 
 Shapes: H W of an image.
 """
@@ -21,7 +21,7 @@ from possam.reporting.overlay import (
     compact_labels,
     contrast,
     enlarge,
-    roomiest_places,
+    roomiest_spots,
     shorten,
     tint,
 )
@@ -58,7 +58,7 @@ class Row:
     Attributes:
         image: RGB (H,W,3) uint8.
         name: of the image, over the legend; source: the line below it.
-        panels: one a column, after the image itself.
+        panels: one per column, after the image itself.
         names: class names by index; unseen: class indices that training did not know.
     """
 
@@ -82,7 +82,7 @@ class Row:
 def draw_panels(
     rows: Sequence[Row], columns: Sequence[str], *, title: str, subtitle: str, note: str
 ) -> Figure:
-    """Draw the rows below each other; the image first, then its panels, then its legend.
+    """Draw one row per image: the image, then its panels, then its legend.
 
     A class has one colour and number within a row. Segments without a class take the colours in
     the order of their ids.
@@ -92,7 +92,7 @@ def draw_panels(
         title, subtitle: heading; note: the text at the foot.
 
     Raises:
-        ValueError: a row has another number of panels than there are columns.
+        ValueError: the numbers of panels in a row and of columns differ.
     """
     if any(len(row.panels) != len(columns) for row in rows):
         raise ValueError(f"draw_panels: {len(columns)} panels are expected in every row")
@@ -187,7 +187,7 @@ def _draw_panel(axes: Axes, image: NDArray[np.uint8], panel: Panel, order: Seque
     picture = tint(pixels, labels, [colour for colour, _ in marks])
     axes.imshow(picture, interpolation="antialiased")
     smallest = 0.02 * max(labels.shape)
-    for place, (colour, text) in zip(roomiest_places(labels, len(keys)), marks, strict=True):
+    for place, (colour, text) in zip(roomiest_spots(labels, len(keys)), marks, strict=True):
         if text and place is not None and place.radius >= smallest:
             plate = {"boxstyle": "round,pad=0.2", "fc": _unit(colour), "ec": _unit(INK), "lw": 0.6}
             axes.text(

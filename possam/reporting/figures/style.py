@@ -3,12 +3,14 @@
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from possam.params.project import Project
 from possam.reporting.overlay import PALETTE
 from possam.runtime.files import atomic_write, sha256_file
 
@@ -36,6 +38,23 @@ _SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure, the text at its foot, and its part of the card."""
+
+    figure: Figure
+    note: str
+    facts: dict[str, Any]
+
+
+def scale_line(project: Project) -> str:
+    """The line below a figure's title: its scale, and a warning where the data are synthetic."""
+    scale = project.scale
+    if scale.synthetic:
+        return f"synthetic data and towers; scale {scale.title}; not comparable with the paper"
+    return f"scale {scale.title}"
 
 
 @contextmanager

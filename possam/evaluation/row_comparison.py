@@ -1,4 +1,4 @@
-"""Rows of a table against each other: paired differences, and agreement with a published order."""
+"""Rows of one table, compared over the same images with each other and with the published order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,16 +50,16 @@ def paired_differences(
 def rank_agreement(
     published: Sequence[float], rows: Sequence[Resampled], metric: str, *, confidence: float
 ) -> Agreement | None:
-    """Does ``metric`` order the rows as the published values do?
+    """Whether ``metric`` orders the rows as the published values do.
 
-    The interval holds the middle ``confidence`` of the coefficients of all resamples: with a few
-    rows they take few values, and there is no centre to move.
+    The interval holds the middle ``confidence`` of the coefficients of all resamples. It is not
+    shifted: with a few rows the coefficients take only a few values.
 
     Returns:
-        None where an order cannot be told: fewer than three rows, or all values equal.
+        None where there is no order: fewer than three rows, or all values equal.
 
     Raises:
-        InputError: another number of published values than of rows.
+        InputError: the numbers of published values and rows differ.
     """
     if len(published) != len(rows):
         raise InputError(f"rank agreement: {len(published)} published values, {len(rows)} rows")

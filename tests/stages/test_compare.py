@@ -32,7 +32,7 @@ def numbers(text: str, row: str) -> list[float]:
     return [float(number) for number in re.findall(r"[-+]?\d+\.\d", line)]
 
 
-def test_what_has_become_better_is_told_with_its_interval(
+def test_what_has_become_better_is_reported_with_its_interval(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*COMPARE, "--out", "notes/changes.md"]) == 0
@@ -63,7 +63,7 @@ def test_the_same_results_have_not_changed(
     assert numbers(capsys.readouterr().out, "Ours")[2:] == [0.0, 0.0, 0.0]
 
 
-def test_other_bytes_of_the_data_set_are_told(
+def test_other_bytes_of_the_data_set_are_reported(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(COMPARE) == 0
@@ -82,10 +82,10 @@ def test_one_seed_says_what_its_interval_leaves_out(
     scale.write_text(scale.read_text().replace("seeds: [5, 2]", "seeds: [5]"))
     assert main(COMPARE) == 0
     text = capsys.readouterr().out
-    assert "Seed 5." in text and "what another training would do is not in them" in text
+    assert "Seed 5." in text and "do not cover what another training would give" in text
 
 
-def test_what_cannot_be_compared_is_told_and_nothing_is_written(
+def test_what_cannot_be_compared_is_reported_and_nothing_is_written(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(message: str, *given: str) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from possam.evaluation.retraining import Retrained, compare_versions, mean_change
+from possam.evaluation.checkout_comparison import Change, compare_trainings, mean_change
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import ImageStatistics
 from possam.runtime.errors import InputError
@@ -20,9 +21,9 @@ def result(
     *,
     run: str = "full",
     on: str = "coco",
-) -> Retrained:
+) -> Change:
     change = float(np.mean(by_seed))
-    return Retrained(
+    return Change(
         run=run,
         benchmark=on,
         before=50.0,
@@ -32,7 +33,7 @@ def result(
     )
 
 
-def half_width(*results: Retrained) -> float:
+def half_width(*results: Change) -> float:
     found = mean_change(results, confidence=0.95)
     assert found.value - found.low == pytest.approx(found.high - found.value)
     return (found.high - found.low) / 2
@@ -110,33 +111,33 @@ def statistics(seed: int, images: int = 20) -> ImageStatistics:
     return ImageStatistics(tuple(range(images)), flags, flags, semantic=counts)
 
 
-BOOTSTRAP = {"samples": 200, "seed": 3}
-PLACE = {"run": "full", "benchmark": "coco"}
+BOOTSTRAP = Bootstrap(samples=200, seed=3, confidence=0.95)
+NAMES = {"run": "full", "benchmark": "coco"}
 
 
 def test_differences_are_paired_by_seed_and_by_image() -> None:
     before = {4: statistics(0), 1: statistics(1)}
     after = {1: statistics(2), 4: statistics(3)}
-    found = compare_versions(before, after, **PLACE, **BOOTSTRAP)["miou"]
+    found = compare_trainings(before, after, **NAMES, bootstrap=BOOTSTRAP)["miou"]
     value = {n: float(statistics(n).metrics()["miou"][0]) for n in range(4)}
     assert found.before == pytest.approx((value[0] + value[1]) / 2)
     assert found.after == pytest.approx((value[2] + value[3]) / 2)
     assert found.by_seed == pytest.approx([value[2] - value[1], value[3] - value[0]])
-    drawn = {n: statistics(n).bootstrap(**BOOTSTRAP)["miou"] for n in range(4)}
+    drawn = {n: statistics(n).resampled(BOOTSTRAP)["miou"] for n in range(4)}
     expected = (drawn[2] + drawn[3] - drawn[0] - drawn[1]) / 2
     np.testing.assert_allclose(found.resampled, expected)
 
 
 def test_the_same_version_twice_has_not_changed() -> None:
     tables = {0: statistics(0), 1: statistics(1)}
-    found = compare_versions(tables, tables, **PLACE, **BOOTSTRAP)
+    found = compare_trainings(tables, tables, **NAMES, bootstrap=BOOTSTRAP)
     assert set(found) == {"miou", "miou_union"}
     assert mean_change(list(found.values()), confidence=0.95).high == 0.0
 
 
 def test_other_seeds_or_images_are_refused() -> None:
     with pytest.raises(InputError, match=r"seeds \[0\] before, \[1\] after"):
-        compare_versions({0: statistics(0)}, {1: statistics(0)}, **PLACE, **BOOTSTRAP)
+        compare_trainings({0: statistics(0)}, {1: statistics(0)}, **NAMES, bootstrap=BOOTSTRAP)
     fewer = {0: statistics(0, images=19)}
     with pytest.raises(InputError, match="different images"):
-        compare_versions({0: statistics(0)}, fewer, **PLACE, **BOOTSTRAP)
+        compare_trainings({0: statistics(0)}, fewer, **NAMES, bootstrap=BOOTSTRAP)

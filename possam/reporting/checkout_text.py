@@ -1,15 +1,15 @@
-"""What changed between two versions of a table, as Markdown."""
+"""How a table differs from that of another checkout, as Markdown."""
 
 from collections.abc import Mapping, Sequence
 
-from possam.evaluation.comparison import Difference
-from possam.evaluation.retraining import Retrained, has_seeds, mean_change
-from possam.params.tables import DECIMALS, METRICS
+from possam.evaluation.checkout_comparison import Change, has_seeds, mean_change
+from possam.evaluation.metrics import DECIMALS, METRICS
+from possam.evaluation.row_comparison import Difference
 from possam.reporting.table_text import markdown_table
 
 
-def study_text(
-    cells: Mapping[str, Mapping[tuple[str, str], Retrained]],
+def checkout_text(
+    cells: Mapping[str, Mapping[tuple[str, str], Change]],
     *,
     table: str,
     commits: tuple[str, str],
@@ -18,7 +18,7 @@ def study_text(
     seeds: Sequence[int],
     confidence: float,
 ) -> str:
-    """One Markdown table a metric: each row's figures, and the mean over all of them.
+    """One Markdown table per metric: the figures of each row, and the mean over all rows.
 
     Args:
         cells: by metric, and by row and title of its group of columns.
@@ -38,8 +38,8 @@ def study_text(
         + (
             "of other test images and other seeds, both paired."
             if has_seeds(results)
-            else "of other test images alone, paired: with one seed, what another training would "
-            "do is not in them."
+            else "of other test images only, paired: with one seed they do not cover what another "
+            "training would give."
         ),
         "",
     ]
@@ -50,7 +50,7 @@ def study_text(
             "",
         ]
     for metric, found in cells.items():
-        places = DECIMALS.get(metric, 1)
+        places = DECIMALS[metric]
         rows = [
             _row(row, group, [result], confidence, places) for (row, group), result in found.items()
         ]
@@ -61,7 +61,7 @@ def study_text(
 
 
 def _row(
-    row: str, group: str, results: Sequence[Retrained], confidence: float, places: int
+    row: str, group: str, results: Sequence[Change], confidence: float, places: int
 ) -> list[str]:
     before, after = (
         sum(getattr(each, when) for each in results) / len(results) for when in ("before", "after")

@@ -1,8 +1,8 @@
-"""Label maps as runs of equal pixels, read from PNGs without ever drawing them.
+"""Label maps as run lengths, read from PNGs without building the pixels.
 
-A map of an image has some thousand runs and some hundred thousand pixels; whatever is counted over
-pixels can be counted over runs. A PNG's stream, once inflated, is mostly zeros, too, so that even
-undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
+A run here is a stretch of equal pixels in one row. A map has some thousand runs and some hundred
+thousand pixels; all counts of pixels can be taken over runs. An inflated PNG is mostly zeros too,
+so that even undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
 import functools
@@ -16,11 +16,10 @@ from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
 from possam.runtime.compiled_loops import importing_loops
 
 _TABLE = 1024
-_SHIFT = np.uint64(32)
-_LOW = np.uint64((1 << 32) - 1)
+"""Entries of the first hash table of pairs: twice the pairs of most images, and more."""
 
 
-class Runs(NamedTuple):
+class RunLengths(NamedTuple):
     """R runs of a map (H,W); every row begins with a new one.
 
     Attributes:
@@ -43,7 +42,7 @@ class Runs(NamedTuple):
         return len(self.rows) - 1, self.width
 
 
-class Pairs(NamedTuple):
+class SharedPixels(NamedTuple):
     """P pairs of values that share a pixel, ascending: first, second (P,), pixels (P,); int64."""
 
     first: NDArray[np.int64]
@@ -53,10 +52,10 @@ class Pairs(NamedTuple):
 
 @functools.cache
 def _kernels() -> Any:
-    """The compiled loops, when they are first needed: importing numba takes half a second.
+    """The compiled loops, imported at their first use: importing numba takes half a second.
 
     Raises:
-        PossamError: nowhere to keep them.
+        PossamError: no folder to keep them in.
     """
     with importing_loops():
         from possam.evaluation import kernels
@@ -72,17 +71,17 @@ def _empty(height: int, width: int) -> tuple[Any, Any, Any]:
     )
 
 
-def array_runs(pixels: NDArray[np.integer]) -> Runs:
+def encode_array(pixels: NDArray[np.integer]) -> RunLengths:
     """The runs of an array (H,W) of whole numbers, modulo 2^32."""
     height, width = pixels.shape
     rows, starts, values = _empty(height, width)
     same = np.ascontiguousarray(pixels.astype(np.uint32))
     count = _kernels().array_rows(same, rows, starts, values)
-    return Runs(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
+    return RunLengths(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
 
 
-def file_runs(path: Path, *, colour: bool) -> Runs | None:
-    """The runs of a sound, plain PNG; None for everything else, which other readers judge.
+def encode_file(path: Path, *, colour: bool) -> RunLengths | None:
+    """The runs of a sound, plain PNG; None for anything else, which is left to other readers.
 
     Args:
         colour: 8-bit RGB, with values R + 256 G + 65536 B; else 8 or 16 bits of grey.
@@ -97,23 +96,30 @@ def file_runs(path: Path, *, colour: bool) -> Runs | None:
     return _decode(found)
 
 
-def _decode(found: InflatedMap) -> Runs | None:
-    """None: a row has a filter that PNG does not know."""
-    data = np.frombuffer(found.rows, np.uint8)
-    words = data[: len(data) // 8 * 8].view(np.uint64)
+def _decode(found: InflatedMap) -> RunLengths | None:
+    """The runs of an inflated PNG; None if a row has a filter that PNG does not define."""
+    size = found.pixel_bytes
+    stored = np.frombuffer(found.rows, np.uint8).reshape(found.height, -1)
+    unfiltered = stored[:, 0] == 0
+    if unfiltered.any():  # taken for filter 1, with differences from the pixel to the left
+        data = stored.copy()
+        chosen = slice(None) if unfiltered.all() else unfiltered
+        data[chosen, 1 + size :] = stored[chosen, 1 + size :] - stored[chosen, 1:-size]
+        data[chosen, 0] = 1
+        stored = data
+    flat = stored.ravel()
+    words = flat[: flat.size // 8 * 8].view(np.uint64)
     rows, starts, values = _empty(found.height, found.width)
-    count = _kernels().decode_rows(
-        data, words, found.height, found.width, found.pixel_bytes, rows, starts, values
-    )
+    count = _kernels().decode_rows(flat, words, size, rows, starts, values)
     if count < 0:
         return None
     values = values[:count]
     if found.depth == 16:  # the high byte comes first
-        values = (values >> np.uint32(8)) | ((values & np.uint32(255)) << np.uint32(8))
-    return Runs(rows, starts[:count], values, found.width, 8 * found.pixel_bytes)
+        values = values.astype(np.uint16).byteswap().astype(np.uint32)
+    return RunLengths(rows, starts[:count], values, found.width, 8 * size)
 
 
-def count_run_pairs(first: Runs, second: Runs) -> Pairs:
+def count_shared_pixels(first: RunLengths, second: RunLengths) -> SharedPixels:
     """Pixels of every pair of values of two maps of one size.
 
     Raises:
@@ -121,21 +127,17 @@ def count_run_pairs(first: Runs, second: Runs) -> Pairs:
     """
     if first.shape != second.shape:
         raise ValueError(f"maps of different sizes: {first.shape} and {second.shape}")
-    places = len(first.starts) + len(second.starts)
-    keys, pixels = np.empty(places, np.uint64), np.empty(places, np.int64)
-    count = _kernels().join_rows(*first[:3], *second[:3], first.width, keys, pixels)
-    size = _TABLE
-    while True:
-        table, sums = np.zeros(size, np.uint64), np.zeros(size, np.int64)
-        if _kernels().tally(keys[:count], pixels[:count], table, sums):
-            break
+    size, counted = _TABLE, False
+    while not counted:
+        keys, pixels = np.zeros(size, np.uint64), np.zeros(size, np.int64)
+        counted = _kernels().count_pairs(*first[:3], *second[:3], first.width, keys, pixels)
         size *= 4
-    found = np.flatnonzero(sums)
-    found = found[np.argsort(table[found])]
-    return Pairs(
-        (table[found] >> _SHIFT).astype(np.int64),
-        (table[found] & _LOW).astype(np.int64),
-        sums[found],
+    found = np.flatnonzero(pixels)
+    found = found[np.argsort(keys[found])]
+    return SharedPixels(
+        (keys[found] >> np.uint64(32)).astype(np.int64),
+        (keys[found] & np.uint64(0xFFFFFFFF)).astype(np.int64),
+        pixels[found],
     )
 
 
@@ -143,10 +145,10 @@ def warm_up() -> None:
     """Load the compiled loops (or compile them) by reading and counting a map of one pixel.
 
     Raises:
-        PossamError: nowhere to keep them.
+        PossamError: no folder to keep them in.
     """
     found = inflate_map(encode_map(np.zeros((1, 1), np.uint8)))
     runs = None if found is None else _decode(found)
     if runs is None:
         raise RuntimeError("a map just written cannot be read")
-    count_run_pairs(runs, runs)
+    count_shared_pixels(runs, runs)

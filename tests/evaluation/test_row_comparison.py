@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from possam.evaluation.comparison import paired_differences, rank_agreement
+from possam.evaluation.options import Bootstrap
 from possam.evaluation.panoptic import PanopticCounts
+from possam.evaluation.row_comparison import paired_differences, rank_agreement
 from possam.evaluation.statistics import ImageStatistics, Resampled, bootstrap_intervals, resample
 from possam.runtime.errors import InputError
 
@@ -26,14 +27,14 @@ def draw(seed: int, *, chance: float = 0.5) -> np.ndarray:
 
 
 def test_a_row_does_not_differ_from_itself() -> None:
-    row = resample(system(draw(0)), samples=50, seed=0)
+    row = resample(system(draw(0)), bootstrap=Bootstrap(50, 0, 0.95))
     same = paired_differences(row, row, confidence=0.95)
     assert set(same) == {"pq", "pq_things", "pq_stuff", "pq_seen", "pq_unseen", "sq", "rq"}
     assert all((same[k].value, same[k].low, same[k].high) == (0, 0, 0) for k in ("pq", "rq"))
 
 
 def test_swapping_the_rows_swaps_the_sign() -> None:
-    first, second = (resample(system(draw(k)), samples=200, seed=0) for k in (1, 2))
+    first, second = (resample(system(draw(k)), bootstrap=Bootstrap(200, 0, 0.95)) for k in (1, 2))
     forward = paired_differences(second, first, confidence=0.95)["pq"]
     backward = paired_differences(first, second, confidence=0.95)["pq"]
     assert forward.value == pytest.approx(second.points["pq"] - first.points["pq"])
@@ -45,9 +46,9 @@ def test_pairing_removes_what_images_share() -> None:
     rng = np.random.default_rng(6)
     found = rng.binomial(10, rng.uniform(0.1, 0.9, (IMAGES, 1)))
     weak, strong = (system(np.minimum(found + more, 10)) for more in (0, 1))
-    rows = [resample(table, samples=500, seed=0) for table in (strong, weak)]
+    rows = [resample(table, bootstrap=Bootstrap(500, 0, 0.95)) for table in (strong, weak)]
     paired = paired_differences(*rows, confidence=0.95)["pq"]
-    single = bootstrap_intervals(weak, samples=500, seed=0, confidence=0.95)["pq"]
+    single = bootstrap_intervals(weak, bootstrap=Bootstrap(500, 0, 0.95))["pq"]
     assert paired.low > 0
     assert paired.high - paired.low < (single[1] - single[0]) / 3
 

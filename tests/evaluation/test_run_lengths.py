@@ -21,8 +21,8 @@ from PIL import Image
 
 from possam import evaluation
 from possam.datasets.png import encode_map
-from possam.evaluation import runs
-from possam.evaluation.runs import Runs, array_runs, count_run_pairs, file_runs
+from possam.evaluation import run_lengths
+from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
 from possam.pipeline.codehash import module_closure
 from possam.runtime.errors import PossamError
 from tests.support.pictures import draw
@@ -72,14 +72,14 @@ def values_of(pixels: np.ndarray) -> np.ndarray:
     return wide if wide.ndim == 2 else wide @ np.array([1, 256, 65536], np.uint32)
 
 
-def read(content: bytes, *, colour: bool) -> Runs | None:
+def read(content: bytes, *, colour: bool) -> RunLengths | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "map.png")
         path.write_bytes(content)
-        return file_runs(path, colour=colour)
+        return encode_file(path, colour=colour)
 
 
-def assert_runs(found: Runs | None, pixels: np.ndarray) -> None:
+def assert_runs(found: RunLengths | None, pixels: np.ndarray) -> None:
     """The runs are those of ``pixels``, and as few as can be."""
     assert found is not None and found.shape == pixels.shape[:2]
     assert found.rows[0] == 0 and found.rows[-1] == len(found.starts) == len(found.values)
@@ -101,7 +101,7 @@ def maps(draw: st.DrawFn) -> np.ndarray:
     dtype = np.uint16 if kind == "grey16" else np.uint8
     few = rng.integers(0, np.iinfo(dtype).max + 1, (5, 3 if kind == "rgb" else 1)).astype(dtype)
     few[0] = 0
-    # Neighbours in one byte alone, or by one: filters wrap around.
+    # Neighbours in only one byte, or by one: filters wrap around.
     few[1] = few[2]
     few[1, -1] += 1
     rows = []
@@ -152,7 +152,7 @@ def test_noise_is_read_alike(kind: int, top: int, dtype: type[np.unsignedinteger
 @pytest.mark.parametrize("kind", range(5), ids=FILTERS)
 @pytest.mark.parametrize("shape", [(60, 500), (60, 167, 3), (3, 33), (1, 1), (2, 1, 3)])
 def test_flat_maps_with_one_object(kind: int, shape: tuple[int, ...]) -> None:
-    """Long stretches of zeros are passed eight and thirty-two bytes at a time."""
+    """Long stretches of zeros are passed eight bytes at a time."""
     pixels = np.full(shape, 7, np.uint8)
     pixels[shape[0] // 3 : 2 * shape[0] // 3, shape[1] // 4 : shape[1] // 2] = 9
     assert_runs(
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_not_read(pixels: np.ndarray, data: st.DataObject) -> 
     assert read(bytes(content), colour=pixels.ndim == 3) is None
 
 
-def test_what_is_not_of_the_wanted_kind_is_left_to_others(tmp_path: Path) -> None:
+def test_what_is_not_of_the_expected_kind_is_left_to_others(tmp_path: Path) -> None:
     grey, colour = np.zeros((2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)
     assert read(encode_map(grey), colour=True) is None
     assert read(encode_map(colour), colour=False) is None
@@ -196,8 +196,8 @@ def test_what_is_not_of_the_wanted_kind_is_left_to_others(tmp_path: Path) -> Non
         Image.new(mode, (5, 4)).save(stream, format="PNG")
         assert read(stream.getvalue(), colour=False) is None
         assert read(stream.getvalue(), colour=True) is None
-    assert file_runs(tmp_path / "missing.png", colour=True) is None
-    assert file_runs(tmp_path, colour=True) is None
+    assert encode_file(tmp_path / "missing.png", colour=True) is None
+    assert encode_file(tmp_path, colour=True) is None
 
 
 integers = st.sampled_from([np.uint8, np.uint16, np.int32, np.int64, np.uint32])
@@ -210,7 +210,7 @@ def test_runs_of_an_array(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 8), st.integers(1, 20)))
     few = data.draw(st.lists(st.integers(0, min(np.iinfo(dtype).max, 2**32 - 1)), min_size=1))
     pixels = data.draw(hnp.arrays(dtype, shape, elements=st.sampled_from(few)))
-    found = array_runs(pixels[:, ::-1])
+    found = encode_array(pixels[:, ::-1])
     assert_runs(found, pixels[:, ::-1])
     assert found.bits == 8 * pixels.dtype.itemsize
 
@@ -220,7 +220,7 @@ def expected_pairs(first: np.ndarray, second: np.ndarray) -> dict[tuple[int, int
 
 
 def assert_pairs(first: np.ndarray, second: np.ndarray) -> None:
-    found = count_run_pairs(array_runs(first), array_runs(second))
+    found = count_shared_pixels(encode_array(first), encode_array(second))
     keys = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
     assert keys == sorted(keys)
     assert dict(zip(keys, found.pixels.tolist(), strict=True)) == expected_pairs(first, second)
@@ -259,9 +259,9 @@ def test_keys_that_fall_into_one_place_of_the_table() -> None:
 
 
 def test_maps_of_different_sizes_are_refused() -> None:
-    one, other = (array_runs(np.zeros(shape, np.uint8)) for shape in ((2, 3), (3, 2)))
+    one, other = (encode_array(np.zeros(shape, np.uint8)) for shape in ((2, 3), (3, 2)))
     with pytest.raises(ValueError, match="different sizes"):
-        count_run_pairs(one, other)
+        count_shared_pixels(one, other)
 
 
 @pytest.fixture
@@ -275,16 +275,16 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception],
         monkeypatch.setattr(numba, "njit", fail)
         monkeypatch.delitem(sys.modules, "possam.evaluation.kernels", raising=False)
         monkeypatch.delattr(evaluation, "kernels", raising=False)
-        runs._kernels.cache_clear()
+        run_lengths._kernels.cache_clear()
 
     yield call
-    runs._kernels.cache_clear()
+    run_lengths._kernels.cache_clear()
 
 
 def test_nowhere_to_keep_the_compiled_loops(compiling: Callable[[Exception], None]) -> None:
     compiling(RuntimeError("cannot cache function '_load': no locator available for file 'x'"))
     with pytest.raises(PossamError, match="set NUMBA_CACHE_DIR to a folder that can be written"):
-        array_runs(np.zeros((1, 1), np.uint8))
+        encode_array(np.zeros((1, 1), np.uint8))
 
 
 def test_other_errors_of_numba_are_not_explained_away(
@@ -292,14 +292,14 @@ def test_other_errors_of_numba_are_not_explained_away(
 ) -> None:
     compiling(RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
-        array_runs(np.zeros((1, 1), np.uint8))
+        encode_array(np.zeros((1, 1), np.uint8))
 
 
 def test_numba_is_imported_by_the_first_map_alone() -> None:
     code = (
         "import sys, possam.cli, possam.evaluation.score as score\n"
         "assert 'numba' not in sys.modules\n"
-        "score.array_runs(score.np.zeros((1, 1), 'u1'))\n"
+        "score.encode_array(score.np.zeros((1, 1), 'u1'))\n"
         "assert 'numba' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,10 +1,10 @@
-"""The same trainings made by two versions of the code: are their results different?
+"""A table compared with that of another checkout, whose code made the same trainings again.
 
-Another version of the code trains other weights even where nothing has changed but rounding, and a
-training of its own luck is worth a point of PQ or more. A bootstrap over images does not see that:
-it holds the weights fixed. So there are two parts of a difference's uncertainty here, which are
-added as variances: what other test images would do (bootstrap, paired by image), and what other
-seeds would do (Student's t, paired by seed).
+Another version of the code trains other weights, even if only rounding has changed, and chance in
+training is worth a point of PQ or more. A bootstrap over images does not see that, since it holds
+the weights fixed. The uncertainty of a difference therefore has two parts, whose variances are
+added: other test images (bootstrap, paired by image), and other seeds (Student's t, paired by
+seed).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from possam.evaluation.comparison import Difference
+from possam.evaluation.options import Bootstrap
+from possam.evaluation.row_comparison import Difference
 from possam.evaluation.statistics import ImageStatistics, resample
 from possam.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrained:
-    """One metric of one run on one benchmark, by two versions, in percent.
+class Change:
+    """One metric of one run on one benchmark in two checkouts, in percent.
 
     Attributes:
         run: its name; results of one run (other benchmarks or variants) share their trainings.
@@ -39,22 +40,22 @@ class Retrained:
     resampled: NDArray[np.float64]
 
 
-def compare_versions(
+def compare_trainings(
     before: Mapping[int, ImageStatistics],
     after: Mapping[int, ImageStatistics],
     *,
     run: str,
     benchmark: str,
-    samples: int,
-    seed: int,
-) -> dict[str, Retrained]:
-    """Each metric that both versions have, of one run's evaluations by training seed.
+    bootstrap: Bootstrap,
+) -> dict[str, Change]:
+    """The change of each metric that both checkouts have, of one run's evaluations.
 
     Args:
-        samples, seed: of the bootstrap; the same images are drawn for all evaluations.
+        before, after: by training seed.
+        bootstrap: draws the same images for all evaluations.
 
     Raises:
-        InputError: other seeds or other images.
+        InputError: the seeds or the images differ.
     """
     if before.keys() != after.keys():
         raise InputError(f"seeds {sorted(before)} before, {sorted(after)} after: train the same")
@@ -64,10 +65,10 @@ def compare_versions(
         if first.image_ids != second.image_ids:
             raise InputError("evaluations before and after have different images")
     points = [(first.metrics(), second.metrics()) for first, second in pairs]
-    old = resample(*(first for first, _ in pairs), samples=samples, seed=seed)
-    new = resample(*(second for _, second in pairs), samples=samples, seed=seed)
+    old = resample(*(first for first, _ in pairs), bootstrap=bootstrap)
+    new = resample(*(second for _, second in pairs), bootstrap=bootstrap)
     return {
-        name: Retrained(
+        name: Change(
             run=run,
             benchmark=benchmark,
             before=old.points[name],
@@ -80,13 +81,12 @@ def compare_versions(
     }
 
 
-def mean_change(results: Sequence[Retrained], *, confidence: float) -> Difference:
-    """The mean over ``results`` (one is enough) of what changed, with its interval.
+def mean_change(results: Sequence[Change], *, confidence: float) -> Difference:
+    """The mean change over ``results`` (one is enough), with its interval.
 
-    Results on one benchmark move together with its images, those of one run with its trainings;
-    images of different benchmarks and trainings of different runs are independent. The seeds'
-    degrees of freedom are those of Welch and Satterthwaite. With a single seed the interval is that
-    of the images alone.
+    Results on one benchmark depend on the same images, results of one run on the same trainings;
+    different benchmarks and different runs are independent. The seeds' degrees of freedom are
+    those of Welch and Satterthwaite. With a single seed the interval only covers the images.
     """
     count = len(results)
     value = float(np.mean([each.by_seed.mean() for each in results]))
@@ -113,13 +113,13 @@ def mean_change(results: Sequence[Retrained], *, confidence: float) -> Differenc
 def _grouped(
     named: Iterable[tuple[str, NDArray[np.float64]]],
 ) -> Iterable[list[NDArray[np.float64]]]:
-    """Arrays of the same name together."""
+    """The arrays of each name."""
     groups: dict[str, list[NDArray[np.float64]]] = {}
     for name, values in named:
         groups.setdefault(name, []).append(values)
     return groups.values()
 
 
-def has_seeds(results: Sequence[Retrained]) -> bool:
-    """Can the spread of trainings be told: is there more than one seed of each?"""
+def has_seeds(results: Sequence[Change]) -> bool:
+    """Whether every run has at least two seeds, so that the spread of trainings is known."""
     return all(len(each.by_seed) > 1 for each in results)

@@ -1,0 +1,141 @@
+"""A table's cells in two checkouts: found, checked and compared."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from possam.evaluation.checkout_comparison import Change, compare_trainings
+from possam.evaluation.metrics import PER_IMAGE
+from possam.evaluation.seeds import load_seeds
+from possam.evaluation.statistics import ImageStatistics
+from possam.evaluation.summary import RESULT
+from possam.params.layout import Layout
+from possam.params.project import Project
+from possam.params.tables import Origin
+from possam.reporting.checkout_text import checkout_text
+from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
+from possam.runtime.progress import Progress
+
+Cells = dict[str, dict[tuple[str, str], Change]]
+"""By metric, and by row and the title of the group of columns."""
+
+
+def compare_checkouts(project: Project, name: str, before: Path) -> str:
+    """What changed in table ``name`` from the checkout ``before`` to this one, as Markdown.
+
+    Both must hold the table's evaluations for all seeds of this scale, on the same images.
+    External predictions are left out, since nothing is trained for them.
+
+    Args:
+        before: root of the other checkout (where its ``results`` folder lies).
+
+    Raises:
+        InputError: no such table or checkout, an evaluation is missing, other images.
+    """
+    if not before.is_dir():
+        raise InputError(f"{before}: no such folder; name the root of another checkout")
+    origins = _origins(project, name)
+    layouts = Layout(project, root=before), Layout(project)
+    other_data = {
+        origin.benchmark for origin in origins.values() if len(_data_sets(layouts, origin)) > 1
+    }
+    old, new = (_commits(layout, origins.values()) for layout in layouts)
+    return checkout_text(
+        _cells(project, name, origins, layouts),
+        table=name,
+        commits=(old, new),
+        other_data=sorted(other_data),
+        scale=project.scale.title,
+        seeds=project.scale.seeds,
+        confidence=project.scale.evaluation.confidence,
+    )
+
+
+def _origins(project: Project, name: str) -> dict[tuple[str, str], Origin]:
+    """By row and group: the origins that are trained here and measured per image."""
+    table = project.table(name)
+    origins = {
+        (row.name, group): cell.origin
+        for row in table.rows
+        for group, cell in row.cells.items()
+        if not cell.origin.is_external
+        and PER_IMAGE & {column.metric for column in table.columns if column.group == group}
+    }
+    if not origins:
+        raise InputError(
+            f"{name}: nothing in it is both trained here and measured per image; "
+            "compare another table"
+        )
+    return origins
+
+
+def _cells(
+    project: Project,
+    name: str,
+    origins: Mapping[tuple[str, str], Origin],
+    layouts: tuple[Layout, Layout],
+) -> Cells:
+    table, scale = project.tables[name], project.scale
+    found: Cells = {}
+    progress = Progress(len(origins), label=f"compare {name}", unit="evaluations")
+    for (row, group), origin in origins.items():
+        columns = [column for column in table.columns if column.group == group]
+        metrics = [column.metric for column in columns if column.metric in PER_IMAGE]
+        old, new = (_statistics(layout, origin, metrics) for layout in layouts)
+        results = compare_trainings(
+            old,
+            new,
+            run=origin.run,
+            benchmark=origin.benchmark,
+            bootstrap=scale.evaluation.bootstrap,
+        )
+        for metric in metrics:
+            if metric in results:
+                found.setdefault(metric, {})[row, table.groups[group]] = results[metric]
+        progress.update()
+    progress.close()
+    return found
+
+
+def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
+    """Hashes of the converted data sets behind the evaluations of both checkouts.
+
+    They may differ: another version of the conversion may write the same labels in other bytes.
+
+    Raises:
+        InputError: an evaluation or the variant is missing.
+    """
+    contents = set()
+    for layout in layouts:
+        for key in origin.evaluations(layout.project.scale.seeds):
+            file = layout.evaluation(*key) / RESULT
+            if not file.is_file():
+                target = file.relative_to(layout.root)
+                raise InputError(
+                    f"{file}: no such evaluation; make it in {layout.root.resolve()} "
+                    f"(with the same seeds): snakemake {target}"
+                )
+            evaluation = read_json(file)
+            if origin.variant not in evaluation["variants"]:
+                raise InputError(f"{file}: has no variant {origin.variant!r}; evaluate it again")
+            contents.add(evaluation["inputs"]["dataset"])
+    return contents
+
+
+def _commits(layout: Layout, origins: Iterable[Origin]) -> str:
+    """Commits of the code behind the evaluations, from their provenance."""
+    found = set()
+    for origin in origins:
+        for key in origin.evaluations(layout.project.scale.seeds):
+            git = read_json(layout.evaluation(*key) / "provenance.json")["git"]
+            found.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
+    return ", ".join(sorted(found))
+
+
+def _statistics(
+    layout: Layout, origin: Origin, metrics: Sequence[str]
+) -> Mapping[int, ImageStatistics]:
+    keys = origin.evaluations(layout.project.scale.seeds)
+    folders = [layout.evaluation(*key) for key in keys]
+    tables = load_seeds(folders, origin.variant, ap="map" in metrics)
+    return {key.seed: one for key, one in zip(keys, tables, strict=True)}
