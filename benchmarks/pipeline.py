@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.harness import Case
 from possam.runtime.errors import InputError
 
-_COPIED = ("Snakefile", "params", "workflow", "profiles", "data/towers", "possam")
+_COPIED = ("params", "workflow", "data/towers", "possam")
 
 
 def cases() -> Iterator[Case]:

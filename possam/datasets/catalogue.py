@@ -97,3 +97,11 @@ def source(dataset: str, split: str) -> Source:
             f"data set {dataset!r}: no split {split!r}; valid choices: {', '.join(found.splits)}"
         )
     return found
+
+
+def module_of(dataset: str) -> str:
+    """The module that reads ``dataset``: it counts in the identity of its conversion."""
+    return f"possam.datasets.{_MODULES.get(dataset, dataset)}"
+
+
+_MODULES = {"pascal_context_459": "pascal_context"}

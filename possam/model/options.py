@@ -35,6 +35,11 @@ class ModelOptions(Options):
     region_features: Literal["mask_features", "neck", "queries"]
     iou_head: bool
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Dotted modules of the parts that these options choose: they count in a run's identity."""
+        return ()
+
     @model_validator(mode="after")
     def _divisible(self) -> "ModelOptions":
         if self.hidden_dim % self.heads or self.hidden_dim % 4:

@@ -18,8 +18,8 @@ from possam.params.data import load_data
 from possam.params.layout import Layout
 from possam.params.plan import load_plan
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
-from possam.pipeline.planning import Plan, make_plan, resolve_targets
+from possam.pipeline.graph import Graph
+from possam.pipeline.plan import Plan, make_plan
 from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
@@ -46,7 +46,6 @@ class Finding:
 
 def examine(project: Project) -> list[Finding]:
     """Everything that this machine must have for the project's scale."""
-    pipeline = Pipeline(folder=project.folder, project=project)
     findings = [_python(), *_packages()]
     gpus = _gpu_names()
     slurm = _slurm()
@@ -54,7 +53,7 @@ def examine(project: Project) -> list[Finding]:
         slurm = replace(slurm, state=WARNING)  # this machine can do without
     findings += [_gpus(project, gpus, slurm), slurm]
     try:
-        plan = make_plan(pipeline, project.name, resolve_targets(pipeline, project.name, []))
+        plan = make_plan(Graph(folder=project.folder, project=project), project.name, [])
         findings.append(_disk(project, plan))
     except InputError as error:  # a data root; named below
         remedy = "correct the data root named below"

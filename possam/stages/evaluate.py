@@ -125,7 +125,7 @@ def evaluate(
         "synthetic": scale.synthetic,
         "run_identity": run_identity,
         "inputs": inputs,
-        "code": code_identity(EVALUATION_CODE),
+        "code": code_identity((*EVALUATION_CODE, *run.model.modules)),
     }
     out = layout.evaluation(name, run.seed, benchmark, condition)
     shared: dict[str, Any] = {

@@ -144,7 +144,7 @@ def training_identity(
         "scale": layout.project.name,
         "parameters": run.model_dump(mode="json"),
         "inputs": inputs,
-        "code": code_identity(TRAINING_CODE, package=package),
+        "code": code_identity((*TRAINING_CODE, *run.model.modules), package=package),
     }
 
 

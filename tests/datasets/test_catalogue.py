@@ -6,7 +6,7 @@ import pytest
 
 from possam.datasets.catalogue import DATASETS, ROLES, TRAINABLE, source
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
+from possam.pipeline.graph import Graph
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.stages.convert import convert_dataset
@@ -30,16 +30,17 @@ def test_unknown_data_sets_and_splits_are_told_with_the_choices() -> None:
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_the_rules_ask_for_the_assets_of_every_role(scale: str) -> None:
-    pipeline, project = Pipeline(folder=PARAMS), Project(scale, folder=PARAMS)
+    graph, project = Graph(folder=PARAMS), Project(scale, folder=PARAMS)
     asked = {
         record
         for name, entry in DATASETS.items()
         for split in entry.splits
-        for record in pipeline.dataset_inputs(scale, name, split)
+        for record in graph.inputs("convert", {"scale": scale, "dataset": name, "split": split})
     }
     assets = {project.scale.assets[role] for role in ROLES}
     assert asked == {f"data/{scale}/assets/{asset}.record.json" for asset in assets}
-    assert len(pipeline.dataset_inputs(scale, "pascal_context_459", "val")) == 3
+    where = {"scale": scale, "dataset": "pascal_context_459", "split": "val"}
+    assert len(graph.inputs("convert", where)) == 3
 
 
 def test_missing_assets_are_named_with_the_command(

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from possam.pipeline.dvc_stages import RECORDS
+
 from possam.runtime.files import hash_file, read_json, sha256_file
 from tests.whole.conftest import Workspace, dvc, restore
 from tests.whole.test_smoke import edited
