@@ -10,28 +10,10 @@ from typing import Any, ClassVar
 
 from possam.datasets.catalogue import DATASETS, module_of, source
 from possam.model.options import CLIP
+from possam.params import layout
 from possam.params.assets import AssetParams
 from possam.params.benchmarks import BenchmarkParams
 from possam.params.figures import find_figure, load_figures
-from possam.params.layout import (
-    ASSET,
-    DATASET,
-    EVALUATION,
-    EXTERNAL_EVALUATION,
-    FEATURES,
-    FIGURE_CARD,
-    FIGURE_PDF,
-    FIGURE_PNG,
-    REPORT,
-    RUN,
-    TABLE_CARD,
-    TABLE_CSV,
-    TABLE_MD,
-    TABLE_METRICS,
-    TABLE_TEX,
-    TRACKING,
-    WORLD,
-)
 from possam.params.project import Project
 from possam.params.published import read_published
 from possam.params.reading import choose
@@ -48,7 +30,7 @@ CONSTRAINTS: Mapping[str, str] = {
     **{"dataset": "|".join(DATASETS), "condition": "|".join(CONDITIONS)},
     **dict.fromkeys(("asset", "tower", "run", "benchmark", "external", "figure"), r"\w+"),
 }
-"""What each wildcard may be, as a regular expression; scales and prefixes are those of ``params``."""
+"""What each wildcard may be, as a regular expression; ``params`` says scales and prefixes."""
 
 
 class Stage:
@@ -92,7 +74,7 @@ class World(Stage):
     """The archives of the procedural world."""
 
     name = "world"
-    outputs = (WORLD,)
+    outputs = (layout.WORLD,)
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         return None if project.scale.world is None else _plain(project.scale.world)
@@ -102,11 +84,11 @@ class Download(Stage):
     """One upstream file, fetched and verified."""
 
     name = "download"
-    outputs = (ASSET,)
+    outputs = (layout.ASSET,)
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         from_world = any("{world}" in url for url in _asset(project, w["asset"]).urls)
-        return [WORLD.format(scale=project.name)] if from_world else []
+        return [layout.WORLD.format(scale=project.name)] if from_world else []
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         asset = _asset(project, w["asset"])
@@ -117,7 +99,7 @@ class Convert(Stage):
     """One split of a data set in the common format."""
 
     name = "convert"
-    outputs = (DATASET,)
+    outputs = (layout.DATASET,)
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
@@ -133,7 +115,7 @@ class Features(Stage):
     """One frozen tower's features of one split."""
 
     name = "features"
-    outputs = (FEATURES,)
+    outputs = (layout.FEATURES,)
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         return [_dataset(project, w["dataset"], w["split"]), *_tower(project, w["tower"])]
@@ -147,18 +129,16 @@ class Train(Stage):
     """One run with one seed."""
 
     name = "train"
-    outputs = (RUN,)
+    outputs = (layout.RUN,)
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
-        """A data set, the run's towers, their cached features and the checkpoint that it starts
-        from where the run asks for them.
-        """
-        run, scale = project.run(w["run"]), project.name
+        """A data set and towers; cached features and a checkpoint where the run asks for them."""
+        run = project.run(w["run"])
         inputs = [_dataset(project, run.train, "train"), *_towers(project, run.sam)]
         if run.training.feature_cache:
-            where = {"scale": scale, "dataset": run.train, "split": "train"}
-            inputs += [FEATURES.format(tower=tower, **where) for tower in run.towers]
+            where = {"scale": project.name, "dataset": run.train, "split": "train"}
+            inputs += [layout.FEATURES.format(tower=tower, **where) for tower in run.towers]
         if run.start_from is not None:
             inputs += _records(project, [run.start_from])
         return inputs
@@ -180,7 +160,7 @@ class External(Stage):
     """
 
     name = "external"
-    outputs = (EXTERNAL_EVALUATION,)
+    outputs = (layout.EXTERNAL_EVALUATION,)
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
@@ -211,7 +191,7 @@ class Evaluate(Stage):
     """One training on one benchmark under one condition, with every variant that tables show."""
 
     name = "evaluate"
-    outputs = (EVALUATION,)
+    outputs = (layout.EVALUATION,)
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
@@ -223,14 +203,12 @@ class Evaluate(Stage):
             *_towers(project, run.sam),
         ]
         if w["condition"] != "untrained":
-            inputs.append(RUN.format(prefix=project.prefix, run=w["run"], seed=w["seed"]))
+            inputs.append(layout.RUN.format(prefix=project.prefix, run=w["run"], seed=w["seed"]))
         return inputs
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
-        run, seed, benchmark, condition = (
-            w[name] for name in ("run", "seed", "benchmark", "condition")
-        )
-        scale, variants = project.scale, project.variants_at(run, benchmark, condition)
+        run, condition, scale = w["run"], w["condition"], project.scale
+        variants = project.variants_at(run, w["benchmark"], condition)
         return [
             condition,
             _plain(self._benchmark(project, w)),
@@ -238,7 +216,7 @@ class Evaluate(Stage):
             _plain(scale.evaluation),
             list(scale.templates),
             _own_towers(project, project.run(run).sam),
-            Train().parameters(project, w) if condition == "untrained" else [run, seed],
+            Train().parameters(project, w) if condition == "untrained" else [run, w["seed"]],
         ]
 
     def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
@@ -247,16 +225,22 @@ class Evaluate(Stage):
 
     @staticmethod
     def _benchmark(project: Project, w: Wildcards) -> BenchmarkParams:
-        name, known = w["benchmark"], project.benchmarks
-        choose("benchmark", name, known, str(project.folder / "benchmarks.yaml"), "benchmark")
-        return known[name]
+        source = str(project.folder / "benchmarks.yaml")
+        choose("benchmark", w["benchmark"], project.benchmarks, source, "benchmark")
+        return project.benchmarks[w["benchmark"]]
 
 
 class Table(Stage):
     """One table; published values stand beside ours."""
 
     name = "table"
-    outputs = (TABLE_CSV, TABLE_MD, TABLE_TEX, TABLE_CARD, TABLE_METRICS)
+    outputs = (
+        layout.TABLE_CSV,
+        layout.TABLE_MD,
+        layout.TABLE_TEX,
+        layout.TABLE_CARD,
+        layout.TABLE_METRICS,
+    )
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
@@ -278,23 +262,23 @@ class Track(Stage):
     """One table and everything behind it in MLflow."""
 
     name = "track"
-    outputs = (TRACKING,)
+    outputs = (layout.TRACKING,)
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
-        return [TABLE_CSV.format(prefix=project.prefix, table=w["table"])]
+        return [layout.TABLE_CSV.format(prefix=project.prefix, table=w["table"])]
 
 
 class Figure(Stage):
     """One figure; only figures of images run models."""
 
     name = "figure"
-    outputs = (FIGURE_CARD, FIGURE_PNG, FIGURE_PDF)
+    outputs = (layout.FIGURE_CARD, layout.FIGURE_PNG, layout.FIGURE_PDF)
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         needs, prefix = find_figure(project, w["figure"]).needs(project), project.prefix
         return [
-            *(RUN.format(prefix=prefix, run=run, seed=seed) for run, seed in needs.runs),
+            *(layout.RUN.format(prefix=prefix, run=run, seed=seed) for run, seed in needs.runs),
             *_evaluations(project, needs.evaluations),
             *(_dataset(project, dataset, split) for dataset, split in needs.datasets),
             *(record for tower in needs.towers for record in _tower(project, tower)),
@@ -322,14 +306,17 @@ class Report(Stage):
     """The page of all tables and figures."""
 
     name = "report"
-    outputs = (REPORT,)
+    outputs = (layout.REPORT,)
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """Cards of every table and figure, and the reproduction decisions."""
         prefix = project.prefix
         return [
-            *(TABLE_CARD.format(prefix=prefix, table=table) for table in project.tables),
-            *(FIGURE_CARD.format(prefix=prefix, figure=figure) for figure in load_figures(project)),
+            *(layout.TABLE_CARD.format(prefix=prefix, table=table) for table in project.tables),
+            *(
+                layout.FIGURE_CARD.format(prefix=prefix, figure=figure)
+                for figure in load_figures(project)
+            ),
             str(project.folder / "decisions.md"),
         ]
 
@@ -363,15 +350,15 @@ def _asset(project: Project, name: str) -> AssetParams:
 
 
 def _records(project: Project, assets: Iterable[str]) -> list[str]:
-    return [ASSET.format(scale=project.name, asset=asset) for asset in assets]
+    return [layout.ASSET.format(scale=project.name, asset=asset) for asset in assets]
 
 
 def _dataset(project: Project, dataset: str, split: str) -> str:
-    return DATASET.format(scale=project.name, dataset=dataset, split=split)
+    return layout.DATASET.format(scale=project.name, dataset=dataset, split=split)
 
 
 def _evaluations(project: Project, found: Iterable[Any]) -> list[str]:
-    return [EVALUATION.format(prefix=project.prefix, **key._asdict()) for key in found]
+    return [layout.EVALUATION.format(prefix=project.prefix, **key._asdict()) for key in found]
 
 
 def _published(project: Project, files: Iterable[str]) -> list[str]:

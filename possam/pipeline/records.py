@@ -1,7 +1,7 @@
 """Snakemake's records travel with the results that DVC and git store.
 
 Snakemake notes in ``.snakemake/metadata`` of which parameters, code and inputs a file is. A copy of
-this record lies beside each stored result (``run.json``: ``run.snakemake.json``) with the hash of
+this record lies beside each stored result (``run.json``: ``run.snakemake``) with the hash of
 the file that it belongs to. So a result that is brought back, by ``dvc pull``, ``dvc checkout`` or
 ``git restore``, is known to be of its own parameters, and never passes for one of those at hand.
 """
@@ -47,7 +47,7 @@ def _stored() -> Iterator[tuple[list[Path], Path]]:
                 job = find_job(path.as_posix())
                 if job is not None and job.stage == stage.name:
                     outputs = [Path(o.format_map(dict(job.wildcards))) for o in stage.outputs]
-                    yield outputs, path.with_suffix(".snakemake.json")
+                    yield outputs, path.with_suffix(".snakemake")
 
 
 def _read(path: Path) -> Any:
