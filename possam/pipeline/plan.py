@@ -245,12 +245,9 @@ class _Cost:
         if job.stage == "train":
             # Weights, and for each checkpoint that is kept the weights and Adam's two moments.
             return self.hardware.trained_parameters * _BYTES * (1 + 3 * self.params.checkpoints)
-        converted = job.stage == "convert"
-        each = (
-            self.params.converted_bytes_per_image
-            if converted
-            else self.hardware.feature_bytes_per_image
-        )
+        each = self.params.converted_bytes_per_image
+        if job.stage == "features":
+            each = self.hardware.feature_bytes_per_image
         return self._images(job.of("dataset"), job.of("split")) * each
 
     def _images(self, dataset: str, split: str) -> int:
@@ -274,37 +271,24 @@ def wall_hours(steps: Sequence[Step], *, capacity: int) -> float:
     more units than exist takes all of them, and proportionally longer.
     """
     left = {step.job: step for step in steps if step.state != "done"}
-    users: dict[Job, list[Job]] = {job: [] for job in left}
-    waiting = dict.fromkeys(left, 0)
-    for job, step in left.items():
-        for need in step.needs:
-            if need in left:
-                users[need].append(job)
-                waiting[job] += 1
+    needs = {job: left.keys() & set(step.needs) for job, step in left.items()}
     hours = {job: step.hours * max(1.0, step.units / capacity) for job, step in left.items()}
-    way: dict[Job, float] = {}
+    way = dict(hours)
     for job in reversed(left):
-        way[job] = hours[job] + max((way[user] for user in users[job]), default=0.0)
-    ready = [(-way[job], job) for job, count in waiting.items() if count == 0]
-    heapq.heapify(ready)
+        for need in needs[job]:
+            way[need] = max(way[need], hours[need] + way[job])
+    waiting = sorted(left, key=lambda job: -way[job])
     running: list[tuple[float, Job]] = []
     now, free = 0.0, capacity
-    while ready or running:
-        blocked = []
-        while ready:
-            entry = heapq.heappop(ready)
-            units = min(left[entry[1]].units, capacity)
-            if units > free:
-                blocked.append(entry)
-                continue
-            free -= units
-            heapq.heappush(running, (now + hours[entry[1]], entry[1]))
-        for entry in blocked:
-            heapq.heappush(ready, entry)
-        now, job = heapq.heappop(running)
-        free += min(left[job].units, capacity)
-        for user in users[job]:
-            waiting[user] -= 1
-            if waiting[user] == 0:
-                heapq.heappush(ready, (-way[user], user))
+    while waiting or running:
+        for job in waiting.copy():
+            units = min(left[job].units, capacity)
+            if not needs[job] and units <= free:
+                waiting.remove(job)
+                free -= units
+                heapq.heappush(running, (now + hours[job], job))
+        now, done = heapq.heappop(running)
+        free += min(left[done].units, capacity)
+        for job in waiting:
+            needs[job].discard(done)
     return now
