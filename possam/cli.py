@@ -256,19 +256,9 @@ def _efficiency(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from possam.pipeline.dvc_file import check_dvc_file
-    from possam.pipeline.graph import Pipeline
     from possam.stages.check import check
 
     check(arguments.scale)
-    check_dvc_file(Pipeline())
-
-
-def _dvc(arguments: argparse.Namespace) -> None:
-    from possam.pipeline.dvc_file import write_dvc_file
-    from possam.pipeline.graph import Pipeline
-
-    write_dvc_file(Pipeline(), arguments.scale)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -293,11 +283,6 @@ def _parser() -> argparse.ArgumentParser:
         "check", _check, "check every file in params/ and say what a scale holds", scale=False
     )
     sub.add_argument("--scale", default=None, help="one scale (default: all)")
-
-    sub = stage("dvc", _dvc, "write dvc.yaml: what DVC pins and stores, from params/", scale=False)
-    sub.add_argument(
-        "--scale", nargs="+", default=None, help="scales (default: those that dvc.yaml has)"
-    )
 
     sub = stage("world", _world, "write the synthetic world's archives in the upstream layouts")
     sub.add_argument("--workers", type=int, default=1, help="processes (default: 1)")

@@ -13,7 +13,6 @@ from possam.runtime.errors import InputError
 STAGES = {
     *(
         "check",
-        "dvc",
         "world",
         "download",
         "plan",

@@ -1,10 +1,11 @@
-"""Where everything lies: one place for the paths of the pipeline.
+"""The paths of everything that the pipeline reads and writes.
 
-The constants are patterns with ``{wildcards}`` that the Snakemake rules use as they stand;
+The constants are patterns with ``{wildcards}``, which the stages' declarations use as they stand;
 :class:`Layout` fills them in for one scale. ``{prefix}`` is empty for the ``paper`` scale
 (``results/table1.csv``) and ``<scale>/`` for the others (``results/mini/table1.csv``).
 
-Each stage's tracked file is a small JSON file that is written last; what is large lies beside it.
+The file that stands for a stage's result is a small one that is written last; large files lie
+beside it.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{conditio
 EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed{NO_SEED}").replace(
     "{condition}", EXTERNAL
 )
-"""An evaluation of predictions from elsewhere."""
+"""An evaluation of another system's predictions."""
 TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_TEX = "results/{prefix}{table}.tex"
@@ -87,7 +88,7 @@ class Layout:
         return self._path(RUN, run=run, seed=seed).parent
 
     def evaluation(self, run: str, seed: int, benchmark: str, condition: str) -> Path:
-        """Folder of one evaluation; the statistics of each variant lie in a folder below it."""
+        """Folder of one evaluation; each variant's statistics lie in a folder below it."""
         return self._path(
             EVALUATION, run=run, seed=seed, benchmark=benchmark, condition=condition
         ).parent

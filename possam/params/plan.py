@@ -11,20 +11,22 @@ from possam.runtime.errors import InputError
 from possam.runtime.options import Count, Options, Positive, Rate
 
 Rates = dict[str, Rate]
-"""Images a second of one unit, by SAM architecture, or CLIP's config for runs without a SAM."""
+"""Images per second of one unit, by SAM architecture, or by CLIP's config for runs without SAM."""
 
 
 class HardwareParams(Options):
     """One kind of machine, and how fast it is.
 
     Attributes:
-        unit: what is counted: ``GPU`` or ``core``.
-        source: where the rates are from; printed with every plan.
-        per_node, per_job: units of a node, and of one job of each stage; GPUs of a job that are not
-            said here are those of ``slurm.yaml``.
-        training, evaluation, features: see :data:`Rates`; ``convert``: images a second of one job.
+        unit: what hours are counted of: ``GPU`` or ``core``.
+        source: where the rates come from; printed with every plan.
+        per_node: units of one node.
+        per_job: units of one job, by stage; if it is empty, the GPUs that ``slurm.yaml`` asks for.
+        training, evaluation, features: see :data:`Rates`.
+        convert: images per second of one job.
         feature_bytes_per_image: of one tower's cache, with the mirrored image.
-        trained_parameters: of the largest model; ``memory_gib``: main memory of one training job.
+        trained_parameters: of the largest model.
+        memory_gib: main memory of one training job.
     """
 
     unit: str
@@ -56,10 +58,10 @@ def tower_key(project: Project, sam: str | None) -> str:
 
 
 def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
-    """The file, and the hardware that knows all towers of the scale.
+    """The file, and its first hardware that has training rates of all towers of the scale.
 
     Raises:
-        InputError: a bad file, or no hardware knows all towers, or not for every stage.
+        InputError: a bad file, or no such hardware.
     """
     path = project.folder / "plan.yaml"
     params = validate(PlanParams, read_yaml(path), source=str(path))
@@ -77,7 +79,7 @@ def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
 
 
 def _gpus(project: Project) -> dict[str, int]:
-    """GPUs of a job of each stage that takes some, as SLURM is asked for them."""
+    """By stage, the GPUs that one job asks SLURM for; stages without GPUs are left out."""
     asked = Allocations(folder=project.folder)
     allocations = {kind: asked.of(project.name, kind) for kind in get_args(Kind)}
     return {

@@ -16,35 +16,16 @@ from possam.runtime.errors import InputError
 PACKAGE = Path(__file__).resolve().parents[1]
 
 EXCLUDED: frozenset[str] = frozenset(
-    {
-        "possam.cli",
-        "possam.datasets.catalogue",
-        "possam.datasets.options",
-        "possam.evaluation.options",
-        "possam.model.options",
-        "possam.model.registry",
-        "possam.params.assets",
-        "possam.params.benchmarks",
-        "possam.params.data",
-        "possam.params.external",
-        "possam.params.figures",
-        "possam.params.layout",
-        "possam.params.project",
-        "possam.params.reading",
-        "possam.params.runs",
-        "possam.params.scale",
-        "possam.params.tables",
-        "possam.pipeline.codehash",
-        "possam.reporting.tracking",
-        "possam.runtime.environment",
-        "possam.runtime.errors",
-        "possam.runtime.locks",
-        "possam.runtime.options",
-        "possam.runtime.progress",
-        "possam.runtime.provenance",
-        "possam.synthetic.options",
-        "possam.training.options",
-    }
+    f"possam.{name}"
+    for name in (
+        *("cli", "datasets.catalogue", "pipeline.codehash", "reporting.tracking"),
+        *("datasets.options", "evaluation.options", "model.options", "model.registry"),
+        *("runtime.options", "synthetic.options", "training.options"),
+        *("params.assets", "params.benchmarks", "params.data", "params.external", "params.figures"),
+        *("params.layout", "params.project", "params.reading", "params.runs", "params.scale"),
+        *("params.tables", "runtime.environment", "runtime.errors", "runtime.locks"),
+        *("runtime.progress", "runtime.provenance"),
+    )
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.
 
@@ -57,7 +38,7 @@ _VERSION_NAMES = {"__version__", "__all__"}
 
 def module_closure(
     *modules: str, package: Path = PACKAGE, excluded: frozenset[str] = EXCLUDED
-) -> tuple[str, ...]:
+) -> dict[str, str]:
     """The given modules and all modules of the package that they import, directly or not.
 
     Args:
@@ -66,41 +47,33 @@ def module_closure(
         excluded: modules that do not count and whose own imports are not followed.
 
     Returns:
-        Sorted dotted names; a module's parent packages are part of it, for Python runs them first.
+        By dotted name, sorted, the SHA-256 of each module's code; a module's parent packages are
+        among them, for Python runs them first.
 
     Raises:
         InputError: a given module does not exist, or a file is not valid Python.
     """
-    return tuple(sorted(_closure(modules, package, excluded)))
+    for module in modules:
+        if _file_of(module, package) is None:
+            raise InputError(f"code hash: there is no module {module!r} in {package}")
+    found: dict[str, str] = {}
+    pending = [name for module in modules for name in _with_parents(module)]
+    while pending:
+        module = pending.pop()
+        path = _file_of(module, package)
+        if path is None or module in found or module in excluded:
+            continue
+        status = path.stat()
+        found[module], targets = _analyse(path, module, status.st_mtime_ns, status.st_size)
+        pending += [name for target in targets for name in _with_parents(target)]
+    return dict(sorted(found.items()))
 
 
 def code_hash(*modules: str, package: Path = PACKAGE, excluded: frozenset[str] = EXCLUDED) -> str:
     """SHA-256 (hex) of the code of :func:`module_closure`, arguments and errors as there."""
-    digest = hashlib.sha256()
-    for name, (content, _) in sorted(_closure(modules, package, excluded).items()):
-        digest.update(f"{name}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _closure(
-    modules: tuple[str, ...], package: Path, excluded: frozenset[str]
-) -> dict[str, tuple[str, frozenset[str]]]:
-    for module in modules:
-        if _file_of(module, package) is None:
-            raise InputError(f"code hash: there is no module {module!r} in {package}")
-    found: dict[str, tuple[str, frozenset[str]]] = {}
-    pending = [name for module in modules for name in _with_parents(module)]
-    while pending:
-        module = pending.pop()
-        if module in found or module in excluded:
-            continue
-        path = _file_of(module, package)
-        if path is None:
-            continue
-        status = path.stat()
-        found[module] = _analyse(path, module, status.st_mtime_ns, status.st_size)
-        pending += [name for target in found[module][1] for name in _with_parents(target)]
-    return found
+    closure = module_closure(*modules, package=package, excluded=excluded)
+    text = "".join(f"{name}\0{content}\n" for name, content in closure.items())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _with_parents(module: str) -> list[str]:

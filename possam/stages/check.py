@@ -1,4 +1,4 @@
-"""Stage ``check``: every file in ``params/`` read, checked and summed up."""
+"""Stage ``check``: reads and checks every file in ``params/``, and prints what each scale holds."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from possam.params.slurm import Allocations
 
 
 def check(scale: str | None) -> None:
-    """Load one scale or all of them and print what each holds.
+    """Load one scale, or all of them, and print what each holds.
 
     Raises:
         InputError: a file is wrong; the message names file, key and valid choices.

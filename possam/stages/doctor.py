@@ -1,4 +1,4 @@
-"""Stage ``doctor``: whether this machine can run a scale; one line a matter, with a remedy."""
+"""Stage ``doctor``: whether this machine can run a scale; one line per matter, with a remedy."""
 
 import importlib.util
 import os
@@ -18,8 +18,8 @@ from possam.params.data import load_data
 from possam.params.layout import Layout
 from possam.params.plan import load_plan
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
-from possam.pipeline.planning import Plan, make_plan, resolve_targets
+from possam.pipeline.graph import Graph
+from possam.pipeline.plan import Plan, make_plan
 from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
@@ -34,8 +34,13 @@ _TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One matter: ``ok``, ``warning`` (the pipeline can run, or will deal with it) or ``problem``;
-    what was found; and what to do about it ("" if nothing).
+    """What was found about one matter.
+
+    Attributes:
+        matter: its name.
+        state: ``ok``, ``warning`` (the pipeline can run, or will deal with it) or ``problem``.
+        text: what was found.
+        remedy: what to do about it; empty if nothing.
     """
 
     matter: str
@@ -45,8 +50,7 @@ class Finding:
 
 
 def examine(project: Project) -> list[Finding]:
-    """Everything that this machine must have for the project's scale."""
-    pipeline = Pipeline(folder=project.folder, project=project)
+    """Examine everything that this machine needs for the project's scale."""
     findings = [_python(), *_packages()]
     gpus = _gpu_names()
     slurm = _slurm()
@@ -54,7 +58,7 @@ def examine(project: Project) -> list[Finding]:
         slurm = replace(slurm, state=WARNING)  # this machine can do without
     findings += [_gpus(project, gpus, slurm), slurm]
     try:
-        plan = make_plan(pipeline, project.name, resolve_targets(pipeline, project.name, []))
+        plan = make_plan(Graph(folder=project.folder, project=project), project.name, [])
         findings.append(_disk(project, plan))
     except InputError as error:  # a data root; named below
         remedy = "correct the data root named below"
@@ -153,7 +157,7 @@ def _gpus(project: Project, names: list[str], slurm: Finding) -> Finding:
 
 
 def _run(*command: str) -> tuple[int, str]:
-    """Exit code and output of a command; 1 if it does not end."""
+    """Exit code and output of a command; exit code 1 if it cannot be started or takes too long."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
@@ -196,7 +200,7 @@ def _disk(project: Project, plan: Plan) -> Finding:
 
 
 def _available_memory() -> int | None:
-    """Bytes that processes can have now; None where the system does not say."""
+    """Bytes of memory that are available now; None where the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -219,7 +223,7 @@ def _memory(project: Project) -> Finding:
 def _cores(project: Project) -> Finding:
     count = usable_cores()
     threads = project.scale.threads
-    text = f"{count} cores, {threads} threads a job"
+    text = f"{count} cores, {threads} threads per job"
     if count >= threads:
         return Finding("cores", OK, text)
     remedy = "fine on a login node; else set threads in the scale's file"
@@ -227,7 +231,7 @@ def _cores(project: Project) -> Finding:
 
 
 def _weights(project: Project) -> Iterator[Finding]:
-    """The frozen towers: file, record and pinned or published checksum."""
+    """The frozen towers: whether each file has the size that was verified."""
     layout, towers = Layout(project), project.scale.towers
     clip = [name for name in (towers.clip.asset, *towers.clip.files) if name is not None]
     names = [*(tower.asset for tower in towers.sam.values()), *clip]
@@ -254,14 +258,14 @@ def _weights(project: Project) -> Iterator[Finding]:
 
 def _data_roots(project: Project) -> Iterator[Finding]:
     data = load_data(project)
-    wanted = [name for name in scale_assets(project) if name in data.assets]
-    used = {data.assets[name].root for name in wanted}
+    names = [name for name in scale_assets(project) if name in data.assets]
+    used = {data.assets[name].root for name in names}
     for root in sorted(used):
         folder = data.roots[root]
         if folder is None:
             continue
         found, faults = [], []
-        for name in wanted:
+        for name in names:
             if data.assets[name].root != root:
                 continue
             try:
@@ -309,7 +313,7 @@ def _sqlite_fault(uri: str) -> str | None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return f"{folder} cannot be written"
     if not path.exists():
-        return None  # made with the first table
+        return None  # the first `possam track` makes it
     try:
         with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5) as store:
             store.execute("SELECT count(*) FROM experiments").fetchone()

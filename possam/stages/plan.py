@@ -1,13 +1,13 @@
-"""Stage ``plan``: the plan of some targets, as a person wants it."""
+"""Stage ``plan``: prints the plan of some targets."""
 
 from collections.abc import Sequence
 
 from possam.assets.inventory import free_bytes, gigabytes
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
-from possam.pipeline.jobs import TARGETS
-from possam.pipeline.planning import Plan, Step, make_plan, resolve_targets, wall_hours
+from possam.pipeline.declarations import STAGES
+from possam.pipeline.graph import Graph
+from possam.pipeline.plan import Plan, Step, make_plan, wall_hours
 from possam.runtime.errors import InputError
 
 
@@ -19,11 +19,9 @@ def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:
     """
     if nodes < 1:
         raise InputError(f"--nodes: {nodes}: at least one node is needed")
-    pipeline = Pipeline(folder=project.folder, project=project)
-    targets = resolve_targets(pipeline, project.name, names)
-    plan = make_plan(pipeline, project.name, targets)
+    plan = make_plan(Graph(folder=project.folder, project=project), project.name, names)
     parts = (
-        [f"{project.scale.title}: {', '.join(targets)}"],
+        [f"{project.scale.title}: {', '.join(plan.targets)}"],
         _stages(plan),
         _trainings(plan),
         _wall(plan, nodes),
@@ -42,17 +40,17 @@ def duration(hours: float) -> str:
 
 def _stages(plan: Plan) -> list[str]:
     unit = plan.hardware.unit
-    lines = [f"{'stage':<10}{'jobs':>6}{'there':>7}{'to do':>7}{f'{unit}-hours left':>18}"]
+    lines = [f"{'stage':<10}{'jobs':>6}{'done':>7}{'to do':>7}{f'{unit}-hours left':>18}"]
     total = [0, 0, 0, 0.0]
-    for rule in TARGETS:
-        steps = [step for step in plan.steps if step.job.rule == rule]
+    for stage in STAGES:
+        steps = [step for step in plan.steps if step.job.stage == stage]
         if not steps:
             continue
         done = sum(step.state == "done" for step in steps)
         left = sum(step.unit_hours for step in steps)
         row = [len(steps), done, len(steps) - done, left]
         total = [a + b for a, b in zip(total, row, strict=True)]
-        lines.append(_row(rule, row, counted=rule in plan.hardware.per_job))
+        lines.append(_row(stage, row, counted=stage in plan.hardware.per_job))
     return [*lines, _row("all", total, counted=True)]
 
 
@@ -62,7 +60,7 @@ def _row(name: str, row: Sequence[float], *, counted: bool) -> str:
 
 
 def _trainings(plan: Plan) -> list[str]:
-    steps = [step for step in plan.steps if step.job.rule == "train"]
+    steps = [step for step in plan.steps if step.job.stage == "train"]
     if not steps:
         return []
     unit, units = plan.hardware.unit, plan.hardware.per_job["train"]
@@ -132,9 +130,9 @@ def _notes(project: Project, plan: Plan) -> list[str]:
         )
     by_hand = [one.name for one in plan.held if one.state == "by hand"]
     if by_hand:
-        lines.append(f"To be had by hand (registration): {', '.join(by_hand)}")
+        lines.append(f"To be fetched by hand (registration): {', '.join(by_hand)}")
     lines.append(
-        "What exists counts as there; whether it is up to date: snakemake -n. Waiting in a queue "
-        "is not counted."
+        "A file that exists counts as done; snakemake -n says whether it is up to date. Waiting "
+        "in a queue is not counted."
     )
     return lines

@@ -19,8 +19,8 @@ from possam.datasets.catalogue import UpstreamDataset, datasets
 from possam.params.data import load_data
 from possam.params.figures import find_figure, load_figures
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
-from possam.pipeline.planning import make_plan, resolve_targets
+from possam.pipeline.graph import Graph
+from possam.pipeline.plan import make_plan, resolve_targets
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.stages.download import download_assets
@@ -138,11 +138,11 @@ def test_a_scale_without_the_data_is_valid_and_makes_everything_else(
     load_data(mini)
     assert set(mini.unserved) == {"table2"} and "table1" in mini.tables
     assert not {"training_curves", "qualitative"} & set(load_figures(mini))
-    pipeline = Pipeline(project=mini)
-    targets = resolve_targets(pipeline, "mini", [])
+    graph = Graph(project=mini)
+    targets = resolve_targets(mini, [])
     assert len(targets) == len(mini.tables) == 7
-    make_plan(pipeline, "mini", targets[:1])
-    assert "results/mini/table2.json" not in pipeline.report_inputs("mini/")
+    make_plan(graph, "mini", targets[:1])
+    assert "results/mini/table2.json" not in graph.inputs("report", {"prefix": "mini/"})
     download_assets(mini, [], list_only=True)
     assert "street" not in capsys.readouterr().out
     paper = Project("paper")
@@ -153,18 +153,19 @@ def test_a_scale_without_the_data_is_valid_and_makes_everything_else(
 
 def test_what_needs_missing_data_names_file_key_and_remedy(street: Edit) -> None:
     mini = Project("mini")
-    pipeline = Pipeline(project=mini)
+    graph = Graph(project=mini)
+    of_run = {"run": "possam_b_coco", "seed": "0", "benchmark": "street", "condition": "trained"}
     asked: dict[str, Callable[[], object]] = {
-        "": lambda: pipeline.dataset_inputs("mini", "street", "val"),
-        "benchmark street: ": lambda: pipeline.evaluation_inputs(
-            "mini/", "possam_b_coco", "0", "street", "trained"
-        ),
+        "": lambda: graph.inputs("convert", {"scale": "mini", "dataset": "street", "split": "val"}),
+        "benchmark street: ": lambda: graph.inputs("evaluate", {"prefix": "mini/", **of_run}),
         r"params/tables\.yaml: table2: benchmark street: ": lambda: mini.table("table2"),
-        "tables.yaml: table2: .*": lambda: pipeline.table_inputs("mini/", "table2"),
+        "tables.yaml: table2: .*": lambda: graph.inputs(
+            "table", {"prefix": "mini/", "table": "table2"}
+        ),
         "figures.yaml: qualitative: benchmark street: ": lambda: find_figure(mini, "qualitative"),
         "training_curves: .*table2: .*": lambda: find_figure(mini, "training_curves"),
-        "yaml: table2: .*": lambda: resolve_targets(pipeline, "mini", ["table2"]),
-        "yaml: qualitative: .*": lambda: resolve_targets(pipeline, "mini", ["qualitative"]),
+        "yaml: table2: .*": lambda: resolve_targets(mini, ["table2"]),
+        "yaml: qualitative: .*": lambda: resolve_targets(mini, ["qualitative"]),
     }
     for where, call in asked.items():
         with pytest.raises(InputError, match=where + LACK):
@@ -188,4 +189,6 @@ def test_a_scale_without_a_training_set_says_so_where_it_is_trained_on(street: E
     with pytest.raises(InputError, match="table1: fcclip_coco: .*" + lack):
         mini.table("table1")
     with pytest.raises(InputError, match=lack):
-        Pipeline(project=mini).dataset_inputs("mini", "coco", "train")
+        Graph(project=mini).inputs(
+            "convert", {"scale": "mini", "dataset": "coco", "split": "train"}
+        )

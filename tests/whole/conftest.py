@@ -19,7 +19,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 COPIED = ("params", "workflow", "possam", "data/towers", ".dvc")
 FILES = (
-    *("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md"),
+    *("Makefile", "pyproject.toml", "requirements.lock", "README.md"),
     *("dvc.yaml", ".dvcignore", ".gitignore"),
 )
 TARGETS = ("results/smoke/table1.csv", "results/smoke/table1.tracking.json")
@@ -123,6 +123,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         return
 
 
+def replace(path: Path, old: str, new: str) -> None:
+    """Edit a text file: every ``old`` in it, of which there must be one."""
+    text = path.read_text()
+    assert old in text, (path, old)
+    path.write_text(text.replace(old, new))
+
+
 def copy_project(folder: Path) -> Workspace:
     """A fresh copy without results."""
     for name in COPIED:
@@ -130,7 +137,6 @@ def copy_project(folder: Path) -> Workspace:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
         shutil.copy2(REPOSITORY / name, folder / name)
-    (folder / "profiles").symlink_to("workflow/profiles")
     (folder / "slurm").symlink_to("workflow/profiles/slurm")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     # make finds the environment that runs the tests, and nothing to install into it.
@@ -138,10 +144,9 @@ def copy_project(folder: Path) -> Workspace:
         os.utime(folder / name, (0, 0))
     (folder / ".venv").symlink_to(sys.prefix)
     # Here smoke stands for mini, whose tables are git's.
-    ignored = folder / ".gitignore"
-    ignored.write_text(ignored.read_text().replace("/results/smoke/\n", ""))
+    replace(folder / ".gitignore", "/results/smoke/\n", "")
+    replace(folder / "dvc.yaml", "mini", "smoke")
     workspace = Workspace(folder)
-    workspace.possam("dvc", "--scale", "smoke")
     workspace.run("git", "init", "--quiet", "--initial-branch", "main")
     workspace.commit("The project")
     return workspace
@@ -185,7 +190,7 @@ def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tup
     figures = folder / "params/figures.yaml"
     curves = yaml.safe_load(figures.read_text())["training_curves"]
     figures.write_text(yaml.safe_dump({"training_curves": curves}))
-    workspace.possam("dvc")
+    replace(folder / "dvc.yaml", "figures: []", "figures: [training_curves]")
     workspace.commit("Only PosSAM (B)")
     output = dvc(workspace, "repro")
     dvc(workspace, "remote", "add", "--default", "store", "../store")

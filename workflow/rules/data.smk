@@ -1,11 +1,11 @@
-# Upstream files: written by the procedural world or fetched, then converted to the common format.
+# Upstream files, written by the procedural world or downloaded; then data sets in the common format, and features.
 
 
 rule world:
     output:
-        WORLD,
+        files("world"),
     params:
-        identity=lambda w: plan.identity("world", w.scale),
+        identity=lambda w: graph.identity("world", w),
     log:
         "data/{scale}/logs/world.log",
     threads: processors("world", 2)
@@ -17,11 +17,11 @@ rule world:
 
 rule download:
     input:
-        lambda w: plan.asset_inputs(w.scale, w.asset),
+        lambda w: graph.inputs("download", w),
     output:
-        ASSET,
+        files("download"),
     params:
-        identity=lambda w: plan.identity("download", w.scale, asset=w.asset),
+        identity=lambda w: graph.identity("download", w),
     log:
         "data/{scale}/logs/download_{asset}.log",
     resources:
@@ -32,11 +32,11 @@ rule download:
 
 rule convert:
     input:
-        lambda w: plan.dataset_inputs(w.scale, w.dataset, w.split),
+        lambda w: graph.inputs("convert", w),
     output:
-        DATASET,
+        files("convert"),
     params:
-        identity=lambda w: plan.identity("convert", w.scale, dataset=w.dataset, split=w.split),
+        identity=lambda w: graph.identity("convert", w),
     log:
         "data/{scale}/logs/convert_{dataset}_{split}.log",
     threads: processors("convert", 1)
@@ -49,14 +49,14 @@ rule convert:
 
 rule features:
     input:
-        lambda w: plan.features_inputs(w.scale, w.tower, w.dataset, w.split),
+        lambda w: graph.inputs("features", w),
     output:
-        FEATURES,
+        files("features"),
     params:
-        identity=lambda w: plan.identity("features", w.scale, tower=w.tower),
+        identity=lambda w: graph.identity("features", w),
     log:
         "data/{scale}/logs/features_{tower}_{dataset}_{split}.log",
-    # Before what waits for them: trainings come first, too.
+    # Before conversions and evaluations: trainings wait for features.
     priority: 2
     resources:
         **asked("features"),

@@ -1,27 +1,19 @@
-# One job for each (run, seed, benchmark, condition), with all variants that tables ask for there.
+# One job per run, seed, benchmark and condition, with all variants that tables show of it.
 
 
 def evaluation_kind(w):
-    """A clock tells the truth only where nothing else runs."""
-    timed = plan.is_timed(plan.scale_of(w.prefix), w.benchmark)
-    return "timing" if timed else "evaluate"
+    """A benchmark that measures speed takes the whole machine; others share it."""
+    return "timing" if graph.is_timed(w) else "evaluate"
 
 
 rule evaluate:
     input:
-        lambda w: plan.evaluation_inputs(w.prefix, w.run, w.seed, w.benchmark, w.condition),
+        lambda w: graph.inputs("evaluate", w),
     output:
-        EVALUATION,
+        files("evaluate"),
     params:
-        scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity(
-            "evaluate",
-            plan.scale_of(w.prefix),
-            run=w.run,
-            seed=w.seed,
-            benchmark=w.benchmark,
-            condition=w.condition,
-        ),
+        scale=scale_of,
+        identity=lambda w: graph.identity("evaluate", w),
     threads:
         processors(
             evaluation_kind,
@@ -40,14 +32,12 @@ rule evaluate:
 # Predictions of a system that is not trained here; their content is part of the identity.
 rule external:
     input:
-        lambda w: plan.external_inputs(w.prefix, w.external, w.benchmark),
+        lambda w: graph.inputs("external", w),
     output:
-        EXTERNAL_EVALUATION,
+        files("external"),
     params:
-        scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity(
-            "external", plan.scale_of(w.prefix), external=w.external, benchmark=w.benchmark
-        ),
+        scale=scale_of,
+        identity=lambda w: graph.identity("external", w),
     log:
         "results/{prefix}logs/external_{external}_{benchmark}.log",
     threads: processors("convert", 1)

@@ -1,16 +1,14 @@
-# One job a figure; models run only for figures of images.
+# One job per figure; only figures of images run models.
 
 
 rule figure:
     input:
-        lambda w: plan.figure_inputs(w.prefix, w.figure),
+        lambda w: graph.inputs("figure", w),
     output:
-        png=FIGURE_PNG,
-        pdf=FIGURE_PDF,
-        card=FIGURE_CARD,
+        files("figure"),
     params:
-        scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity("figure", plan.scale_of(w.prefix), figure=w.figure),
+        scale=scale_of,
+        identity=lambda w: graph.identity("figure", w),
     log:
         "results/{prefix}logs/figure_{figure}.log",
     resources:

@@ -1,18 +1,14 @@
-# Tables from evaluations, the page that shows them all; MLflow as a view of what lies in results/.
+# Tables from evaluations, MLflow as a view of results/, and the page of all tables and figures.
 
 
 rule table:
     input:
-        lambda w: plan.table_inputs(w.prefix, w.table),
+        lambda w: graph.inputs("table", w),
     output:
-        csv=TABLE_CSV,
-        md=TABLE_MD,
-        tex=TABLE_TEX,
-        card=TABLE_CARD,
-        metrics=TABLE_METRICS,
+        files("table"),
     params:
-        scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity("table", plan.scale_of(w.prefix), table=w.table),
+        scale=scale_of,
+        identity=lambda w: graph.identity("table", w),
     log:
         "results/{prefix}logs/{table}.log",
     resources:
@@ -23,12 +19,12 @@ rule table:
 
 rule track:
     input:
-        TABLE_CSV,
+        lambda w: graph.inputs("track", w),
     output:
-        TRACKING,
+        files("track"),
     params:
-        scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity("track", plan.scale_of(w.prefix), table=w.table),
+        scale=scale_of,
+        identity=lambda w: graph.identity("track", w),
     log:
         "results/{prefix}logs/track_{table}.log",
     resources:
@@ -39,12 +35,12 @@ rule track:
 
 rule report:
     input:
-        lambda w: plan.report_inputs(w.prefix),
+        lambda w: graph.inputs("report", w),
     output:
-        REPORT,
+        files("report"),
     params:
-        scale=lambda w: plan.scale_of(w.prefix),
-        identity=lambda w: plan.identity("report", plan.scale_of(w.prefix)),
+        scale=scale_of,
+        identity=lambda w: graph.identity("report", w),
     log:
         "results/{prefix}logs/report.log",
     resources:

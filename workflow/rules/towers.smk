@@ -1,4 +1,4 @@
-# The small synthetic SAMs and CLIP are shipped; this target of its own makes them anew.
+# The small synthetic SAMs and CLIP are shipped; only this target trains them anew.
 
 
 rule towers:

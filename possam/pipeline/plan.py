@@ -1,11 +1,12 @@
 """What it takes to make some targets: jobs, machine hours, wall time on N nodes, disk space.
 
-Numbers are estimates (``params/plan.yaml``) unless finished runs of the same scale tell the
-throughput. What exists counts as done; whether it is still up to date is Snakemake's to say.
+Numbers are the estimates of ``params/plan.yaml``; finished runs of the same scale replace the
+training rates by measured ones. A file that exists counts as done: whether it is still up to date
+is for Snakemake to say.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from possam.params.figures import load_figures, unserved_figures
 from possam.params.layout import FIGURE_CARD, REPORT, RUN, TABLE_CSV, Layout
 from possam.params.plan import HardwareParams, PlanParams, load_plan, tower_key
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
-from possam.pipeline.jobs import Job, find_job, graph
+from possam.pipeline.graph import Graph, Job, find_job
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 
@@ -31,18 +31,16 @@ class Step:
     """One job of the plan.
 
     Attributes:
-        path: the file that it makes.
-        job: rule and wildcards.
-        needs: files that it is made from.
+        job: stage and wildcards.
+        needs: jobs whose files it reads.
         state: ``done``, ``begun`` (a training with checkpoints) or ``to do``.
         units: GPUs or cores that it occupies; 0 where that does not matter.
         hours: wall time that is left.
         whole_hours: wall time of all of it.
     """
 
-    path: str
     job: Job
-    needs: tuple[str, ...]
+    needs: tuple[Job, ...]
     state: str
     units: int
     hours: float
@@ -56,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """Bytes of everything that the targets need, once all is there."""
+    """Bytes of everything that the targets need, once all of it exists."""
 
     assets: int
     unpacked: int
@@ -73,7 +71,7 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The whole plan; ``measured``: rates that earlier runs gave, by tower."""
+    """The whole plan; ``measured``: images per second in finished runs, by tower."""
 
     targets: tuple[str, ...]
     steps: tuple[Step, ...]
@@ -84,7 +82,7 @@ class Plan:
     measured: Mapping[str, float]
 
 
-def resolve_targets(pipeline: Pipeline, scale: str, names: Sequence[str]) -> list[str]:
+def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
     """Files for names of tables, figures, runs (all seeds) or ``report``, or files themselves.
 
     Default: every table.
@@ -92,7 +90,6 @@ def resolve_targets(pipeline: Pipeline, scale: str, names: Sequence[str]) -> lis
     Raises:
         InputError: no such target at this scale.
     """
-    project = pipeline.project(scale)
     prefix, figures = project.prefix, load_figures(project)
     unserved = project.unserved | unserved_figures(project)
     found: list[str] = []
@@ -108,46 +105,36 @@ def resolve_targets(pipeline: Pipeline, scale: str, names: Sequence[str]) -> lis
             found += [RUN.format(prefix=prefix, run=name, seed=seed) for seed in seeds]
         elif name == "report":
             found.append(REPORT.format(prefix=prefix))
-        else:
-            job = find_job(name)
-            if job is None or _scale_of(job) != scale:
-                valid = ", ".join([*project.tables, *figures, *project.runs, "report"])
-                raise InputError(
-                    f"{name}: no target of scale {scale}; give a file of the pipeline, or one of "
-                    f"{valid}"
-                )
+        elif (job := find_job(name)) is not None and job.scale == project.name:
             found.append(name)
+        else:
+            valid = ", ".join([*project.tables, *figures, *project.runs, "report"])
+            raise InputError(
+                f"{name}: no target of scale {project.name}; give a file of the pipeline, or one "
+                f"of {valid}"
+            )
     return list(dict.fromkeys(found))
 
 
-def _scale_of(job: Job) -> str:
-    which = dict(job.wildcards)
-    return which["scale"] if "scale" in which else Pipeline.scale_of(which["prefix"])
-
-
-def make_plan(pipeline: Pipeline, scale: str, targets: Sequence[str]) -> Plan:
-    """Plan the files ``targets``."""
-    project = pipeline.project(scale)
+def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
+    """Plan targets of ``scale``, named as in :func:`resolve_targets`."""
+    project = graph.project(scale)
+    targets = resolve_targets(project, names)
     params, hardware = load_plan(project)
     data = load_data(project)
-    files = graph(pipeline, scale, targets)
-    jobs = {path: job for path in files if (job := find_job(path)) is not None}
-    assets = [job.of("asset") for job in jobs.values() if job.rule == "download"]
+    jobs = graph.walk(targets)
+    assets = [job.of("asset") for job in jobs if job.stage == "download"]
     held = {one.name: one for one in take_inventory(project, assets, data)}
-    measured = _measured(project)
-    cost = _Cost(project, params, hardware, held, measured)
-    steps = tuple(
-        cost.step(path, jobs[path], tuple(need for need in needs if need in files))
-        for path, needs in files.items()
-    )
+    cost = _Cost(project, params, hardware, held, _measured(project))
+    steps = tuple(cost.step(job, needs) for job, needs in jobs.items())
     return Plan(
         targets=tuple(targets),
         steps=steps,
         held=tuple(held.values()),
-        disk=_disk(project, steps, held, params, hardware),
+        disk=cost.disk(steps),
         hardware=hardware,
         params=params,
-        measured=measured,
+        measured=cost.measured,
     )
 
 
@@ -162,7 +149,7 @@ def image_count(project: Project, dataset: str, split: str) -> int:
 
 
 def _measured(project: Project) -> dict[str, float]:
-    """Images a second of one process, by tower, averaged over the finished runs of the scale."""
+    """Images per second of one process, by tower, averaged over the scale's finished runs."""
     sums: dict[str, tuple[float, float]] = {}
     layout = Layout(project)
     for name, run in project.runs.items():
@@ -180,7 +167,7 @@ def _measured(project: Project) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """How long the jobs of a scale take."""
+    """Time and disk space of the jobs of a scale."""
 
     project: Project
     params: PlanParams
@@ -188,20 +175,17 @@ class _Cost:
     held: Mapping[str, Held]
     measured: Mapping[str, float]
 
-    def step(self, path: str, job: Job, needs: tuple[str, ...]) -> Step:
-        units = self.hardware.per_job.get(job.rule, 0)
+    def step(self, job: Job, needs: tuple[Job, ...]) -> Step:
+        units = self.hardware.per_job.get(job.stage, 0)
         whole = self._seconds(job, max(1, units)) / 3600
         state, left = "to do", whole
-        if Path(path).is_file():
+        if Path(job.path).is_file():
             state, left = "done", 0.0
-        elif job.rule == "train" and (share := self._progress(job)) > 0:
+        elif job.stage == "train" and (share := self._progress(job)) > 0:
             state, left = "begun", whole * (1 - share)
-        elif job.rule == "download":
+        elif job.stage == "download":
             left = self._transfer(self.held[job.of("asset")].to_download) / 3600
-        return Step(
-            path=path, job=job, needs=needs, state=state, units=units, hours=left,
-            whole_hours=whole,
-        )  # fmt: skip
+        return Step(job=job, needs=needs, state=state, units=units, hours=left, whole_hours=whole)
 
     def _transfer(self, count: int) -> float:
         return count / (self.params.download_megabytes_per_second * 1e6)
@@ -214,9 +198,9 @@ class _Cost:
         return min(1.0, max(steps, default=0) / self.project.run(run).training.iterations)
 
     def _seconds(self, job: Job, units: int) -> float:
-        """Wall time of the whole job on ``units``."""
+        """Seconds of wall time for the whole job on ``units``."""
         project, hardware = self.project, self.hardware
-        match job.rule:
+        match job.stage:
             case "download":
                 return self._transfer(self.held[job.of("asset")].bytes or 0)
             case "convert":
@@ -239,6 +223,34 @@ class _Cost:
                 return images / self._rate(hardware.evaluation, sam, "evaluation") / units
         return 0.0  # tables, figures and the rest: minutes at most
 
+    def disk(self, steps: Sequence[Step]) -> Disk:
+        """What the files of ``steps`` take."""
+        sizes = {"convert": 0, "features": 0, "train": 0}
+        held = self.held.values()
+        to_write = sum(one.to_download + one.to_unpack for one in held)
+        for step in steps:
+            if step.job.stage in sizes:
+                size = self._bytes(step.job)
+                sizes[step.job.stage] += size
+                to_write += 0 if step.state == "done" else size
+        return Disk(
+            assets=sum(one.bytes or 0 for one in held if one.state != "on disk"),
+            unpacked=sum(map(unpacked_bytes, held)),
+            converted=sizes["convert"],
+            features=sizes["features"],
+            runs=sizes["train"],
+            to_write=to_write,
+        )
+
+    def _bytes(self, job: Job) -> int:
+        if job.stage == "train":
+            # Weights, and for each checkpoint that is kept the weights and Adam's two moments.
+            return self.hardware.trained_parameters * _BYTES * (1 + 3 * self.params.checkpoints)
+        each = self.params.converted_bytes_per_image
+        if job.stage == "features":
+            each = self.hardware.feature_bytes_per_image
+        return self._images(job.of("dataset"), job.of("split")) * each
+
     def _images(self, dataset: str, split: str) -> int:
         return image_count(self.project, dataset, split)
 
@@ -252,85 +264,32 @@ class _Cost:
         return rates[key]
 
 
-def _disk(
-    project: Project,
-    steps: Iterable[Step],
-    held: Mapping[str, Held],
-    params: PlanParams,
-    hardware: HardwareParams,
-) -> Disk:
-    sizes = {"convert": 0, "features": 0, "train": 0}
-    to_write = sum(one.to_download + one.to_unpack for one in held.values())
-    # Weights, and for each checkpoint that is kept the weights and Adam's two moments.
-    run = hardware.trained_parameters * _BYTES * (1 + 3 * params.checkpoints)
-    for step in steps:
-        job = step.job
-        if job.rule not in sizes:
-            continue
-        size = run
-        if job.rule != "train":
-            images = image_count(project, job.of("dataset"), job.of("split"))
-            each = {
-                "convert": params.converted_bytes_per_image,
-                "features": hardware.feature_bytes_per_image,
-            }
-            size = images * each[job.rule]
-        sizes[job.rule] += size
-        to_write += 0 if step.state == "done" else size
-    local = {one.name for one in held.values() if one.state == "on disk"}
-    return Disk(
-        assets=sum(one.bytes or 0 for one in held.values() if one.name not in local),
-        unpacked=sum(unpacked_bytes(one) for one in held.values()),
-        converted=sizes["convert"],
-        features=sizes["features"],
-        runs=sizes["train"],
-        to_write=to_write,
-    )
-
-
 def wall_hours(steps: Sequence[Step], *, capacity: int) -> float:
-    """Hours until all ``steps`` are done, on ``capacity`` units.
+    """Hours until all ``steps``, each after those that it needs, are done on ``capacity`` units.
 
     Jobs start as soon as what they need is done and enough units are free; of those that could
     start, the one with the longest way to the end goes first (list scheduling). A job that asks for
-    more units than there are takes all of them, and proportionally longer.
+    more units than exist takes all of them, and proportionally longer.
     """
-    left = {step.path: step for step in steps if step.state != "done"}
-    users: dict[str, list[str]] = {path: [] for path in left}
-    waiting = dict.fromkeys(left, 0)
-    for path, step in left.items():
-        for need in step.needs:
-            if need in left:
-                users[need].append(path)
-                waiting[path] += 1
-    hours = {path: _hours_on(step, capacity) for path, step in left.items()}
-    way: dict[str, float] = {}
-    for path in reversed(list(left)):  # steps come after what they need
-        way[path] = hours[path] + max((way[user] for user in users[path]), default=0.0)
-    ready = [(-way[path], path) for path, count in waiting.items() if count == 0]
-    heapq.heapify(ready)
-    running: list[tuple[float, str]] = []
+    left = {step.job: step for step in steps if step.state != "done"}
+    needs = {job: left.keys() & set(step.needs) for job, step in left.items()}
+    hours = {job: step.hours * max(1.0, step.units / capacity) for job, step in left.items()}
+    way = dict(hours)
+    for job in reversed(left):
+        for need in needs[job]:
+            way[need] = max(way[need], hours[need] + way[job])
+    waiting = sorted(left, key=lambda job: -way[job])
+    running: list[tuple[float, Job]] = []
     now, free = 0.0, capacity
-    while ready or running:
-        blocked = []
-        while ready:
-            entry = heapq.heappop(ready)
-            units = min(left[entry[1]].units, capacity)
-            if units > free:
-                blocked.append(entry)
-                continue
-            free -= units
-            heapq.heappush(running, (now + hours[entry[1]], entry[1]))
-        for entry in blocked:
-            heapq.heappush(ready, entry)
-        now, path = heapq.heappop(running)
-        free += min(left[path].units, capacity)
-        for user in users[path]:
-            waiting[user] -= 1
-            if waiting[user] == 0:
-                heapq.heappush(ready, (-way[user], user))
+    while waiting or running:
+        for job in waiting.copy():
+            units = min(left[job].units, capacity)
+            if not needs[job] and units <= free:
+                waiting.remove(job)
+                free -= units
+                heapq.heappush(running, (now + hours[job], job))
+        now, done = heapq.heappop(running)
+        free += min(left[done].units, capacity)
+        for job in waiting:
+            needs[job].discard(done)
     return now
-
-
-def _hours_on(step: Step, capacity: int) -> float:
-    return step.hours * max(1.0, step.units / capacity)

@@ -1,4 +1,4 @@
-"""Plans: the same jobs as Snakemake's, hand-computed hours, and what is there already."""
+"""Plans: the same jobs as Snakemake's, hand-computed hours, and what exists already."""
 
 import json
 import os
@@ -13,9 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 from possam.params.project import Project
-from possam.pipeline.graph import Pipeline
-from possam.pipeline.jobs import Job, find_job, graph
-from possam.pipeline.planning import Plan, Step, make_plan, resolve_targets, wall_hours
+from possam.pipeline.graph import Graph, Job
+from possam.pipeline.plan import Plan, Step, make_plan, resolve_targets, wall_hours
 from possam.runtime.errors import InputError
 from possam.stages.plan import duration, print_plan
 
@@ -24,30 +23,29 @@ H = "results/runs/possam_h_coco/seed0"
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """The parameters alone: no data, no results."""
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
+    """Only the parameters: no data, no results."""
     shutil.copytree(REPOSITORY / "params", tmp_path / "params")
     monkeypatch.chdir(tmp_path)
-    return Pipeline()
+    return Graph()
 
 
-def plan_of(pipeline: Pipeline, *names: str, scale: str = "paper") -> Plan:
-    return make_plan(pipeline, scale, resolve_targets(pipeline, scale, names))
+def plan_of(graph: Graph, *names: str, scale: str = "paper") -> Plan:
+    return make_plan(graph, scale, names)
 
 
 def step(name: str, hours: float, units: int = 0, needs: tuple[str, ...] = ()) -> Step:
     return Step(
-        path=name, job=Job("train", ()), needs=needs, state="to do", units=units, hours=hours,
-        whole_hours=hours,
+        job=Job(name, ()), needs=tuple(Job(need, ()) for need in needs), state="to do", units=units,
+        hours=hours, whole_hours=hours,
     )  # fmt: skip
 
 
-def test_jobs_are_those_of_snakemake(pipeline: Pipeline) -> None:
+def test_jobs_are_those_of_snakemake(graph: Graph) -> None:
     """All tables and the report of the paper's scale, on a machine without data."""
-    for name in ("workflow", "Snakefile", "dvc.yaml"):
-        source = REPOSITORY / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, name)
-    targets = resolve_targets(pipeline, "paper", [*pipeline.project("paper").tables, "report"])
+    shutil.copytree(REPOSITORY / "workflow", "workflow")
+    names = [*graph.project("paper").tables, "report"]
+    targets = resolve_targets(graph.project("paper"), names)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "rules", "-n", *targets],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
@@ -58,32 +56,36 @@ def test_jobs_are_those_of_snakemake(pipeline: Pipeline) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
     counts = {rule: int(count) for rule, count in rows if rule not in ("total", "job")}
-    steps = make_plan(pipeline, "paper", targets).steps
-    rules = [found.job.rule for found in steps]
-    assert {rule: rules.count(rule) for rule in rules} == counts
+    steps = make_plan(graph, "paper", targets).steps
+    stages = [found.job.stage for found in steps]
+    assert {stage: stages.count(stage) for stage in stages} == counts
     assert counts["train"] == 16 and len(steps) == sum(counts.values())
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
-def test_every_file_comes_after_what_it_is_made_from(pipeline: Pipeline, scale: str) -> None:
-    files = graph(pipeline, scale, resolve_targets(pipeline, scale, []))
-    seen: set[str] = set()
-    for path, needs in files.items():
-        assert set(needs) <= seen and find_job(path) is not None
-        seen.add(path)
+def test_every_file_comes_after_what_it_is_made_from(graph: Graph, scale: str) -> None:
+    seen: set[Job] = set()
+    for job, needs in graph.walk(resolve_targets(graph.project(scale), [])).items():
+        assert set(needs) <= seen
+        seen.add(job)
 
 
-def test_hours_by_hand(pipeline: Pipeline) -> None:
-    plan = plan_of(pipeline, "possam_h_coco")
+def test_the_report_s_plan_holds_every_table_and_figure(graph: Graph) -> None:
+    stages = [found.job.stage for found in plan_of(graph, "report", scale="mini").steps]
+    assert stages.count("table") == 8 and stages.count("figure") > 3
+
+
+def test_hours_by_hand(graph: Graph) -> None:
+    plan = plan_of(graph, "possam_h_coco")
     train = plan.steps[-1]
-    assert train.path == f"{H}/run.json" and train.units == 8
+    assert train.job.path == f"{H}/run.json" and train.units == 8
     # 250,000 steps of 16 images at 4.21 images a second and GPU.
     assert train.unit_hours == pytest.approx(250_000 * 16 / 4.21 / 3600)
     assert train.hours == pytest.approx(train.unit_hours / 8)
     hours = {found.job.of("asset"): found.hours for found in plan.steps if found.units == 0
-             and found.job.rule == "download"}  # fmt: skip
+             and found.job.stage == "download"}  # fmt: skip
     assert hours["coco_train_images"] == pytest.approx(19_336_861_798 / 40e6 / 3600)
-    convert = next(found for found in plan.steps if found.job.rule == "convert")
+    convert = next(found for found in plan.steps if found.job.stage == "convert")
     assert convert.hours == pytest.approx(118_287 / 20 / 3600)
     # The longest way: download, conversion, training.
     way = hours["coco_train_images"] + convert.hours + train.hours
@@ -93,17 +95,17 @@ def test_hours_by_hand(pipeline: Pipeline) -> None:
     assert plan.disk.converted == 118_287 * 15_000
 
 
-def test_speed_is_timed_on_its_own_images(pipeline: Pipeline) -> None:
-    steps = plan_of(pipeline, "table8").steps
-    timed = [s for s in steps if s.job.rule == "evaluate" and s.job.of("benchmark") == "speed"]
+def test_speed_is_timed_on_its_own_images(graph: Graph) -> None:
+    steps = plan_of(graph, "table8").steps
+    timed = [s for s in steps if s.job.stage == "evaluate" and s.job.of("benchmark") == "speed"]
     rates = {"b": 1.72, "l": 1.48, "h": 1.30}
     assert {s.job.of("run"): s.hours for s in timed} == {
         f"possam_{size}_coco": pytest.approx(50 / rate / 3600) for size, rate in rates.items()
     }
 
 
-def test_what_is_there_is_not_counted_and_tells_the_rate(pipeline: Pipeline) -> None:
-    before = plan_of(pipeline, "table1")
+def test_what_exists_is_not_counted_and_gives_the_rate(graph: Graph) -> None:
+    before = plan_of(graph, "table1")
     folder = Path(H)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
@@ -112,8 +114,8 @@ def test_what_is_there_is_not_counted_and_tells_the_rate(pipeline: Pipeline) -> 
     begun = Path("results/runs/possam_h_ade20k/seed0/checkpoints")
     for number in (1000, 62_500):
         (begun / f"step_{number:09d}").mkdir(parents=True)
-    plan = plan_of(pipeline, "table1")
-    states = {s.path: s for s in plan.steps if s.job.rule == "train"}
+    plan = plan_of(graph, "table1")
+    states = {s.job.path: s for s in plan.steps if s.job.stage == "train"}
     assert plan.measured == {"vit_h": 5.0}
     assert states[f"{H}/run.json"].state == "done" and states[f"{H}/run.json"].hours == 0
     other = states["results/runs/possam_h_ade20k/seed0/run.json"]
@@ -124,21 +126,23 @@ def test_what_is_there_is_not_counted_and_tells_the_rate(pipeline: Pipeline) -> 
     assert plan.disk.total == before.disk.total
 
 
-def test_converted_data_sets_tell_their_own_number(pipeline: Pipeline) -> None:
+def test_converted_data_sets_give_their_own_number(graph: Graph) -> None:
     folder = Path("data/paper/datasets/coco_val")
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"counts": {"images": 13}}')
-    steps = plan_of(pipeline, "table1").steps
-    own = [s for s in steps if s.job.rule == "evaluate" and s.job.of("benchmark") == "coco"]
+    steps = plan_of(graph, "table1").steps
+    own = [s for s in steps if s.job.stage == "evaluate" and s.job.of("benchmark") == "coco"]
     assert own and {s.job.of("run"): s.hours for s in own}["possam_h_ade20k"] == pytest.approx(
         13 / 1.30 / 3600
     )
 
 
-def test_targets(pipeline: Pipeline) -> None:
-    assert resolve_targets(pipeline, "paper", []) == [f"results/table{n}.csv" for n in range(1, 9)]
+def test_targets(graph: Graph) -> None:
+    assert resolve_targets(graph.project("paper"), []) == [
+        f"results/table{n}.csv" for n in range(1, 9)
+    ]
     names = ["table1", "results/mini/table1.csv", "possam_b_coco", "report", "training_curves"]
-    assert resolve_targets(pipeline, "mini", names) == [
+    assert resolve_targets(graph.project("mini"), names) == [
         "results/mini/table1.csv",
         "results/mini/runs/possam_b_coco/seed0/run.json",
         "reports/mini/report.html",
@@ -146,7 +150,7 @@ def test_targets(pipeline: Pipeline) -> None:
     ]
     for name in ("table9", "results/smoke/table1.csv", "README.md"):
         with pytest.raises(InputError, match=rf"{name}: no target of scale mini; .*table1"):
-            resolve_targets(pipeline, "mini", [name])
+            resolve_targets(graph.project("mini"), [name])
 
 
 def test_wall_time_by_hand() -> None:
@@ -170,7 +174,7 @@ def test_wall_time_by_hand() -> None:
 def plans(draw: st.DrawFn) -> list[Step]:
     steps: list[Step] = []
     for number in range(draw(st.integers(1, 12))):
-        names = [other.path for other in steps]
+        names = [other.job.stage for other in steps]
         needs = draw(st.sets(st.sampled_from(names), max_size=3)) if names else set()
         hours, units = draw(st.integers(0, 9)), draw(st.integers(0, 4))
         steps.append(step(f"s{number}", float(hours), units, tuple(sorted(needs))))
@@ -180,14 +184,14 @@ def plans(draw: st.DrawFn) -> list[Step]:
 @hypothesis.given(plans(), st.integers(4, 9))
 def test_wall_time_has_its_bounds(steps: list[Step], capacity: int) -> None:
     found = wall_hours(steps, capacity=capacity)
-    way: dict[str, float] = {}
+    way: dict[Job, float] = {}
     for one in steps:
-        way[one.path] = one.hours + max((way[need] for need in one.needs), default=0.0)
+        way[one.job] = one.hours + max((way[need] for need in one.needs), default=0.0)
     work = sum(one.unit_hours for one in steps) / capacity
     assert max(*way.values(), work) - 1e-9 <= found <= sum(one.hours for one in steps) + 1e-9
 
 
-def test_the_printed_plan(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_plan(graph: Graph, capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(Project("paper"), ["table1"], nodes=3)
     shown = capsys.readouterr().out
     for pattern in (
@@ -203,20 +207,20 @@ def test_the_printed_plan(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
         print_plan(Project("paper"), [], nodes=0)
 
 
-def test_other_scales_count_cores(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_scales_count_cores(graph: Graph, capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(Project("mini"), [], nodes=1)
     shown = capsys.readouterr().out
     assert "core-hours left" in shown and "cached features" in shown
 
 
-def test_hardware_must_know_all_towers(pipeline: Pipeline) -> None:
+def test_hardware_must_know_all_towers(graph: Graph) -> None:
     path = Path("params/plan.yaml")
     path.write_text(path.read_text().replace("vit_h: 4.21, ", ""))
     with pytest.raises(InputError, match=r"plan.yaml: hardware: no block .* vit_b, vit_h, vit_l"):
-        plan_of(pipeline, "table1")
+        plan_of(graph, "table1")
     path.write_text(path.read_text().replace("per_node: 8", "per_nod: 8"))
     with pytest.raises(InputError, match="per_nod"):
-        plan_of(pipeline, "table1")
+        plan_of(graph, "table1")
 
 
 def test_durations() -> None:

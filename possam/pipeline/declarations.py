@@ -1,0 +1,381 @@
+"""Every stage of the pipeline, declared once: its files, their inputs, and what decides them.
+
+A stage is one Snakemake rule and one line of the plan. The rules (``workflow/``) and the plan ask
+:class:`possam.pipeline.graph.Graph`, which asks these declarations; a new stage is one class here,
+one rule, and the command ``possam STAGE`` that the rule calls.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from possam.datasets.catalogue import module_of
+from possam.model.options import CLIP
+from possam.params import layout
+from possam.params.assets import AssetParams
+from possam.params.figures import find_figure, load_figures
+from possam.params.project import Project
+from possam.params.published import read_published
+from possam.params.reading import choose
+from possam.params.tables import CONDITIONS
+from possam.pipeline.external import find_external, hash_predictions, prediction_files
+from possam.runtime.errors import InputError
+from possam.runtime.options import Options
+
+Wildcards = Mapping[str, str]
+"""A job's wildcards by name: ``scale`` or ``prefix`` is one of them."""
+
+CONSTRAINTS: Mapping[str, str] = {
+    **{"table": r"table\d+", "seed": r"\d+", "split": "train|val"},
+    "condition": "|".join(CONDITIONS),
+    **dict.fromkeys(("asset", "dataset", "tower", "run", "benchmark"), r"\w+"),
+    **dict.fromkeys(("external", "figure"), r"\w+"),
+}
+"""What each wildcard may be, as a regular expression; ``params`` says scales and prefixes."""
+
+
+class Stage:
+    """One stage; the methods are given the project of the job's scale and the job's wildcards.
+
+    Attributes:
+        name: of the Snakemake rule, of the command, and of the module in ``possam/stages``.
+        outputs: patterns of the files that a job makes; the plan names a job by the first.
+        stored: whether DVC or git stores what the stage makes.
+    """
+
+    name: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]]
+    stored: ClassVar[bool] = False
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        """The files that a job reads.
+
+        Raises:
+            InputError: something that the wildcards or the parameters name does not exist.
+        """
+        return []
+
+    def check(self, project: Project, w: Wildcards) -> None:
+        """Refuse, before any job runs, what the plan can do without.
+
+        Raises:
+            InputError: as the stage's declaration says.
+        """
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        """All parameters that decide a job's output, as JSON; by default only its wildcards."""
+        return {name: value for name, value in w.items() if name not in ("scale", "prefix")}
+
+    def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
+        """The modules where a job's code begins; everything that they import counts too."""
+        return (f"possam.stages.{self.name}",)
+
+
+class World(Stage):
+    """The archives of the procedural world."""
+
+    name = "world"
+    outputs = (layout.WORLD,)
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        return None if project.scale.world is None else _plain(project.scale.world)
+
+
+class Download(Stage):
+    """One upstream file, fetched and verified."""
+
+    name = "download"
+    outputs = (layout.ASSET,)
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        from_world = any("{world}" in url for url in _asset(project, w["asset"]).urls)
+        return [layout.WORLD.format(scale=project.name)] if from_world else []
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        asset = _asset(project, w["asset"])
+        return asset.model_dump(mode="json", exclude={"about", "unpacked_about"})
+
+
+class Convert(Stage):
+    """One split of a data set in the common format."""
+
+    name = "convert"
+    outputs = (layout.DATASET,)
+    stored = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        return _records(project, [*project.dataset_assets(w["dataset"], w["split"]).values()])
+
+    def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
+        """The data set's own module; another data set's changes nothing."""
+        return (*super().code(project, w), module_of(w["dataset"]))
+
+
+class Features(Stage):
+    """One frozen tower's features of one split."""
+
+    name = "features"
+    outputs = (layout.FEATURES,)
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        return [_dataset(project, w["dataset"], w["split"]), *_tower(project, w["tower"])]
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        scale = project.scale
+        return [w["tower"], _plain(scale.towers), scale.training.augmentation.policy]
+
+
+class Train(Stage):
+    """One run with one seed."""
+
+    name = "train"
+    outputs = (layout.RUN,)
+    stored = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        """A data set and towers; cached features and a checkpoint where the run asks for them."""
+        run = project.run(w["run"])
+        inputs = [_dataset(project, run.train, "train"), *_towers(project, run.sam)]
+        if run.training.feature_cache:
+            where = {"scale": project.name, "dataset": run.train, "split": "train"}
+            inputs += [layout.FEATURES.format(tower=tower, **where) for tower in run.towers]
+        if run.start_from is not None:
+            inputs += _records(project, [run.start_from])
+        return inputs
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        run = project.run(w["run"], seed=int(w["seed"]))
+        return [_plain(run), _own_towers(project, run.sam), project.scale.threads]
+
+    def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
+        """The modules of the parts that the run chose; another pooling's changes nothing."""
+        return (*super().code(project, w), *project.run(w["run"]).model.modules)
+
+
+class External(Stage):
+    """Another system's predictions on one benchmark.
+
+    The predictions are no inputs: Snakemake would compare the time stamps of folders and large
+    files. Their content is one of the parameters.
+    """
+
+    name = "external"
+    outputs = (layout.EXTERNAL_EVALUATION,)
+    stored = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        """The test set, and the training set for seen classes."""
+        entry = find_external(project, w["external"], w["benchmark"])
+        test = project.benchmark(w["benchmark"])
+        return [
+            _dataset(project, test.dataset, test.split),
+            _dataset(project, entry.trained_on, "train"),
+        ]
+
+    def check(self, project: Project, w: Wildcards) -> None:
+        """The predictions must exist."""
+        prediction_files(project, w["external"], w["benchmark"])
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        entry = find_external(project, w["external"], w["benchmark"])
+        return [
+            entry.trained_on,
+            entry.category_ids,
+            hash_predictions(prediction_files(project, w["external"], w["benchmark"])),
+            _plain(project.benchmarks[w["benchmark"]]),
+            _plain(project.scale.evaluation),
+        ]
+
+
+class Evaluate(Stage):
+    """One training on one benchmark under one condition, with every variant that tables show."""
+
+    name = "evaluate"
+    outputs = (layout.EVALUATION,)
+    stored = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        """The test set, the training set (for seen classes), the towers and the trained run."""
+        run, test = project.run(w["run"]), project.benchmark(w["benchmark"])
+        inputs = [
+            _dataset(project, test.dataset, test.split),
+            _dataset(project, run.train, "train"),
+            *_towers(project, run.sam),
+        ]
+        if w["condition"] != "untrained":
+            inputs.append(layout.RUN.format(prefix=project.prefix, run=w["run"], seed=w["seed"]))
+        return inputs
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        run, condition, scale = w["run"], w["condition"], project.scale
+        variants = project.variants_at(run, w["benchmark"], condition)
+        return [
+            condition,
+            _plain(project.benchmark(w["benchmark"])),
+            {name: _plain(inference) for name, inference in variants.items()},
+            _plain(scale.evaluation),
+            list(scale.templates),
+            _own_towers(project, project.run(run).sam),
+            Train().parameters(project, w) if condition == "untrained" else [run, w["seed"]],
+        ]
+
+    def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
+        """Also the modules of the parts that the run and the inference variants choose."""
+        own = project.run(w["run"]).model.modules
+        variants = project.variants_at(w["run"], w["benchmark"], w["condition"]).values()
+        return (*super().code(project, w), *own, *(m for one in variants for m in one.modules))
+
+
+class Table(Stage):
+    """One table; published values stand beside ours."""
+
+    name = "table"
+    outputs = (
+        layout.TABLE_CSV,
+        layout.TABLE_MD,
+        layout.TABLE_TEX,
+        layout.TABLE_CARD,
+        layout.TABLE_METRICS,
+    )
+    stored = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        params = project.table(w["table"])
+        cells = params.evaluations(project.scale.seeds)
+        return [*_evaluations(project, cells), *_published(project, [params.published])]
+
+    def check(self, project: Project, w: Wildcards) -> None:
+        """The published values must fit the table."""
+        params = project.table(w["table"])
+        read_published(project.folder / "published" / params.published, params)
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        evaluation = _plain(project.scale.evaluation)
+        return [_plain(project.table(w["table"])), _about(project), evaluation]
+
+
+class Track(Stage):
+    """One table and everything behind it in MLflow."""
+
+    name = "track"
+    outputs = (layout.TRACKING,)
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        return [layout.TABLE_CSV.format(prefix=project.prefix, table=w["table"])]
+
+
+class Figure(Stage):
+    """One figure; only figures of images run models."""
+
+    name = "figure"
+    outputs = (layout.FIGURE_CARD, layout.FIGURE_PNG, layout.FIGURE_PDF)
+    stored = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        needs, prefix = find_figure(project, w["figure"]).needs(project), project.prefix
+        return [
+            *(layout.RUN.format(prefix=prefix, run=run, seed=seed) for run, seed in needs.runs),
+            *_evaluations(project, needs.evaluations),
+            *(_dataset(project, dataset, split) for dataset, split in needs.datasets),
+            *(record for tower in needs.towers for record in _tower(project, tower)),
+            *_published(project, needs.published),
+        ]
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        scale, params = project.scale, find_figure(project, w["figure"])
+        needs, parts = params.needs(project), [_plain(params), _about(project)]
+        if needs.evaluations:
+            parts.append(_plain(scale.evaluation))
+        if needs.datasets:
+            options = (scale.inference, scale.automatic_masks, scale.towers)
+            parts += [*map(_plain, options), list(scale.templates)]
+        return parts
+
+    def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
+        """With the modules of the parts of the models that it runs."""
+        needs = find_figure(project, w["figure"]).needs(project)
+        models = [project.run(run).model for run, _ in needs.runs if needs.datasets]
+        return (*super().code(project, w), *(name for model in models for name in model.modules))
+
+
+class Report(Stage):
+    """The page of all tables and figures."""
+
+    name = "report"
+    outputs = (layout.REPORT,)
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        """Cards of every table and figure, and the reproduction decisions."""
+        prefix = project.prefix
+        return [
+            *(layout.TABLE_CARD.format(prefix=prefix, table=table) for table in project.tables),
+            *(
+                layout.FIGURE_CARD.format(prefix=prefix, figure=figure)
+                for figure in load_figures(project)
+            ),
+            str(project.folder / "decisions.md"),
+        ]
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        return [_about(project), _plain(project.scale.evaluation)]
+
+
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        *(World(), Download(), Convert(), Features(), Train()),
+        *(External(), Evaluate()),  # the pattern of evaluations fits external ones, too
+        *(Table(), Figure(), Track(), Report()),
+    )
+}
+"""In the order of the pipeline; of two patterns that fit a file, the first is its stage."""
+
+
+def _plain(params: Options) -> dict[str, Any]:
+    return params.model_dump(mode="json")
+
+
+def _about(project: Project) -> list[Any]:
+    scale = project.scale
+    return [scale.title, scale.synthetic, list(scale.seeds)]
+
+
+def _asset(project: Project, name: str) -> AssetParams:
+    choose("asset", name, project.assets, str(project.folder / "assets.yaml"), "asset")
+    return project.assets[name]
+
+
+def _records(project: Project, assets: Iterable[str]) -> list[str]:
+    return [layout.ASSET.format(scale=project.name, asset=asset) for asset in assets]
+
+
+def _dataset(project: Project, dataset: str, split: str) -> str:
+    return layout.DATASET.format(scale=project.name, dataset=dataset, split=split)
+
+
+def _evaluations(project: Project, found: Iterable[Any]) -> list[str]:
+    return [layout.EVALUATION.format(prefix=project.prefix, **key._asdict()) for key in found]
+
+
+def _published(project: Project, files: Iterable[str]) -> list[str]:
+    return [str(project.folder / "published" / file) for file in files]
+
+
+def _tower(project: Project, tower: str) -> list[str]:
+    """Records of a frozen tower's files: ``clip``, or a size of SAM."""
+    towers = project.scale.towers
+    if tower == CLIP:
+        return _records(project, [a for a in (towers.clip.asset, *towers.clip.files) if a])
+    if tower not in towers.sam:
+        valid = ", ".join((CLIP, *towers.sam))
+        raise InputError(f"unknown tower {tower!r}; valid choices: {valid}")
+    return _records(project, [towers.sam[tower].asset])
+
+
+def _towers(project: Project, sam: str | None) -> list[str]:
+    return [*(() if sam is None else _tower(project, sam)), *_tower(project, CLIP)]
+
+
+def _own_towers(project: Project, sam: str | None) -> dict[str, Any]:
+    """The towers that a run uses: an edit of another SAM's entry reruns nothing."""
+    towers = _plain(project.scale.towers)
+    return {**towers, "sam": None if sam is None else towers["sam"][sam]}

@@ -1,0 +1,65 @@
+"""Snakemake's records travel with the results that DVC and git store.
+
+Snakemake notes in ``.snakemake/metadata`` of which parameters, code and inputs a file is. A copy of
+this record lies beside each stored result (``run.json``: ``run.snakemake``) with the hash of
+the file that it belongs to. So a result that is brought back, by ``dvc pull``, ``dvc checkout`` or
+``git restore``, is known to be of its own parameters, and never passes for one of those at hand.
+"""
+
+import json
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from possam.pipeline.declarations import STAGES
+from possam.pipeline.graph import find_job
+from possam.runtime.files import sha256_file, write_json
+
+METADATA = Path(".snakemake/metadata")
+
+
+def settle_records() -> None:
+    """Copy Snakemake's records of results made here; give it those of results brought back."""
+    for outputs, copy in _stored():
+        path = outputs[0]
+        record, kept = _read(_record(path)), _read(copy)
+        made_here = record is not None and record["endtime"] == path.stat().st_mtime
+        if made_here and kept is not None and kept["record"] == record:
+            continue
+        digest = sha256_file(path)
+        if not made_here and kept is not None and kept["sha256"] == digest:
+            for output in outputs:
+                if _read(_record(output)) != kept["record"]:
+                    _record(output).parent.mkdir(parents=True, exist_ok=True)
+                    write_json(_record(output), kept["record"])
+        elif record is not None:
+            write_json(copy, {"sha256": digest, "record": record})
+
+
+def _stored() -> Iterator[tuple[list[Path], Path]]:
+    """The files of each stored result that exists, with the path of the record's copy."""
+    for stage in STAGES.values():
+        for prefix in ("", "*/") if stage.stored else ():
+            pattern = re.sub(r"\{\w+\}", "*", stage.outputs[0].replace("{prefix}", prefix))
+            for path in sorted(Path().glob(pattern)):
+                job = find_job(path.as_posix())
+                if job is not None and job.stage == stage.name:
+                    outputs = [Path(o.format_map(dict(job.wildcards))) for o in stage.outputs]
+                    yield outputs, path.with_suffix(".snakemake")
+
+
+def _read(path: Path) -> Any:
+    """The content; None where there is none, or half of one (Snakemake writes in place)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _record(path: Path) -> Path:
+    """Where Snakemake keeps its record of ``path`` (Snakemake 9, ``persistence/file.py``)."""
+    name = urlsafe_b64encode(path.as_posix().encode()).decode()
+    parts = [name[start : start + 254] for start in range(0, len(name), 254)]
+    return METADATA.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1])
