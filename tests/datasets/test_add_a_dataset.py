@@ -50,7 +50,7 @@ def test_the_page_is_followed_literally(tmp_path: Path) -> None:
     blocks = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     edited = [file for _, file, _ in blocks if file]
     assert len(edited) == len(set(edited)) == 4, "one new file and three of params/"
-    for name in ("params", "workflow", "possam", "data/towers"):
+    for name in ("params", "workflow", "profiles", "possam", "data/towers"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=ignored)
     for name in ("Snakefile", "pyproject.toml"):

@@ -44,6 +44,7 @@ def step(name: str, hours: float, units: int = 0, needs: tuple[str, ...] = ()) -
 def test_jobs_are_those_of_snakemake(graph: Graph) -> None:
     """All tables and the report of the paper's scale, on a machine without data."""
     shutil.copytree(REPOSITORY / "workflow", "workflow")
+    shutil.copy(REPOSITORY / "Snakefile", "Snakefile")
     names = [*graph.project("paper").tables, "report"]
     targets = resolve_targets(graph.project("paper"), names)
     done = subprocess.run(

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COPIED = ("params", "workflow", "possam", "data/towers", ".dvc")
+COPIED = ("params", "workflow", "profiles", "possam", "data/towers", ".dvc")
 FILES = (
-    *("Makefile", "pyproject.toml", "requirements.lock", "README.md"),
+    *("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md"),
     *("dvc.yaml", ".dvcignore", ".gitignore"),
 )
 TARGETS = ("results/smoke/table1.csv", "results/smoke/table1.tracking.json")
@@ -137,7 +137,7 @@ def copy_project(folder: Path) -> Workspace:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
         shutil.copy2(REPOSITORY / name, folder / name)
-    (folder / "slurm").symlink_to("workflow/profiles/slurm")
+    (folder / "slurm").symlink_to("profiles/slurm")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     # make finds the environment that runs the tests, and nothing to install into it.
     for name in ("requirements.lock", "pyproject.toml"):

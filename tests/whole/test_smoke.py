@@ -106,7 +106,7 @@ def test_a_second_call_does_nothing(finished: Workspace) -> None:
 
 
 def test_touching_every_source_file_changes_nothing(finished: Workspace) -> None:
-    for name in ("params", "workflow", "possam", "data/towers", "results", "README.md"):
+    for name in ("params", "workflow", "profiles", "possam", "data/towers", "results", "README.md"):
         top = finished.folder / name
         for path in [top, *top.rglob("*")] if top.is_dir() else [top]:
             os.utime(path)

@@ -1,6 +1,6 @@
 # PosSAM, from upstream files to the paper's tables: the table of contents. What a stage makes, from what, and what
 # decides its content is declared in possam/pipeline/declarations.py; the rules ask the graph, and `possam STAGE` does
-# the work. Snakemake finds this file and profiles/default beside it by their names.
+# the work. Snakemake finds this file, and profiles/default beside it, by their names.
 import os
 import sys
 from pathlib import Path
@@ -91,9 +91,9 @@ rule table1:
     default_target: True
 
 
-include: "rules/data.smk"
-include: "rules/train.smk"
-include: "rules/evaluate.smk"
-include: "rules/report.smk"
-include: "rules/figures.smk"
-include: "rules/towers.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/towers.smk"
