@@ -73,7 +73,7 @@ wildcard_constraints:
 
 onstart:
     if workflow.local_exec and workflow.exec_mode == ExecMode.DEFAULT:
-        forkserver.lend()
+        forkserver.lend("possam.cli:main")
 
 
 # On a cluster's login node: downloads, and the commands that wait for trainings.

@@ -1,6 +1,7 @@
 """Stage ``train``: one run of ``params/runs.yaml``, from frozen towers to trained weights."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -166,6 +167,24 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
 
     with join(check_device(device)) as place:
         _train(project, name, seed=seed, place=place)
+
+
+def train_in_processes(
+    scale: str, name: str, *, seed: int | None, device: str | None, count: int
+) -> int:
+    """:func:`train` in ``count`` processes of this machine (on CUDA, one per GPU).
+
+    Returns:
+        The exit code of ``possam``.
+
+    Raises:
+        InputError: no process at all, or a launcher has started this process already.
+    """
+    from possam.training.local_processes import run_processes
+
+    command = [sys.executable, "-m", "possam.cli", "train", name, "--scale", scale]
+    command += ["--device", device or "cpu", *([] if seed is None else ["--seed", str(seed)])]
+    return run_processes(command, count=count)
 
 
 def _train(project: Project, name: str, *, seed: int | None, place: "Place") -> None:
