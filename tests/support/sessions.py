@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def signal_session(session: int, number: int) -> None:
-    """Send signal ``number`` to every process of ``session`` (the id of the process that began it)."""
+    """Send signal ``number`` to every process of ``session`` (its leader's process id)."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             # Fields after the name, which may have blanks: state, parent, group, session.
