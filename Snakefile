@@ -65,7 +65,7 @@ wildcard_constraints:
 
 onstart:
     if workflow.local_exec and workflow.exec_mode == ExecMode.DEFAULT:
-        forkserver.lend()
+        forkserver.lend("possam.cli:main")
 
 
 onsuccess:

@@ -1,1 +1,1 @@
-"""Trainings as SLURM jobs: frozen sources, submission, waiting, and what goes on after a fault."""
+"""Trainings as SLURM jobs: frozen sources, submission, waiting, and recovery from faults."""

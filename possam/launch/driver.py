@@ -1,9 +1,9 @@
-"""The command that waits for a training job: it finds the job or submits one, and follows it.
+"""A driver: the command that finds or submits the job of a training, and waits for it.
 
-Of one training at most one job is active, whoever waits for it: drivers look and submit under a
-lock, and a job is found again by its name even where the driver that submitted it left no record.
-SLURM and submitit put a job back into the queue; a driver submits anew only when a job was lost,
-a bounded number of times. Nothing else tries again.
+A training has at most one active job, however many drivers wait for it: they look and submit under
+a lock, and find a job by its name even if the driver that submitted it left no record. SLURM and
+submitit requeue a job; a driver submits again only after a job was lost, ``max_requeues`` times at
+most. Nothing else retries.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from possam.launch.follow import Follower
-from possam.launch.job import TrainingJob
 from possam.launch.records import JobRecord, RunRecords, Submission
 from possam.launch.slurm import (
     JobState,
@@ -27,6 +26,7 @@ from possam.launch.slurm import (
 )
 from possam.launch.source import freeze
 from possam.launch.submit import submit
+from possam.launch.training_job import TrainingJob
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.slurm import Allocation, Allocations
@@ -38,41 +38,41 @@ T = TypeVar("T")
 _LOOK_S = 1.0
 _SLOWEST_S = 30.0
 _UNKNOWN_S = 180.0
-"""How long a job may be unknown to the queue and to the accounting before it counts as lost."""
+"""How long a job may be unknown to queue and accounting before it counts as lost."""
 
 _LATE_S = 60.0
+"""How late network storage may show what a completed job wrote."""
 
 _FINAL = {
     "CANCELLED": "it was cancelled",
     "OUT_OF_MEMORY": "it ran out of memory; raise memory_gib in params/slurm.yaml",
     "DEADLINE": "its deadline passed",
 }
-"""States in which a job is not submitted again."""
+"""States after which a job is not submitted again."""
 
 
 def train_on_slurm(scale: str, name: str, *, seed: int | None) -> None:
-    """Train run ``name`` as a SLURM job and wait for it.
+    """Train run ``name`` as a SLURM job; returns when the training is complete.
 
-    Returns when the training is complete. A job of the same training that is queued or running is
-    waited for; nothing is submitted then. Interrupted, it says what keeps running.
+    If a job of the same training is queued or running, it is waited for and nothing is submitted.
 
     Raises:
-        InputError: bad parameters, a refused submission, or a job of another identity is active.
+        InputError: bad parameters, a refused submission, or an active job of another identity.
         JobFailedError: the job failed for good.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the job stays.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the job goes on, which is printed.
     """
     with _interruptible():
         driver = _Driver(scale, name, seed)
         try:
-            driver.run()
+            driver.drive()
         except KeyboardInterrupt:
-            driver.say_what_stays()
+            driver.say_what_goes_on()
             raise
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM is an interruption like Ctrl-C."""
+    """Treat SIGTERM like Ctrl-C."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -85,14 +85,14 @@ def _interruptible() -> Iterator[None]:
 
 
 class _Driver:
-    """One waiting command. Parameters and identity are those of the frozen sources."""
+    """One waiting command, with the parameters and the identity of the frozen sources."""
 
     def __init__(self, scale: str, name: str, seed: int | None) -> None:
         from possam.datasets.format import ConvertedDataset
         from possam.stages.train import training_identity
 
         self.root = Path.cwd()
-        # Before anything is frozen: an unknown scale or run leaves nothing behind.
+        # First, so that an unknown scale or run leaves no frozen sources behind.
         Project(scale).run(name, seed=seed)
         self.source = freeze(root=self.root)
         params = self.source / "params"
@@ -113,18 +113,18 @@ class _Driver:
 
     @property
     def job_name(self) -> str:
-        """Unique to this training in this project, so that the job can be found by it."""
+        """Unique to this training in this project, so that its job can be found by name."""
         key = hash_json([str(self.root.resolve()), self.identity])[:12]
         return f"possam-{self.layout.project.name}-{self.name}-seed{self.seed}-{key}"
 
     def say(self, text: str) -> None:
         print(f"{self.name} seed {self.seed}: {text}", file=sys.stderr, flush=True)
 
-    def run(self) -> None:
+    def drive(self) -> None:
         if self.records.finish(self.identity):
             self.say(f"{self.directory}: finished already; nothing to do")
             return
-        require_slurm()
+        require_slurm("--launcher slurm")
         last_message: str | None = None
         self.record = self._find_or_submit("first")
         while True:
@@ -137,35 +137,36 @@ class _Driver:
             if self.submitted_here > self.allocation.max_requeues:
                 raise JobFailedError(
                     f"job {job}: {why}; submitted {self.submitted_here} times, which is all that "
-                    "max_requeues in params/slurm.yaml allows; the same command goes on at the "
+                    "max_requeues in params/slurm.yaml allows; the same command resumes at the "
                     f"last checkpoint. Log: {self.records.log(job)}"
                 )
             last_message = message
-            self.say(f"job {job}: {why}; it goes on at its last checkpoint")
+            self.say(f"job {job}: {why}; it resumes at its last checkpoint")
             self.record = self._find_or_submit(f"job {job}: {why}", lost=job)
 
     def _reason(
         self, job: str, state: JobState, last_message: str | None
     ) -> tuple[str, str | None]:
-        """Why a job ended without a result, if it is worth another; else an exception."""
+        """Why a job ended without a result, if another may succeed; else an exception."""
         log = f"Log: {self.records.log(job)}"
         failure = self.records.failure(job)
         if state.state in _FINAL:
             raise JobFailedError(f"job {job}: {_FINAL[state.state]}. {log}")
         if failure is None:
-            return f"ended as {state.state} without a word", None
+            return f"ended as {state.state} without a message", None
         message = str(failure["message"])
         if failure["code"] == 2:
             raise InputError(f"job {job}: {message}")
-        # The same fault twice is no accident; a lost neighbour shows as an exception too.
+        # Any exception may come from a lost process, unless it comes twice.
         if failure["final"] or message == last_message:
             raise JobFailedError(f"job {job}: {message}. {log}")
         return message, message
 
     def _find_or_submit(self, why: str, *, lost: str | None = None) -> JobRecord:
-        """The record of the active job of this training; submits one where there is none.
+        """The record of this training's active job; submits one if there is none.
 
         Args:
+            why: the reason for a submission, for the record.
             lost: a job that is known to have ended.
 
         Raises:
@@ -176,7 +177,7 @@ class _Driver:
             if record is not None:
                 return record
             if self.records.finish(self.identity):
-                # Another driver's job ended in between; its record leads to the end at once.
+                # Another driver's job has ended in between; waiting for it ends at once.
                 kept = self.records.read()
                 assert kept is not None
                 return kept
@@ -228,7 +229,7 @@ class _Driver:
                 )
             self.say(f"job {kept.job} is there already; waiting for it")
             return kept
-        # A driver that was killed right after sbatch has left no record.
+        # A driver that was killed right after sbatch left no record.
         if jobs := [job for job in active_jobs(self.job_name) if job.job != lost]:
             record = self._own_record(jobs[-1].job, "found in the queue")
             self.records.write(record)
@@ -237,21 +238,21 @@ class _Driver:
         return None
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """Ask SLURM until it answers: nothing may be submitted on a guess."""
-        told = False
+        """Ask SLURM until it answers; nothing may be submitted on a guess."""
+        said = False
         while True:
             try:
                 return ask()
             except SlurmUnreachableError as error:
-                if not told:
+                if not said:
                     self.say(f"{error}; trying again")
-                told = True
+                said = True
                 time.sleep(5.0)
 
     def _wait(self, job: str) -> JobState | None:
         """Follow ``job`` to its end: None if the training is complete, else its last state."""
         follower = Follower(self.records, job, say=self.say)
-        pause, next_look, told = _LOOK_S, 0.0, ""
+        pause, next_look, shown = _LOOK_S, 0.0, ""
         unknown_since: float | None = None
         while True:
             follower.show()
@@ -262,10 +263,9 @@ class _Driver:
             if now >= next_look:
                 next_look, pause = now + pause, min(pause * 1.3, _SLOWEST_S)
                 state = self._patiently(lambda: job_state(job, name=self.job_name))
-                if str(state) != told:
-                    told = str(state)
-                    pause = _LOOK_S
-                    self.say(f"job {job}: {told}")
+                if str(state) != shown:
+                    shown, pause = str(state), _LOOK_S
+                    self.say(f"job {job}: {shown}")
                 certain = state.queued or not (state.active or state.state == "UNKNOWN")
                 unknown_since = None if certain else unknown_since or now
                 lost = unknown_since is not None and now - unknown_since > _UNKNOWN_S
@@ -276,7 +276,7 @@ class _Driver:
             time.sleep(_LOOK_S)
 
     def _last_words(self, job: str, state: JobState) -> bool:
-        """Wait for what an ended job wrote (network storage shows it late): is it complete?"""
+        """Whether the training is complete, once the files of an ended job have arrived."""
         patience = _LATE_S if state.state == "COMPLETED" else _LATE_S / 10
         deadline = time.monotonic() + patience
         while not (done := self.records.finish(self.identity)):
@@ -285,8 +285,8 @@ class _Driver:
             time.sleep(_LOOK_S)
         return done
 
-    def say_what_stays(self) -> None:
-        """What an interrupted user should know."""
+    def say_what_goes_on(self) -> None:
+        """Print which job an interruption leaves, and how to end it."""
         kept = self.record or self.records.read()
         if kept is None or kept.identity != self.identity:
             self.say(f"no job is recorded; squeue --name={self.job_name} shows any")

@@ -6,7 +6,7 @@ from pathlib import Path
 from possam.launch.records import RunRecords
 
 _TAIL = 4096
-"""Bytes of an older log that a driver begins with."""
+"""Bytes at the end of an existing log that are shown first."""
 
 
 class _Tail:
@@ -16,7 +16,7 @@ class _Tail:
         self.path = path
         size = path.stat().st_size if path.is_file() else 0
         self._at = max(0, size - _TAIL)
-        # In the middle of a line: what is left of it is no line.
+        # The file is entered in the middle of a line, whose rest is not shown.
         self._skip = self._at > 0
 
     def lines(self) -> list[str]:
@@ -43,7 +43,7 @@ class Follower:
         self._say = say
 
     def show(self) -> None:
-        """Pass on the lines that are new since the last call."""
+        """Print the lines that are new since the last call."""
         for tail in self._tails:
             for line in tail.lines():
                 self._say(line)

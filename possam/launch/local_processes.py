@@ -24,6 +24,22 @@ _PATIENCE_S = 20.0
 """How long the others may take to report a lost process before they are terminated."""
 
 
+def train_in_processes(
+    scale: str, name: str, *, seed: int | None, device: str | None, count: int
+) -> int:
+    """Train in ``count`` processes of this machine (on CUDA, one per GPU).
+
+    Returns:
+        The exit code of ``possam``.
+
+    Raises:
+        InputError: no process at all, or a launcher has started this process already.
+    """
+    command = [sys.executable, "-m", "possam.cli", "train", name, "--scale", scale]
+    command += ["--device", device or "cpu", *([] if seed is None else ["--seed", str(seed)])]
+    return run_processes(command, count=count)
+
+
 def run_processes(command: Sequence[str], *, count: int) -> int:
     """Run ``count`` copies of ``command`` as processes 0..count-1 of one training.
 

@@ -1,4 +1,4 @@
-"""What drivers and jobs of one training tell each other: small files in its folder."""
+"""Small files in a training's folder, by which its drivers and jobs know of each other."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from possam.runtime.files import read_json, sha256_file, write_json
 from possam.runtime.locks import hold
 
 FOLDER = "slurm"
-"""In a run's folder: submitit's files, the jobs' logs, and the records below."""
+"""In a run's folder: holds submitit's files, the jobs' logs, and the records below."""
 
 _LOCK_S = 300.0
 
@@ -27,11 +27,11 @@ class Submission:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """The training's last job, and all that were submitted for the same identity.
+    """The training's last job, and all jobs that were submitted for the same identity.
 
     Attributes:
         identity: hash of what the trained weights depend on.
-        job: number of the job that is waited for.
+        job: number of the last job, which is the one to wait for.
         name: the job's name in SLURM; derived from the identity.
         source: folder of the frozen sources.
         submissions: oldest first.
@@ -47,7 +47,7 @@ class JobRecord:
     submissions: tuple[Submission, ...] = field(default=())
 
     def with_submission(self, submission: Submission) -> "JobRecord":
-        """The record with one more job, which is now the one to wait for."""
+        """The record with one more job, now the last."""
         return replace(self, job=submission.job, submissions=(*self.submissions, submission))
 
 
@@ -67,7 +67,7 @@ class RunRecords:
         return self.folder / "finished.json"
 
     def lock(self) -> Any:
-        """Held by the one driver that looks for a job and submits one.
+        """Held by the driver that looks for a job and submits one.
 
         Raises:
             TimeoutError: another driver has held it for minutes.
@@ -84,8 +84,8 @@ class RunRecords:
             return JobRecord(**values, submissions=submissions)
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(
-                f"{self._job}: not the record of a job ({error}); see with squeue that none of "
-                "this run is left, then remove the file"
+                f"{self._job}: not the record of a job ({error}); make sure with squeue that no "
+                "job of this run is left, then remove the file"
             ) from error
 
     def write(self, record: JobRecord) -> None:
@@ -104,11 +104,11 @@ class RunRecords:
         return self.folder / f"{job}_{rank}_failure.json"
 
     def write_failure(self, job: str, rank: int, *, message: str, final: bool, code: int) -> None:
-        """Say why process ``rank`` of ``job`` gave up.
+        """Record why process ``rank`` of ``job`` gave up.
 
         Args:
-            final: whether it makes no sense to try again.
-            code: exit code of the driver that waits.
+            final: whether another try would fail too.
+            code: exit code of the waiting driver.
         """
         write_json(
             self._failure(job, rank),
@@ -116,23 +116,21 @@ class RunRecords:
         )
 
     def forget_failure(self, job: str, rank: int) -> None:
-        """A job that was put back begins anew, under the same number."""
+        """A requeued job starts again under the same number."""
         self._failure(job, rank).unlink(missing_ok=True)
 
     def failure(self, job: str) -> Mapping[str, Any] | None:
-        """Why ``job`` gave up: what a process said that knows a final reason, else what the first
-        one said; None if none said anything.
-        """
+        """Why ``job`` gave up: the first final failure, else the first failure, else None."""
         found = [read_json(path) for path in self.folder.glob(f"{job}_*_failure.json")]
         return min(found, key=lambda values: (not values["final"], values["time"]), default=None)
 
     def write_finished(self, job: str) -> None:
-        """Keep ``run.json``: Snakemake removes its own when it is not sure of it."""
+        """Keep a copy of ``run.json``, which Snakemake removes after a failure of its own."""
         run = read_json(self.directory / "run.json")
         write_json(self._finished, {"job": job, "identity": run["identity"], "run": run})
 
     def finish(self, identity: str) -> bool:
-        """Whether the training of ``identity`` is complete; puts ``run.json`` in place if so."""
+        """Whether the training of ``identity`` is complete; if so, puts ``run.json`` in place."""
         target = self.directory / "run.json"
         weights = self.directory / "weights.safetensors"
         if not weights.is_file():

@@ -1,4 +1,4 @@
-"""What SLURM says about jobs: its queue first, its accounting for jobs that left the queue."""
+"""The state of jobs: from SLURM's queue, or from its accounting once they have left the queue."""
 
 import getpass
 import shutil
@@ -19,7 +19,7 @@ _FORMAT = "%i|%j|%T|%M|%r"
 
 
 class SlurmUnreachableError(PossamError):
-    """SLURM does not answer just now. It says nothing about any job."""
+    """SLURM does not answer right now, which says nothing about any job."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class JobState:
     """A job as SLURM sees it.
 
     Attributes:
-        state: ``PENDING``, ``RUNNING``, ``COMPLETED``, ``TIMEOUT``, ...; ``UNKNOWN``: it has no
+        state: ``PENDING``, ``RUNNING``, ``COMPLETED``, ``TIMEOUT``, ...; ``UNKNOWN``: SLURM has no
             record of the job (yet).
-        elapsed: time since it started running, as SLURM writes it.
+        elapsed: time since the job started running, as SLURM writes it.
         reason: why it waits; empty if it does not.
-        queued: the queue knows it, which is up to date; accounting lags by seconds.
+        queued: whether this is the queue's answer, which is up to date; accounting lags behind.
     """
 
     job: str
@@ -43,25 +43,33 @@ class JobState:
 
     @property
     def active(self) -> bool:
-        """Whether it runs, or will."""
+        """Whether it runs or will run."""
         return self.state in _ACTIVE
 
     def __str__(self) -> str:
-        told = self.reason not in ("", "None") and self.state == "PENDING"
-        return f"{self.state} ({self.reason})" if told else self.state
+        waits = self.reason not in ("", "None") and self.state == "PENDING"
+        return f"{self.state} ({self.reason})" if waits else self.state
 
 
-def require_slurm() -> None:
+def missing_commands(*commands: str) -> list[str]:
+    """Which of SLURM's ``commands`` this machine lacks."""
+    return [command for command in commands if shutil.which(command) is None]
+
+
+def require_slurm(what: str) -> None:
     """Refuse a machine without SLURM's commands.
 
+    Args:
+        what: what needs them, for the message.
+
     Raises:
-        InputError: which are missing, and what to do.
+        InputError: which commands are missing, and the remedy.
     """
-    commands = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
-    if missing := [command for command in commands if shutil.which(command) is None]:
+    needed = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
+    if missing := missing_commands(*needed):
         raise InputError(
-            f"--launcher slurm: this machine has no {', '.join(missing)}; call it on a login node "
-            "of the cluster, or train here without --launcher"
+            f"{what}: this machine has no {', '.join(missing)}; call it on a login node of the "
+            "cluster, or train without --launcher slurm"
         )
 
 
@@ -91,22 +99,22 @@ def _queue(*arguments: str) -> list[JobState]:
 
 
 def active_jobs(name: str) -> list[JobState]:
-    """This user's jobs of that name that run or wait, oldest first."""
+    """This user's running and waiting jobs of that name, oldest first."""
     found = _queue(f"--user={getpass.getuser()}", f"--name={name}")
     return sorted((job for job in found if job.active), key=lambda job: int(job.job))
 
 
 def job_state(job: str, *, name: str) -> JobState:
-    """What became of ``job`` (``UNKNOWN`` where the number is that of a job of another name).
+    """The state of ``job`` (``UNKNOWN`` if its number belongs to a job of another name).
 
     Raises:
-        SlurmUnreachableError: the queue does not answer.
+        SlurmUnreachableError: SLURM does not answer.
     """
-    found = _ended_or_queued(job)
+    found = _queued_or_ended(job)
     return found if found.name == name else JobState(job, name, "UNKNOWN")
 
 
-def _ended_or_queued(job: str) -> JobState:
+def _queued_or_ended(job: str) -> JobState:
     if found := _queue(f"--jobs={job}", "--states=all"):
         return found[0]
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}"]

@@ -1,7 +1,7 @@
-"""Frozen sources: what a job runs does not change when the working tree does.
+"""Frozen sources: a job's code and parameters, which no edit of the working tree changes.
 
-A snapshot holds the package and ``params/`` (``SUFFIXES`` only) in a folder named by their content,
-so that equal sources share one folder.
+A snapshot holds the package and ``params/`` (only ``SUFFIXES``) in a folder named by their content,
+so equal sources share one folder.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from possam.runtime.locks import hold
 
 SUFFIXES = frozenset({".py", ".yaml", ".csv", ".json", ".j2"})
 SNAPSHOTS = Path(".possam/source")
-"""Below the project's root, which the cluster's nodes see too."""
+"""Below the project's root, which the cluster's nodes see as well."""
 
 _LOCK_S = 120.0
 
@@ -37,11 +37,12 @@ def _digest(sources: Iterator[tuple[str, bytes]]) -> str:
 
 
 def freeze(*, root: Path, package: Path = PACKAGE) -> Path:
-    """Put the package and ``root/params`` as they are now into a snapshot; returns its folder.
+    """Copy the package and ``root/params`` into a snapshot, or find the one that exists.
 
-    The folder has ``possam/`` and ``params/`` in it. A snapshot that is there already is used.
+    Returns:
+        Its folder, with ``possam/`` and ``params/``.
     """
-    # Read once: hash and copy are of the same bytes, whatever an editor saves meanwhile.
+    # Read once, so that hash and copy are of the same bytes whatever an editor saves meanwhile.
     held = [(name, path.read_bytes()) for name, path in _sources(package, root / "params")]
     folder = (root / SNAPSHOTS).resolve() / _digest(iter(held))
     with hold(folder.parent / ".lock", timeout=_LOCK_S):
@@ -66,7 +67,7 @@ def check(folder: Path) -> None:
     """Refuse a snapshot that was edited.
 
     Raises:
-        InputError: its content is not the one that it is named by.
+        InputError: its content does not match its name.
     """
     if not _is_as_named(folder):
         raise InputError(

@@ -1,4 +1,4 @@
-"""One training to SLURM, through submitit."""
+"""Submits a training to SLURM, through submitit."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from possam.launch.job import TrainingJob
 from possam.launch.records import FOLDER
+from possam.launch.training_job import TrainingJob
 from possam.params.slurm import Allocation
 from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE
 from possam.runtime.errors import InputError
@@ -61,12 +61,12 @@ def _parameters(
         "mem": f"{allocation.memory_gib}G",
         "time": allocation.minutes,
         "signal_delay_s": allocation.signal_s,
-        # Put back by SLURM after the loss of a node, by submitit before a time-out.
+        # Requeued by SLURM after the loss of a node, by submitit before a time-out.
         "additional_parameters": {"requeue": True, "chdir": str(root)},
         "srun_args": [
-            # One process that gives up ends all: the others would wait for it.
+            # A process that gives up ends all; otherwise the others would wait for it.
             "--kill-on-bad-exit=1",
-            # srun does not take it from sbatch (since 22.05).
+            # Since SLURM 22.05 srun does not inherit it from sbatch.
             f"--cpus-per-task={allocation.cpus}",
         ],
         "setup": [
@@ -82,7 +82,7 @@ def _parameters(
 
 @contextlib.contextmanager
 def _outside_any_job() -> Iterator[None]:
-    """Without the variables of a job that the driver may run in: sbatch would inherit them."""
+    """Hide the variables of a job that the driver may run in, which sbatch would inherit."""
     inherited = {
         name: value
         for name, value in os.environ.items()

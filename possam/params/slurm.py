@@ -1,19 +1,17 @@
-"""What jobs ask SLURM for: ``params/slurm.yaml``, checked. No part of any result's identity."""
+"""What jobs ask SLURM for: ``params/slurm.yaml``, checked. Not part of any result's identity."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
 from possam.params.reading import choose, merge, read_yaml, validate
 from possam.runtime.errors import InputError
-from possam.runtime.options import Options
+from possam.runtime.options import Count, Options, Positive
 
 Kind = Literal["world", "convert", "features", "train", "evaluate", "timing", "figure", "table"]
-"""Kinds of stages that ask for the same; ``timing``: evaluations that measure speed."""
+"""Kinds of jobs, each with its own allocation; ``timing``: evaluations that measure speed."""
 
-_Positive = Annotated[int, Field(gt=0)]
-_Count = Annotated[int, Field(ge=0)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,&|*!()\[\]-]+$")]
 
 
@@ -22,16 +20,16 @@ class Allocation(Options):
 
     Attributes:
         account, partition, constraint: as SLURM takes them; None: the cluster's default.
-        gpus: GPUs a node, of ``gpu_type`` (a gres type such as ``a100``; None: any).
-        cpus: cores of each process.
-        memory_gib: memory of each node.
+        gpus: GPUs per node, of ``gpu_type`` (a gres type such as ``a100``; None: any).
+        cpus: cores per process.
+        memory_gib: memory per node.
         minutes: time limit.
-        device: what torch computes on.
-        exclusive: no other job on the node.
-        nodes, tasks: nodes, and processes on each of them (trainings; 1 elsewhere).
-        max_requeues: how often a training goes on after a time-out, and how often it is submitted
-            again after its job was lost.
-        signal_s: seconds before the time limit at which a training is put back into the queue.
+        device: the device that torch computes on.
+        exclusive: whether no other job may run on the node.
+        nodes, tasks: nodes, and processes per node (1 except for trainings).
+        max_requeues: how often a training is requeued after a time-out, and how often it is
+            submitted again after its job was lost.
+        signal_s: seconds before the time limit at which a training is requeued.
     """
 
     RESOURCES: ClassVar[tuple[str, ...]] = (
@@ -44,22 +42,22 @@ class Allocation(Options):
     partition: _Name | None
     constraint: _Name | None
     gpu_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")] | None
-    gpus: _Count
-    cpus: _Positive
-    memory_gib: _Positive
-    minutes: _Positive
+    gpus: Count
+    cpus: Positive
+    memory_gib: Positive
+    minutes: Positive
     device: Literal["cpu", "cuda"]
     exclusive: bool
-    nodes: _Positive
-    tasks: _Positive
-    max_requeues: _Count
-    signal_s: _Positive
+    nodes: Positive
+    tasks: Positive
+    max_requeues: Count
+    signal_s: Positive
 
     @model_validator(mode="after")
     def _fits(self) -> "Allocation":
         if self.device == "cuda" and self.tasks != self.gpus:
             raise ValueError(
-                f"device: cuda takes one process a GPU, but tasks is {self.tasks} and gpus is "
+                f"device: cuda takes one process per GPU, but tasks is {self.tasks} and gpus is "
                 f"{self.gpus}; make them equal"
             )
         if self.gpu_type is not None and not self.gpus:
@@ -73,10 +71,10 @@ class Allocation(Options):
 
     @property
     def resources(self) -> dict[str, int | str | None]:
-        """What Snakemake's SLURM executor is asked for (None: nothing), and the device.
+        """Resources for Snakemake's SLURM executor (None: not asked for), and the device.
 
-        GPUs go by ``gres``, without ``gpu`` and ``tasks``: with those the executor asks for tasks
-        a GPU, and a stage would run several times over.
+        GPUs are asked for by ``gres``. With ``gpu`` and ``tasks`` the executor would start one task
+        per GPU, and the stage would run several times.
         """
         return {
             "slurm_account": self.account,
@@ -107,7 +105,8 @@ class Allocations:
     """``slurm.yaml`` of a ``params`` folder, read and checked as a whole.
 
     Raises:
-        InputError: an unknown key, a wrong type, or several processes where one is what runs.
+        InputError: an unknown key, a wrong type, or several processes for another job than a
+            training.
     """
 
     def __init__(self, *, folder: Path = Path("params")) -> None:

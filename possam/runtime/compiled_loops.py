@@ -1,4 +1,4 @@
-"""What modules of loops that numba compiles have in common."""
+"""Shared by the modules whose loops numba compiles."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,8 +11,10 @@ from possam.runtime.errors import PossamError
 
 @contextlib.contextmanager
 def importing_loops() -> Iterator[None]:
-    """Within it such a module is imported; :class:`PossamError` if what numba compiles can be kept
-    nowhere.
+    """Import such a module within this context.
+
+    Raises:
+        PossamError: numba finds no folder to keep the compiled loops in.
     """
     try:
         yield
@@ -21,13 +23,14 @@ def importing_loops() -> Iterator[None]:
             raise
         raise PossamError(
             f"{Path(__file__).parents[1]}: numba can keep its compiled loops neither here nor in "
-            "your cache folder; set NUMBA_CACHE_DIR to a folder that can be written"
+            "your cache folder; set NUMBA_CACHE_DIR to a writable folder"
         ) from error
 
 
 def share_out(total: int, kernel: Callable[..., None], *arguments: Any, least: int = 1) -> None:
-    """Run ``kernel(*arguments, first, last)`` over the parts 0..total of its work, a range of them
-    in each of PyTorch's threads; ``least``: parts that are worth a thread.
+    """Run ``kernel(*arguments, first, last)`` over ranges of 0..total, one per PyTorch thread.
+
+    ``least``: the smallest range that is worth a thread.
     """
     import torch
 

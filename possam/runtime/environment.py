@@ -8,7 +8,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_SCALE = "mini"
 FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
 PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What launchers of several training processes set, as PyTorch's own launcher does."""
+"""What a launcher of several training processes sets, such as PyTorch's own."""
 DATA_ROOTS_PREFIX = "POSSAM_DATA_ROOTS_"
 SOURCE_VARIABLE = "POSSAM_SOURCE"
 
@@ -19,26 +19,26 @@ MLFLOW_DEFAULTS: dict[str, str] = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-"""Set before MLflow is imported, unless the user set them: no usage telemetry, and a dead tracking
-server is reported after seconds (MLflow's own settings retry for minutes)."""
+"""Set before MLflow is imported, unless the user has set them: no usage telemetry, and a dead
+tracking server is reported after seconds (MLflow's own settings retry for minutes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The variables that are read.
+    """The variables that are read. An empty variable counts as not set.
 
     Attributes:
         tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
             ``mlflow.db`` in the working directory.
-        scale: ``POSSAM_SCALE``, the scale where no ``--scale`` is given; else ``mini``.
-        forkserver: ``POSSAM_FORKSERVER``, set by a pipeline for its jobs: the socket of
+        scale: ``POSSAM_SCALE``, the default of ``--scale``; else ``mini``.
+        forkserver: ``POSSAM_FORKSERVER``, which a pipeline sets for its jobs: the socket of
             :mod:`possam.runtime.forkserver`; else None.
         source: ``POSSAM_SOURCE``, set for jobs that run frozen sources: a JSON file with the git
-            state that they were taken from; else None.
-        slurm_job: ``SLURM_JOB_ID`` of the job that runs this, recorded with results; else None.
+            state that they were copied from; else None.
+        slurm_job: ``SLURM_JOB_ID`` of the surrounding job, recorded with results; else None.
         processes: those of :data:`PROCESS_VARIABLES` that are set.
-        data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that win over ``roots`` of
-            ``params/data.yaml``, by their name in small letters.
+        data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that override ``roots`` of
+            ``params/data.yaml``, by their name in lower case.
     """
 
     tracking_uri: str = DEFAULT_TRACKING_URI
@@ -51,7 +51,7 @@ class Environment:
 
     @classmethod
     def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
-        """Read ``variables`` (``os.environ`` if None). An empty variable counts as not set."""
+        """Read ``variables`` (``os.environ`` if None)."""
         values = os.environ if variables is None else variables
 
         def read(name: str) -> str | None:
@@ -75,6 +75,6 @@ class Environment:
 
 
 def apply_mlflow_defaults() -> None:
-    """Put :data:`MLFLOW_DEFAULTS` into the process environment; what the user set stays."""
+    """Set :data:`MLFLOW_DEFAULTS` in the process environment, where the user has not."""
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)

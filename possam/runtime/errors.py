@@ -1,8 +1,7 @@
 """Exceptions that a user can act on.
 
-Every message names the file or field at fault and what to do about it. The command line prints the
-message alone and exits with code 2; anything that is not a :class:`PossamError` is a bug and keeps
-its traceback.
+Every message names the file or field at fault and the remedy. The command line prints only the
+message; anything that is not a :class:`PossamError` is a bug and keeps its traceback.
 """
 
 
@@ -15,16 +14,16 @@ class InputError(PossamError):
 
 
 class ChecksumError(InputError):
-    """A file's content is not what its checksum says."""
+    """A file's content does not match its checksum."""
 
 
 class WrongVariantError(InputError):
-    """Weights of another architecture than the one that was asked for."""
+    """Weights belong to another architecture than the one that was asked for."""
 
 
 class TrainingError(PossamError):
-    """Training cannot go on (for example: the loss is not finite)."""
+    """Training cannot continue (for example because the loss is not finite)."""
 
 
 class JobFailedError(PossamError):
-    """A job on a cluster ended without a result, and is not tried again."""
+    """A job on a cluster ended without a result and is not submitted again."""

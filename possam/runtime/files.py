@@ -1,7 +1,7 @@
 """Atomic files, hashes and JSON.
 
-A file gets its name only when it is complete: everything is written to a temporary name in the same
-directory and renamed. After an exception nothing is left behind.
+A file gets its name only when it is complete: it is written under a temporary name in the same
+directory and then renamed. An exception leaves nothing behind.
 """
 
 import contextlib
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from possam.runtime.errors import InputError
-
-_CHUNK = 1 << 20
 
 
 def _temporary(path: Path) -> Path:
@@ -89,11 +87,8 @@ def read_json(path: str | Path) -> Any:
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's content (``algorithm`` as in :mod:`hashlib`)."""
-    digest = hashlib.new(algorithm)
     with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:

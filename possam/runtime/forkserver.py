@@ -1,10 +1,10 @@
-"""Jobs of one pipeline run without importing torch anew in each of them.
+"""Jobs of one pipeline run that need not import torch each anew.
 
-Importing PyTorch, open_clip and the like takes seconds, a job of a small scale hardly more. One
-server process imports them once and forks a child for each job. Of ``possam`` itself it imports
-nothing but this module and one of names, so that every job runs the code that lies in the package
-when the job starts, as it would without the server. (The standard library's fork server belongs to
-one program; here every job is a command of its own.)
+Importing PyTorch, open_clip and the like takes seconds, as long as many a job of a small scale. One
+server process imports them once and forks a child for each job. Before it forks it imports of
+``possam`` only this module and :mod:`possam.runtime.environment`, so that every job runs the code
+that lies in the package when the job starts, as it would without the server. (The standard
+library's fork server belongs to one program; here every job is a command of its own.)
 
 The server ends with the process that started it (its standard input closes). A job ends with the
 ``possam`` command that asked for it, as if it ran in that process: signals are passed on, the exit
@@ -32,9 +32,6 @@ from pathlib import Path
 
 from possam.runtime.environment import FORKSERVER_VARIABLE, apply_mlflow_defaults
 
-STAGES = frozenset({"features", "train", "evaluate", "figure", "table", "track", "report"})
-"""What gains from the server: the stages whose libraries it holds."""
-
 _LIBRARIES = (
     "torch",
     "torchvision.transforms.v2",
@@ -51,6 +48,7 @@ _LIBRARIES = (
     "numba",
     "mlflow.exceptions",
     "mlflow.store.tracking.sqlalchemy_store",
+    "typer",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _HEADER = struct.Struct("!I")
@@ -61,11 +59,16 @@ KILLED = 137
 """Exit code of a job that vanished, as a shell gives it for SIGKILL."""
 
 
-def lend() -> None:
-    """Start a server for the commands that this process starts; it ends with this process."""
+def lend(entry: str) -> None:
+    """Start a server for the commands that this process starts; it ends with this process.
+
+    Args:
+        entry: ``module:function`` that a job imports and calls with its arguments; it returns the
+            exit code.
+    """
     folder = Path(tempfile.mkdtemp(prefix="possam-"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "possam.runtime.forkserver", str(folder / "jobs")],
+        [sys.executable, "-m", "possam.runtime.forkserver", str(folder / "jobs"), entry],
         stdin=subprocess.PIPE,
         # Ctrl-C is for the jobs, which get it from their commands, not for the server.
         start_new_session=True,
@@ -75,15 +78,20 @@ def lend() -> None:
     os.environ[FORKSERVER_VARIABLE] = str(folder / "jobs")
 
 
-def serve(path: Path) -> None:
-    """Import the libraries, then fork a child for each request until standard input closes."""
+def serve(path: Path, entry: str) -> None:
+    """Import the libraries, then fork a child for each request until standard input closes.
+
+    Args:
+        path: the socket.
+        entry: as for :func:`lend`.
+    """
     threading.Thread(target=_end_with_parent, args=(path,), daemon=True).start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         staged = path.with_name(f".{path.name}")
         listener.bind(str(staged))
         listener.listen(64)
         staged.rename(path)  # whoever sees it can connect
-        # A collection during these imports finds nothing and takes a tenth of their time.
+        # The garbage collector finds nothing in these imports and takes a tenth of their time.
         gc.disable()
         apply_mlflow_defaults()
         for name in _LIBRARIES:
@@ -92,7 +100,7 @@ def serve(path: Path) -> None:
             # What it imports only when it first compiles takes as long as its own import.
             sys.modules["numba"].njit(lambda number: number)(0)
         gc.enable()
-        # Collections in the children leave alone what is here, so that they share its pages.
+        # The children's collectors do not touch what is here, so its pages stay shared.
         gc.freeze()
         _refuse_cuda()
         # Children are reaped by the system.
@@ -101,12 +109,15 @@ def serve(path: Path) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                _run(connection)
+                _do(connection, entry)
             connection.close()
 
 
 def ask(path: str, arguments: Sequence[str]) -> int:
-    """Run ``possam`` with ``arguments`` in a child of the server: its exit code.
+    """Let a child of the server at ``path`` run ``possam`` with ``arguments``.
+
+    Returns:
+        Its exit code; 137 if it was killed.
 
     Raises:
         OSError: no server answers there.
@@ -165,8 +176,8 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
     return received
 
 
-def _run(connection: socket.socket) -> None:
-    """In the child: take the place of the command at the other end, to the exit code."""
+def _do(connection: socket.socket, entry: str) -> None:
+    """In the child: take the place of the command at the other end, up to the exit code."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -187,7 +198,7 @@ def _run(connection: socket.socket) -> None:
         os.chdir(asked["folder"])
         connection.sendall(_STATUS.pack(os.getpid()))
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-        code = _call(asked["arguments"])
+        code = _call(entry, asked["arguments"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -202,21 +213,15 @@ def _run(connection: socket.socket) -> None:
         os._exit(code)
 
 
-def _call(arguments: Sequence[str]) -> int:
-    from possam.cli import main
-
+def _call(entry: str, arguments: Sequence[str]) -> int:
+    module, _, function = entry.partition(":")
     sys.argv = ["possam", *arguments]
-    try:
-        return main(arguments)
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-            return 1
-        return end.code or 0
+    code: int = getattr(importlib.import_module(module), function)(arguments)
+    return code
 
 
 def _end_with(connection: socket.socket) -> None:
-    """The command says nothing more: the end of the stream is its end, and that of its job."""
+    """The command sends nothing more: the end of the stream is its end, and so its job's."""
     with contextlib.suppress(OSError):
         connection.recv(1)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -240,4 +245,4 @@ def _refuse_cuda() -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), sys.argv[2])

@@ -1,12 +1,14 @@
-"""Locks on files, which the system frees however a process ends."""
+"""Locks on files: filelock's, which the system frees however a process ends.
+
+By hand: :func:`is_held`, which must not take the lock while it looks, or two onlookers would take
+each other for the holder.
+"""
 
 import contextlib
 import fcntl
-import time
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-_PAUSE_S = 0.2
 
 
 @contextlib.contextmanager
@@ -20,24 +22,25 @@ def hold(
         on_wait: called once if there is anything to wait for.
 
     Raises:
-        TimeoutError: another process has held it all the while.
+        TimeoutError: another process has held it all the time.
     """
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as stream:
-        deadline = time.monotonic() + timeout
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"{path}: held by another process") from None
-                if not waiting:
-                    waiting = True
-                    on_wait()
-                time.sleep(min(_PAUSE_S, max(timeout, 0.01)))
+    # Without flock() on a file system, filelock would leave locks behind that outlive a kill.
+    lock = FileLock(path, poll_interval=0.2, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            on_wait()
+            lock.acquire(timeout=-1 if timeout == math.inf else timeout)
+    except Timeout:
+        raise TimeoutError(f"{path}: held by another process") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def is_held(path: Path) -> bool:

@@ -6,21 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Options(BaseModel):
-    """Base: unknown keys refused, no silent conversion of strings to numbers, immutable."""
+    """Immutable; refuses unknown keys and does not convert strings to numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 Positive = Annotated[int, Field(gt=0)]
-
-
 Count = Annotated[int, Field(ge=0)]
-
-
 Weight = Annotated[float, Field(ge=0.0)]
-
-
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
 Rate = Annotated[float, Field(gt=0.0)]

@@ -1,4 +1,4 @@
-"""Work on many items in several processes, its results in the order of the items."""
+"""Work on many items in several processes, with results in the order of the items."""
 
 import contextlib
 import multiprocessing
@@ -17,7 +17,7 @@ from possam.runtime.errors import PossamError
 from possam.runtime.memory import keep_freed_memory
 
 _WINDOW = 3
-"""Chunks a worker that are under way at once."""
+"""Chunks per worker that are submitted at once."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,19 +31,19 @@ def in_chunks(
     chunk: int,
     preload: str,
 ) -> Iterator[tuple[int, Result]]:
-    """``job`` over ``items`` in chunks: (length of the chunk, its result), in order.
+    """Apply ``job`` to ``items`` in chunks; yields (length of the chunk, its result) in order.
 
-    A few chunks a worker are under way, so that memory does not grow with the items. The first
-    error, in the order of the items, is raised here as the job raised it. Workers end with this
-    process, and Ctrl-C is for this process alone.
+    Only a few chunks per worker are submitted at once, so memory does not grow with the items. The
+    first error, in the order of the items, is raised here as the job raised it. Workers end with
+    this process, and only this process answers to Ctrl-C.
 
     Args:
-        job: sent to every worker once; picklable, and so are chunks, results and errors.
+        job: sent to every worker once; picklable, as are chunks, results and errors.
         workers: processes; with one, or one chunk, everything is done in this process.
         chunk: items that a worker gets at once.
-        preload: module that the workers find imported, for speed alone: a process has one fork
-            server, which the first call starts with its module; later calls' workers import what
-            they lack. Importing it raises nothing but ImportError.
+        preload: module that the workers find imported, only for speed: a process has one fork
+            server, which the first call starts with its module; workers of later calls import what
+            they lack. Importing it may raise only ImportError.
 
     Raises:
         PossamError: a worker died.
@@ -55,17 +55,17 @@ def in_chunks(
         for part in chunks:
             yield len(part), job(part)
         return
-    # Not forked from this process, which may have threads; its fork server has none.
+    # Forked from a server without threads, not from this process, which may have some.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    resource_tracker.ensure_running()  # the server would start it, and that unblocks Ctrl-C
+    resource_tracker.ensure_running()  # started by the server it would unblock Ctrl-C
     with _uninterrupted():
         forkserver.ensure_running()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))
     try:
         waiting: deque[tuple[int, Future[Any]]] = deque()
         for part in chunks:
-            with _uninterrupted():  # this starts workers
+            with _uninterrupted():  # submit() starts workers
                 waiting.append((len(part), pool.submit(_work, part)))
             if len(waiting) >= _WINDOW * workers:
                 length, future = waiting.popleft()
@@ -82,10 +82,9 @@ def in_chunks(
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait, at most for the seconds in which the fork server imports.
+    """Delay Ctrl-C, at most for the seconds in which the fork server imports.
 
-    Processes that are started here do not get it at all: only this process answers to it. Otherwise
-    they would print how they were interrupted, or that what they were to begin with is gone.
+    Processes that are started here never receive it; otherwise each would print a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -98,7 +97,7 @@ _job: Callable[[Any], Any]
 
 
 def _begin(job: Callable[[Any], Any]) -> None:
-    """In a worker: keep the job, and end with the parent."""
+    """In a worker: keep the job and watch the parent."""
     global _job
     _job = job
     keep_freed_memory()

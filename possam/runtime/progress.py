@@ -1,4 +1,7 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log, always with an end in sight."""
+"""Progress of long work by tqdm: a bar on a terminal, plain lines in a log.
+
+By hand: when a log gets a line, which tqdm would write over the line before.
+"""
 
 import sys
 import time
@@ -20,66 +23,66 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Count finished units of work and tell what is done, how fast, and when it will end.
+    """Counts finished units of work; shows what is done, how fast, and when it will end.
 
-    On a terminal the line is rewritten in place; in a log a new line is printed at most every
-    ``every`` seconds, and one at the end. ``initial`` units were done before (a resumed job): they
-    count as done but not for the speed. A ``total`` of 0 means that the end is not known.
+    On a terminal the line is rewritten in place; a log gets a new line at most every ``every``
+    seconds, and one at the end. ``initial`` units were done before (a resumed job): they count as
+    done but not for the speed. A ``total`` of 0 means that the end is not known.
+
+    Attributes:
+        done: finished units.
     """
 
     def __init__(
-        self,
-        total: int,
-        *,
-        label: str,
-        unit: str = "it",
-        initial: int = 0,
-        every: float = 10.0,
+        self, total: int, *, label: str, unit: str = "it", initial: int = 0, every: float = 10.0
     ) -> None:
-        self.total, self.label, self.unit = total, label, unit
-        self.done = self._initial = initial
-        self._terminal = sys.stderr.isatty()
-        self._every = 0.2 if self._terminal else every
+        from tqdm import tqdm  # not needed by what only imports this module
+
+        self.done, self._total, self._every = initial, total or None, every
+        self._shown: int | None = None
         self._start = self._last = time.monotonic()
-        self._closed = False
-        self._shown = -1
+        self._form = {"prefix": label, "unit": unit, "initial": initial}
+        self._meter = tqdm.format_meter
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            # The mean speed, as in a log.
+            self._bar = tqdm(
+                total=self._total,
+                desc=label,
+                unit=unit,
+                initial=initial,
+                file=sys.stderr,
+                mininterval=0.2,
+                smoothing=0,
+                dynamic_ncols=True,
+            )
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Add ``count`` finished units; ``note`` (for example the loss) ends the line."""
         self.done += count
-        now = time.monotonic()
-        if now - self._last >= self._every:
-            self._last = now
-            self._print(now, note)
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last >= self._every:
+            self._print(note)
 
     def close(self, note: str = "") -> None:
-        """Print the last line. Calling it twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            if note or self._shown != self.done:
-                self._print(time.monotonic(), note)
-            if self._terminal:
-                sys.stderr.write("\n")
-                sys.stderr.flush()
+        """Show the last line. Calling it twice does nothing."""
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note)
+            self._bar.close()
+        elif self._shown != self.done or note:
+            self._print(note)
 
-    def _print(self, now: float, note: str) -> None:
-        self._shown = self.done
-        elapsed = now - self._start
-        fresh = self.done - self._initial
-        speed = fresh / elapsed if elapsed > 0 else 0.0
-        text = f"{self.label}: {self.done}"
-        if self.total:
-            text += f"/{self.total} {self.unit} ({100 * self.done // self.total} %)"
-        else:
-            text += f" {self.unit}"
-        if fresh and speed > 0:
-            text += f", {speed:.3g} {self.unit}/s, {duration(elapsed)}"
-            if self.done < self.total:
-                text += f", {duration((self.total - self.done) / speed)} left"
-        if note:
-            text += f" | {note}"
-        sys.stderr.write(f"\r\x1b[K{text}" if self._terminal else text + "\n")
-        sys.stderr.flush()
+    def _print(self, note: str) -> None:
+        self._last, self._shown = time.monotonic(), self.done
+        elapsed = self._last - self._start
+        line = self._meter(
+            self.done, self._total, elapsed, ncols=0, postfix=note or None, **self._form
+        )
+        print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

@@ -1,4 +1,4 @@
-"""``provenance.json``: what a result was made from, by which code, where and in which time."""
+"""``provenance.json``: what a result was made from, by which code, where, and how long it took."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from typing import Any
 
 from possam import __version__
 from possam.runtime.environment import Environment
-from possam.runtime.files import read_json, write_json
+from possam.runtime.files import read_json
 
 PACKAGES = (
     "numpy",
@@ -32,7 +32,7 @@ PACKAGES = (
     "torch",
     "torchvision",
 )
-"""Distributions whose version can change a result."""
+"""Distributions whose versions can change a result."""
 
 UNKNOWN = "unknown"
 
@@ -52,16 +52,15 @@ def provenance(
         stage: the subcommand, for example ``"train"``.
         parameters: the resolved parameters.
         inputs: name or path of each input -> its hash.
-        seed: the stage's seed, None where nothing is random.
-        started: ``time.time()`` at the start, seconds; wall time is counted from it.
-        root: a folder of the checkout, for the git commit (of frozen sources: the one that they
-            were taken from, see :mod:`possam.launch.source`).
+        seed: the stage's seed; None where nothing is random.
+        started: ``time.time()`` at the start, in seconds.
+        root: a folder of the checkout, for the git commit. Frozen sources
+            (:mod:`possam.launch.source`) bring the commit that they were copied from.
 
     Returns:
         Keys ``stage``, ``parameters``, ``inputs``, ``seed``, ``git`` (``commit``, ``dirty``,
         ``note``), ``packages``, ``python``, ``hardware``, ``started`` (UTC), ``wall_time_s``,
-        ``peak_memory_mib``, ``slurm_job``. What cannot be found is ``"unknown"`` or null, never
-        left out.
+        ``peak_memory_mib``, ``slurm_job``. What cannot be found is ``"unknown"`` or null.
     """
     frozen = Environment.load().source
     return {
@@ -80,26 +79,8 @@ def provenance(
     }
 
 
-def write_provenance(
-    path: str | Path,
-    *,
-    stage: str,
-    parameters: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    seed: int | None,
-    started: float,
-    root: Path,
-) -> dict[str, Any]:
-    """Write :func:`provenance` to ``path``, atomically, and return it."""
-    content = provenance(
-        stage=stage, parameters=parameters, inputs=inputs, seed=seed, started=started, root=root
-    )
-    write_json(path, content)
-    return content
-
-
-def _run(command: list[str]) -> str | None:
-    """Standard output of a small command; None if it is missing, fails or hangs."""
+def _output(command: list[str]) -> str | None:
+    """Standard output of a short command; None if it is missing, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -112,10 +93,10 @@ def git_state(root: Path) -> dict[str, Any]:
     if shutil.which("git") is None:
         return {"commit": UNKNOWN, "dirty": None, "note": "git is not installed"}
     git = ["git", "-C", str(root)]
-    commit = _run([*git, "rev-parse", "--verify", "HEAD"])
-    # Tables, pages and DVC's hashes are results of the commit, no change of it.
+    commit = _output([*git, "rev-parse", "--verify", "HEAD"])
+    # Tables, pages and DVC's hashes are results of the commit, not changes to it.
     sources = [".", *(f":(exclude){path}" for path in ("results", "reports", "dvc.lock"))]
-    changes = _run([*git, "status", "--porcelain", "--", *sources])
+    changes = _output([*git, "status", "--porcelain", "--", *sources])
     if changes is None:
         return {"commit": UNKNOWN, "dirty": None, "note": "git reports no checkout here"}
     if commit is None:
@@ -136,7 +117,7 @@ def package_versions() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, where the system tells them from all."""
+    """Cores that this process may use (all cores where the system does not say)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -168,17 +149,17 @@ def _cpu_model() -> str:
 
 
 def _gpu_names() -> list[str]:
-    """From torch where the stage has loaded it (loading it takes seconds), else from the driver."""
+    """From torch if it is loaded already (loading takes seconds), else from the driver."""
     torch = sys.modules.get("torch")
     if torch is not None:
         cuda = torch.cuda
         return [cuda.get_device_name(i) for i in range(cuda.device_count())]
-    listing = _run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
     return listing.splitlines() if listing else []
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process or of one of its finished children, MiB."""
+    """Largest resident memory of this process or of any of its finished children, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return round(max(resource.getrusage(user).ru_maxrss for user in users) * unit / 2**20, 1)

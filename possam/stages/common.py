@@ -1,4 +1,4 @@
-"""What several stages need: identities, fetched assets, frozen towers, a run's provenance."""
+"""Shared by several stages: identities, fetched assets, frozen towers, provenance."""
 
 import os
 import time
@@ -11,9 +11,9 @@ from possam.model.options import CLIP
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.errors import InputError
-from possam.runtime.files import read_json
+from possam.runtime.files import read_json, write_json
 from possam.runtime.memory import keep_freed_memory
-from possam.runtime.provenance import write_provenance
+from possam.runtime.provenance import provenance
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from possam.model.encoders.text import TextEmbeddings
 
 _TEXT_CODE = ("possam.model.encoders.clip", "possam.model.encoders.text")
-"""Where the code that turns names into embeddings begins."""
+"""Entry modules of the code that turns class names into embeddings."""
 
 
 def set_up_process(project: Project) -> None:
-    """Let torch use the scale's number of threads (two one-thread jobs beat one two-thread job),
-    and keep the memory that it frees.
+    """Set torch's threads to the scale's number and let it keep the memory that it frees.
+
+    Two jobs of one thread each are faster than one job of two.
     """
     import torch
 
@@ -37,10 +38,10 @@ def set_up_process(project: Project) -> None:
 
 
 def check_device(device: str) -> str:
-    """``device`` if it can be used.
+    """Return ``device`` if it can be used.
 
     Raises:
-        InputError: CUDA was asked for and is not there; nothing falls back to another device.
+        InputError: unknown, or CUDA without a GPU; nothing falls back to another device.
     """
     import torch
 
@@ -54,7 +55,7 @@ def check_device(device: str) -> str:
 
 @dataclass
 class StageRecord:
-    """What a stage's ``provenance.json`` says; :meth:`write` puts it beside the result."""
+    """The content of a stage's ``provenance.json``, which :meth:`write` puts beside the result."""
 
     stage: str
     parameters: Mapping[str, Any]
@@ -64,8 +65,7 @@ class StageRecord:
 
     def write(self, directory: Path) -> None:
         """Write ``directory/provenance.json`` atomically."""
-        write_provenance(
-            directory / "provenance.json",
+        content = provenance(
             stage=self.stage,
             parameters=self.parameters,
             inputs=self.inputs,
@@ -73,13 +73,14 @@ class StageRecord:
             started=self.started,
             root=Path("."),
         )
+        write_json(directory / "provenance.json", content)
 
 
 def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
     """The record of a fetched asset (``file``, ``sha256``, ...).
 
     Raises:
-        InputError: the asset was not fetched yet.
+        InputError: the asset has not been fetched.
     """
     path = layout.asset_record(asset)
     if not path.is_file():
@@ -94,7 +95,7 @@ def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
 
 
 def asset_file(layout: Layout, asset: str) -> Path:
-    """The fetched file of an asset (its record is checked to be there)."""
+    """The fetched file of an asset; checks that its record exists."""
     asset_record(layout, asset)
     return layout.assets / layout.project.assets[asset].file
 
@@ -103,7 +104,7 @@ def asset_path(layout: Layout, asset: str) -> Path:
     """The fetched file of an asset, or the folder of its unpacked archive.
 
     Raises:
-        InputError: the asset was not fetched, or its archive not unpacked.
+        InputError: the asset has not been fetched, or its archive not unpacked.
     """
     if not layout.project.assets[asset].unpack:
         return asset_file(layout, asset)
@@ -118,7 +119,7 @@ def asset_path(layout: Layout, asset: str) -> Path:
 
 
 def tower_hash(layout: Layout, tower: str) -> str:
-    """SHA-256 of a frozen tower's weights file: ``clip`` or a SAM size."""
+    """SHA-256 of the weights file of a frozen tower: ``clip`` or a SAM size."""
     towers = layout.project.scale.towers
     asset = towers.clip.asset if tower == CLIP else towers.sam[tower].asset
     if asset is None:
@@ -129,7 +130,7 @@ def tower_hash(layout: Layout, tower: str) -> str:
 
 
 def frozen_hashes(layout: Layout, sam: str | None) -> dict[str, str]:
-    """Hashes of the towers that trained weights belong to (of CLIP alone where ``sam`` is None)."""
+    """Hashes of the towers that trained weights belong to (only CLIP's if ``sam`` is None)."""
     own = {} if sam is None else {"sam": tower_hash(layout, sam)}
     return {**own, CLIP: tower_hash(layout, CLIP)}
 
@@ -172,7 +173,7 @@ def load_clip_tower(layout: Layout) -> "FrozenClip":
 
 
 def load_towers(layout: Layout, sam: str | None) -> "tuple[SamEncoder | None, FrozenClip]":
-    """The frozen towers: SAM of size ``sam`` (none where it is None), and CLIP."""
+    """The frozen towers: SAM of size ``sam`` (None: no SAM) and CLIP."""
     return None if sam is None else load_sam_tower(layout, sam), load_clip_tower(layout)
 
 
@@ -183,14 +184,15 @@ def embed_names(
     *,
     templates: Sequence[str],
 ) -> "TextEmbeddings":
-    """The vocabulary as embedded by the scale's CLIP, read from disk where it was done before.
+    """Embed the vocabulary with the scale's CLIP, or read the embeddings that are on disk.
 
     Args:
         clip: the CLIP of :func:`load_clip_tower`, on any device.
-        vocabulary: synonyms of each class; ``templates``: sentences with one ``{}`` for the name.
+        vocabulary: synonyms of each class.
+        templates: sentences with one ``{}`` for the name.
 
     Returns:
-        On the CPU.
+        Embeddings on the CPU.
 
     Raises:
         InputError: an empty or blank vocabulary, a bad template, a damaged file of embeddings.
@@ -204,7 +206,7 @@ def embed_names(
         "config": own.config,
         "files": {asset: str(asset_record(layout, asset)["sha256"]) for asset in own.files},
         "code": code_identity(_TEXT_CODE),
-        # Rounding differs between kinds of devices and versions of these.
+        # Rounding differs between kinds of devices and versions of these packages.
         "device": clip.image_mean.device.type,
         "packages": {name: versions[name] for name in ("torch", "open_clip_torch")},
     }
@@ -239,9 +241,10 @@ def finished_run(layout: Layout, name: str, seed: int) -> dict[str, Any]:
 
 
 def code_identity(modules: Sequence[str], *, package: Path | None = None) -> str:
-    """Hash of the code behind a stage (comments and docstrings do not count).
+    """Hash of the code behind a stage; comments and docstrings do not count.
 
     Args:
+        modules: the entry modules; what they import counts too.
         package: folder of the code; default: this one.
     """
     from possam.pipeline.codehash import PACKAGE, code_hash

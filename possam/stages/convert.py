@@ -43,6 +43,8 @@ def convert_files(
         InputError: an option that the layout does not have, or bad input.
     """
     layouts = {name: found for name, one in datasets().items() if (found := one.folder)}
+    if layout not in layouts:
+        raise InputError(f"unknown layout {layout!r}; valid choices: {', '.join(layouts)}")
     own, options = layouts[layout], dict[str, Any]()
     with_table = [name for name, one in layouts.items() if one.class_table is not None]
     if own.class_table is not None:

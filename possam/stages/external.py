@@ -9,8 +9,8 @@ from possam.params.tables import DEFAULT_VARIANT, EXTERNAL, NO_SEED
 from possam.pipeline.codehash import code_hash
 from possam.pipeline.external import find_external, hash_predictions, prediction_files
 from possam.runtime.errors import InputError
-from possam.runtime.files import hash_json
-from possam.runtime.provenance import write_provenance
+from possam.runtime.files import hash_json, write_json
+from possam.runtime.provenance import provenance
 
 EXTERNAL_CODE = ("possam.stages.external",)
 """Entry points of the code that turns predictions into figures, for its hash. No model is part of
@@ -81,8 +81,7 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
     }
     out = layout.evaluation(name, NO_SEED, benchmark, EXTERNAL)
     write_variants(out, result, {DEFAULT_VARIANT: statistics})
-    write_provenance(
-        out / "provenance.json",
+    content = provenance(
         stage="external",
         parameters=parameters,
         inputs=inputs,
@@ -90,3 +89,4 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
         started=started,
         root=Path("."),
     )
+    write_json(out / "provenance.json", content)

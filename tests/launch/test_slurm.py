@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from possam.launch.job import ranks
 from possam.launch.slurm import SlurmUnreachableError, active_jobs, job_state, require_slurm
+from possam.launch.training_job import ranks
 from possam.runtime.errors import InputError
 
 Fake = Callable[[str, str], None]
@@ -88,8 +88,8 @@ def test_active_jobs_are_in_the_order_of_their_numbers(command: Fake) -> None:
 
 def test_a_machine_without_slurm_is_told(command: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InputError, match=r"no sbatch, srun, .* login node"):
-        require_slurm()
+    with pytest.raises(InputError, match=r"^jobs tail: .* no sbatch, srun, .* login node"):
+        require_slurm("jobs tail")
 
 
 VARIABLES = {

@@ -1,5 +1,6 @@
-"""``params/slurm.yaml``: faults are told with file and key; what is asked for has no pitfalls."""
+"""``params/slurm.yaml``: errors name file and key; what is asked for has no pitfalls."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import yaml
 from possam.params.slurm import Allocation, Allocations, Kind
 from possam.runtime.errors import InputError
 
-PARAMS = Path(__file__).resolve().parents[2] / "params"
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = ROOT / "params"
 Edit = Callable[[Callable[[dict[str, Any]], None]], Path]
 
 
@@ -41,13 +43,13 @@ def test_the_paper_trains_on_one_node_of_eight_a100() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda v: v["defaults"].update(gpu=1),
             r"slurm\.yaml: scales\..*: gpu: .*valid keys: .*gpus",
         ),
-        (lambda v: v["scales"]["paper"]["train"].update(tasks=4), "one process a GPU"),
+        (lambda v: v["scales"]["paper"]["train"].update(tasks=4), "one process per GPU"),
         (lambda v: v["scales"]["paper"]["evaluate"].update(minutes="2h"), "evaluate: minutes"),
         (lambda v: v["scales"]["smoke"]["convert"].update(tasks=2), "only trainings"),
         (lambda v: v["scales"].update(huge={}), "unknown scale 'huge'"),
@@ -56,8 +58,8 @@ def test_the_paper_trains_on_one_node_of_eight_a100() -> None:
         (lambda v: v["scales"]["mini"]["train"].update(gpu_type="a100"), "gpus of at least 1"),
     ],
 )
-def test_what_is_wrong_is_told(edited: Edit, change: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_errors_name_file_and_key(edited: Edit, change: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Allocations(folder=edited(change))
 
 
@@ -79,3 +81,34 @@ def test_resources_never_ask_snakemake_for_tasks() -> None:
     assert (
         Allocations(folder=PARAMS).of("paper", "timing").resources["slurm_extra"] == "--exclusive"
     )
+
+
+def test_the_example_of_another_cluster_is_followed_literally(edited: Edit) -> None:
+    """The YAML of docs/your-cluster.md, put into params/slurm.yaml as the page says."""
+    page = (ROOT / "docs/your-cluster.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    def put(values: dict[str, Any], edits: dict[str, Any]) -> None:
+        for key, edit in edits.items():
+            if isinstance(edit, dict):
+                put(values[key], edit)
+            else:
+                assert key in values or key in Allocation.model_fields
+                values[key] = edit
+
+    folder = edited(lambda values: put(values, yaml.safe_load(example)))
+    train = Allocations(folder=folder).of("paper", "train")
+    assert (train.account, train.partition, train.gres) == ("vision", "gpu", "gpu:h100:4")
+    assert (train.nodes, train.tasks, train.world_size, train.minutes) == (2, 4, 8, 720)
+    assert (train.memory_gib, train.device, train.max_requeues) == (240, "cuda", 20)
+    scale = yaml.safe_load((PARAMS / "scales/paper.yaml").read_text())["training"]
+    assert scale["batch_size"] / scale["micro_batch"] % train.world_size == 0
+    convert = Allocations(folder=folder).of("paper", "convert")
+    assert (convert.account, convert.partition, convert.gres) == ("vision", "gpu", None)
+
+
+def test_the_page_explains_every_key() -> None:
+    page = (ROOT / "docs/your-cluster.md").read_text()
+    rows = re.findall(r"^\| `.*?\|", page, re.MULTILINE)
+    explained = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert explained == set(Allocation.model_fields)

@@ -12,13 +12,12 @@ import pytest
 
 from possam.runtime import forkserver
 
-# The server itself, with jobs of these tests in place of stages and nothing to import.
-SERVER = """
+# A module whose function stands in for the command line.
+JOBS = """
 import os, signal, sys, time
 from pathlib import Path
-from possam.runtime import forkserver
 
-# Started with Ctrl-C ignored (in a script's background) a process ignores it, here, too.
+# A process that is started with Ctrl-C ignored (in a script's background) ignores it here too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def job(arguments):
@@ -31,8 +30,9 @@ def job(arguments):
         return 0
     if kind == "fail":
         raise RuntimeError("a bug")
-    if kind == "stop":
-        sys.exit("stopped")
+    if kind == "modules":
+        print(sorted(name for name in sys.modules if name.startswith("possam")))
+        return 0
     if kind == "kill":
         os.kill(os.getpid(), 9)
     if kind == "wait":
@@ -43,10 +43,16 @@ def job(arguments):
             Path(values[0]).write_text("interrupted")
             return 130
     return 1
+"""
+# The server itself, with nothing to import before it forks.
+SERVER = """
+import sys
+from pathlib import Path
+from possam.runtime import forkserver
 
 forkserver._LIBRARIES = ()
-forkserver._call = job
-forkserver.serve(Path(sys.argv[1]))
+sys.path.insert(0, str(Path(sys.argv[1]).parent.parent))
+forkserver.serve(Path(sys.argv[1]), "jobs_of_tests:job")
 """
 CLIENT = """
 import sys
@@ -61,6 +67,7 @@ def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A running server; its socket is ``tmp_path / "server" / "jobs"``."""
     folder = tmp_path / "server"
     folder.mkdir()
+    (tmp_path / "jobs_of_tests.py").write_text(JOBS)
     command = [sys.executable, "-c", SERVER, str(folder / "jobs")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         until((folder / "jobs").exists)
@@ -122,6 +129,14 @@ def test_a_bug_shows_its_traceback_and_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
+def test_a_job_runs_the_code_of_the_moment(tmp_path: Path) -> None:
+    """Before it forks the server imports nothing of the package but itself and variables' names."""
+    done = subprocess.run(client(tmp_path, "modules"), capture_output=True, text=True, check=True)
+    own = ["", ".runtime", ".runtime.environment", ".runtime.forkserver"]
+    assert done.stdout == f"{[f'possam{name}' for name in own]}\n"
+
+
+@pytest.mark.usefixtures("server")
 def test_a_killed_job_is_a_failed_command(tmp_path: Path) -> None:
     done = subprocess.run(client(tmp_path, "kill"), capture_output=True, text=True, check=False)
     assert done.returncode == forkserver.KILLED
@@ -163,7 +178,7 @@ def test_the_server_ends_with_its_parent_and_leaves_no_file(
 
 def test_without_a_server_the_command_does_it_itself_and_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "possam.cli", "table", "table99", "--scale", "smoke"],
+        [sys.executable, "-m", "possam", "table", "table99", "--scale", "smoke"],
         env={**os.environ, "POSSAM_FORKSERVER": str(tmp_path / "nowhere")},
         capture_output=True,
         text=True,

@@ -21,6 +21,7 @@ import yaml
 from possam.training.metrics import TIME_FIELDS
 from tests.slurm.conftest import ClusterWorkspace
 from tests.support.cluster import Cluster
+from tests.support.sessions import signal_session
 
 pytestmark = pytest.mark.slurm
 
@@ -172,7 +173,7 @@ def start(project: ClusterWorkspace) -> Iterator[Callable[..., subprocess.Popen[
 
 
 def kill_session(process: subprocess.Popen[str]) -> None:
-    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    signal_session(process.pid, signal.SIGKILL)
     process.wait(30)
 
 

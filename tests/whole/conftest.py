@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.sessions import signal_session
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COPIED = ("params", "workflow", "profiles", "possam", "data/towers", ".dvc")
 FILES = (
@@ -115,7 +117,7 @@ def served(workspace: Workspace, *command: str, port: int) -> Iterator[str]:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Ctrl-C for a process and all that it started; by force if that does not help."""
     for number in (signal.SIGINT, signal.SIGKILL):
-        subprocess.run(["pkill", f"-{number.value}", "-s", str(process.pid)], check=False)
+        signal_session(process.pid, number)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What a training job runs: the frozen code, in every process of the job."""
+"""What every process of a training job does: train, with the frozen sources."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from possam.runtime.errors import InputError, PossamError
 from possam.runtime.locks import is_held
 
 _LOCK_S = 180.0
-"""A network file system frees the lock of a node that died after a minute or two."""
+"""A network file system takes a minute or two to free the lock of a node that died."""
 
 
 def ranks(
@@ -24,11 +24,11 @@ def ranks(
 
     Args:
         variables: the environment that srun made.
-        hosts: the job's nodes; the first is where the processes meet.
-        world_size: processes that were asked for.
+        hosts: the job's nodes; the processes meet on the first.
+        world_size: the number of processes that was asked for.
 
     Raises:
-        InputError: another number of processes runs: the batch would be divided otherwise.
+        InputError: another number of processes runs, so the batch would be divided differently.
     """
     running = int(variables.get("SLURM_NTASKS", "1"))
     if running != world_size:
@@ -41,9 +41,9 @@ def ranks(
         "RANK": variables["SLURM_PROCID"],
         "LOCAL_RANK": variables["SLURM_LOCALID"],
         "WORLD_SIZE": str(world_size),
-        # One node needs no name service.
+        # On one node no host name has to be resolved.
         "MASTER_ADDR": hosts[0] if len(hosts) > 1 else "127.0.0.1",
-        # Below the ports that systems hand out by themselves; jobs on one node differ in it.
+        # Below the ports that systems hand out themselves; differs between jobs on one node.
         "MASTER_PORT": str(20000 + job % 10000),
     }
 
@@ -55,7 +55,7 @@ class TrainingJob:
     Attributes:
         scale, run, seed: which training.
         device: ``cpu`` or ``cuda``.
-        world_size: processes that were asked for.
+        world_size: the number of processes that was asked for.
         directory: the run's folder.
         source: the snapshot whose code and parameters are used.
     """
@@ -69,16 +69,16 @@ class TrainingJob:
     source: Path
 
     def checkpoint(self) -> Any:
-        """Called before a time-out or preemption: the same again goes on at the last checkpoint."""
+        """Called before a time-out or preemption: the same job again resumes at its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def __call__(self) -> None:
-        """Train, and say how it ended; every exception ends the whole job.
+        """Train and record how it ended; every exception ends the whole job.
 
         Raises:
-            InputError: wrong sources or number of processes, or what the training refuses.
+            InputError: wrong sources or number of processes, or a training that is refused.
         """
         from submitit.core.utils import UncompletedJobError
         from submitit.slurm.slurm import SlurmJobEnvironment
@@ -98,13 +98,13 @@ class TrainingJob:
         except PossamError as error:
             from possam.training.distributed import LostProcessError
 
-            # What another process did is no fault of the parameters.
+            # The parameters are not at fault if another process was lost.
             lost = isinstance(error, LostProcessError)
             code = 1 if lost else 2
             records.write_failure(job, rank, message=str(error), final=not lost, code=code)
             raise
         except UncompletedJobError:
-            message = "every max_requeues (params/slurm.yaml) is used up; submit it again to go on"
+            message = "max_requeues (params/slurm.yaml) is used up; submit it again to go on"
             records.write_failure(job, rank, message=message, final=True, code=1)
             raise
         except Exception as error:
@@ -137,7 +137,7 @@ class TrainingJob:
         deadline = time.monotonic() + _LOCK_S
         while os.environ["RANK"] == "0" and is_held(self.directory / RUN_LOCK):
             if time.monotonic() > deadline:
-                break  # train says whose fault it is
+                break  # train() refuses, with the reason
             time.sleep(1)
         project = Project(self.scale, folder=self.source / "params")
         train(project, self.run, seed=self.seed, device=self.device)

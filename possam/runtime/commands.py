@@ -1,0 +1,96 @@
+"""Subcommands of a typer application: grouped help, an example each, errors as exit codes.
+
+Exit codes: 0 done (or what the command returns); 1 a job on a cluster failed; 2 bad input or usage
+(one message, nothing half-written); 130 interrupted; 141 the reader of the output is gone.
+
+Help is plain text: with rich's boxes ``possam --help`` takes three times as long (measured: 0.38
+instead of 0.12 s of CPU time).
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from possam import __version__
+from possam.runtime.errors import JobFailedError, PossamError
+
+
+class _Group(TyperGroup):
+    """Lists its subcommands panel by panel, and all of them where an unknown one is asked for."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            row = (name, command.get_short_help_str(limit=100))
+            panels.setdefault(getattr(command, "rich_help_panel", None) or "Others", []).append(row)
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}; valid choices: {', '.join(self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+def application(help: str) -> typer.Typer:
+    """An application without subcommands yet, with ``--version`` and shell completion."""
+    app = typer.Typer(cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    def show(asked: bool) -> None:
+        if asked:
+            print(f"possam {__version__}")
+            raise typer.Exit
+
+    @app.callback(help=help)
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=show, is_eager=True, help="Print the version.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function the subcommand of its name; what it returns is the exit code (None: 0).
+
+    Args:
+        panel: the group that help lists it in.
+        example: a command line that its help ends with.
+    """
+
+    def register(function: Callable[..., int | None]) -> Callable[..., None]:
+        name = function.__name__.replace("_", "-")
+
+        @functools.wraps(function)
+        def call(**arguments: Any) -> None:
+            raise typer.Exit(_exit_code(name, functools.partial(function, **arguments)))
+
+        app.command(name, rich_help_panel=panel, epilog=f"Example:\n\n\b\n  {example}")(call)
+        return call
+
+    return register
+
+
+def _exit_code(name: str, call: Callable[[], int | None]) -> int:
+    try:
+        code = call() or 0
+        sys.stdout.flush()
+        return code
+    except PossamError as error:
+        print(f"possam {name}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, JobFailedError) else 2
+    except KeyboardInterrupt:
+        print(f"possam {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output is gone (`| head`): nothing may be written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
