@@ -233,9 +233,9 @@ def compare(
     out: Annotated[Path | None, Option(help="Also write it to this Markdown file.")] = None,
 ) -> None:
     """Print what changed in a table since another checkout, with intervals."""
-    from possam.stages.studies import compare_studies
+    from possam.stages.compare import print_comparison
 
-    compare_studies(_project(scale), table, before, out=out)
+    print_comparison(_project(scale), table, before, out=out)
 
 
 @look("possam ui --port 5000")
