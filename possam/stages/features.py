@@ -1,4 +1,4 @@
-"""Stage ``features``: frozen towers run once over a data set, for trainings that allow a cache."""
+"""Stage ``features``: runs a frozen tower once over a data set, for trainings with a cache."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -27,9 +27,11 @@ def _encoder(layout: Layout, tower: str) -> "Callable[[Tensor], Sequence[Tensor]
 def cache_tower_features(project: Project, tower: str, dataset: str, split: str) -> None:
     """Cache the features of ``tower`` over one converted data set.
 
-    ``tower``: a SAM size, or ``clip`` (all its stages: the last is what every model pools, all of
-    them are the backbone of FC-CLIP).
     Mirrored images are cached too if the scale's augmentation is ``flip``.
+
+    Args:
+        tower: a SAM size, or ``clip``, of which all stages are cached: every model pools the last
+            one, and FC-CLIP's backbone takes all of them.
     """
     import torch
 

@@ -1,7 +1,6 @@
-"""Text embeddings on disk, by what they are made from: encoder, names, templates.
+"""Text embeddings on disk, under the hash of what they are made from: encoder, names, templates.
 
-A file holds one vocabulary, ``names`` (N, E) float32; its name is the hash of its identity, so that
-another encoder, name or template is another file. Files are never changed, only added.
+A file holds one vocabulary: ``names``, (N, E) float32. Files are never changed, only added.
 """
 
 import hashlib
@@ -29,18 +28,18 @@ def embed_cached(
     encoder: Mapping[str, Any],
     folder: Path,
 ) -> TextEmbeddings:
-    """``embed_vocabulary``, read from ``folder`` where it was done before.
+    """Call ``embed_vocabulary``, or read what an earlier call has left in ``folder``.
 
     Args:
-        vocabulary, templates: see there.
-        encoder: JSON-able: everything that ``clip``'s embeddings depend on besides the sentences.
-        folder: of the files; made if it is missing.
+        vocabulary, templates: as for ``embed_vocabulary``.
+        encoder: what ``clip``'s embeddings depend on besides the sentences, as JSON.
+        folder: folder of the files; made if missing.
 
     Returns:
-        On the CPU; the same numbers whether they were read or made.
+        Embeddings on the CPU; the same numbers whether computed or read.
 
     Raises:
-        InputError: a damaged file, or what ``embed_vocabulary`` refuses.
+        InputError: a damaged file, or input that ``embed_vocabulary`` refuses.
     """
     content = {
         "format": FORMAT,

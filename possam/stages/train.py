@@ -43,7 +43,7 @@ TRAINING_CODE = (
     "possam.model.possam",
     "possam.model.encoders.text",
 )
-"""Where the code that shapes trained weights begins."""
+"""Entry modules of the code that shapes trained weights."""
 
 
 def _source(
@@ -89,7 +89,7 @@ def _source(
 
 @contextlib.contextmanager
 def _only_one(directory: Path) -> Iterator[None]:
-    """Be the only process that trains in ``directory``; whoever looks sees that one does."""
+    """Hold the lock that lets only one process train in ``directory``, and that others can see."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(directory / RUN_LOCK, timeout=2.0))
@@ -121,14 +121,14 @@ def training_identity(
     *,
     package: Path | None = None,
 ) -> dict[str, Any]:
-    """What the trained weights depend on.
+    """Everything that the trained weights depend on.
 
     Args:
-        dataset: what ``run`` trains on.
+        dataset: the training set of ``run``.
         package: folder of the code that trains; default: this one.
 
     Raises:
-        InputError: an asset was not fetched yet.
+        InputError: an asset has not been fetched.
     """
     inputs = {"dataset": dataset.manifest["content"], **frozen_hashes(layout, run.sam)}
     if run.start_from is not None:
@@ -144,10 +144,10 @@ def training_identity(
 
 
 def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
-    """Train run ``name`` and write ``run.json``; goes on where a killed call stopped.
+    """Train run ``name`` and write ``run.json``; a killed call is resumed at its last checkpoint.
 
-    Several processes that a launcher started (``possam.training.distributed.join``) train one run
-    together; any number of them trains the same.
+    Processes that a launcher started (``possam.training.distributed.join``) train one run together;
+    the result does not depend on their number.
 
     Args:
         seed: default: the first of the scale's seeds.
@@ -155,7 +155,7 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
 
     Raises:
         InputError: bad parameters or inputs, or another process trains this run.
-        TrainingError: the loss is not finite any more, or one of the processes is lost.
+        TrainingError: the loss is no longer finite, or a process is lost.
     """
     from possam.training.distributed import join
 

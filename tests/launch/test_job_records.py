@@ -28,7 +28,7 @@ def test_a_record_comes_back(records: RunRecords) -> None:
     assert [each.job for each in record.submissions] == ["7", "9"]
 
 
-def test_a_foreign_record_is_told(records: RunRecords) -> None:
+def test_a_foreign_record_is_an_error(records: RunRecords) -> None:
     write_json(records.folder / "job.json", {"job": "3", "submissions": []})
     with pytest.raises(InputError, match=r"job\.json: not the record of a job"):
         records.read()
@@ -59,7 +59,7 @@ def trained(records: RunRecords, identity: str) -> None:
     write_json(records.directory / "run.json", run)
 
 
-def test_run_json_is_put_back_for_the_same_training_alone(records: RunRecords) -> None:
+def test_run_json_is_put_back_only_for_the_same_training(records: RunRecords) -> None:
     assert not records.finish("i")
     trained(records, "i")
     assert records.finish("i") and not records.finish("other")

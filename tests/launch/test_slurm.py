@@ -86,7 +86,7 @@ def test_active_jobs_are_in_the_order_of_their_numbers(command: Fake) -> None:
     assert [job.job for job in active_jobs("possam-r")] == ["9", "10"]
 
 
-def test_a_machine_without_slurm_is_told(command: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_refused(command: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match=r"^jobs tail: .* no sbatch, srun, .* login node"):
         require_slurm("jobs tail")

@@ -32,7 +32,7 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_package_and_parameters_alone(tree: Path) -> None:
+def test_only_package_and_parameters_are_frozen(tree: Path) -> None:
     folder = frozen(tree)
     assert names(folder) == {
         "possam/__init__.py",

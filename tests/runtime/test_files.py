@@ -76,7 +76,7 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_json_is_told_with_its_name(tmp_path: Path) -> None:
+def test_bad_json_is_an_error_with_the_files_name(tmp_path: Path) -> None:
     path = tmp_path / "v.json"
     path.write_text('{"a": 1')
     with pytest.raises(InputError, match=r"v\.json.*truncated"):

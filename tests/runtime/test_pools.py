@@ -132,8 +132,8 @@ def alive(started: subprocess.Popen[str]) -> bool:
 
 
 def ends(started: subprocess.Popen[str]) -> bool:
-    """Whether all processes of the group end, by themselves, within ten seconds."""
-    for _ in range(200):
+    """Whether all processes of the group end by themselves, within a minute."""
+    for _ in range(1200):
         started.poll()
         if not alive(started):
             return True
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_all_processes_without_a_word(
     assert any(found == f"{line}\n" for found in program.stdout)
     time.sleep(0.2)
     os.killpg(program.pid, signal.SIGINT)
-    assert program.wait(timeout=20) == 130
+    assert program.wait(timeout=120) == 130
     assert ends(program)
     assert program.stderr.read() == ""
 
