@@ -46,7 +46,7 @@ def test_both_assemblies_find_the_same(project: Project) -> None:
         for case in inference.on_device(
             project, "b", device="cpu", precision=precision, side=128, published=rate
         ):
-            found.append(measure(case, repeats=1, say=quiet))
+            found.append(measure(case, repeats=1, report=quiet))
     assert [case["name"] for case in found] == [
         "inference/possam_b_150_classes",
         "inference/possam_b_150_classes_cpu_bf16",
@@ -75,7 +75,7 @@ def test_whole_steps_start_from_about_the_same_loss(project: Project, precision:
     run = run.model_copy(update={"loss": run.loss.model_copy(update={"points": 4096})})
     segmenter = random_segmenter(project, "b", precision=precision)
     for case in training.live_cases("b", segmenter, run, device="cpu", side=128, images=2):
-        found = measure(case, repeats=1, say=quiet)
+        found = measure(case, repeats=1, report=quiet)
         assert found["name"] == "training/whole_step_b_cpu" and found["error"] < 0.05
 
 

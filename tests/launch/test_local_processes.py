@@ -58,11 +58,20 @@ time.sleep(600)
             os.kill(int(path.read_text()), 0)
 
 
-def test_a_killed_process_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    kill = "os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else sys.exit(2)"
-    assert (
-        run_processes(script(f"time.sleep(0.3) if rank == '0' else None\n{kill}"), count=2) == 137
-    )
+def test_a_killed_process_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kill = f"""
+import fcntl, pathlib
+lock, held = open('{tmp_path}/lock', 'w'), pathlib.Path('{tmp_path}/held')
+if rank == '1':
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    held.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+while not held.exists():
+    time.sleep(0.01)
+fcntl.flock(lock, fcntl.LOCK_EX)  # the other one is dead: fail because of that, as a training does
+sys.exit(2)
+"""
+    assert run_processes(script(kill), count=2) == 137
     assert "process 1 of 2 was killed (SIGKILL)" in capfd.readouterr().err
 
 

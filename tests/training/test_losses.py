@@ -44,7 +44,7 @@ def constant_points(monkeypatch: pytest.MonkeyPatch, count: int = 16) -> Tensor:
     """The same points for every pair, whatever its place."""
     points = torch.rand(count, 2, generator=generator(9))
     monkeypatch.setattr(
-        module, "uncertain_points", lambda logits, **_: points.expand(len(logits), -1, -1)
+        module, "uncertain_points", lambda logits, *_, **__: points.expand(len(logits), -1, -1)
     )
     return points
 
@@ -63,7 +63,7 @@ def inner_points(monkeypatch: pytest.MonkeyPatch, count: int = 16) -> None:
     """Points away from the border, where samples of a constant map are that constant."""
     points = 0.2 + 0.6 * torch.rand(count, 2, generator=generator(9))
     monkeypatch.setattr(
-        module, "uncertain_points", lambda logits, **_: points.expand(len(logits), -1, -1)
+        module, "uncertain_points", lambda logits, *_, **__: points.expand(len(logits), -1, -1)
     )
 
 
@@ -98,7 +98,7 @@ def test_class_loss_by_hand_with_void_weight() -> None:
 
 @pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (2, 2), (1, 3)])
 @pytest.mark.parametrize("void_weight", [0.1, 0.0])
-def test_losses_of_slices_add_up_to_that_of_the_batch(
+def test_losses_of_micro_batches_add_up_to_that_of_the_batch(
     monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...], void_weight: float
 ) -> None:
     """With the same points for all, for any cut, and whatever targets the images have."""
