@@ -1,4 +1,4 @@
-"""Layer normalisation: PyTorch's numbers, and gradients that are summed in the weights' precision."""
+"""Layer normalisation: PyTorch's numbers, and gradients summed in the weights' precision."""
 
 import torch
 from hypothesis import given, settings

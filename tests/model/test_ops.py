@@ -42,7 +42,7 @@ def test_attention_on_a_cpu_is_computed_in_float32() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 6), max_size=3), st.integers(1, 13), st.integers(0, 999))
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=3), st.integers(1, 13), st.integers(0, 999))
 def test_softmax_of_short_rows_is_softmax(batch: list[int], count: int, seed: int) -> None:
     found = []
     for function in (softmax_of_short_rows, lambda rows: rows.softmax(-1)):
