@@ -61,11 +61,13 @@ def test_resampling_by_area_is_interpolation(
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     kind = torch.bfloat16 if half else torch.float32
-    for extra in (0, 1):
-        shape = (2, 3, height * down, width * right + extra)
+    for extra, count in ((0, 3), (1, 3), (0, 0)):
+        shape = (2, count, height * down, width * right + extra)
         masks = (torch.rand(shape, generator=draw) < 0.4).to(kind)
         found = resample_area(masks, (height, width))
+        assert found.dtype == kind and found.shape == (2, count, height, width)
+        if not count:
+            continue
         expected = F.interpolate(masks.double(), size=(height, width), mode="area")
-        assert found.dtype == kind
         tolerance = 2**-7 if half else 1e-6
         assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
