@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from possam.model.inference import MaskScores, classify
 from possam.model.possam import PosSAM
 from possam.model.segmenter import RawPrediction
 from possam.runtime.errors import InputError
-from tests.support.model_fakes import SMALL, random_text, small_possam
+from tests.support.model_fakes import SMALL, inference_options, random_text, small_possam
 from tests.support.parity_report import Parity
 
 CLIP_SCALE = 20.0
@@ -44,17 +45,15 @@ def raw_prediction(*, seed: int = 0, batch: int = 2, queries: int = 6) -> RawPre
 
 
 def classified(raw: RawPrediction, **changes: Any) -> MaskScores:
-    options: dict[str, Any] = {
-        "possam": model(),
-        "clip_logit_scale": CLIP_SCALE,
-        "seen": SEEN,
-        "ensemble": "mase",
-        "alpha": 0.4,
-        "beta": 0.8,
-        "mase_confidence": "class",
-        "iou_weighting": True,
-    }
-    return classify(raw, random_text(classes=4), **{**options, **changes})
+    seen = changes.pop("seen", SEEN)
+    return classify(
+        raw,
+        random_text(classes=4),
+        possam=model(),
+        clip_logit_scale=CLIP_SCALE,
+        seen=seen,
+        options=inference_options(**changes),
+    )
 
 
 def cosines(embedding: Tensor, text: TextEmbeddings) -> list[float]:
@@ -167,5 +166,5 @@ def test_images_are_classified_independently(parity: Parity, ensemble: str) -> N
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="seen"):
         classified(raw_prediction(), seen=torch.tensor([True]))
-    with pytest.raises(InputError, match="mase, geometric, ldp, clip"):
+    with pytest.raises(ValidationError, match="'mean'; valid choices: mase, geometric, ldp, clip"):
         classified(raw_prediction(), ensemble="mean")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from possam.model.deformable import DeformableAttention, reference_points, sample_with_grids
-from possam.model.ops.compiled_sampling import sample_sum
+from possam.model.deformable import DeformableAttention, reference_points
+from possam.model.ops.deformable import sample_plain, sample_sum
 
 CPU = torch.device("cpu")
 SHAPES = [(2, 3), (4, 1)]
@@ -68,19 +68,19 @@ def test_sums_and_derivatives_are_those_of_grid_sample(
     whole: bool,
     seed: int,
 ) -> None:
-    """Also for samples in cells' centres (``whole``), on the border and far outside; channels that
-    fill the blocks of vector instructions, and those that are left over.
-    """
+    """Also for samples in cells' centres (``whole``), on the border and far outside."""
     kind = torch.float32 if single and not whole else torch.float64
     found = []
-    for sampler in (sample_sum, sample_with_grids):
+    for sampler in (sample_sum, sample_plain):
         values, offsets, weights = _inputs(
             sides, heads=heads, channels=channels, reach=reach, dtype=kind, seed=seed
         )
         placed = offsets.round() if whole else offsets
         out = sampler(values, placed, weights, references=_places(sides, kind), shapes=sides)
-        wanted = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=out.dtype)
-        out.backward(wanted)
+        grad_output = torch.randn(
+            out.shape, generator=torch.Generator().manual_seed(7), dtype=out.dtype
+        )
+        out.backward(grad_output)
         derivatives = [values.grad, weights.grad]
         if reach and not whole:  # in a cell's centre the slopes of both sides are right
             derivatives.append(offsets.grad)

@@ -15,7 +15,13 @@ from torch.func import functional_call
 from possam.model.encoders.sam import ARCHITECTURES, SamEncoder, build_sam
 from possam.model.inference import MaskScores, classify
 from possam.model.segmenter import Segmenter
-from tests.support.model_fakes import FakeClip, FakeSam, random_text, small_possam
+from tests.support.model_fakes import (
+    FakeClip,
+    FakeSam,
+    inference_options,
+    random_text,
+    small_possam,
+)
 
 CUDA = torch.device("cuda", 0)
 
@@ -61,11 +67,7 @@ def test_inference_stays_on_its_device(segmenter: Segmenter) -> None:
             possam=head,
             clip_logit_scale=10.0,
             seen=mode.from_tensor(seen).to(CUDA),
-            ensemble="mase",
-            alpha=0.4,
-            beta=0.8,
-            mase_confidence="class",
-            iou_weighting=True,
+            options=inference_options(),
         )
         assert scores.class_scores.device == CUDA
 

@@ -9,12 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from possam.model.ensemble import geometric_ensemble, mase, mase_weight
+from possam.model import ensemble
+from possam.model.ensemble import mase_weight
+from tests.support.model_fakes import inference_options
 from tests.support.parity_report import Parity
 
 FLOAT32 = 1e-5
 """Bound: float32 logarithms of probabilities down to 1e-38 against float64."""
 SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def geometric_ensemble(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, **options: Any) -> Tensor:
+    return ensemble.geometric_ensemble(
+        p_ldp, p_clip, seen=seen, options=inference_options(**options)
+    )
+
+
+def mase(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, confidence: Any, **options: Any) -> Tensor:
+    options = {**options, "mase_confidence": confidence}
+    return ensemble.mase(p_ldp, p_clip, seen=seen, options=inference_options(**options))
+
 
 units = st.floats(0.0, 1.0, width=32)
 inner = st.floats(2.0**-7, 1 - 2.0**-7, width=32)

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from possam.model.automatic_masks import automatic_masks
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
+from possam.model.encoders.automatic_masks import automatic_masks
 from possam.model.encoders.sam import load_sam
+from possam.model.options import AutomaticMaskOptions
 
 TOWERS = Path(__file__).resolve().parents[2] / "data/towers"
-LAX = {"iou_threshold": 0.4, "stability_threshold": 0.6, "nms_threshold": 0.7}
+LAX = AutomaticMaskOptions(
+    points_per_side=6, iou_threshold=0.4, stability_threshold=0.6, nms_threshold=0.7
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def image() -> np.ndarray:
 
 
 def test_masks_are_segment_anythings(sam: Sam, image: np.ndarray) -> None:
-    masks = automatic_masks(sam, image, points_per_side=6, **LAX)
+    masks = automatic_masks(sam, image, LAX)
     generator = SamAutomaticMaskGenerator(
         sam,
         points_per_side=6,
@@ -46,7 +49,7 @@ def test_masks_are_segment_anythings(sam: Sam, image: np.ndarray) -> None:
 
 
 def test_the_square_and_the_disc_are_found(sam: Sam, image: np.ndarray) -> None:
-    masks = automatic_masks(sam, image, points_per_side=6, **LAX)
+    masks = automatic_masks(sam, image, LAX)
     for colour in ((210, 40, 40), (40, 60, 210)):
         truth = (image == colour).all(-1)
         iou = [(m & truth).sum() / (m | truth).sum() for m in masks]
@@ -54,5 +57,6 @@ def test_the_square_and_the_disc_are_found(sam: Sam, image: np.ndarray) -> None:
 
 
 def test_no_mask_is_good_enough(sam: Sam, image: np.ndarray) -> None:
-    strict = {**LAX, "stability_threshold": 1.0, "iou_threshold": 1.0}
-    assert automatic_masks(sam, image, points_per_side=2, **strict).shape == (0, 96, 128)
+    changes = {"points_per_side": 2, "stability_threshold": 1.0, "iou_threshold": 1.0}
+    strict = LAX.model_copy(update=changes)
+    assert automatic_masks(sam, image, strict).shape == (0, 96, 128)

@@ -12,15 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.model import inference
 from possam.model.inference import (
     Geometry,
     MaskScores,
-    full_probabilities,
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
+from possam.model.ops.strips import STRIP_CELLS, first_argmax, full_probabilities, restore_rows
 from tests.support import slow_inference as slow
 from tests.support.parity_report import Parity
 
@@ -351,9 +350,9 @@ def test_strips_do_not_matter(parity: Parity, monkeypatch: pytest.MonkeyPatch, c
     is_thing = torch.arange(23) % 2 == 0
     for seed, geometry in itertools.product(range(4), (PLAIN, CROPPED)):
         maps, scored = scores(seed=seed, queries=40, classes=23)
-        monkeypatch.setitem(inference.STRIP_CELLS, "cpu", 1 << 22)
+        monkeypatch.setitem(STRIP_CELLS, "cpu", 1 << 22)
         whole = everything(maps, scored, is_thing, geometry=geometry)
-        monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
+        monkeypatch.setitem(STRIP_CELLS, "cpu", cells)
         same_results(parity, everything(maps, scored, is_thing, geometry=geometry), whole)
 
 
@@ -363,7 +362,7 @@ def test_probabilities_made_before_change_nothing(
 ) -> None:
     """Also in strips, which classes may need where the masks alone do not; and they stay whole."""
     is_thing = torch.arange(23) % 2 == 0
-    monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
+    monkeypatch.setitem(STRIP_CELLS, "cpu", cells)
     for seed, geometry in itertools.product(range(4), (PLAIN, CROPPED)):
         maps, scored = scores(seed=seed, queries=40, classes=23)
         made = full_probabilities(maps, geometry)
@@ -381,7 +380,7 @@ def test_probabilities_of_large_images_are_not_made_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     maps, _ = scores(seed=0, queries=40)
-    monkeypatch.setitem(inference.STRIP_CELLS, "cpu", 40 * 14 * 9 - 1)
+    monkeypatch.setitem(STRIP_CELLS, "cpu", 40 * 14 * 9 - 1)
     assert full_probabilities(maps, CROPPED) is None
 
 
@@ -391,17 +390,20 @@ def test_of_equal_masks_the_first_wins(seed: int, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randint(0, 3, (count, 5, 7), generator=generator) / 2
     first = [column.tolist().index(column.max()) for column in maps.flatten(1).T]
-    assert inference._first_argmax(maps).flatten().tolist() == first
+    assert first_argmax(maps).flatten().tolist() == first
 
 
 @settings(max_examples=30)
 @given(seed=seeds, sides=st.tuples(*[st.integers(1, 20)] * 4), data=st.data())
 def test_rows_are_those_of_the_whole(seed: int, sides: tuple[int, ...], data: Any) -> None:
+    """Bit for bit those of all rows at once, and but for rounding what ``restore`` makes."""
     maps = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(seed))
     geometry = Geometry(padded=(20, 24), content=(sides[0], sides[1]), output=(sides[2], sides[3]))
     start = data.draw(st.integers(0, sides[2] - 1))
     rows = slice(start, data.draw(st.integers(start + 1, sides[2])))
-    assert torch.equal(geometry.restore_rows(maps, rows), geometry.restore(maps)[:, rows])
+    found = restore_rows(maps, geometry, rows)
+    assert torch.equal(found, restore_rows(maps, geometry, slice(0, sides[2]))[:, rows])
+    assert_close(found, geometry.restore(maps)[:, rows], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parity("batching")
@@ -410,7 +412,7 @@ def test_strips_decide_between_equal_classes_alone(
     parity: Parity, monkeypatch: pytest.MonkeyPatch, cells: int
 ) -> None:
     """Each class has a twin of equal probability; products of other sizes round differently."""
-    monkeypatch.setitem(inference.STRIP_CELLS, "cpu", cells)
+    monkeypatch.setitem(STRIP_CELLS, "cpu", cells)
     generator = torch.Generator().manual_seed(0)
     half = (torch.randn(1, 100, 75, generator=generator) * 4).softmax(-1) / 2
     scored = MaskScores(

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from possam.model.mask2former import (
-    convert_mask2former,
-    describe_decoders,
-    start_from_mask2former,
-)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import SwinConfig
 
-from possam.model.possam import PosSAM, build_possam
+from possam.model.encoders.mask2former import (
+    convert_mask2former,
+    describe_decoders,
+    start_from_mask2former,
+)
+from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, WrongVariantError
 from tests.support.mask2former_reference import Sizes, config_of, our_decoders, randomise, reference
-from tests.support.model_fakes import SMALL, TWO_WAY
+from tests.support.model_fakes import TWO_WAY, small_possam
 
 SIZES = Sizes(widths=(8, 16, 32, 64))
 """``widths``: those of the Swin backbone below."""
@@ -60,7 +60,7 @@ def possam(**changes: Any) -> PosSAM:
         "decoder_layers": 4,
         "decoder_ffn": 80,
     }
-    return build_possam(**{**SMALL, **sizes, **changes})
+    return small_possam(**{**sizes, **changes})
 
 
 @torch.no_grad()
@@ -248,6 +248,6 @@ def test_what_is_not_a_state_dict_is_refused_and_no_code_is_unpickled(tmp_path: 
 
 
 def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
-    model = build_possam(**{**SMALL, **TWO_WAY})
+    model = small_possam(**TWO_WAY)
     with pytest.raises(InputError, match=r"has no parts of Mask2Former; use decoder: mask2former"):
         start_from_mask2former(model, save_torch(state_of(), tmp_path))

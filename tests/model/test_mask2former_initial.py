@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from possam.model.mask2former import rename_mask2former
 from torch import Tensor, nn
 
 from possam.model.deformable import DeformableAttention
+from possam.model.encoders.mask2former import rename_mask2former
 from tests.support.mask2former_reference import PAPER, config_of, our_decoders, reference
 from tests.support.parity_report import Parity
 

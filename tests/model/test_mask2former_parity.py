@@ -1,6 +1,6 @@
 """The deformable attention and both decoders against transformers' Mask2Former.
 
-Weights reach ours through the converter (``possam.model.mask2former``), which is thereby proved.
+Weights reach ours through the converter (``encoders.mask2former``), which this tests too.
 """
 
 from typing import Any

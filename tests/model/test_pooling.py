@@ -6,23 +6,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from possam.model.pooling import build_pooling, hard_masks, mask_pool
+from possam.model.pooling import hard_masks, mask_pool
+from possam.model.registry import POOLINGS, load_part
+from tests.support.model_fakes import model_options
 
-NAMES = ("ldp", "cross_attention", "region", "clip")
-VARIANTS = [(name, "mask") for name in NAMES] + [("ldp", "image")]
+VARIANTS = [(name, "mask") for name in POOLINGS] + [("ldp", "image")]
 
 
 def pooling(name: Any, interaction: Any) -> Any:
     torch.manual_seed(0)
-    module = build_pooling(
-        name,
-        region_channels=6,
-        clip_channels=10,
-        dim=16,
-        heads=2,
-        embed_dim=12,
-        interaction=interaction,
-    )
+    options = model_options(pooling=name, pooling_interaction=interaction)
+    module = load_part(POOLINGS, name)(options, region_channels=6, clip_channels=10, embed_dim=12)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return module

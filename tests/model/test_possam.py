@@ -1,6 +1,5 @@
 """The assembled trainable part: shapes, gradients, symmetries, weights and their names."""
 
-import inspect
 from typing import Any
 
 import pytest
@@ -9,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.model.options import ModelOptions
-from possam.model.possam import PosSAM, build_possam
+from possam.model.possam import PosSAM
 from possam.model.two_way import TwoWayDecoder
 from possam.runtime.errors import InputError
 from tests.support.model_fakes import SMALL, STAGES, TWO_WAY, random_text, small_possam
@@ -107,24 +105,6 @@ def test_clip_pooled_is_the_mean_of_clip_inside_the_masks() -> None:
             assert_close(output.clip_pooled[image, query], mean)
 
 
-def test_selected_masks_have_the_gradient_of_all_masks() -> None:
-    """Some masks of each layer, none of one image, one of them twice."""
-    model = small_possam()
-    output = model(*features(batch=3), all_layers=True)
-    layer, image, query = torch.tensor([(0, 2, 3), (1, 0, 0), (2, 2, 6), (1, 2, 5), (1, 2, 5)]).T
-    selected = output.select_masks(layer, image, query)
-    assert torch.equal(selected, output.mask_logits[layer, image, query])
-    assert not output.mask_logits.requires_grad
-    weights = torch.randn(selected.shape, generator=torch.Generator().manual_seed(2))
-    leaves = (output.mask_embeddings, output.mask_features)
-    found = torch.autograd.grad((selected * weights).sum(), leaves, retain_graph=True)
-    every = (output.mask_embeddings @ output.mask_features.flatten(2)).unflatten(1, (-1, 7))
-    expected = torch.autograd.grad((every[image, layer, query] * weights.flatten(1)).sum(), leaves)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert theirs.any()
-        assert_close(mine, theirs, rtol=1e-5, atol=1e-4)  # sums in another order
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_reach_every_parameter(variant: str) -> None:
     model = small_possam(**VARIANTS[variant])
@@ -141,8 +121,7 @@ def test_gradients_reach_every_parameter(variant: str) -> None:
         .logsumexp(-1)[..., ::2]
         .sum()
     )
-    masks = output.select_masks(*torch.ones(output.mask_logits.shape[:3]).nonzero(as_tuple=True))
-    loss = loss + (masks * torch.randn_like(masks)).sum()
+    loss = loss + (output.mask_logits * torch.randn_like(output.mask_logits)).sum()
     for layer in layers:
         if layer.iou_logits is not None:
             loss = loss + layer.iou_logits.sigmoid().sum()
@@ -231,12 +210,6 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     second, third = small_possam(seed=5).state_dict(), small_possam(seed=6).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], third[name]) for name in first)
-
-
-def test_builder_takes_exactly_the_model_parameters() -> None:
-    keywords = set(inspect.signature(build_possam).parameters)
-    towers = {"backbone_channels", "clip_channels", "embed_dim", "logit_scale", "seed"}
-    assert keywords == towers | set(ModelOptions.model_fields)
 
 
 LINEAR = ("weight", "bias")

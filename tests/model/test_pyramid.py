@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from possam.model.pyramid import ResampledPyramid, SimplePyramid, StagePyramid, build_pyramid
-from possam.runtime.errors import InputError
+from possam.model.pyramid import ResampledPyramid, SimplePyramid, StagePyramid
 
 
 @pytest.mark.parametrize("kind", [SimplePyramid, ResampledPyramid])
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3)])
 def test_scales(kind: type, size: tuple[int, int]) -> None:
     height, width = size
-    maps = kind(channels=12, out_channels=8)(torch.randn(2, 12, height, width))
+    maps = kind(channels=[12], out_channels=8)(torch.randn(2, 12, height, width))
     halved = (-(-height // 2), -(-width // 2))
     expected = [(4 * height, 4 * width), (2 * height, 2 * width), size, halved]
     assert [tuple(level.shape) for level in maps] == [(2, 8, *shape) for shape in expected]
@@ -20,7 +19,7 @@ def test_scales(kind: type, size: tuple[int, int]) -> None:
 
 def test_pyramid_is_local_and_upright() -> None:
     """A change in one corner of SAM's map stays in that corner of every scale."""
-    pyramid = SimplePyramid(channels=12, out_channels=8)
+    pyramid = SimplePyramid(channels=[12], out_channels=8)
     features = torch.randn(1, 12, 16, 16)
     changed = features.clone()
     changed[..., 0, 15] += 1
@@ -32,7 +31,7 @@ def test_pyramid_is_local_and_upright() -> None:
 
 
 def test_resampled_pyramid_is_the_projected_map_resampled() -> None:
-    pyramid = ResampledPyramid(channels=3, out_channels=3)
+    pyramid = ResampledPyramid(channels=[3], out_channels=3)
     for conv in pyramid.out:
         conv.weight.data.copy_(torch.eye(3)[..., None, None])
         conv.bias.data.zero_()
@@ -46,7 +45,7 @@ def test_resampled_pyramid_is_the_projected_map_resampled() -> None:
 
 def test_stages_that_halve_are_taken_as_they_are() -> None:
     stages = [torch.randn(2, 3 + k, 16 >> k, 24 >> k) for k in range(4)]
-    pyramid = StagePyramid(channels=[3, 4, 5, 6])
+    pyramid = StagePyramid(channels=[3, 4, 5, 6], out_channels=8)
     maps = pyramid(*stages)
     assert all(level is stage for level, stage in zip(maps, stages, strict=True))
     assert [level.shape[1] for level in maps] == [*pyramid.out_channels] == [3, 4, 5, 6]
@@ -56,12 +55,7 @@ def test_stages_that_halve_are_taken_as_they_are() -> None:
 def test_stages_that_keep_the_resolution_are_averaged_down() -> None:
     """Strides 4, 8, 8 and 8, the synthetic CLIP's, become 4, 8, 16 and 32."""
     stages = [torch.randn(2, 3, 8, 16), *(torch.randn(2, 3, 4, 8) for _ in range(3))]
-    maps = StagePyramid(channels=[3] * 4)(*stages)
+    maps = StagePyramid(channels=[3] * 4, out_channels=8)(*stages)
     assert maps[0] is stages[0] and maps[1] is stages[1]
     assert_close(maps[2], stages[2].unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)))
     assert_close(maps[3], stages[3].unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2)))
-
-
-def test_the_pixel_decoder_needs_a_pyramid() -> None:
-    with pytest.raises(InputError, match=r"model\.pyramid: null"):
-        build_pyramid(None, channels=[8], out_channels=8)

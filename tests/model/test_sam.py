@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from possam.model.encoders import sam as sam_module
 from possam.model.encoders.sam import (
     ARCHITECTURES,
     PIXEL_MEAN,
@@ -21,8 +20,9 @@ from possam.model.encoders.sam import (
     build_sam,
     describe_state_dict,
     load_sam,
-    run_encoder,
 )
+from possam.model.ops import sam_encoder
+from possam.model.ops.sam_encoder import run_encoder
 from possam.runtime.errors import InputError, WrongVariantError
 from tests.support.parity_report import Parity
 
@@ -109,9 +109,9 @@ def test_attention_in_rows_and_in_few_windows_equals_segment_anything(
     size: tuple[int, int], rows: int, parity: Parity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for large images: some rows of scores of global blocks, some windows, at a time."""
-    monkeypatch.setattr(sam_module, "_MANY_TOKENS", 10)
-    monkeypatch.setattr(sam_module, "_ROWS", rows)
-    monkeypatch.setattr(sam_module, "_MASK_CELLS", 700)
+    monkeypatch.setattr(sam_encoder, "_MANY_TOKENS", 10)
+    monkeypatch.setattr(sam_encoder, "_ROWS", rows)
+    monkeypatch.setattr(sam_encoder, "_MASK_CELLS", 700)
     sam = _sam(TINY)
     images = _images(2, 3, *size)
     parity.close(SamEncoder(sam.image_encoder)(images), _reference(sam, images), bound=BOUND)
@@ -119,7 +119,7 @@ def test_attention_in_rows_and_in_few_windows_equals_segment_anything(
 
 @pytest.mark.parametrize("rows", [False, True])
 def test_bfloat16_is_close_to_float32(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sam_module, "_MANY_TOKENS", 10 if rows else 1 << 20)
+    monkeypatch.setattr(sam_encoder, "_MANY_TOKENS", 10 if rows else 1 << 20)
     sam = _sam(TINY)
     images = _images(1, 3, 64, 64) / 255
     with torch.no_grad():

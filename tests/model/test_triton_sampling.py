@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from possam.model import deformable
-from possam.model.deformable import _triton_sampler
+from possam.model.ops import compiled_sampling, deformable
+from possam.model.ops.deformable import _triton_sampler
 
-triton = pytest.importorskip("triton", reason="Triton is there on Linux alone")
+triton = pytest.importorskip("triton", reason="Triton exists on Linux only")
 
 
 def test_interpreted_kernels_agree_with_grid_sample() -> None:
@@ -72,5 +72,5 @@ def test_where_triton_does_not_run_the_layer_takes_grid_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deformable, "_triton_sampler", lambda device: None)
-    assert deformable._sampler(torch.device("meta")) is deformable.sample_with_grids
-    assert deformable._sampler(torch.device("cpu")) is deformable.sample_sum
+    assert deformable._sampler(torch.device("meta")) is deformable.sample_plain
+    assert deformable._sampler(torch.device("cpu")) is compiled_sampling.sample_sum

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from possam.model.two_way import TwoWayDecoder, run_two_way
+from tests.support.model_fakes import TWO_WAY, model_options
 
 CHANNELS, HEADS, FFN = 32, 4, 48
 
@@ -20,6 +21,18 @@ def transformer(depth: int, *, seed: int = 0) -> TwoWayTransformer:
         for parameter in module.parameters():  # norms that start as identities would hide mistakes
             nn.init.normal_(parameter, std=0.2)
     return module
+
+
+def decoder(in_channels: int, *, layers: int = 1) -> TwoWayDecoder:
+    options = model_options(
+        **TWO_WAY,
+        hidden_dim=CHANNELS,
+        queries=5,
+        heads=HEADS,
+        decoder_layers=layers,
+        decoder_ffn=FFN,
+    )
+    return TwoWayDecoder(options, backbone_channels=[in_channels])
 
 
 def tokens(size: tuple[int, int] = (3, 5)) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,9 +75,7 @@ def test_masks_are_those_of_segment_anything_s_decoder() -> None:
     sam = MaskDecoder(
         num_multimask_outputs=3, transformer=transformer(2, seed=3), transformer_dim=CHANNELS
     )
-    ours = TwoWayDecoder(
-        in_channels=CHANNELS, channels=CHANNELS, queries=5, heads=HEADS, layers=2, ffn=FFN
-    )
+    ours = decoder(CHANNELS, layers=2)
     ours.transformer.load_state_dict(sam.transformer.state_dict())
     ours.upscaling.load_state_dict(sam.output_upscaling.state_dict())
     output = torch.cat((sam.iou_token.weight, sam.mask_tokens.weight))
@@ -86,28 +97,21 @@ def test_masks_are_those_of_segment_anything_s_decoder() -> None:
 
 
 def test_positions_are_sam_s_and_full_precision_under_autocast() -> None:
-    decoder = TwoWayDecoder(
-        in_channels=16, channels=CHANNELS, queries=5, heads=HEADS, layers=1, ffn=FFN
-    )
+    own = decoder(16)
     prompt = PromptEncoder(CHANNELS, (4, 6), (64, 96), 4)
-    prompt.pe_layer.load_state_dict(decoder.positions.state_dict())
-    assert_close(decoder.positions((4, 6))[None], prompt.get_dense_pe())
+    prompt.pe_layer.load_state_dict(own.positions.state_dict())
+    assert_close(own.positions((4, 6))[None], prompt.get_dense_pe())
     seen: list[Tensor] = []
-    decoder.transformer.layers[0].register_forward_pre_hook(
+    own.transformer.layers[0].register_forward_pre_hook(
         lambda module, arguments, options: seen.append(options["key_pe"]), with_kwargs=True
     )
     image = torch.randn(1, 16, 4, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        decoder((image,), all_layers=False)
+        own((image,), all_layers=False)
     assert_close(seen[0], prompt.get_dense_pe()[0].flatten(1).T)
 
 
 def test_narrower_maps_are_projected() -> None:
-    def decoder(in_channels: int) -> TwoWayDecoder:
-        return TwoWayDecoder(
-            in_channels=in_channels, channels=CHANNELS, queries=5, heads=HEADS, layers=1, ffn=FFN
-        )
-
     assert isinstance(decoder(CHANNELS).projection, nn.Identity)
     found = decoder(16)((torch.randn(2, 16, 3, 5),), all_layers=True)
     assert found.mask_features.shape == (2, CHANNELS // 8, 12, 20)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.encoders.text import TextEmbeddings
-from possam.model.possam import PosSAM, build_possam
+from possam.model.options import InferenceOptions, ModelOptions
+from possam.model.possam import PosSAM, rebuild_possam
 
 SMALL: dict[str, Any] = {
     "backbone_channels": (16,),
@@ -46,7 +47,30 @@ STAGES: dict[str, Any] = {
 
 def small_possam(**changes: Any) -> PosSAM:
     """A PosSAM that runs in milliseconds."""
-    return build_possam(**{**SMALL, **changes})
+    description = {**SMALL, **changes}
+    return rebuild_possam(description, seed=description.pop("seed"))
+
+
+def model_options(**changes: Any) -> ModelOptions:
+    """The options of :func:`small_possam`."""
+    fields = {**SMALL, **changes}
+    return ModelOptions(**{name: fields[name] for name in ModelOptions.model_fields})
+
+
+def inference_options(**changes: Any) -> InferenceOptions:
+    """MASE with IoU weighting, images as they are."""
+    values: dict[str, Any] = {
+        "ensemble": "mase",
+        "alpha": 0.4,
+        "beta": 0.8,
+        "mase_confidence": "class",
+        "iou_weighting": True,
+        "object_threshold": 0.5,
+        "overlap_threshold": 0.6,
+        "instance_top_k": 10,
+        "resolution": {"policy": "native", "size": 64, "max_size": 64},
+    }
+    return InferenceOptions(**{**values, **changes})
 
 
 def random_text(

@@ -9,8 +9,9 @@ import json
 import torch
 from torch import Tensor
 
-from possam.model import deformable, triton_sampling
-from possam.model.deformable import DeformableAttention, reference_points, sample_with_grids
+from possam.model.deformable import DeformableAttention, reference_points
+from possam.model.ops import deformable, triton_sampling
+from possam.model.ops.deformable import sample_plain
 
 CPU = torch.device("cpu")
 CASES = {
@@ -51,7 +52,7 @@ def sampled(
         if own:
             out = triton_sampling.sample_sum(*leaves, references=places, shapes=shapes)
         else:
-            out = sample_with_grids(*leaves, references=places, shapes=shapes)
+            out = sample_plain(*leaves, references=places, shapes=shapes)
         out.backward(_draw(*out.shape, seed=4))
         found.append([out.detach(), *(leaf.grad for leaf in leaves)])
     names = ("sum", "values", "offsets", "weights")
@@ -69,7 +70,7 @@ def attended() -> dict[str, float]:
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = 0.3 * _draw(*parameter.shape, seed=number)
     found = []
-    for sampler in (triton_sampling.sample_sum, sample_with_grids):
+    for sampler in (triton_sampling.sample_sum, sample_plain):
         deformable._sampler = lambda device, chosen=sampler: chosen  # type: ignore[assignment, misc]
         tokens = _draw(2, len(places), 8, seed=20).requires_grad_()
         out = layer(tokens, tokens, references=places, shapes=shapes)

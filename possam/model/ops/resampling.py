@@ -16,4 +16,7 @@ def resample_area(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     if height % size[0] or width % size[1]:
         return F.interpolate(maps, size=size, mode="area")
-    return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+    # As images of one channel: average pooling refuses images without channels (without targets).
+    single = maps.flatten(0, 1).unsqueeze(1)
+    pooled = F.avg_pool2d(single, (height // size[0], width // size[1]))
+    return pooled.unflatten(0, maps.shape[:2]).squeeze(2)
