@@ -301,8 +301,8 @@ class _Fetching:
         if not self.asset.urls:
             raise InputError(
                 f"{target}: asset {name} cannot be downloaded without the user: "
-                f"{self.asset.notes.strip()} Then put the file there (under this name), or give its "
-                f"link in assets.yaml ({name}.urls), or name a folder that has it, packed or "
+                f"{self.asset.notes.strip()} Then put the file there (under this name), or give "
+                f"its link in assets.yaml ({name}.urls), or name a folder that has it, packed or "
                 "unpacked, in data.yaml (roots)"
             )
         faults: list[PossamError] = []
