@@ -320,7 +320,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path, case: str) ->
     assert not arguments["out"].exists()
 
 
-def test_the_two_releases_of_ade20k_are_told_apart(tmp_path: Path) -> None:
+def test_one_release_of_ade20k_is_not_taken_for_the_other(tmp_path: Path) -> None:
     small, full = make_ade20k(tmp_path / "150"), make_ade20k_full(tmp_path / "847")
     with pytest.raises(InputError, match=r"scene parsing release.*asset ade20k_full"):
         convert_ade20k_full(**full | {"root": small["root"]})
