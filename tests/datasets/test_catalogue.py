@@ -57,6 +57,8 @@ def test_a_data_set_s_reader_is_part_of_its_own_conversion_s_identity_only(
         found = set(module_closure(*CODE["convert"], module_of(name)))
         assert module_of(name) in found and not others & found
         assert "possam.datasets.conversion" in found
+    for modules in CODE.values():
+        assert not [name for name in module_closure(*modules) if ".upstream." in name]
     seen = {}
     for name in datasets():
         asked: list[tuple[str, ...]] = []
