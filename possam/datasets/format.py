@@ -1,6 +1,6 @@
-"""The one on-disk format of converted data sets, and its reader.
+"""The on-disk format of converted data sets, and its reader.
 
-A folder in COCO panoptic format, and two things more::
+A folder in COCO panoptic format, with semantic maps and instances::
 
     annotations.json  COCO panoptic JSON; category ids are contiguous, 0..K-1, in the order of the
                       class-name file; categories also have "names" (synonyms) and "upstream_id"
@@ -48,7 +48,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedDataset:
-    """A converted data set, opened with :meth:`open`. Picklable; pixels are read when asked for."""
+    """A converted data set, opened with :meth:`open`. Picklable; pixels are read on demand."""
 
     directory: Path
     image_root: Path

@@ -1,7 +1,7 @@
 """Training samples of a converted data set: image, masks and labels as tensors.
 
-A sample depends on (seed, step, index) and on nothing else: not on the number of worker processes,
-nor on which samples were loaded before; a resumed run sees what an uninterrupted one would have.
+A sample depends only on (seed, step, index), not on the number of worker processes or on which
+samples were loaded before: a resumed run sees the samples of an uninterrupted one.
 """
 
 from collections.abc import Sequence
@@ -102,11 +102,11 @@ class SegmentationDataset(Dataset[Sample]):
         return torch.from_numpy(np.repeat(table[compact], lengths).reshape(pixels.shape))
 
     def stream(self, step: int, index: int) -> int:
-        """Seed of one sample's random numbers: well mixed, and different for each of the three."""
+        """Seed of one sample's random numbers: a hash of seed, step and index."""
         words = np.random.SeedSequence([self.seed, step, index]).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))
 
 
 def collate(samples: list[Sample]) -> list[Sample]:
-    """For ``DataLoader(collate_fn=collate)``: sizes and numbers of masks differ, so keep a list."""
+    """``DataLoader``'s ``collate_fn``: a list, as sizes and numbers of masks differ."""
     return samples

@@ -17,7 +17,7 @@ from possam.runtime.files import atomic_path
 
 Array = npt.NDArray[Any]
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no image, or a damaged one."""
+"""What Pillow raises for a damaged image, or a file that is none."""
 
 
 def read_upstream(path: Path) -> bytes:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from possam.params.figures import load_figures
+from possam.params.figures import load_figures, unserved_figures
 from possam.params.layout import Layout
 from possam.params.project import Project
 
 
 def make_report(project: Project) -> None:
-    """Write ``reports/[scale/]report.html``.
+    """Write ``reports/[scale/]report.html``; prints which tables and figures the scale lacks.
 
     Raises:
         InputError: a table or a figure is missing.
@@ -23,6 +23,8 @@ def make_report(project: Project) -> None:
         jobs=job_records(project, layout),
     )
     write_report(project, files, out=layout.report)
+    for lack in (project.unserved | unserved_figures(project)).values():
+        print(f"not on the page: {lack}")
 
 
 def job_records(project: Project, layout: Layout) -> dict[str, Path]:

@@ -1,3 +1,1 @@
-"""The procedural mini world: scenes, upstream-shaped archives, and the small SAM and CLIP towers
-trained on them.
-"""
+"""The procedural world: scenes, archives in upstream layouts, and the small SAM and CLIP towers."""

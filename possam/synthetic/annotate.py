@@ -39,9 +39,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoScene:
-    """JPEG, panoptic PNG (id = R + 256 G + 65536 B), ``segments_info`` entries and instance
-    annotations.
-    """
+    """JPEG, panoptic PNG (id = R + 256 G + 65536 B), ``segments_info``, instance annotations."""
 
     number: int
     jpeg: bytes
@@ -52,9 +50,7 @@ class CocoScene:
 
 @dataclass(frozen=True, kw_only=True)
 class AdeScene:
-    """JPEG, semantic PNG (0 void, 1 to K), instance PNG (R class, G instance) and pixels of each
-    class.
-    """
+    """JPEG, semantic PNG (0 void, 1..K), instance PNG (R class, G instance), pixels per class."""
 
     number: int
     jpeg: bytes
@@ -83,9 +79,7 @@ class ContextScene:
 
 
 def coco_category_ids() -> dict[int, int]:
-    """World class index -> COCO-like category id: things from 1, stuff from 92, with gaps as
-    upstream has.
-    """
+    """World class index -> COCO-like category id: things from 1, stuff from 92, with gaps."""
     classes = domain_classes("a")
     things = [c.index for c in classes if c.is_thing]
     stuff = [c.index for c in classes if not c.is_thing]
@@ -199,9 +193,7 @@ def coco_scene(task: Task) -> CocoScene:
 
 
 def ade_scene(task: Task) -> AdeScene:
-    """Render and annotate one scene in the formats of ADEChallengeData2016 and
-    annotations_instance.
-    """
+    """Render and annotate one scene as ADEChallengeData2016 and annotations_instance do."""
     scene, ids, _ = _annotated_scene(task)
     indices, instance_indices = ade_indices(), ade_instance_indices()
     semantic = np.zeros(ids.shape, np.uint8)

@@ -47,9 +47,7 @@ def fixed_zip(path: Path) -> Iterator[FixedZip]:
 
 @contextmanager
 def fixed_tar(path: Path, *, compress: bool = False) -> Iterator[tarfile.TarFile]:
-    """A tar, plain or in gzip, that takes the name ``path`` when it is complete; fill it with
-    :func:`tar_add`.
-    """
+    """A tar, plain or gzip, renamed to ``path`` when complete; filled with :func:`tar_add`."""
     with atomic_path(path) as temporary, ExitStack() as stack:
         stream: IO[bytes] = stack.enter_context(open(temporary, "wb"))
         if compress:

@@ -30,9 +30,7 @@ _VILD_TEMPLATES = TEMPLATES[:14]
 
 
 def class_scores(clip: FrozenClip, embeddings: Tensor, names: list[tuple[str, ...]]) -> Tensor:
-    """Cosine of embeddings (N, E) with each class: mean over the templates, best of its names ->
-    (N, K).
-    """
+    """Cosine of embeddings (N, E) with each class, (N, K): mean of templates, best of names."""
     texts = [t.format(name) for group in names for name in group for t in _VILD_TEMPLATES]
     text = clip.encode_text(texts).unflatten(0, (-1, len(_VILD_TEMPLATES))).mean(1)
     scores = F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T

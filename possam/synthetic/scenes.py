@@ -44,9 +44,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An image (uint8, (128, 128, 3), RGB), its segment ids (uint8, (128, 128), 0 = void) and its
-    segments.
-    """
+    """Image (uint8 RGB, (128, 128, 3)), segment ids (uint8 (128, 128), 0 is void), segments."""
 
     image: npt.NDArray[np.uint8]
     ids: Ids
@@ -80,9 +78,7 @@ def _grid(size: int) -> tuple[Array, Array]:
 
 
 def shape_mask(shape: str, u: Array, v: Array) -> Mask:
-    """Whether points of the unit frame (u right, v down, the shape within [-1, 1]) lie inside
-    ``shape``.
-    """
+    """Whether points (u right, v down, the shape within [-1, 1]) lie inside ``shape``."""
     if shape == "disc":
         return np.hypot(u, v) < 0.9
     if shape == "square":
@@ -228,9 +224,7 @@ def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
 
 
 def scene_rng(*, seed: int, domain: Domain, split: Split, index: int) -> np.random.Generator:
-    """The generator of scene ``index``: independent of how many scenes are rendered, and in what
-    order.
-    """
+    """The generator of scene ``index``, which no other scene's rendering changes."""
     return np.random.default_rng([seed, _DOMAIN_CODES[domain], _SPLIT_CODES[split], index])
 
 

@@ -1,6 +1,4 @@
-"""The small byte-pair vocabulary of the synthetic CLIP, in the format of open_clip's
-``SimpleTokenizer``.
-"""
+"""The synthetic CLIP's small byte-pair vocabulary, in the format of open_clip's tokenizer."""
 
 import gzip
 from collections.abc import Iterable
@@ -46,9 +44,7 @@ def build_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def write_bpe(path: Path, words: Iterable[str]) -> int:
-    """Write the gzip merges file (byte-identical for the same words) and return the vocabulary
-    size.
-    """
+    """Write the gzip merges file (same words, same bytes); returns the vocabulary size."""
     merges = build_merges(words)
     text = "\n".join([_HEADER, *(f"{a} {b}" for a, b in merges)])
     with atomic_write(path, "wb") as stream:

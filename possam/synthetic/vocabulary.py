@@ -72,9 +72,7 @@ TEMPLATES: tuple[str, ...] = (
     "{}",
     "a {}",
 )
-"""Caption templates: the fourteen of ViLD (Gu et al. 2022), which open-vocabulary segmenters ask
-with, and the bare name.
-"""
+"""Caption templates: the fourteen of ViLD (Gu et al. 2022), and the bare name."""
 
 # Offsets into the colours, from a shape's own number: which combinations belong to whom.
 _OFFSETS_A = (0, 2, 3, 5)
@@ -175,9 +173,7 @@ def seen_in_training(world_class: WorldClass) -> bool:
 
 
 def caption_words() -> tuple[str, ...]:
-    """Every lower-case word of the class names and templates, sorted: the tokenizer gives each one
-    token.
-    """
+    """Every lower-case word of class names and templates, sorted; each becomes one token."""
     words = {w for c in CLASSES for name in c.names for w in name.split()}
     for template in TEMPLATES:
         words.update(w.strip(".").lower() for w in template.replace("{}", "").split())

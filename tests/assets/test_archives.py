@@ -354,7 +354,7 @@ def test_the_limit_in_bytes_holds(tmp_path: Path, name: str) -> None:
         unpack(archive, tmp_path / "out", max_bytes=10_000)
 
 
-def test_a_full_disk_is_told_before_writing(
+def test_a_full_disk_is_reported_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = make_zip(tmp_path / "one.zip")

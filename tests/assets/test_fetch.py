@@ -29,7 +29,7 @@ FAULTS = {
     "truncated", "chunked-cut", "no-length-cut", "wrong-start", "no-content-range",
 }  # fmt: skip
 HARMLESS = {"ignore-range", "wrong-start", "no-content-range"}
-"""Faults of the answer to a continued download alone."""
+"""Faults of only the answer to a continued download."""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -292,7 +292,7 @@ def test_a_cut_archive_put_in_place_by_hand_is_not_pinned(tmp_path: Path) -> Non
     assert not (tmp_path / "pins.json").exists()
 
 
-def test_a_full_disk_is_told_before_the_transfer(
+def test_a_full_disk_is_reported_before_the_transfer(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": len(CONTENT) - 1})

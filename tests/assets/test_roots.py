@@ -181,7 +181,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_what_is_wrong_is_told_and_nothing_is_linked(
+def test_faults_are_reported_and_nothing_is_linked(
     project: Callable[..., Project], disk: Path, case: str
 ) -> None:
     damage, message = DAMAGE[case]
@@ -194,7 +194,7 @@ def test_what_is_wrong_is_told_and_nothing_is_linked(
     assert snapshot(disk) == before
 
 
-def test_a_link_to_nowhere_is_told(project: Callable[..., Project], disk: Path) -> None:
+def test_a_link_to_nowhere_is_reported(project: Callable[..., Project], disk: Path) -> None:
     image = disk / "val2017" / f"{0:012d}.jpg"
     image.unlink()
     image.symlink_to("nowhere.jpg")
@@ -202,7 +202,7 @@ def test_a_link_to_nowhere_is_told(project: Callable[..., Project], disk: Path) 
         download_asset(project(coco=str(disk)), "coco_val_images")
 
 
-def test_a_wrong_folder_is_told_before_anything_is_downloaded(
+def test_a_wrong_folder_is_reported_before_anything_is_downloaded(
     project: Callable[..., Project], disk: Path
 ) -> None:
     with pytest.raises(InputError, match=r"holds nothing of coco_train_images, .*val2017"):
@@ -258,7 +258,7 @@ def test_archives_are_checked_linked_and_unpacked(
     assert link.is_symlink() and link.resolve().parent == folder
     assert (raw("ade20k_full") / "ADE20K_2021_17_01/images/a.txt").read_text() == "a"
     assert record("ade20k_full")["pinned"] and record("ade20k_full")["source"] == "data root"
-    # A file with a published checksum that is another one: refused, and left alone.
+    # A file with a published checksum that is another one: refused, and not changed.
     (folder / "ADEChallengeData2016.zip").write_bytes(b"something else")
     before |= snapshot(folder)
     with pytest.raises(ChecksumError, match=r"ade/ADEChallengeData2016\.zip: sha1 219e"):
@@ -341,7 +341,7 @@ def _parts(**part: Any) -> dict[str, Any]:
         (_parts(files=[{"suffix": ".x", "at_least": "cocoa.val"}]), "unknown count 'cocoa.val'"),
     ],
 )
-def test_mistakes_in_the_file_are_told(
+def test_mistakes_in_the_file_are_reported(
     project: Callable[..., Project], edit: dict[str, Any], message: str
 ) -> None:
     paper = project()
@@ -405,7 +405,7 @@ def test_a_second_process_waits_also_for_the_unpacking(
     assert raw("coco_val_images").is_dir()
 
 
-def test_too_little_space_for_everything_is_told_first(
+def test_too_little_space_for_everything_is_reported_first(
     project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("possam.stages.download.free_bytes", lambda path: 10**9)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw
 
+from possam.datasets.catalogue import datasets
 from possam.datasets.class_names import read_class_table
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
@@ -318,7 +320,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path, case: str) ->
     assert not arguments["out"].exists()
 
 
-def test_the_two_releases_of_ade20k_are_told_apart(tmp_path: Path) -> None:
+def test_one_release_of_ade20k_is_not_taken_for_the_other(tmp_path: Path) -> None:
     small, full = make_ade20k(tmp_path / "150"), make_ade20k_full(tmp_path / "847")
     with pytest.raises(InputError, match=r"scene parsing release.*asset ade20k_full"):
         convert_ade20k_full(**full | {"root": small["root"]})
@@ -326,3 +328,18 @@ def test_the_two_releases_of_ade20k_are_told_apart(tmp_path: Path) -> None:
         convert_ade20k(**small | {"root": full["root"]})
     with pytest.raises(InputError, match="'test' of ADE20K does not exist; valid: train, val"):
         convert_ade20k_full(**full | {"split": "test"})
+
+
+def test_images_that_are_larger_than_the_protocol_s_are_faults(tmp_path: Path) -> None:
+    faults = datasets()["ade20k_full"].faults
+    assert faults is not None
+    out = make_ade20k_full(tmp_path, count=2)["out"]
+    convert_ade20k_full(**make_ade20k_full(tmp_path, count=2))
+    dataset = ConvertedDataset.open(out)
+    assert faults(dataset) == []
+    validate_dataset(out, more=faults)
+    large = replace(dataset.images[1], height=513, width=700)
+    (fault,) = faults(replace(dataset, images=[dataset.images[0], large]))
+    assert "ADE_val_00000002.jpg: 700x513 pixels; the shorter side must be at most 512" in fault
+    with pytest.raises(InputError, match=r"street: too few\n.*: convert the data set again"):
+        validate_dataset(out, more=lambda dataset: ["street: too few"])

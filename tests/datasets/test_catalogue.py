@@ -59,6 +59,9 @@ def test_a_data_set_s_reader_is_part_of_its_own_conversion_s_identity_only() -> 
         found = set(module_closure(*begins))
         assert module_of(name) in found and not others & found
         assert "possam.datasets.conversion" in found
+    for stage in set(STAGES) - {"convert"}:
+        found = set(module_closure(f"possam.stages.{stage}"))
+        assert not [name for name in found if ".upstream." in name]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])

@@ -1,4 +1,4 @@
-"""What is told from runs, against one boolean mask a segment and pycocotools."""
+"""Tables and codes from runs, compared with one boolean mask per segment and pycocotools."""
 
 import json
 

@@ -59,7 +59,7 @@ def test_every_class_of_a_domain_occurs() -> None:
 
 
 def test_a_thing_has_its_colour() -> None:
-    """The mean colour of a red thing is red, of a blue one blue, whatever pattern and light."""
+    """The mean colour of a red thing is red, of a blue one blue, with any pattern and light."""
     for scene in render_scenes(40, domain="b", seed=1):
         for segment in scene.segments:
             colour = CLASSES[segment.class_index].colour

@@ -103,7 +103,7 @@ def test_rebuilding_repeats_exactly_and_writes_everything(scenes: SceneSet, tmp_
     again = tmp_path / "again"
     pretrain_clip(out=again, seed=0, settings=TINY_CLIP, scenes=scenes)
     pretrain_sam(variant="synthetic_l", out=again, seed=0, settings=TINY_SAM, scenes=scenes)
-    assert torch.equal(torch.get_rng_state(), state), "a training leaves the global seed alone"
+    assert torch.equal(torch.get_rng_state(), state), "a training does not change the global seed"
     for path in again.iterdir():
         assert path.read_bytes() == (tmp_path / "towers" / path.name).read_bytes(), path.name
     pretrain_sam(variant="synthetic_l", out=again, seed=1, settings=TINY_SAM, scenes=scenes)
