@@ -6,17 +6,15 @@ submitit requeue a job; a driver submits again only after a job was lost, ``max_
 most. Nothing else retries.
 """
 
-import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from possam.launch.follow import Follower
-from possam.launch.records import JobRecord, RunRecords, Submission
+from possam.launch.records import Follower, JobRecord, RunRecords, Submission
 from possam.launch.slurm import (
     JobState,
     SlurmUnreachableError,
@@ -25,16 +23,17 @@ from possam.launch.slurm import (
     require_slurm,
 )
 from possam.launch.source import freeze
-from possam.launch.submit import submit
-from possam.launch.training_job import TrainingJob
+from possam.launch.training_job import TrainingJob, submit
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.slurm import Allocation, Allocations
+from possam.params.slurm import Allocations
 from possam.runtime.errors import InputError, JobFailedError
 from possam.runtime.files import hash_json
+from possam.runtime.locks import hold
 
 T = TypeVar("T")
 
+_LOCK_S = 300.0
 _LOOK_S = 1.0
 _SLOWEST_S = 30.0
 _UNKNOWN_S = 180.0
@@ -61,25 +60,14 @@ def train_on_slurm(scale: str, name: str, *, seed: int | None) -> None:
         JobFailedError: the job failed for good.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the job goes on, which is printed.
     """
-    with _interruptible():
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         driver = _Driver(scale, name, seed)
         try:
             driver.drive()
         except KeyboardInterrupt:
             driver.say_what_goes_on()
             raise
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -95,27 +83,22 @@ class _Driver:
         # First, so that an unknown scale or run leaves no frozen sources behind.
         Project(scale).run(name, seed=seed)
         self.source = freeze(root=self.root)
-        params = self.source / "params"
-        project = Project(scale, folder=params)
+        project = Project(scale, folder=self.source / "params")
         run = project.run(name, seed=seed)
-        self.layout = Layout(project)
-        self.allocation: Allocation = Allocations(folder=params).of(scale, "train")
-        self.name, self.seed = name, run.seed
-        dataset = ConvertedDataset.open(self.layout.dataset(run.train, "train"))
-        identity = training_identity(
-            self.layout, name, run, dataset, package=self.source / "possam"
+        layout = Layout(project)
+        self.scale, self.name, self.seed = scale, name, run.seed
+        self.allocation = Allocations(folder=project.folder).of(scale, "train")
+        dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
+        self.identity = hash_json(
+            training_identity(layout, name, run, dataset, package=self.source / "possam")
         )
-        self.identity = hash_json(identity)
-        self.directory = self.layout.run(name, run.seed)
+        # Unique to this training in this project, so that its job can be found by name.
+        key = hash_json([str(self.root.resolve()), self.identity])[:12]
+        self.job_name = f"possam-{scale}-{name}-seed{run.seed}-{key}"
+        self.directory = layout.run(name, run.seed)
         self.records = RunRecords(self.directory)
         self.record: JobRecord | None = None
         self.submitted_here = 0
-
-    @property
-    def job_name(self) -> str:
-        """Unique to this training in this project, so that its job can be found by name."""
-        key = hash_json([str(self.root.resolve()), self.identity])[:12]
-        return f"possam-{self.layout.project.name}-{self.name}-seed{self.seed}-{key}"
 
     def say(self, text: str) -> None:
         print(f"{self.name} seed {self.seed}: {text}", file=sys.stderr, flush=True)
@@ -125,56 +108,52 @@ class _Driver:
             self.say(f"{self.directory}: finished already; nothing to do")
             return
         require_slurm("--launcher slurm")
-        last_message: str | None = None
-        self.record = self._find_or_submit("first")
+        why, job, message = "first", None, None
         while True:
+            self.record = self._find_or_submit(why, lost=job)
             job = self.record.job
             state = self._wait(job)
             if state is None:
                 self.say(f"job {job} has trained it: {self.directory}")
                 return
-            why, message = self._reason(job, state, last_message)
+            message = self._check_end(job, state, message)
+            why = f"job {job}: {message or f'ended as {state.state} without a message'}"
             if self.submitted_here > self.allocation.max_requeues:
                 raise JobFailedError(
-                    f"job {job}: {why}; submitted {self.submitted_here} times, which is all that "
+                    f"{why}; submitted {self.submitted_here} times, which is all that "
                     "max_requeues in params/slurm.yaml allows; the same command resumes at the "
                     f"last checkpoint. Log: {self.records.log(job)}"
                 )
-            last_message = message
-            self.say(f"job {job}: {why}; it resumes at its last checkpoint")
-            self.record = self._find_or_submit(f"job {job}: {why}", lost=job)
+            self.say(f"{why}; it resumes at its last checkpoint")
 
-    def _reason(
-        self, job: str, state: JobState, last_message: str | None
-    ) -> tuple[str, str | None]:
-        """Why a job ended without a result, if another may succeed; else an exception."""
+    def _check_end(self, job: str, state: JobState, last_message: str | None) -> str | None:
+        """The message of a job that ended without a result; raises if no other may succeed."""
         log = f"Log: {self.records.log(job)}"
-        failure = self.records.failure(job)
         if state.state in _FINAL:
             raise JobFailedError(f"job {job}: {_FINAL[state.state]}. {log}")
+        failure = self.records.failure(job)
         if failure is None:
-            return f"ended as {state.state} without a message", None
+            return None
         message = str(failure["message"])
         if failure["code"] == 2:
             raise InputError(f"job {job}: {message}")
         # Any exception may come from a lost process, unless it comes twice.
         if failure["final"] or message == last_message:
             raise JobFailedError(f"job {job}: {message}. {log}")
-        return message, message
+        return message
 
-    def _find_or_submit(self, why: str, *, lost: str | None = None) -> JobRecord:
+    def _find_or_submit(self, why: str, *, lost: str | None) -> JobRecord:
         """The record of this training's active job; submits one if there is none.
 
-        Args:
-            why: the reason for a submission, for the record.
-            lost: a job that is known to have ended.
+        ``why``: the reason for a submission. ``lost``: a job that is known to have ended.
 
         Raises:
             InputError: an active job trains this run with another identity, or SLURM refuses.
         """
-        with self.records.lock():
+        with hold(self.records.folder / ".lock", timeout=_LOCK_S):
             record = self._patiently(lambda: self._find(lost))
             if record is not None:
+                self.say(f"job {record.job} is there already; waiting for it")
                 return record
             if self.records.finish(self.identity):
                 # Another driver's job has ended in between; waiting for it ends at once.
@@ -183,7 +162,7 @@ class _Driver:
                 return kept
             job = submit(
                 TrainingJob(
-                    scale=self.layout.project.name,
+                    scale=self.scale,
                     run=self.name,
                     seed=self.seed,
                     device=self.allocation.device,
@@ -196,28 +175,12 @@ class _Driver:
                 root=self.root,
             )
             self.submitted_here += 1
-            record = self._own_record(job, why)
-            self.records.write(record)
+            record = self._write_record(job, why)
         self.say(
             f"submitted job {job} ({self.allocation.nodes} nodes x {self.allocation.tasks} "
             f"processes, {self.allocation.gres or 'no GPU'})"
         )
         return record
-
-    def _own_record(self, job: str, why: str) -> JobRecord:
-        kept = self.records.read()
-        if kept is None or kept.identity != self.identity:
-            kept = JobRecord(
-                scale=self.layout.project.name,
-                run=self.name,
-                seed=self.seed,
-                identity=self.identity,
-                job=job,
-                name=self.job_name,
-                source=str(self.source),
-            )
-        now = datetime.now(tz=UTC).isoformat(timespec="seconds")
-        return kept.with_submission(Submission(job=job, time=now, why=why))
 
     def _find(self, lost: str | None) -> JobRecord | None:
         kept = self.records.read()
@@ -227,15 +190,27 @@ class _Driver:
                     f"{self.directory}: job {kept.job} trains this run with other parameters, data "
                     f"or code; let it end, or cancel it: possam jobs cancel {kept.job}"
                 )
-            self.say(f"job {kept.job} is there already; waiting for it")
             return kept
         # A driver that was killed right after sbatch left no record.
-        if jobs := [job for job in active_jobs(self.job_name) if job.job != lost]:
-            record = self._own_record(jobs[-1].job, "found in the queue")
-            self.records.write(record)
-            self.say(f"job {record.job} is there already; waiting for it")
-            return record
-        return None
+        jobs = [job for job in active_jobs(self.job_name) if job.job != lost]
+        return self._write_record(jobs[-1].job, "found in the queue") if jobs else None
+
+    def _write_record(self, job: str, why: str) -> JobRecord:
+        record = self.records.read()
+        if record is None or record.identity != self.identity:
+            record = JobRecord(
+                scale=self.scale,
+                run=self.name,
+                seed=self.seed,
+                identity=self.identity,
+                job=job,
+                name=self.job_name,
+                source=str(self.source),
+            )
+        now = datetime.now(tz=UTC).isoformat(timespec="seconds")
+        record = record.with_submission(Submission(job=job, time=now, why=why))
+        self.records.write(record)
+        return record
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask SLURM until it answers; nothing may be submitted on a guess."""

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import IO
 
 from possam.runtime.environment import PROCESS_VARIABLES, Environment
 from possam.runtime.errors import InputError
@@ -27,14 +26,7 @@ _PATIENCE_S = 20.0
 def train_in_processes(
     scale: str, name: str, *, seed: int | None, device: str | None, count: int
 ) -> int:
-    """Train in ``count`` processes of this machine (on CUDA, one per GPU).
-
-    Returns:
-        The exit code of ``possam``.
-
-    Raises:
-        InputError: no process at all, or a launcher has started this process already.
-    """
+    """Train in ``count`` processes of this machine (on CUDA, one per GPU), by `run_processes`."""
     command = [sys.executable, "-m", "possam.cli", "train", name, "--scale", scale]
     command += ["--device", device or "cpu", *([] if seed is None else ["--seed", str(seed)])]
     return run_processes(command, count=count)
@@ -66,16 +58,14 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, processes)
         for rank in range(count):
-            own: IO[bytes] | None = outputs[rank - 1] if rank else None
-            processes.append(
-                subprocess.Popen(
-                    list(command),
-                    env={**os.environ, **_variables(rank, count, port)},
-                    stdout=subprocess.DEVNULL if rank else None,
-                    stderr=own,
-                    preexec_fn=die_with_parent,
-                )
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **_variables(rank, count, port)},
+                stdout=subprocess.DEVNULL if rank else None,
+                stderr=outputs[rank - 1] if rank else None,
+                preexec_fn=die_with_parent,
             )
+            processes.append(process)
         failed = _first_failure(processes)
         if failed is None:
             return 0
@@ -99,8 +89,7 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Wait until a process fails and return its rank; None when all have succeeded."""
     while True:
         codes = [process.poll() for process in processes]
-        failed = [rank for rank, code in enumerate(codes) if code]
-        if failed:
+        if failed := [rank for rank, code in enumerate(codes) if code]:
             # a killed process (negative code) makes the others fail, so it was the first
             return min(failed, key=lambda rank: codes[rank] or 0)
         if all(code == 0 for code in codes):
@@ -116,14 +105,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Terminate, then kill those that are still running."""
+    """Terminate, then kill those that are still running (a no-op for those that have ended)."""
     for process in processes:
-        if process.poll() is None:
-            process.terminate()
+        process.terminate()
     _wait(processes, 5.0)
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.wait()
 
 
@@ -136,10 +123,8 @@ def _variables(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _death_signal() -> Callable[[], None] | None:

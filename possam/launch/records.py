@@ -1,19 +1,19 @@
 """Small files in a training's folder, by which its drivers and jobs know of each other."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, sha256_file, write_json
-from possam.runtime.locks import hold
 
 FOLDER = "slurm"
 """In a run's folder: holds submitit's files, the jobs' logs, and the records below."""
 
-_LOCK_S = 300.0
+_TAIL = 4096
+"""Bytes at the end of an existing log that are shown first."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class JobRecord:
     job: str
     name: str
     source: str
-    submissions: tuple[Submission, ...] = field(default=())
+    submissions: tuple[Submission, ...] = ()
 
     def with_submission(self, submission: Submission) -> "JobRecord":
         """The record with one more job, now the last."""
@@ -55,24 +55,8 @@ class RunRecords:
     """The records of one training in ``directory`` (a run's folder)."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.folder = directory / FOLDER
-
-    @property
-    def _job(self) -> Path:
-        return self.folder / "job.json"
-
-    @property
-    def _finished(self) -> Path:
-        return self.folder / "finished.json"
-
-    def lock(self) -> Any:
-        """Held by the driver that looks for a job and submits one.
-
-        Raises:
-            TimeoutError: another driver has held it for minutes.
-        """
-        return hold(self.folder / ".lock", timeout=_LOCK_S)
+        self.directory, self.folder = directory, directory / FOLDER
+        self._job, self._finished = self.folder / "job.json", self.folder / "finished.json"
 
     def read(self) -> JobRecord | None:
         """The last job's record; None if nothing was ever submitted."""
@@ -106,14 +90,10 @@ class RunRecords:
     def write_failure(self, job: str, rank: int, *, message: str, final: bool, code: int) -> None:
         """Record why process ``rank`` of ``job`` gave up.
 
-        Args:
-            final: whether another try would fail too.
-            code: exit code of the waiting driver.
+        ``final``: whether another try would fail too. ``code``: exit code of the waiting driver.
         """
-        write_json(
-            self._failure(job, rank),
-            {"message": message, "final": final, "code": code, "time": time.time()},
-        )
+        values = {"message": message, "final": final, "code": code, "time": time.time()}
+        write_json(self._failure(job, rank), values)
 
     def forget_failure(self, job: str, rank: int) -> None:
         """A requeued job starts again under the same number."""
@@ -144,3 +124,29 @@ class RunRecords:
             return False
         write_json(target, kept["run"])
         return True
+
+
+class Follower:
+    """Shows what the first process of ``job`` prints, in whole lines."""
+
+    def __init__(self, records: RunRecords, job: str, *, say: Callable[[str], None]) -> None:
+        self._say, paths = say, (records.output(job), records.log(job))
+        sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
+        self._at = {path: max(0, size - _TAIL) for path, size in sizes.items()}
+        # These files are entered in the middle of a line, whose rest is not shown.
+        self._skip = {path for path, at in self._at.items() if at}
+
+    def show(self) -> None:
+        """Print the lines that are new since the last call."""
+        for path in self._at:
+            if not path.is_file():
+                continue
+            with open(path, "rb") as stream:
+                stream.seek(self._at[path])
+                whole, newline, _ = stream.read().rpartition(b"\n")
+            if not newline:
+                continue
+            self._at[path] += len(whole) + 1
+            for line in whole.decode(errors="replace").splitlines()[path in self._skip :]:
+                self._say(line)
+            self._skip.discard(path)

@@ -3,19 +3,16 @@
 import getpass
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from possam.runtime.errors import InputError, PossamError
 
-_TIMEOUT_S = 60
 _ACTIVE = frozenset(
     {
         *("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING"),
         *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED"),
     }
 )
-_FORMAT = "%i|%j|%T|%M|%r"
 
 
 class SlurmUnreachableError(PossamError):
@@ -57,14 +54,7 @@ def missing_commands(*commands: str) -> list[str]:
 
 
 def require_slurm(what: str) -> None:
-    """Refuse a machine without SLURM's commands.
-
-    Args:
-        what: what needs them, for the message.
-
-    Raises:
-        InputError: which commands are missing, and the remedy.
-    """
+    """Raise an InputError on a machine without SLURM's commands, which ``what`` needs."""
     needed = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
     if missing := missing_commands(*needed):
         raise InputError(
@@ -73,11 +63,10 @@ def require_slurm(what: str) -> None:
         )
 
 
-def _ask(command: Sequence[str]) -> tuple[int, str, str]:
+def _ask(*command: str) -> tuple[int, str, str]:
+    """Exit code, standard output, and standard error on one line."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError as error:
         raise InputError(f"{command[0]}: no such command; call it on a login node") from error
     except subprocess.TimeoutExpired as error:
@@ -86,16 +75,13 @@ def _ask(command: Sequence[str]) -> tuple[int, str, str]:
 
 
 def _queue(*arguments: str) -> list[JobState]:
-    code, output, errors = _ask(["squeue", "--noheader", f"--format={_FORMAT}", *arguments])
+    code, output, errors = _ask("squeue", "--noheader", "--format=%i|%j|%T|%M|%r", *arguments)
+    if code and "Invalid job id" in errors:
+        return []
     if code:
-        if "Invalid job id" in errors:
-            return []
         raise SlurmUnreachableError(f"squeue: {errors}")
     rows = (line.split("|", 4) for line in output.splitlines())
-    return [
-        JobState(job, name, state, elapsed, reason, queued=True)
-        for job, name, state, elapsed, reason in rows
-    ]
+    return [JobState(job, name, state, t, why, True) for job, name, state, t, why in rows]
 
 
 def active_jobs(name: str) -> list[JobState]:
@@ -110,32 +96,22 @@ def job_state(job: str, *, name: str) -> JobState:
     Raises:
         SlurmUnreachableError: SLURM does not answer.
     """
-    found = _queued_or_ended(job)
-    return found if found.name == name else JobState(job, name, "UNKNOWN")
-
-
-def _queued_or_ended(job: str) -> JobState:
-    if found := _queue(f"--jobs={job}", "--states=all"):
-        return found[0]
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}"]
-    code, output, errors = _ask([*command, "--format=JobName,State,Elapsed"])
-    if code and "accounting storage is disabled" in errors:
-        return JobState(job, "", "UNKNOWN")
-    if code:
+    unknown = JobState(job, name, "UNKNOWN")
+    if queued := _queue(f"--jobs={job}", "--states=all"):
+        return queued[0] if queued[0].name == name else unknown
+    options = ("--noheader", "--parsable2", "--allocations", "--format=JobName,State,Elapsed")
+    code, output, errors = _ask("sacct", *options, f"--jobs={job}")
+    if code and "accounting storage is disabled" not in errors:
         raise SlurmUnreachableError(f"sacct: {errors}")
     rows = [line.split("|", 2) for line in output.splitlines()]
-    if not rows:
-        return JobState(job, "", "UNKNOWN")
-    name, state, elapsed = rows[-1]
+    if code or not rows or rows[-1][0] != name:
+        return unknown
+    _, state, elapsed = rows[-1]
     return JobState(job, name, (state.split() or ["UNKNOWN"])[0], elapsed)
 
 
 def cancel(job: str) -> None:
-    """Cancel ``job``.
-
-    Raises:
-        InputError: SLURM refuses.
-    """
-    code, _, errors = _ask(["scancel", job])
+    """Cancel ``job``; an InputError if SLURM refuses."""
+    code, _, errors = _ask("scancel", job)
     if code:
         raise InputError(f"scancel {job}: {errors}")

@@ -6,7 +6,7 @@ so equal sources share one folder.
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from possam.pipeline.codehash import PACKAGE
@@ -21,14 +21,14 @@ SNAPSHOTS = Path(".possam/source")
 _LOCK_S = 120.0
 
 
-def _sources(package: Path, params: Path) -> Iterator[tuple[str, Path]]:
+def _sources(package: Path, params: Path) -> Iterator[tuple[str, bytes]]:
     for name, folder in ((package.name, package), ("params", params)):
         for path in sorted(folder.rglob("*")):
             if path.suffix in SUFFIXES and path.is_file():
-                yield f"{name}/{path.relative_to(folder).as_posix()}", path
+                yield f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes()
 
 
-def _digest(sources: Iterator[tuple[str, bytes]]) -> str:
+def _digest(sources: Iterable[tuple[str, bytes]]) -> str:
     digest = hashlib.sha256()
     for name, content in sources:
         digest.update(f"{name}\0{len(content)}\0".encode())
@@ -43,8 +43,8 @@ def freeze(*, root: Path, package: Path = PACKAGE) -> Path:
         Its folder, with ``possam/`` and ``params/``.
     """
     # Read once, so that hash and copy are of the same bytes whatever an editor saves meanwhile.
-    held = [(name, path.read_bytes()) for name, path in _sources(package, root / "params")]
-    folder = (root / SNAPSHOTS).resolve() / _digest(iter(held))
+    held = list(_sources(package, root / "params"))
+    folder = (root / SNAPSHOTS).resolve() / _digest(held)
     with hold(folder.parent / ".lock", timeout=_LOCK_S):
         if folder.is_dir() and not _is_as_named(folder):
             shutil.rmtree(folder)
@@ -59,16 +59,11 @@ def freeze(*, root: Path, package: Path = PACKAGE) -> Path:
 
 
 def _is_as_named(folder: Path) -> bool:
-    sources = _sources(folder / PACKAGE.name, folder / "params")
-    return _digest((name, path.read_bytes()) for name, path in sources) == folder.name
+    return _digest(_sources(folder / PACKAGE.name, folder / "params")) == folder.name
 
 
 def check(folder: Path) -> None:
-    """Refuse a snapshot that was edited.
-
-    Raises:
-        InputError: its content does not match its name.
-    """
+    """Refuse a snapshot that was edited, with an InputError."""
     if not _is_as_named(folder):
         raise InputError(
             f"{folder}: these frozen sources were edited or are incomplete; remove the folder and "

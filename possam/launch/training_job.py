@@ -1,51 +1,26 @@
-"""What every process of a training job does: train, with the frozen sources."""
+"""The job of one training: how it is submitted, and what each of its processes does."""
 
+import contextlib
 import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from possam.launch.records import RunRecords
+from possam.launch.records import FOLDER, RunRecords
 from possam.launch.source import check
+from possam.params.slurm import Allocation
+from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE
 from possam.runtime.errors import InputError, PossamError
+from possam.runtime.files import write_json
 from possam.runtime.locks import is_held
+from possam.runtime.provenance import git_state
 
 _LOCK_S = 180.0
 """A network file system takes a minute or two to free the lock of a node that died."""
-
-
-def ranks(
-    variables: Mapping[str, str], *, hosts: tuple[str, ...], world_size: int
-) -> dict[str, str]:
-    """torch's variables for this process, from SLURM's.
-
-    Args:
-        variables: the environment that srun made.
-        hosts: the job's nodes; the processes meet on the first.
-        world_size: the number of processes that was asked for.
-
-    Raises:
-        InputError: another number of processes runs, so the batch would be divided differently.
-    """
-    running = int(variables.get("SLURM_NTASKS", "1"))
-    if running != world_size:
-        raise InputError(
-            f"SLURM runs {running} processes, but {world_size} were asked for (nodes x tasks in "
-            "params/slurm.yaml); look for SLURM_ or SBATCH_ variables that change it"
-        )
-    job = int(variables["SLURM_JOB_ID"])
-    return {
-        "RANK": variables["SLURM_PROCID"],
-        "LOCAL_RANK": variables["SLURM_LOCALID"],
-        "WORLD_SIZE": str(world_size),
-        # On one node no host name has to be resolved.
-        "MASTER_ADDR": hosts[0] if len(hosts) > 1 else "127.0.0.1",
-        # Below the ports that systems hand out themselves; differs between jobs on one node.
-        "MASTER_PORT": str(20000 + job % 10000),
-    }
 
 
 @dataclass(frozen=True)
@@ -53,7 +28,6 @@ class TrainingJob:
     """One training, picklable; submitit calls it in every process of the job.
 
     Attributes:
-        scale, run, seed: which training.
         device: ``cpu`` or ``cuda``.
         world_size: the number of processes that was asked for.
         directory: the run's folder.
@@ -75,11 +49,7 @@ class TrainingJob:
         return DelayedSubmission(self)
 
     def __call__(self) -> None:
-        """Train and record how it ended; every exception ends the whole job.
-
-        Raises:
-            InputError: wrong sources or number of processes, or a training that is refused.
-        """
+        """Train and record how it ended; an exception ends the whole job."""
         from submitit.core.utils import UncompletedJobError
         from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -95,21 +65,19 @@ class TrainingJob:
             self._train()
             if rank == 0:
                 records.write_finished(job)
-        except PossamError as error:
-            from possam.training.distributed import LostProcessError
-
-            # The parameters are not at fault if another process was lost.
-            lost = isinstance(error, LostProcessError)
-            code = 1 if lost else 2
-            records.write_failure(job, rank, message=str(error), final=not lost, code=code)
-            raise
-        except UncompletedJobError:
-            message = "max_requeues (params/slurm.yaml) is used up; submit it again to go on"
-            records.write_failure(job, rank, message=message, final=True, code=1)
-            raise
         except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            records.write_failure(job, rank, message=message, final=False, code=1)
+            message, final, code = str(error), True, 2
+            if isinstance(error, UncompletedJobError):
+                message = "max_requeues (params/slurm.yaml) is used up; submit it again to go on"
+                code = 1
+            elif not isinstance(error, PossamError):
+                message, final, code = f"{type(error).__name__}: {error}", False, 1
+            else:
+                from possam.training.distributed import LostProcessError
+
+                if isinstance(error, LostProcessError):  # the parameters are not at fault
+                    final, code = False, 1
+            records.write_failure(job, rank, message=message, final=final, code=code)
             raise
 
     def _announce(self, job: str, host: str) -> None:
@@ -141,3 +109,97 @@ class TrainingJob:
             time.sleep(1)
         project = Project(self.scale, folder=self.source / "params")
         train(project, self.run, seed=self.seed, device=self.device)
+
+
+def ranks(
+    variables: Mapping[str, str], *, hosts: tuple[str, ...], world_size: int
+) -> dict[str, str]:
+    """torch's variables for this process, from those that srun set.
+
+    Args:
+        hosts: the job's nodes; the processes meet on the first.
+        world_size: the number of processes that was asked for.
+
+    Raises:
+        InputError: another number of processes runs, so the batch would be divided differently.
+    """
+    running = int(variables.get("SLURM_NTASKS", "1"))
+    if running != world_size:
+        raise InputError(
+            f"SLURM runs {running} processes, but {world_size} were asked for (nodes x tasks in "
+            "params/slurm.yaml); look for SLURM_ or SBATCH_ variables that change it"
+        )
+    return {
+        "RANK": variables["SLURM_PROCID"],
+        "LOCAL_RANK": variables["SLURM_LOCALID"],
+        "WORLD_SIZE": str(world_size),
+        # On one node no host name has to be resolved.
+        "MASTER_ADDR": hosts[0] if len(hosts) > 1 else "127.0.0.1",
+        # Below the ports that systems hand out themselves; differs between jobs on one node.
+        "MASTER_PORT": str(20000 + int(variables["SLURM_JOB_ID"]) % 10000),
+    }
+
+
+def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -> str:
+    """Submit ``job`` with the working directory ``root``; returns its number.
+
+    Raises:
+        InputError: SLURM refuses what ``params/slurm.yaml`` asks for.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    folder = job.directory / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    git = folder / f"git_{job.source.name}.json"
+    if not git.exists():
+        write_json(git, git_state(root))
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=allocation.max_requeues)
+    names = ("account", "partition", "constraint", "gres", "exclusive")
+    optional = {name: getattr(allocation, name) for name in names}
+    executor.update_parameters(
+        job_name=name,
+        comment=f"possam train {job.run} --seed {job.seed} --scale {job.scale}",
+        nodes=allocation.nodes,
+        ntasks_per_node=allocation.tasks,
+        cpus_per_task=allocation.cpus,
+        mem=f"{allocation.memory_gib}G",
+        time=allocation.minutes,
+        signal_delay_s=allocation.signal_s,
+        # Requeued by SLURM after the loss of a node, by submitit before a time-out.
+        additional_parameters={"requeue": True, "chdir": str(root)},
+        srun_args=[
+            # A process that gives up ends all; otherwise the others would wait for it.
+            "--kill-on-bad-exit=1",
+            # Since SLURM 22.05 srun does not inherit it from sbatch.
+            f"--cpus-per-task={allocation.cpus}",
+        ],
+        setup=[
+            # `python -m` would look in the working directory first.
+            "export PYTHONSAFEPATH=1",
+            f"export PYTHONPATH={shlex.quote(str(job.source))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export {SOURCE_VARIABLE}={shlex.quote(str(git))}",
+            f"unset {FORKSERVER_VARIABLE}",
+        ],
+        **{name: value for name, value in optional.items() if value},
+    )
+    try:
+        with _outside_any_job():
+            return str(executor.submit(job).job_id)
+    except FailedJobError as error:
+        raise InputError(
+            f"sbatch refuses the job: {' '.join(str(error).split())}; see scales.{job.scale}."
+            "train and defaults in params/slurm.yaml"
+        ) from error
+
+
+@contextlib.contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Hide the variables of a job that the driver may run in, which sbatch would inherit."""
+    prefixes = ("SLURM_", "SRUN_", "SBATCH_")
+    inherited = {n for n in os.environ if n.startswith(prefixes) and n != "SLURM_CONF"}
+    values = {name: os.environ.pop(name) for name in inherited}
+    try:
+        yield
+    finally:
+        os.environ.update(values)

@@ -109,6 +109,11 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def scale_names(folder: Path = Path("params")) -> list[str]:
+    """The scales that ``folder`` has a file of, sorted."""
+    return sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
+
+
 def read_entries(path: Path, *, may_be_empty: bool = False) -> dict[str, dict[str, Any]]:
     """A YAML file of named entries, each a mapping; the names become parts of paths.
 
