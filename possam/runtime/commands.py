@@ -61,9 +61,7 @@ def application(help: str) -> typer.Typer:
 def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..., Any]], Any]:
     """Make a function the subcommand of its name; what it returns is the exit code (None: 0).
 
-    Args:
-        panel: the group that help lists it in.
-        example: a command line that its help ends with.
+    Help lists it in the group ``panel`` and ends with the command line ``example``.
     """
 
     def register(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -71,26 +69,22 @@ def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..
 
         @functools.wraps(function)
         def call(**arguments: Any) -> None:
-            raise typer.Exit(_exit_code(name, functools.partial(function, **arguments)))
+            try:
+                code = function(**arguments) or 0
+                sys.stdout.flush()
+            except PossamError as error:
+                print(f"possam {name}: {error}", file=sys.stderr)
+                code = 1 if isinstance(error, JobFailedError) else 2
+            except KeyboardInterrupt:
+                print(f"possam {name}: interrupted", file=sys.stderr)
+                code = 130
+            except BrokenPipeError:
+                # Whoever read the output is gone (`| head`): nothing may be written at the end.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = 141
+            raise typer.Exit(code)
 
         app.command(name, rich_help_panel=panel, epilog=f"Example:\n\n\b\n  {example}")(call)
         return call
 
     return register
-
-
-def _exit_code(name: str, call: Callable[[], int | None]) -> int:
-    try:
-        code = call() or 0
-        sys.stdout.flush()
-        return code
-    except PossamError as error:
-        print(f"possam {name}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, JobFailedError) else 2
-    except KeyboardInterrupt:
-        print(f"possam {name}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read the output is gone (`| head`): nothing may be written when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141

@@ -27,21 +27,16 @@ def importing_loops() -> Iterator[None]:
         ) from error
 
 
-def share_out(total: int, kernel: Callable[..., None], *arguments: Any, least: int = 1) -> None:
-    """Run ``kernel(*arguments, first, last)`` over ranges of 0..total, one per PyTorch thread.
-
-    ``least``: the smallest range that is worth a thread.
-    """
+def share_out(total: int, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Run ``kernel(*arguments, first, last)`` over ranges of 0..total, one per PyTorch thread."""
     import torch
 
-    step = max(least, -(-total // torch.get_num_threads()))
+    step = max(1, -(-total // torch.get_num_threads()))
     starts = range(0, total, step)
     if len(starts) <= 1:
         kernel(*arguments, 0, total)
         return
     with ThreadPoolExecutor(len(starts)) as pool:
-        shares = [
-            pool.submit(kernel, *arguments, start, min(start + step, total)) for start in starts
-        ]
+        shares = [pool.submit(kernel, *arguments, at, min(at + step, total)) for at in starts]
         for share in shares:
             share.result()

@@ -30,12 +30,12 @@ class Environment:
     Attributes:
         tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
             ``mlflow.db`` in the working directory.
-        scale: ``POSSAM_SCALE``, the default of ``--scale``; else ``mini``.
+        scale: ``POSSAM_SCALE``, the default of ``--scale``.
         forkserver: ``POSSAM_FORKSERVER``, which a pipeline sets for its jobs: the socket of
-            :mod:`possam.runtime.forkserver`; else None.
+            :mod:`possam.runtime.forkserver`.
         source: ``POSSAM_SOURCE``, set for jobs that run frozen sources: a JSON file with the git
-            state that they were copied from; else None.
-        slurm_job: ``SLURM_JOB_ID`` of the surrounding job, recorded with results; else None.
+            state that they were copied from.
+        slurm_job: ``SLURM_JOB_ID`` of the surrounding job, recorded with results.
         processes: those of :data:`PROCESS_VARIABLES` that are set.
         data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that override ``roots`` of
             ``params/data.yaml``, by their name in lower case.
@@ -58,10 +58,9 @@ class Environment:
             return values.get(name, "").strip() or None
 
         uri = read("POSSAM_TRACKING_URI") or read("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
-        scale = read("POSSAM_SCALE") or DEFAULT_SCALE
         return cls(
             tracking_uri=uri,
-            scale=scale,
+            scale=read("POSSAM_SCALE") or DEFAULT_SCALE,
             forkserver=read(FORKSERVER_VARIABLE),
             source=read(SOURCE_VARIABLE),
             slurm_job=read("SLURM_JOB_ID"),

@@ -1,7 +1,6 @@
-"""Exceptions that a user can act on.
+"""Exceptions whose message names the file or field at fault and the remedy.
 
-Every message names the file or field at fault and the remedy. The command line prints only the
-message; anything that is not a :class:`PossamError` is a bug and keeps its traceback.
+The command line prints only the message; any other exception is a bug and keeps its traceback.
 """
 
 

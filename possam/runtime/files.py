@@ -1,7 +1,7 @@
 """Atomic files, hashes and JSON.
 
-A file gets its name only when it is complete: it is written under a temporary name in the same
-directory and then renamed. An exception leaves nothing behind.
+A file is written under a temporary name beside its own and renamed once it is complete. An
+exception leaves nothing behind.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from possam.runtime.errors import InputError
 
 
 def _temporary(path: Path) -> Path:
+    """An unused name beside ``path``, whose folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; rename it on success."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = _temporary(Path(path))
     try:
         yield temporary
         os.replace(temporary, path)
@@ -50,7 +50,6 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary directory that takes the place of ``path`` on success."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     temporary.mkdir()
     try:
@@ -93,7 +92,7 @@ def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
 
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's content, hex."""
-    return hash_file(path, "sha256")
+    return hash_file(path)
 
 
 def hash_json(value: Any) -> str:

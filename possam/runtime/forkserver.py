@@ -1,18 +1,16 @@
-"""Jobs of one pipeline run that need not import torch each anew.
+"""A server that imports PyTorch and the like once, and forks a child for each job of a pipeline.
 
-Importing PyTorch, open_clip and the like takes seconds, as long as many a job of a small scale. One
-server process imports them once and forks a child for each job. Before it forks it imports of
-``possam`` only this module and :mod:`possam.runtime.environment`, so that every job runs the code
-that lies in the package when the job starts, as it would without the server. (The standard
-library's fork server belongs to one program; here every job is a command of its own.)
+Their import takes seconds, as long as many a job of a small scale. Of ``possam`` the server imports
+only this module and :mod:`possam.runtime.environment`, so every job runs the code that lies in the
+package when it starts. (The standard library's fork server belongs to one program; here every job
+is a command of its own.)
 
-The server ends with the process that started it (its standard input closes). A job ends with the
-``possam`` command that asked for it, as if it ran in that process: signals are passed on, the exit
-code comes back, and when the command is killed the job is killed too. The Snakefile starts a server
-for jobs on this machine; ``possam`` uses it where ``POSSAM_FORKSERVER`` names its socket.
+The server ends with the process that started it (its standard input closes). To the ``possam``
+command that asked for it, a job is as if it ran in that process: signals are passed on, the exit
+code comes back, and a kill of the command kills the job. The Snakefile starts a server for jobs on
+this machine; ``possam`` uses it where ``POSSAM_FORKSERVER`` names its socket.
 """
 
-import array
 import atexit
 import contextlib
 import gc
@@ -21,7 +19,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -29,30 +26,17 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from possam.runtime.environment import FORKSERVER_VARIABLE, apply_mlflow_defaults
 
 _LIBRARIES = (
-    "torch",
-    "torchvision.transforms.v2",
-    "open_clip",
-    "segment_anything",
-    "pycocotools.mask",
-    "scipy.optimize",
-    "scipy.stats",
-    "sklearn.cluster",
-    "matplotlib.figure",
-    "pandas",
-    "pyarrow.parquet",
-    "pydantic",
-    "numba",
-    "mlflow.exceptions",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "typer",
+    *("torch", "torchvision.transforms.v2", "open_clip", "segment_anything", "pycocotools.mask"),
+    *("scipy.optimize", "scipy.stats", "sklearn.cluster", "matplotlib.figure", "pandas"),
+    *("pyarrow.parquet", "pydantic", "numba", "mlflow.exceptions"),
+    *("mlflow.store.tracking.sqlalchemy_store", "typer"),
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_HEADER = struct.Struct("!I")
-_STATUS = struct.Struct("!i")
 _STANDARD = (0, 1, 2)
 _LARGEST_REQUEST = 16 << 20
 KILLED = 137
@@ -62,9 +46,7 @@ KILLED = 137
 def lend(entry: str) -> None:
     """Start a server for the commands that this process starts; it ends with this process.
 
-    Args:
-        entry: ``module:function`` that a job imports and calls with its arguments; it returns the
-            exit code.
+    ``entry``: ``module:function`` that a job calls with its arguments; it returns the exit code.
     """
     folder = Path(tempfile.mkdtemp(prefix="possam-"))
     process = subprocess.Popen(
@@ -79,11 +61,9 @@ def lend(entry: str) -> None:
 
 
 def serve(path: Path, entry: str) -> None:
-    """Import the libraries, then fork a child for each request until standard input closes.
+    """Import the libraries, then fork a child for each request at the socket ``path``.
 
-    Args:
-        path: the socket.
-        entry: as for :func:`lend`.
+    Ends when standard input closes.
     """
     threading.Thread(target=_end_with_parent, args=(path,), daemon=True).start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -124,29 +104,28 @@ def ask(path: str, arguments: Sequence[str]) -> int:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(path)
-        request = json.dumps(
-            {"arguments": list(arguments), "folder": os.getcwd(), "environment": dict(os.environ)}
-        ).encode()
-        streams = array.array("i", _STANDARD)
-        connection.sendmsg(
-            [_HEADER.pack(len(request))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
-        )
-        connection.sendall(request)
-        job = _receive(connection, _STATUS.size)
-        if job is None:
-            raise ConnectionError("the server ended before the job began")
-        with _passed_on(_STATUS.unpack(job)[0]):
-            status = _receive(connection, _STATUS.size)
-        return _vanished(arguments) if status is None else int(_STATUS.unpack(status)[0])
+        request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)])
+        socket.send_fds(connection, [b"\n"], _STANDARD)
+        connection.sendall(f"{request}\n".encode())
+        with connection.makefile("rb") as answers:
+            job = _number(answers)
+            if job is None:
+                raise ConnectionError("the server ended before the job began")
+            with _passed_on(job):
+                code = _number(answers)
+    if code is None:
+        text = f"possam {' '.join(arguments)}: the job was killed (out of memory?)"
+        print(text, file=sys.stderr, flush=True)
+    return KILLED if code is None else code
 
 
-def _vanished(arguments: Sequence[str]) -> int:
-    print(
-        f"possam {' '.join(arguments)}: the job was killed (out of memory?)",
-        file=sys.stderr,
-        flush=True,
-    )
-    return KILLED
+def _number(answers: IO[bytes]) -> int | None:
+    """The next line's number; None if the other end is gone."""
+    try:
+        line = answers.readline()
+    except ConnectionError:
+        return None
+    return int(line) if line.endswith(b"\n") else None
 
 
 @contextlib.contextmanager
@@ -163,19 +142,6 @@ def _passed_on(job: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _receive(connection: socket.socket, size: int) -> bytes | None:
-    received = b""
-    while len(received) < size:
-        try:
-            part = connection.recv(size - len(received))
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        received += part
-    return received
-
-
 def _do(connection: socket.socket, entry: str) -> None:
     """In the child: take the place of the command at the other end, up to the exit code."""
     code = 1
@@ -183,22 +149,23 @@ def _do(connection: socket.socket, entry: str) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # A terminal's Ctrl-C reaches the command, which passes it on: once is enough.
         os.setpgid(0, 0)
-        header, streams, _, _ = socket.recv_fds(connection, _HEADER.size, len(_STANDARD))
-        size = _HEADER.unpack(header)[0]
-        request = _receive(connection, size) if size <= _LARGEST_REQUEST else None
-        if request is None or len(streams) != len(_STANDARD):
+        _, streams, _, _ = socket.recv_fds(connection, 1, len(_STANDARD))
+        request = connection.makefile("rb").readline(_LARGEST_REQUEST)
+        if not request.endswith(b"\n") or len(streams) != len(_STANDARD):
             os._exit(1)
         for stream, standard in zip(streams, _STANDARD, strict=True):
             os.dup2(stream, standard)
             os.close(stream)
-        asked = json.loads(request)
+        arguments, folder, environment = json.loads(request)
         os.environ.clear()
-        os.environ.update(asked["environment"])
+        os.environ.update(environment)
         os.environ.pop(FORKSERVER_VARIABLE, None)
-        os.chdir(asked["folder"])
-        connection.sendall(_STATUS.pack(os.getpid()))
+        os.chdir(folder)
+        connection.sendall(b"%d\n" % os.getpid())
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-        code = _call(entry, asked["arguments"])
+        module, _, function = entry.partition(":")
+        sys.argv = ["possam", *arguments]
+        code = getattr(importlib.import_module(module), function)(arguments)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -209,15 +176,8 @@ def _do(connection: socket.socket, entry: str) -> None:
             with contextlib.suppress(OSError, ValueError):
                 output.flush()
         with contextlib.suppress(OSError):
-            connection.sendall(_STATUS.pack(code))
+            connection.sendall(b"%d\n" % code)
         os._exit(code)
-
-
-def _call(entry: str, arguments: Sequence[str]) -> int:
-    module, _, function = entry.partition(":")
-    sys.argv = ["possam", *arguments]
-    code: int = getattr(importlib.import_module(module), function)(arguments)
-    return code
 
 
 def _end_with(connection: socket.socket) -> None:

@@ -1,8 +1,4 @@
-"""Locks on files: filelock's, which the system frees however a process ends.
-
-By hand: :func:`is_held`, which must not take the lock while it looks, or two onlookers would take
-each other for the holder.
-"""
+"""Locks on files: filelock's, which the system frees however a process ends."""
 
 import contextlib
 import fcntl
@@ -17,9 +13,7 @@ def hold(
 ) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (made if missing, left behind empty).
 
-    Args:
-        timeout: seconds to wait for another process.
-        on_wait: called once if there is anything to wait for.
+    Waits ``timeout`` seconds for another process; calls ``on_wait`` once if it has to wait.
 
     Raises:
         TimeoutError: another process has held it all the time.
@@ -45,6 +39,7 @@ def hold(
 
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock on ``path``."""
+    # A shared lock: two onlookers must not take each other for the holder.
     if not path.is_file():
         return False
     with open(path, encoding="utf-8") as stream:

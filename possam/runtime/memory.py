@@ -5,9 +5,7 @@ import ctypes
 import gc
 from collections.abc import Iterator
 
-# glibc's malloc.h
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _LARGEST_INT = (1 << 31) - 1
 

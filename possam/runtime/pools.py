@@ -41,9 +41,8 @@ def in_chunks(
         job: sent to every worker once; picklable, as are chunks, results and errors.
         workers: processes; with one, or one chunk, everything is done in this process.
         chunk: items that a worker gets at once.
-        preload: module that the workers find imported, only for speed: a process has one fork
-            server, which the first call starts with its module; workers of later calls import what
-            they lack. Importing it may raise only ImportError.
+        preload: module that the workers find imported, only for speed; a process has one fork
+            server, which the first call starts. Importing it may raise only ImportError.
 
     Raises:
         PossamError: a worker died.
@@ -105,8 +104,7 @@ def _begin(job: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         wait([parent.sentinel])
         os._exit(1)
 

@@ -1,12 +1,8 @@
-"""Progress of long work by tqdm: a bar on a terminal, plain lines in a log.
-
-By hand: when a log gets a line, which tqdm would write over the line before.
-"""
+"""Progress of long work by tqdm: a bar on a terminal, plain lines in a log."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,12 +21,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts finished units of work; shows what is done, how fast, and when it will end.
 
-    On a terminal the line is rewritten in place; a log gets a new line at most every ``every``
+    On a terminal tqdm rewrites the line in place; a log gets a new line at most every ``every``
     seconds, and one at the end. ``initial`` units were done before (a resumed job): they count as
     done but not for the speed. A ``total`` of 0 means that the end is not known.
-
-    Attributes:
-        done: finished units.
     """
 
     def __init__(
@@ -45,17 +38,10 @@ class Progress:
         self._meter = tqdm.format_meter
         self._bar: tqdm[None] | None = None
         if sys.stderr.isatty():
-            # The mean speed, as in a log.
-            self._bar = tqdm(
-                total=self._total,
-                desc=label,
-                unit=unit,
-                initial=initial,
-                file=sys.stderr,
-                mininterval=0.2,
-                smoothing=0,
-                dynamic_ncols=True,
-            )
+            # smoothing=0: the mean speed, as in a log.
+            look = {"mininterval": 0.2, "smoothing": 0, "dynamic_ncols": True}
+            what = {"desc": label, "unit": unit, "initial": initial}
+            self._bar = tqdm(total=self._total, file=sys.stderr, **what, **look)
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Add ``count`` finished units; ``note`` (for example the loss) ends the line."""
@@ -87,12 +73,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close("stopped" if kind else "")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -18,19 +19,8 @@ from possam.runtime.environment import Environment
 from possam.runtime.files import read_json
 
 PACKAGES = (
-    "numpy",
-    "open_clip_torch",
-    "pandas",
-    "pillow",
-    "pycocotools",
-    "pydantic",
-    "safetensors",
-    "scipy",
-    "segment-anything",
-    "snakemake",
-    "timm",
-    "torch",
-    "torchvision",
+    *("numpy", "open_clip_torch", "pandas", "pillow", "pycocotools", "pydantic", "safetensors"),
+    *("scipy", "segment-anything", "snakemake", "timm", "torch", "torchvision"),
 )
 """Distributions whose versions can change a result."""
 
@@ -46,36 +36,31 @@ def provenance(
     started: float,
     root: Path,
 ) -> dict[str, Any]:
-    """Describe a finished stage, for JSON.
+    """Describe a finished stage, for JSON; what cannot be found is ``"unknown"`` or null.
 
     Args:
         stage: the subcommand, for example ``"train"``.
         parameters: the resolved parameters.
         inputs: name or path of each input -> its hash.
-        seed: the stage's seed; None where nothing is random.
+        seed: None where nothing is random.
         started: ``time.time()`` at the start, in seconds.
         root: a folder of the checkout, for the git commit. Frozen sources
             (:mod:`possam.launch.source`) bring the commit that they were copied from.
-
-    Returns:
-        Keys ``stage``, ``parameters``, ``inputs``, ``seed``, ``git`` (``commit``, ``dirty``,
-        ``note``), ``packages``, ``python``, ``hardware``, ``started`` (UTC), ``wall_time_s``,
-        ``peak_memory_mib``, ``slurm_job``. What cannot be found is ``"unknown"`` or null.
     """
-    frozen = Environment.load().source
+    environment = Environment.load()
     return {
         "stage": stage,
         "parameters": dict(parameters),
         "inputs": dict(sorted(inputs.items())),
         "seed": seed,
-        "git": git_state(root) if frozen is None else read_json(frozen),
+        "git": read_json(environment.source) if environment.source else git_state(root),
         "packages": package_versions(),
         "python": platform.python_version(),
         "hardware": hardware(),
         "started": datetime.fromtimestamp(started, tz=UTC).isoformat(timespec="seconds"),
         "wall_time_s": round(max(0.0, time.time() - started), 3),
         "peak_memory_mib": peak_memory_mib(),
-        "slurm_job": Environment.load().slurm_job,
+        "slurm_job": environment.slurm_job,
     }
 
 
@@ -118,9 +103,8 @@ def package_versions() -> dict[str, str]:
 
 def usable_cores() -> int:
     """Cores that this process may use (all cores where the system does not say)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:
@@ -137,23 +121,16 @@ def hardware() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model", "cpu model"):
-            return value.strip()
-    return platform.processor() or UNKNOWN
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(r"^(?:model name|Model|cpu model)\s*:(.*)", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or UNKNOWN
 
 
 def _gpu_names() -> list[str]:
     """From torch if it is loaded already (loading takes seconds), else from the driver."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        cuda = torch.cuda
-        return [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    if (torch := sys.modules.get("torch")) is not None:
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
     return listing.splitlines() if listing else []
 
