@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from possam.model.encoders.text import TextEmbeddings
     from possam.model.options import ModelOptions
     from possam.model.segmenter import Segmenter
-    from possam.params.runs import RunParams
+    from possam.params.scale import RunParams
     from possam.training.options import LossOptions, TrainingOptions
     from possam.training.targets import Batch, Target
 

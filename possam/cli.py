@@ -53,7 +53,9 @@ def _names(kind: str) -> Callable[[Context], list[str]]:
 
 
 def _scales() -> list[str]:
-    return sorted(path.stem for path in Path("params/scales").glob("*.yaml"))
+    from possam.params.reading import scale_names
+
+    return scale_names()
 
 
 Scale = Annotated[

@@ -13,6 +13,9 @@ Condition = Literal["trained", "untrained", "shuffled_names"]
 Measured = Literal["panoptic", "instance", "semantic", "efficiency"]
 """What a benchmark measures; :data:`possam.evaluation.metrics.METRICS_OF` names its metrics."""
 
+Numbering = Literal["contiguous", "upstream"]
+"""Numbers of predicted classes: the converted data set's indices, or its publisher's ids."""
+
 
 class Bootstrap(NamedTuple):
     """A bootstrap over images: resamples, the seed that draws them, the level of intervals."""

@@ -6,7 +6,7 @@ A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from PIL import Image
 from possam.datasets.format import Category, ConvertedDataset, ImageRecord
 from possam.datasets.pixels import UNREADABLE, decode_ids
 from possam.datasets.png import decode_map
+from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.runtime.memory import no_collection
 
-CATEGORY_IDS = ("contiguous", "upstream")
+CATEGORY_IDS: tuple[str, ...] = get_args(Numbering)
 VOID_LABELS = {8: 255, 16: 65535}
 """The value for no class in label PNGs of 8 and 16 bits."""
 

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from possam.runtime.options import Options, Positive
 
+_CHECKSUM = r"^(sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}|md5:[0-9a-f]{32}|manifest:.+)$"
+
 
 class AssetParams(Options):
     """One upstream file.
@@ -24,15 +26,7 @@ class AssetParams(Options):
     """Approximate bytes where no size is published: for plans of disk space, not checked."""
     unpacked_about: Positive | None = None
     """Approximate bytes of the unpacked archive where they differ much from the archive's."""
-    checksum: (
-        Annotated[
-            str,
-            Field(
-                pattern=r"^(sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}|md5:[0-9a-f]{32}|manifest:.+)$"
-            ),
-        ]
-        | None
-    ) = None
+    checksum: Annotated[str, Field(pattern=_CHECKSUM)] | None = None
     unpack: bool = False
     licence: str
     notes: str = ""

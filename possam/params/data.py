@@ -26,10 +26,7 @@ Count = Annotated[str, Field(pattern=r"^\w+\.(train|val)$")]
 
 
 class FilesParams(Options):
-    """Files of one kind in a folder (and the folders in it): how many, and what is hashed.
-
-    Names and sizes always count; ``content`` adds the SHA-256 of each file.
-    """
+    """Files of one kind below a folder: how many, and whether their content is hashed, too."""
 
     suffix: str
     exactly: Count | None = None
@@ -44,7 +41,7 @@ class FilesParams(Options):
 
     @property
     def count(self) -> str:
-        """The count that is referred to."""
+        """``exactly`` or ``at_least``, whichever is given."""
         return self.exactly or self.at_least or ""
 
 
@@ -64,7 +61,7 @@ class PlacedParams(Options):
 
 
 class DataParams(Options):
-    """The file, and what the data sets declare: roots are folders, ``None`` where there is none."""
+    """The file, and what the data sets declare: roots are folders, None where there is none."""
 
     roots: dict[str, str | None]
     assets: dict[str, PlacedParams]
@@ -72,7 +69,7 @@ class DataParams(Options):
     def root_of(self, asset: str) -> Path | None:
         """The folder of a user that may hold ``asset``."""
         placed = self.assets.get(asset)
-        folder = None if placed is None else self.roots[placed.root]
+        folder = self.roots[placed.root] if placed else None
         return None if folder is None else Path(folder).expanduser()
 
 
@@ -97,7 +94,7 @@ def load_data(project: Project, environment: Environment | None = None) -> DataP
             assets[name] = validate(PlacedParams, entry, source=f"{sources[name]}.{name}")
     assets |= own.assets
     sources |= dict.fromkeys(own.assets, f"{source}: assets")
-    roots = dict.fromkeys([placed.root for placed in assets.values()])
+    roots = dict.fromkeys(placed.root for placed in assets.values())
     for name in own.roots:
         choose("root", name, roots, source, "roots")
     counts = [f"{name}.{split}" for name, one in datasets().items() for split in one.splits]

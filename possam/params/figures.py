@@ -1,8 +1,4 @@
-"""Figures of ``params/figures.yaml``: what each kind shows, checked when it is read.
-
-Kept apart from :class:`~possam.params.project.Project`: only the figures, ``possam check`` and the
-rules of the figures need them.
-"""
+"""Figures of ``params/figures.yaml``: what each kind shows, checked when it is read."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -39,6 +35,13 @@ class Needs:
     published: tuple[str, ...] = ()
 
 
+_NAMED = {
+    **{"run": "run", "benchmark": "benchmark", "benchmarks": "benchmark"},
+    **{"sam": "SAM size", "tables": "table"},
+}
+"""Fields with names that other files declare, and what they name."""
+
+
 class FigureParams(Options):
     """What all figures have."""
 
@@ -51,7 +54,8 @@ class FigureParams(Options):
 
     def names(self) -> Names:
         """Names that other files declare: key -> (what they name, the names)."""
-        raise NotImplementedError
+        given = ((key, what, getattr(self, key, ())) for key, what in _NAMED.items())
+        return {key: (what, (v,) if isinstance(v, str) else v) for key, what, v in given}
 
 
 class ImagesParams(FigureParams):
@@ -71,9 +75,6 @@ class OversegmentationParams(ImagesParams):
     def needs(self, project: Project) -> Needs:
         return _run_needs(project, self.run, (self.benchmark,))
 
-    def names(self) -> Names:
-        return {"run": ("run", (self.run,)), "benchmark": ("benchmark", (self.benchmark,))}
-
 
 class ClustersParams(ImagesParams):
     """k-means clusters of SAM's features, beside CLIP's (Fig. 2) or SAM's masks (Fig. 0.B.1)."""
@@ -87,9 +88,6 @@ class ClustersParams(ImagesParams):
         other = (CLIP,) if self.kind == "feature_clusters" else ()
         return Needs(datasets=_datasets(project, (self.benchmark,)), towers=(self.sam, *other))
 
-    def names(self) -> Names:
-        return {"sam": ("SAM size", (self.sam,)), "benchmark": ("benchmark", (self.benchmark,))}
-
 
 class QualitativeParams(ImagesParams):
     """PosSAM's segments and the ground truth; ``images`` of each benchmark."""
@@ -100,9 +98,6 @@ class QualitativeParams(ImagesParams):
 
     def needs(self, project: Project) -> Needs:
         return _run_needs(project, self.run, self.benchmarks)
-
-    def names(self) -> Names:
-        return {"run": ("run", (self.run,)), "benchmarks": ("benchmark", self.benchmarks)}
 
 
 class BarParams(CellParams):
@@ -129,15 +124,12 @@ class SeenUnseenParams(FigureParams):
 
     def needs(self, project: Project) -> Needs:
         seeds = project.scale.seeds
-        found = [key for bar in self.bars for key in bar.origin.evaluations(seeds)]
-        return Needs(evaluations=tuple(dict.fromkeys(found)), published=(self.published.file,))
+        found = dict.fromkeys(key for bar in self.bars for key in bar.origin.evaluations(seeds))
+        return Needs(evaluations=tuple(found), published=(self.published.file,))
 
     def names(self) -> Names:
-        return {
-            "bars.run": ("run", tuple(bar.run for bar in self.bars)),
-            "bars.variant": ("variant", tuple(bar.variant for bar in self.bars)),
-            "bars.benchmark": ("benchmark", tuple(bar.benchmark for bar in self.bars)),
-        }
+        fields = ("run", "variant", "benchmark")
+        return {f"bars.{f}": (f, tuple(getattr(bar, f) for bar in self.bars)) for f in fields}
 
 
 class TrainingCurvesParams(FigureParams):
@@ -151,9 +143,6 @@ class TrainingCurvesParams(FigureParams):
         found = [key for name in self.tables for key in project.tables[name].evaluations(seeds)]
         runs = dict.fromkeys((key.run, key.seed) for key in found if not key.is_external)
         return Needs(runs=tuple(runs))
-
-    def names(self) -> Names:
-        return {"tables": ("table", self.tables)}
 
 
 KINDS: dict[str, type[FigureParams]] = {
@@ -181,7 +170,8 @@ def _run_needs(project: Project, run: str, benchmarks: Collection[str]) -> Needs
     )
 
 
-def _read_figures(project: Project) -> dict[str, FigureParams]:
+def _read_figures(project: Project) -> tuple[dict[str, FigureParams], dict[str, str]]:
+    """All figures, and by name what the scale lacks for those that it cannot make."""
     path = project.folder / "figures.yaml"
     valid: dict[str, Collection[str]] = {
         "run": project.runs,
@@ -190,7 +180,7 @@ def _read_figures(project: Project) -> dict[str, FigureParams]:
         "SAM size": project.scale.towers.sam,
         "table": [*project.tables, *project.unserved],
     }
-    figures = {}
+    figures, lacks = {}, {}
     for name, data in read_entries(path).items():
         kind = str(data.get("kind", ""))
         choose("kind", kind, KINDS, str(path), f"{name}.kind")
@@ -198,7 +188,9 @@ def _read_figures(project: Project) -> dict[str, FigureParams]:
         for key, (what, used) in figures[name].names().items():
             for one in used:
                 choose(what, one, valid[what], str(path), f"{name}.{key}")
-    return figures
+        if lack := _lack(project, figures[name]):
+            lacks[name] = f"{path}: {name}: {lack}"
+    return figures, lacks
 
 
 def _lack(project: Project, figure: FigureParams) -> str:
@@ -209,9 +201,8 @@ def _lack(project: Project, figure: FigureParams) -> str:
                 return project.unserved[one]
             if what == "benchmark" and (lack := project.lack_of_benchmark(one)):
                 return lack
-            if what == "run" and (
-                lack := project.lack_of_dataset(project.runs[one].train, "train")
-            ):
+            train = project.runs[one].train if what == "run" else ""
+            if train and (lack := project.lack_of_dataset(train, "train")):
                 return f"{one}: {lack}"
     return ""
 
@@ -222,25 +213,19 @@ def load_figures(project: Project) -> dict[str, FigureParams]:
     Raises:
         InputError: an unknown key, kind, run, benchmark, SAM size or table, with valid choices.
     """
-    found = _read_figures(project)
-    return {name: figure for name, figure in found.items() if not _lack(project, figure)}
+    figures, lacks = _read_figures(project)
+    return {name: figure for name, figure in figures.items() if name not in lacks}
 
 
 def unserved_figures(project: Project) -> dict[str, str]:
     """For each figure that the scale lacks data for: what it lacks."""
-    path, found = project.folder / "figures.yaml", _read_figures(project)
-    lacks = {name: _lack(project, figure) for name, figure in found.items()}
-    return {name: f"{path}: {name}: {lack}" for name, lack in lacks.items() if lack}
+    return _read_figures(project)[1]
 
 
 def find_figure(project: Project, name: str) -> FigureParams:
-    """The figure called ``name``.
-
-    Raises:
-        InputError: no such figure (with those that are there), or the scale lacks its data.
-    """
-    figures = _read_figures(project)
+    """The figure called ``name``; an InputError if there is none, or the scale lacks its data."""
+    figures, lacks = _read_figures(project)
     choose("figure", name, figures, str(project.folder / "figures.yaml"), "figure")
-    if name in (unserved := unserved_figures(project)):
-        raise InputError(unserved[name])
+    if name in lacks:
+        raise InputError(lacks[name])
     return figures[name]

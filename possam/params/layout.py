@@ -1,11 +1,9 @@
 """The paths of everything that the pipeline reads and writes.
 
-The constants are patterns with ``{wildcards}``, which the stages' declarations use as they stand;
-:class:`Layout` fills them in for one scale. ``{prefix}`` is empty for the ``paper`` scale
-(``results/table1.csv``) and ``<scale>/`` for the others (``results/mini/table1.csv``).
-
-The file that stands for a stage's result is a small one that is written last; large files lie
-beside it.
+The constants are patterns with ``{wildcards}``, which :class:`Layout` fills in for one scale.
+``{prefix}`` is empty for the ``paper`` scale (``results/table1.csv``) and ``<scale>/`` for the
+others (``results/mini/table1.csv``). The file that stands for a stage's result is a small one that
+is written last; large files lie beside it.
 """
 
 from pathlib import Path
@@ -43,24 +41,29 @@ KEPT_REPORT = "reports/{prefix}measured.html"
 
 
 class Layout:
-    """Paths of one scale below ``root`` (the repository)."""
+    """Paths of one scale below ``root`` (the repository).
+
+    Attributes:
+        world: folder of the procedural world's archives.
+        assets: folder of fetched files and their records.
+        text: folder of the vocabularies' text embeddings.
+        results: folder of this scale's results.
+        report: the page with every table and figure.
+        kept, kept_report: folder of the tables' copies, and copy of the page, that git holds.
+    """
 
     def __init__(self, project: Project, *, root: Path = Path(".")) -> None:
         self.project, self.root = project, root
+        self.world = self._path(WORLD).parent
+        self.assets = self._path(ASSET, asset="any").parent
+        self.text = self._path(TEXT)
+        self.results = self._path(TABLE_CSV, table="any").parent
+        self.report = self._path(REPORT)
+        self.kept, self.kept_report = self._path(KEPT), self._path(KEPT_REPORT)
 
     def _path(self, pattern: str, **wildcards: str | int) -> Path:
         scale = {"scale": self.project.name, "prefix": self.project.prefix}
         return self.root / pattern.format(**scale, **wildcards)
-
-    @property
-    def world(self) -> Path:
-        """Folder of the procedural world's archives."""
-        return self._path(WORLD).parent
-
-    @property
-    def assets(self) -> Path:
-        """Folder of fetched files and their records."""
-        return self._path(ASSET, asset="any").parent
 
     def asset_record(self, asset: str) -> Path:
         """Record of one fetched (and unpacked) asset."""
@@ -78,20 +81,14 @@ class Layout:
         """Folder of one tower's cached features of one data set."""
         return self._path(FEATURES, tower=tower, dataset=dataset, split=split).parent
 
-    @property
-    def text(self) -> Path:
-        """Folder of the vocabularies' text embeddings."""
-        return self._path(TEXT)
-
     def run(self, run: str, seed: int) -> Path:
         """Folder of one training: a run with one seed."""
         return self._path(RUN, run=run, seed=seed).parent
 
     def evaluation(self, run: str, seed: int, benchmark: str, condition: str) -> Path:
         """Folder of one evaluation; each variant's statistics lie in a folder below it."""
-        return self._path(
-            EVALUATION, run=run, seed=seed, benchmark=benchmark, condition=condition
-        ).parent
+        test = {"benchmark": benchmark, "condition": condition}
+        return self._path(EVALUATION, run=run, seed=seed, **test).parent
 
     def table(self, table: str) -> Path:
         """CSV of one table; Markdown, TeX and the provenance card lie beside it."""
@@ -106,23 +103,3 @@ class Layout:
         patterns = (FIGURE_PNG, FIGURE_PDF, FIGURE_CARD)
         png, pdf, card = (self._path(pattern, figure=figure) for pattern in patterns)
         return png, pdf, card
-
-    @property
-    def report(self) -> Path:
-        """The page with every table and figure."""
-        return self._path(REPORT)
-
-    @property
-    def kept(self) -> Path:
-        """Folder of the tables' copies that git holds."""
-        return self._path(KEPT)
-
-    @property
-    def kept_report(self) -> Path:
-        """Copy of the page that git holds."""
-        return self._path(KEPT_REPORT)
-
-    @property
-    def results(self) -> Path:
-        """Folder of this scale's results."""
-        return self._path(TABLE_CSV, table="any").parent

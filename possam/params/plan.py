@@ -18,7 +18,7 @@ class HardwareParams(Options):
     """One kind of machine, and how fast it is.
 
     Attributes:
-        unit: what hours are counted of: ``GPU`` or ``core``.
+        unit: what the hours are of: ``GPU`` or ``core``.
         source: where the rates come from; printed with every plan.
         per_node: units of one node.
         per_job: units of one job, by stage; if it is empty, the GPUs that ``slurm.yaml`` asks for.
@@ -58,11 +58,7 @@ def tower_key(project: Project, sam: str | None) -> str:
 
 
 def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
-    """The file, and its first hardware that has training rates of all towers of the scale.
-
-    Raises:
-        InputError: a bad file, or no such hardware.
-    """
+    """The file, and its first hardware with training rates of all towers of the scale."""
     path = project.folder / "plan.yaml"
     params = validate(PlanParams, read_yaml(path), source=str(path))
     towers = {tower_key(project, size) for size in (*project.scale.towers.sam, None)}
@@ -74,16 +70,8 @@ def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
         )
     hardware = fitting[0]
     if not hardware.per_job:
-        hardware = hardware.model_copy(update={"per_job": _gpus(project)})
+        asked = Allocations(folder=project.folder)
+        jobs = {kind: asked.of(project.name, kind) for kind in get_args(Kind)}
+        gpus = {kind: job.nodes * job.gpus for kind, job in jobs.items() if job.gpus}
+        hardware = hardware.model_copy(update={"per_job": gpus})
     return params, hardware
-
-
-def _gpus(project: Project) -> dict[str, int]:
-    """By stage, the GPUs that one job asks SLURM for; stages without GPUs are left out."""
-    asked = Allocations(folder=project.folder)
-    allocations = {kind: asked.of(project.name, kind) for kind in get_args(Kind)}
-    return {
-        kind: allocation.nodes * allocation.gpus
-        for kind, allocation in allocations.items()
-        if allocation.gpus
-    }

@@ -2,8 +2,7 @@
 
 A scale file (``params/scales/<scale>.yaml``) holds the defaults of every run and evaluation;
 ``params/runs.yaml`` writes each run, and ``params/variants.yaml`` each inference variant, as its
-difference from them. Unknown keys, wrong types and dangling references are errors that name the
-file, the key and the valid choices.
+difference from them.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -13,11 +12,17 @@ from pathlib import Path
 from possam.datasets.catalogue import datasets, find_dataset, trainable, users_of_roles
 from possam.model.options import InferenceOptions
 from possam.params.assets import AssetParams
-from possam.params.benchmarks import BenchmarkParams
-from possam.params.external import ExternalParams, check_external
-from possam.params.reading import P, choose, merge, read_entries, read_yaml, validate
-from possam.params.runs import RunDefinition, RunParams
-from possam.params.scale import ScaleParams
+from possam.params.benchmarks import BenchmarkParams, ExternalParams, check_external
+from possam.params.reading import (
+    P,
+    choose,
+    merge,
+    read_entries,
+    read_yaml,
+    scale_names,
+    validate,
+)
+from possam.params.scale import RunDefinition, RunParams, ScaleParams
 from possam.params.tables import DEFAULT_VARIANT, Evaluation, TableParams, check_table
 from possam.runtime.errors import InputError
 
@@ -39,7 +44,7 @@ class Project:
     def __init__(self, scale: str, *, folder: Path = Path("params")) -> None:
         self.folder, self.name = folder, scale
         self.prefix = "" if scale == "paper" else f"{scale}/"
-        scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
+        scales = scale_names(folder)
         choose("scale", scale, scales, str(folder / "scales"), "scale")
         source = self._source = str(folder / "scales" / f"{scale}.yaml")
         self._scale_data = read_yaml(Path(source))
@@ -55,19 +60,10 @@ class Project:
         for name in (*clip.files, *([clip.asset] if clip.asset is not None else [])):
             choose("asset", name, self.assets, source, "towers.clip")
         measured = {name: benchmark.metrics for name, benchmark in self.benchmarks.items()}
-        self.external = self._mapping(
-            "external.yaml",
-            ExternalParams,
-            choices={"scale": scales, "trained_on": trainable()},
-            may_be_empty=True,
-        )
-        check_external(
-            self.external,
-            source=str(folder / "external.yaml"),
-            runs=self._run_data,
-            scales=scales,
-            measured=measured,
-        )
+        names = {"scale": scales, "trained_on": trainable()}
+        self.external = self._mapping("external.yaml", ExternalParams, names, may_be_empty=True)
+        path = str(folder / "external.yaml")
+        check_external(self.external, path, self._run_data, scales, measured)
         tables = self._checked_tables(measured)
         self.unserved = {
             name: f"{folder / 'tables.yaml'}: {name}: {lack}"
@@ -79,8 +75,7 @@ class Project:
     def _check_roles(self) -> None:
         """Every role and asset in the scale's ``assets`` is known, and no data set is half there.
 
-        A data set that has none of its own roles is not of this scale; one that has some must have
-        all that one of its splits needs.
+        One with none of its own roles is not of this scale; one with some must have a whole split.
         """
         source, assets, users = self._source, self.scale.assets, users_of_roles()
         for role, asset in assets.items():
@@ -104,18 +99,14 @@ class Project:
         return ""
 
     def lack_of_evaluations(self, evaluations: Iterable[Evaluation]) -> str:
-        """What the scale lacks for the test sets and training sets of some evaluations.
-
-        Empty if nothing.
-        """
+        """What the scale lacks for test and training sets of some evaluations; empty if nothing."""
         for key in evaluations:
             if lack := self.lack_of_benchmark(key.benchmark):
                 return lack
-            source = (
-                self.external[key.run].trained_on if key.is_external else self.runs[key.run].train
-            )
+            run, external = key.run, self.external
+            source = external[run].trained_on if key.is_external else self.runs[run].train
             if lack := self.lack_of_dataset(source, "train"):
-                return f"{key.run}: {lack}"
+                return f"{run}: {lack}"
         return ""
 
     def lack_of_benchmark(self, name: str) -> str:
@@ -125,22 +116,14 @@ class Project:
         return lack and f"benchmark {name}: {lack}"
 
     def dataset_assets(self, dataset: str, split: str) -> dict[str, str]:
-        """The asset of each part that one split of a data set is made from.
-
-        Raises:
-            InputError: no such data set or split, or the scale has no asset for one of its roles.
-        """
+        """The asset of each part of one split; an InputError if the scale has no such split."""
         if lack := self.lack_of_dataset(dataset, split):
             raise InputError(lack)
         roles = find_dataset(dataset, split).parts(split)
         return {part: self.scale.assets[role] for part, role in roles.items()}
 
     def benchmark(self, name: str) -> BenchmarkParams:
-        """The benchmark called ``name``.
-
-        Raises:
-            InputError: no such benchmark, or the scale lacks its data.
-        """
+        """The benchmark ``name``; an InputError if there is none or the scale lacks its data."""
         path = str(self.folder / "benchmarks.yaml")
         choose("benchmark", name, self.benchmarks, path, "benchmark")
         if lack := self.lack_of_benchmark(name):
@@ -154,15 +137,12 @@ class Project:
             "variant": self.variants,
             "external": self.external,
         }
-        tables = self._mapping("tables.yaml", TableParams, choices=names)
+        tables = self._mapping("tables.yaml", TableParams, names)
+        source = str(self.folder / "tables.yaml")
+        predicted = {name: entry.predictions for name, entry in self.external.items()}
         for name, table in tables.items():
             check_table(
-                name,
-                table,
-                source=str(self.folder / "tables.yaml"),
-                choices=names,
-                measured=measured,
-                predicted={name: entry.predictions for name, entry in self.external.items()},
+                name, table, source=source, choices=names, measured=measured, predicted=predicted
             )
         here = [name for name, entry in self.external.items() if entry.scale == self.name]
         return {name: table.showing(here) for name, table in tables.items()}
@@ -171,8 +151,8 @@ class Project:
         self,
         file: str,
         model: type[P],
-        *,
         choices: Mapping[str, Collection[str]] | None = None,
+        *,
         may_be_empty: bool = False,
     ) -> dict[str, P]:
         path = self.folder / file
@@ -196,21 +176,15 @@ class Project:
                     f"{path}: {name}.resolution: variants share one forward pass of an image; set "
                     f"inference.resolution in {self._source}; valid keys: {', '.join(valid)}"
                 )
+        default = self._scale_data["inference"]
+        merged = {name: merge(default, difference) for name, difference in differences.items()}
         return {
-            name: validate(
-                InferenceOptions,
-                merge(self._scale_data["inference"], difference),
-                source=f"{path}: {name}",
-            )
-            for name, difference in differences.items()
+            name: validate(InferenceOptions, data, source=f"{path}: {name}")
+            for name, data in merged.items()
         }
 
     def table(self, name: str) -> TableParams:
-        """The table called ``name``.
-
-        Raises:
-            InputError: no such table, or the scale lacks data that it shows.
-        """
+        """The table ``name``; an InputError if there is none or the scale lacks its data."""
         if name in self.unserved:
             raise InputError(self.unserved[name])
         choose("table", name, self.tables, str(self.folder / "tables.yaml"), "table")
@@ -218,17 +192,11 @@ class Project:
 
     def variants_at(self, run: str, benchmark: str, condition: str) -> dict[str, InferenceOptions]:
         """The variants to compute there: the default, and all that any table asks for."""
-        wanted = {
-            origin.variant
-            for table in self.tables.values()
-            for origin in table.origins()
-            if (origin.run, origin.benchmark, origin.condition) == (run, benchmark, condition)
-        }
-        return {
-            name: inference
-            for name, inference in self.variants.items()
-            if name in wanted | {DEFAULT_VARIANT}
-        }
+        origins = [origin for table in self.tables.values() for origin in table.origins()]
+        key = (run, benchmark, condition)
+        shown = {one.variant for one in origins if (one.run, one.benchmark, one.condition) == key}
+        shown.add(DEFAULT_VARIANT)
+        return {name: options for name, options in self.variants.items() if name in shown}
 
     @cached_property
     def runs(self) -> dict[str, RunParams]:
@@ -247,16 +215,13 @@ class Project:
         path = str(self.folder / "runs.yaml")
         choose("run", name, self._run_data, path, "run")
         keys = ("model", "loss", "training", "templates")
-        defaults = {key: self._scale_data[key] for key in keys}
-        definition = validate(
-            RunDefinition, merge(defaults, self._run_data[name]), source=f"{path}: {name}"
-        )
+        merged = merge({key: self._scale_data[key] for key in keys}, self._run_data[name])
+        definition = validate(RunDefinition, merged, source=f"{path}: {name}")
         if definition.sam is not None:
             choose("SAM size", definition.sam, self.scale.towers.sam, path, f"{name}.sam")
         if definition.start_from is not None:
             choose("asset", definition.start_from, self.assets, path, f"{name}.start_from")
         seeds = self.scale.seeds
-        if seed is None:
-            seed = seeds[0]
-        choose("seed", str(seed), [str(known) for known in seeds], self._source, "seeds")
+        seed = seeds[0] if seed is None else seed
+        choose("seed", str(seed), [*map(str, seeds)], self._source, "seeds")
         return RunParams(**dict(definition), seed=seed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from possam.params.tables import ColumnParams, TableParams
+from possam.params.tables import TableParams
 from possam.runtime.errors import InputError
 
 NAME, VENUE = "method", "venue"
@@ -24,7 +24,7 @@ class PublishedRow:
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Two or more columns of a published file, by row name; rows with an empty cell are left out.
+    """Columns of a published file, by row name; rows with an empty cell are left out.
 
     Raises:
         InputError: a missing file or column, or a cell that is no number.
@@ -61,11 +61,9 @@ def _number(path: Path, line: Mapping[str, str], key: str) -> float:
 def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
     """The published rows by name, for every row of ``table``; empty cells are left out.
 
-    A row of external predictions that was never published has no cells.
-
     Raises:
         InputError: a missing file, row or column, a cell that is no number, or a line of a row that
-            the table calls unpublished.
+            the table calls unpublished (such a row has no cells).
     """
     rows = {}
     keys = (NAME, *table.labels, *(column.key for column in table.columns))
@@ -106,28 +104,22 @@ def find_slips(table: TableParams, row: PublishedRow) -> list[str]:
                 f"{row.name}, {table.groups[group]}: RQ {rq:g} is below PQ {pq:g}, which no data "
                 "can give (PQ is at most RQ in every class)"
             )
-        parts = [found.get("pq_things"), found.get("pq_stuff")]
-        bounds = [value for value in parts if value is not None]
-        if pq is not None and len(bounds) == 2 and not min(bounds) <= pq <= max(bounds):
+        things, stuff = found.get("pq_things"), found.get("pq_stuff")
+        if pq is None or things is None or stuff is None:
+            continue
+        if not min(things, stuff) <= pq <= max(things, stuff):
             notes.append(
                 f"{row.name}, {table.groups[group]}: PQ {pq:g} does not lie between that of things "
-                f"{bounds[0]:g} and of stuff {bounds[1]:g}, whose mean over classes it is"
+                f"{things:g} and of stuff {stuff:g}, whose mean over classes it is"
             )
     for first, second in itertools.combinations(table.columns, 2):
         text = row.texts.get(first.key)
         if text is not None and text == row.texts.get(second.key):
-            notes.append(
-                f"{row.name}: {_title(table, first)} and {_title(table, second)} are both {text}: "
-                "one is likely a copy"
-            )
+            one, other = (f"{c.title} ({table.groups[c.group]})" for c in (first, second))
+            notes.append(f"{row.name}: {one} and {other} are both {text}: one is likely a copy")
     return notes
-
-
-def _title(table: TableParams, column: ColumnParams) -> str:
-    return f"{column.title} ({table.groups[column.group]})"
 
 
 def slips(table: TableParams, rows: Mapping[str, PublishedRow]) -> list[str]:
     """Notes on all rows that the table shows, in its order."""
-    names: Sequence[str] = [row.name for row in table.rows]
-    return [note for name in names for note in find_slips(table, rows[name])]
+    return [note for row in table.rows for note in find_slips(table, rows[row.name])]

@@ -1,4 +1,4 @@
-"""YAML files as typed models; what is wrong is told with file, key and valid choices."""
+"""YAML files as typed models; errors name the file, the key and the valid choices."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -14,23 +14,13 @@ from possam.runtime.options import Options
 P = TypeVar("P", bound=Options)
 
 
-def _describe(error: Mapping[str, Any], choices: str) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(top level)"
-    text = f"{where}: {error['msg']}"
-    if error["type"] != "missing" and not isinstance(error.get("input"), dict | list):
-        text += f" (got {error.get('input')!r})"
-    return text + choices
-
-
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Names that are valid where an unknown key was found."""
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = getattr(field, "annotation", None)
+        inner = getattr(model.model_fields.get(str(part)), "annotation", None)
         candidates = [inner, *getattr(inner, "__args__", ())]
-        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if found:
-            model = found[0]
+        found = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        model = next(found, model)
     return sorted(model.model_fields)
 
 
@@ -45,29 +35,32 @@ def validate(
 
     Args:
         source: file (and entry) that the message begins with.
-        choices: for fields that name something declared elsewhere, by the field's name: the names
-            that are there. They are told when such a field is missing or no text.
+        choices: by name of a field that names something declared elsewhere: the valid names, for
+            the message when such a field is missing or no text.
 
     Raises:
-        InputError: one line a fault: ``source``, dotted key, what is wrong, the valid choices.
+        InputError: one line per fault: ``source``, dotted key, what is wrong, the valid choices.
     """
-    known = dict(choices or {})
+    known = choices or {}
     try:
         return model.model_validate(_tuples(data))
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            valid, field = "", str(fault["loc"][-1]) if fault["loc"] else ""
+            where = [str(part) for part in fault["loc"]] or ["(top level)"]
+            line = f"{source}: {'.'.join(where)}: {fault['msg']}"
+            if fault["type"] != "missing" and not isinstance(fault.get("input"), dict | list):
+                line += f" (got {fault.get('input')!r})"
             if fault["type"] == "extra_forbidden":
-                valid = f"; valid keys: {', '.join(_fields_at(model, fault['loc']))}"
-            elif field in known:
-                valid = f"; valid choices: {', '.join(sorted(known[field]))}"
-            lines.append(f"{source}: {_describe(fault, valid)}")
+                line += f"; valid keys: {', '.join(_fields_at(model, fault['loc']))}"
+            elif where[-1] in known:
+                line += f"; valid choices: {', '.join(sorted(known[where[-1]]))}"
+            lines.append(line)
         raise InputError("\n".join(lines)) from error
 
 
 def _tuples(value: Any) -> Any:
-    """YAML lists become tuples, and whole numbers are kept: strict models take tuples."""
+    """YAML lists become tuples, which strict models expect."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -78,8 +71,7 @@ def _tuples(value: Any) -> Any:
 def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
     """Parse one YAML mapping; a key written twice is refused (YAML would keep the last).
 
-    Args:
-        may_be_empty: comments alone are an empty mapping.
+    ``may_be_empty``: only comments are an empty mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -115,11 +107,7 @@ def scale_names(folder: Path = Path("params")) -> list[str]:
 
 
 def read_entries(path: Path, *, may_be_empty: bool = False) -> dict[str, dict[str, Any]]:
-    """A YAML file of named entries, each a mapping; the names become parts of paths.
-
-    Raises:
-        InputError: a name with other characters than letters, digits and ``_``, or no mapping.
-    """
+    """A YAML file of named entries, each a mapping; the names become parts of paths."""
     data = read_yaml(path, may_be_empty=may_be_empty)
     for name, entry in data.items():
         if not re.fullmatch(r"\w+", str(name), re.ASCII):
@@ -134,9 +122,9 @@ def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, A
     result = dict(base)
     for key, value in difference.items():
         old = result.get(key)
-        result[key] = (
-            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = merge(old, value)
+        result[key] = value
     return result
 
 

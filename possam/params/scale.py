@@ -1,11 +1,18 @@
-"""One scale: assets, towers and the defaults of every run (``params/scales/*.yaml``)."""
+"""Scales (``params/scales/*.yaml``) and training runs (``params/runs.yaml``)."""
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from possam.datasets.options import DatasetName, can_train
 from possam.evaluation.options import EvaluationOptions
-from possam.model.options import AutomaticMaskOptions, InferenceOptions, ModelOptions, Precision
+from possam.model.options import (
+    CLIP,
+    AutomaticMaskOptions,
+    InferenceOptions,
+    ModelOptions,
+    Precision,
+)
 from possam.runtime.options import Count, Options, Positive
 from possam.synthetic.options import WorldOptions
 from possam.training.options import LossOptions, TrainingOptions
@@ -31,7 +38,7 @@ class TowerParams(Options):
 class ScaleParams(Options):
     """One scale: assets, towers and the defaults of every run.
 
-    Every run is trained once a seed; tables show the mean over the seeds.
+    Every run is trained once per seed; tables show the mean over the seeds.
     """
 
     title: str
@@ -54,3 +61,39 @@ class ScaleParams(Options):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: a seed is written twice")
         return self
+
+
+class RunDefinition(Options):
+    """One entry of ``params/runs.yaml`` over the scale's defaults; seeds are the scale's.
+
+    ``sam``: the SAM's size; ``null`` for ``backbone: clip``, which has none.
+    """
+
+    sam: str | None
+    train: Annotated[DatasetName, AfterValidator(can_train)]
+    model: ModelOptions
+    loss: LossOptions
+    training: TrainingOptions
+    templates: tuple[str, ...]
+    start_from: str | None = None
+    """Asset of the Mask2Former checkpoint that the decoders start from; ``None``: random."""
+
+    @model_validator(mode="after")
+    def _sam_is_used(self) -> "RunDefinition":
+        if (self.sam is None) != (self.model.backbone == "clip"):
+            raise ValueError(
+                f"sam: {self.sam or 'null'} does not go with model.backbone: "
+                f"{self.model.backbone}; sam names a size, clip needs sam: null"
+            )
+        return self
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Towers whose features training reads, CLIP last."""
+        return (CLIP,) if self.sam is None else (self.sam, CLIP)
+
+
+class RunParams(RunDefinition):
+    """One resolved training: what the trained weights depend on, and nothing else."""
+
+    seed: Count

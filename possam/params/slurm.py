@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import StringConstraints, model_validator
 
-from possam.params.reading import choose, merge, read_yaml, validate
+from possam.params.reading import choose, merge, read_yaml, scale_names, validate
 from possam.runtime.errors import InputError
 from possam.runtime.options import Count, Options, Positive
 
@@ -26,7 +26,7 @@ class Allocation(Options):
         minutes: time limit.
         device: the device that torch computes on.
         exclusive: whether no other job may run on the node.
-        nodes, tasks: nodes, and processes per node (1 except for trainings).
+        nodes, tasks: nodes, and processes per node; more than one only for trainings.
         max_requeues: how often a training is requeued after a time-out, and how often it is
             submitted again after its job was lost.
         signal_s: seconds before the time limit at which a training is requeued.
@@ -71,11 +71,8 @@ class Allocation(Options):
 
     @property
     def resources(self) -> dict[str, int | str | None]:
-        """Resources for Snakemake's SLURM executor (None: not asked for), and the device.
-
-        GPUs are asked for by ``gres``. With ``gpu`` and ``tasks`` the executor would start one task
-        per GPU, and the stage would run several times.
-        """
+        """Resources for Snakemake's SLURM executor (None: not asked for), and the device."""
+        # gres, because with gpu and tasks the executor would run the stage once per GPU.
         return {
             "slurm_account": self.account,
             "slurm_partition": self.partition,
@@ -93,7 +90,7 @@ class Allocation(Options):
         """``gpu:a100:8``; None where no GPU is asked for."""
         if not self.gpus:
             return None
-        return ":".join(["gpu", *([self.gpu_type] if self.gpu_type else []), str(self.gpus)])
+        return ":".join(filter(None, ["gpu", self.gpu_type, str(self.gpus)]))
 
 
 class _File(Options):
@@ -112,30 +109,20 @@ class Allocations:
     def __init__(self, *, folder: Path = Path("params")) -> None:
         self._source = str(folder / "slurm.yaml")
         file = validate(_File, read_yaml(folder / "slurm.yaml"), source=self._source)
-        known = [path.stem for path in (folder / "scales").glob("*.yaml")]
-        for scale in file.scales:
-            choose("scale", scale, known, self._source, "scales")
-        self._all: dict[str, dict[str, Allocation]] = {
-            scale: {
-                kind: self._checked(scale, kind, merge(file.defaults, kinds.get(kind, {})))
-                for kind in get_args(Kind)
-            }
-            for scale, kinds in file.scales.items()
-        }
-
-    def _checked(self, scale: str, kind: Kind, values: dict[str, Any]) -> Allocation:
-        source = f"{self._source}: scales.{scale}.{kind}"
-        allocation = validate(Allocation, values, source=source)
-        if kind != "train" and allocation.world_size > 1:
-            raise InputError(f"{source}: nodes and tasks: only trainings run in several processes")
-        return allocation
+        self._all: dict[str, dict[str, Allocation]] = {scale: {} for scale in file.scales}
+        for scale, kinds in file.scales.items():
+            choose("scale", scale, scale_names(folder), self._source, "scales")
+            for kind in get_args(Kind):
+                source = f"{self._source}: scales.{scale}.{kind}"
+                values = merge(file.defaults, kinds.get(kind, {}))
+                asked = self._all[scale][kind] = validate(Allocation, values, source=source)
+                if kind != "train" and asked.world_size > 1:
+                    raise InputError(
+                        f"{source}: nodes and tasks: only trainings run in several processes"
+                    )
 
     def of(self, scale: str, kind: Kind) -> Allocation:
-        """What a job of ``kind`` asks for at ``scale``.
-
-        Raises:
-            InputError: the scale has no entry.
-        """
+        """What a job of ``kind`` asks for at ``scale``; an InputError if that has no entry."""
         if scale not in self._all:
             raise InputError(
                 f"{self._source}: scales: {scale!r} has no entry; "

@@ -56,8 +56,7 @@ class Origin(NamedTuple):
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
         """The evaluations behind it, one per seed; a single one of external predictions."""
-        if self.is_external:
-            seeds = (NO_SEED,)
+        seeds = (NO_SEED,) if self.condition == EXTERNAL else seeds
         return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
 
 
@@ -75,7 +74,7 @@ class CellParams(Options):
 
 
 class RowCellParams(Options):
-    """Where a group of a row's columns comes from: a run, or a system of ``external.yaml``."""
+    """Where a group of a row's columns comes from: a run, or an external system."""
 
     external: str | None = None
     run: str | None = Field(default=None, validate_default=True)
@@ -112,9 +111,8 @@ class RowCellParams(Options):
 class RowParams(Options):
     """One row: its published name, and its cells by column group (none: published values only).
 
-    Attributes:
-        published: whether the published file has a line for it; only a row of external
-            predictions may have none.
+    ``published``: whether the published file has a line for it; only a row of external predictions
+    may have none.
     """
 
     name: str
@@ -124,9 +122,8 @@ class RowParams(Options):
     @property
     def source(self) -> str:
         """``reproduced``, ``external`` or ``published``."""
-        if not self.cells:
-            return "published"
-        return EXTERNAL if self.is_external else "reproduced"
+        origin = EXTERNAL if self.is_external else "reproduced"
+        return origin if self.cells else "published"
 
     @property
     def is_external(self) -> bool:
@@ -179,25 +176,18 @@ class TableParams(Options):
     def origins(self) -> list[Origin]:
         """Everything that the table and its controls show, once each."""
         cells = [cell.origin for row in self.rows for cell in row.cells.values()]
-        return list(dict.fromkeys([*cells, *(c.own_origin for c in self.controls)]))
+        return [*dict.fromkeys([*cells, *(c.own_origin for c in self.controls)])]
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
         """Every evaluation behind the table, once each."""
-        found = (key for origin in self.origins() for key in origin.evaluations(seeds))
-        return list(dict.fromkeys(found))
+        return [*dict.fromkeys(k for origin in self.origins() for k in origin.evaluations(seeds))]
 
     def showing(self, external: Collection[str]) -> "TableParams":
-        """The table without the cells of other external systems.
-
-        A row that was never published and has no cell left is dropped.
-        """
+        """The table without other external systems' cells and rows that then show nothing."""
         rows = []
         for row in self.rows:
-            cells = {
-                group: cell
-                for group, cell in row.cells.items()
-                if cell.external is None or cell.external in external
-            }
+            shown = {None, *external}
+            cells = {group: cell for group, cell in row.cells.items() if cell.external in shown}
             if cells or row.published:
                 rows.append(row.model_copy(update={"cells": cells}))
         return self.model_copy(update={"rows": tuple(rows)})
@@ -216,7 +206,7 @@ def check_table(
 
     Args:
         choices: the names of every ``run``, ``benchmark``, ``variant`` and ``external`` system.
-        measured: what each benchmark measures (keys of ``METRICS_OF``).
+        measured: what each benchmark measures.
         predicted: the benchmarks that each external system has predictions for.
 
     Raises:
@@ -232,8 +222,7 @@ def check_table(
 
     def check_cell(cell: CellParams | RowCellParams, metrics: Sequence[str], key: str) -> None:
         for field, valid in choices.items():
-            value = getattr(cell, field, None)
-            if value is not None:
+            if (value := getattr(cell, field, None)) is not None:
                 choose(field, value, valid, source, f"{key}.{field}")
         for metric in metrics:
             given = {m for kind in measured[cell.benchmark] for m in METRICS_OF[kind]}
@@ -257,22 +246,19 @@ def check_table(
                     f"{', '.join(sorted(predicted[cell.external]))}; add to its predictions in "
                     "external.yaml"
                 )
-        _check_sources(row, source, f"{name}.rows[{row.name}]")
+        key = f"{name}.rows[{row.name}]"
+        if row.is_external and any(cell.external is None for cell in row.cells.values()):
+            raise InputError(
+                f"{source}: {key}.cells: runs and external predictions in one row; make two rows"
+            )
+        if not row.published and not row.is_external:
+            raise InputError(
+                f"{source}: {key}.published: false is only for rows of external predictions; "
+                "remove it, and write the row's line into the published file"
+            )
     if table.reference is not None:
         reproduced = [row.name for row in table.rows if row.cells and not row.is_external]
         choose("reproduced row", table.reference, reproduced, source, f"{name}.reference")
     for control in table.controls:
         shown = [column.metric for column in table.columns]
         check_cell(control, shown, f"{name}.controls[{control.name}]")
-
-
-def _check_sources(row: RowParams, source: str, key: str) -> None:
-    if row.is_external and any(cell.external is None for cell in row.cells.values()):
-        raise InputError(
-            f"{source}: {key}.cells: runs and external predictions in one row; make two rows"
-        )
-    if not row.published and not row.is_external:
-        raise InputError(
-            f"{source}: {key}.published: false is only for rows of external predictions; remove "
-            "it, and write the row's line into the published file"
-        )

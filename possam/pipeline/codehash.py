@@ -1,8 +1,7 @@
 """Hash of the code that a stage uses: one part of a result's identity.
 
-The files are parsed, never imported. Comments, formatting, docstrings and other bare strings change
-nothing, and neither does the Python version; a changed constant or statement does, also in a module
-that is only reached through other modules.
+The files are parsed, never imported. Comments, formatting, docstrings and the Python version change
+nothing; a changed constant or statement does, also in a module that others import.
 """
 
 import ast
@@ -21,16 +20,15 @@ EXCLUDED: frozenset[str] = frozenset(
         *("cli", "datasets.catalogue", "pipeline.codehash", "reporting.tracking"),
         *("datasets.options", "evaluation.options", "model.options", "model.registry"),
         *("runtime.options", "synthetic.options", "training.options"),
-        *("params.assets", "params.benchmarks", "params.data", "params.external", "params.figures"),
-        *("params.layout", "params.project", "params.reading", "params.runs", "params.scale"),
+        *("params.assets", "params.benchmarks", "params.data", "params.figures"),
+        *("params.layout", "params.project", "params.reading", "params.scale"),
         *("params.tables", "runtime.environment", "runtime.errors", "runtime.locks"),
         *("runtime.progress", "runtime.provenance"),
     )
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.
 
-The modules of parameters are among them because the resolved values are part of the identity
-themselves: a new table or a better message retrains nothing.
+Resolved parameters are part of the identity themselves.
 """
 
 _VERSION_NAMES = {"__version__", "__all__"}
@@ -47,8 +45,7 @@ def module_closure(
         excluded: modules that do not count and whose own imports are not followed.
 
     Returns:
-        By dotted name, sorted, the SHA-256 of each module's code; a module's parent packages are
-        among them, for Python runs them first.
+        By dotted name, sorted, the SHA-256 of each module's code, parent packages included.
 
     Raises:
         InputError: a given module does not exist, or a file is not valid Python.
@@ -117,8 +114,7 @@ def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
     kind = node.__class__
     if kind in _IMPORTING:
         imports.append(node)
-    parts.append(kind.__name__)
-    parts.append("(")
+    parts += [kind.__name__, "("]
     for field in node._fields:
         value = getattr(node, field, None)
         if value is None or field in ("kind", "type_comment", "ctx"):
@@ -127,18 +123,18 @@ def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
             parts.append(field)
             _normalise(value, parts, imports)
         elif isinstance(value, list):
-            if value:
-                parts.append(field)
-                parts.append("[")
-                for item in value:
-                    if not isinstance(item, ast.AST):
-                        parts.append(repr(item))
-                    elif _is_inert(item):
-                        continue
-                    else:
-                        _normalise(item, parts, imports)
-                    parts.append(",")
-                parts.append("]")
+            if not value:
+                continue
+            parts += [field, "["]
+            for item in value:
+                if not isinstance(item, ast.AST):
+                    parts.append(repr(item))
+                elif _is_inert(item):
+                    continue
+                else:
+                    _normalise(item, parts, imports)
+                parts.append(",")
+            parts.append("]")
         else:
             parts.append(f"{field}={value!r};")
     parts.append(")")

@@ -1,8 +1,8 @@
 """Every stage of the pipeline, declared once: its files, their inputs, and what decides them.
 
-A stage is one Snakemake rule and one line of the plan. The rules (``workflow/``) and the plan ask
-:class:`possam.pipeline.graph.Graph`, which asks these declarations; a new stage is one class here,
-one rule, and the command ``possam STAGE`` that the rule calls.
+A stage is one Snakemake rule and one line of the plan, which both ask
+:class:`possam.pipeline.graph.Graph`. A new stage is one class here, one rule, and the command
+``possam STAGE`` that the rule calls.
 """
 
 from collections.abc import Iterable, Mapping
@@ -47,19 +47,11 @@ class Stage:
     stored: ClassVar[bool] = False
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
-        """The files that a job reads.
-
-        Raises:
-            InputError: something that the wildcards or the parameters name does not exist.
-        """
+        """The files that a job reads; an InputError if something named does not exist."""
         return []
 
     def check(self, project: Project, w: Wildcards) -> None:
-        """Refuse, before any job runs, what the plan can do without.
-
-        Raises:
-            InputError: as the stage's declaration says.
-        """
+        """Raise an InputError, before any job runs, for what the plan can do without."""
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         """All parameters that decide a job's output, as JSON; by default only its wildcards."""
@@ -152,10 +144,9 @@ class Train(Stage):
 
 
 class External(Stage):
-    """Another system's predictions on one benchmark.
+    """Another system's predictions on one benchmark; a hash of them is one of the parameters.
 
-    The predictions are no inputs: Snakemake would compare the time stamps of folders and large
-    files. Their content is one of the parameters.
+    They are no inputs: Snakemake would compare the time stamps of folders and large files.
     """
 
     name = "external"
@@ -164,12 +155,9 @@ class External(Stage):
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """The test set, and the training set for seen classes."""
-        entry = find_external(project, w["external"], w["benchmark"])
+        source = find_external(project, w["external"], w["benchmark"]).trained_on
         test = project.benchmark(w["benchmark"])
-        return [
-            _dataset(project, test.dataset, test.split),
-            _dataset(project, entry.trained_on, "train"),
-        ]
+        return [_dataset(project, test.dataset, test.split), _dataset(project, source, "train")]
 
     def check(self, project: Project, w: Wildcards) -> None:
         """The predictions must exist."""
@@ -230,11 +218,8 @@ class Table(Stage):
 
     name = "table"
     outputs = (
-        layout.TABLE_CSV,
-        layout.TABLE_MD,
-        layout.TABLE_TEX,
-        layout.TABLE_CARD,
-        layout.TABLE_METRICS,
+        *(layout.TABLE_CSV, layout.TABLE_MD, layout.TABLE_TEX),
+        *(layout.TABLE_CARD, layout.TABLE_METRICS),
     )
     stored = True
 
@@ -305,13 +290,10 @@ class Report(Stage):
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """Cards of every table and figure, and the reproduction decisions."""
-        prefix = project.prefix
+        prefix, figures = project.prefix, load_figures(project)
         return [
             *(layout.TABLE_CARD.format(prefix=prefix, table=table) for table in project.tables),
-            *(
-                layout.FIGURE_CARD.format(prefix=prefix, figure=figure)
-                for figure in load_figures(project)
-            ),
+            *(layout.FIGURE_CARD.format(prefix=prefix, figure=figure) for figure in figures),
             str(project.folder / "decisions.md"),
         ]
 

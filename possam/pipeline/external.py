@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from possam.params.external import ExternalParams
+from possam.params.benchmarks import ExternalParams
 from possam.params.project import Project
 from possam.params.reading import choose
 from possam.runtime.errors import InputError
@@ -12,12 +12,12 @@ from possam.runtime.files import hash_json, sha256_file
 
 
 def find_external(project: Project, name: str, benchmark: str) -> ExternalParams:
-    """The entry of the system ``name``, which must have predictions for ``benchmark``.
+    """The entry of the system ``name``.
 
     Raises:
         InputError: no such system, no predictions for the benchmark, or those of another scale.
     """
-    source = _source(project)
+    source = str(project.folder / "external.yaml")
     choose("external system", name, project.external, source, "external")
     entry = project.external[name]
     choose("benchmark", benchmark, entry.predictions, source, f"{name}.predictions")
@@ -43,8 +43,8 @@ def prediction_files(project: Project, name: str, benchmark: str) -> dict[str, P
             continue
         kind = "JSON file in COCO panoptic format" if is_file else "folder of PNGs"
         raise InputError(
-            f"{_source(project)}: {name}.{field}.{benchmark}: {path}: no such {kind}; put the "
-            "predictions there, or correct the path"
+            f"{project.folder / 'external.yaml'}: {name}.{field}.{benchmark}: {path}: no such "
+            f"{kind}; put the predictions there, or correct the path"
         )
     return paths
 
@@ -53,25 +53,16 @@ def hash_predictions(paths: Mapping[str, Path]) -> str:
     """SHA-256 (hex) of predictions: names and content of all files, wherever they lie."""
     files: dict[str, str] = {}
     for field, path in paths.items():
-        if path.is_file():
-            files[field] = _hash_file(path)
-            continue
-        for file in sorted(path.rglob("*")):
+        below = () if path.is_file() else path.rglob("*")
+        found = {f"{field}/{file.relative_to(path).as_posix()}": file for file in below}
+        for name, file in (found or {field: path}).items():
             if file.is_file():
-                files[f"{field}/{file.relative_to(path).as_posix()}"] = _hash_file(file)
+                status = file.stat()
+                files[name] = _hash_once(file.absolute(), status.st_mtime_ns, status.st_size)
     return hash_json(files)
-
-
-def _hash_file(path: Path) -> str:
-    status = path.stat()
-    return _hash_once(path.absolute(), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1 << 17)
 def _hash_once(path: Path, modified: int, size: int) -> str:
     """Cached until the file changes."""
     return sha256_file(path)
-
-
-def _source(project: Project) -> str:
-    return str(project.folder / "external.yaml")

@@ -1,10 +1,8 @@
 """The one graph: which job makes a file, from which files, and the identity that decides a rerun.
 
-The Snakemake rules and the plan ask it; each stage is declared in
-:mod:`possam.pipeline.declarations`. An identity is the hash of the parameters that a job uses and
-of the code behind it (comments and docstrings do not count, see :mod:`possam.pipeline.codehash`).
-Snakemake records it with each output and reruns a job when it differs; inputs are small JSON files
-that Snakemake compares by content.
+The Snakemake rules and the plan ask it. An identity is the hash of the parameters that a job uses
+and of the code behind it (:mod:`possam.pipeline.codehash`). Snakemake records it with each output
+and reruns a job when it differs; inputs are small JSON files that it compares by content.
 """
 
 import re
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from possam.params.project import Project
+from possam.params.reading import scale_names
 from possam.pipeline.codehash import code_hash
 from possam.pipeline.declarations import CONSTRAINTS, STAGES, Wildcards
 from possam.runtime.files import hash_json
@@ -29,12 +28,10 @@ class Job(NamedTuple):
     wildcards: tuple[tuple[str, str], ...]
 
     def of(self, wildcard: str) -> str:
-        """The value of a wildcard."""
         return dict(self.wildcards)[wildcard]
 
     @property
     def scale(self) -> str:
-        """The scale that it belongs to."""
         return scale_of(dict(self.wildcards))
 
     @property
@@ -74,27 +71,24 @@ def _patterns() -> list[tuple[str, re.Pattern[str]]]:
 class Graph:
     """The graph of every scale in ``folder``/scales; a scale is loaded when it is first asked for.
 
-    Attributes:
-        folder: the parameters' folder.
-        scales: names of all scales.
+    ``project``: one of ``folder`` that is loaded already.
     """
 
     def __init__(self, *, folder: Path = Path("params"), project: Project | None = None) -> None:
-        """``project``: one of ``folder`` that is loaded already."""
         self.folder = folder
-        self.scales = sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
+        self.scales = scale_names(folder)
         self._projects = {} if project is None else {project.name: project}
         self._code = cache(code_hash)
 
     def project(self, scale: str) -> Project:
-        """The parameters of ``scale``.
-
-        Raises:
-            InputError: no such scale, or a file in ``folder`` is wrong.
-        """
+        """The parameters of ``scale``; an InputError if there is none or a file is wrong."""
         if scale not in self._projects:
             self._projects[scale] = Project(scale, folder=self.folder)
         return self._projects[scale]
+
+    def _job(self, wildcards: Wildcards) -> tuple[Project, dict[str, str]]:
+        w = dict(wildcards.items())  # Snakemake's have fields instead of keys
+        return self.project(scale_of(w)), w
 
     def inputs(self, stage: str, wildcards: Wildcards) -> list[str]:
         """The files that a job reads, after its stage has checked what must be there.
@@ -102,32 +96,21 @@ class Graph:
         Raises:
             InputError: something named does not exist or does not fit.
         """
-        w = dict(wildcards.items())
-        project, declared = self.project(scale_of(w)), STAGES[stage]
-        inputs = declared.inputs(project, w)
-        declared.check(project, w)
+        project, w = self._job(wildcards)
+        inputs = STAGES[stage].inputs(project, w)
+        STAGES[stage].check(project, w)
         return inputs
 
     def identity(self, stage: str, wildcards: Wildcards) -> str:
-        """SHA-256 (hex) of the parameters and the code that decide a job's output.
-
-        Raises:
-            InputError: something named does not exist or does not fit.
-        """
-        w = dict(wildcards.items())
-        project, declared = self.project(scale_of(w)), STAGES[stage]
-        return hash_json(
-            {
-                "stage": stage,
-                "parameters": declared.parameters(project, w),
-                "code": self._code(*declared.code(project, w)),
-            }
-        )
+        """SHA-256 (hex) of the parameters and code that decide a job's output; raises as above."""
+        project, w = self._job(wildcards)
+        parameters, code = STAGES[stage].parameters(project, w), STAGES[stage].code(project, w)
+        return hash_json({"stage": stage, "parameters": parameters, "code": self._code(*code)})
 
     def is_timed(self, wildcards: Wildcards) -> bool:
         """Whether an evaluation measures speed, and so must run with nothing beside it."""
-        w = dict(wildcards.items())
-        found = self.project(scale_of(w)).benchmarks.get(w["benchmark"])
+        project, w = self._job(wildcards)
+        found = project.benchmarks.get(w["benchmark"])
         return found is not None and found.images is not None
 
     def walk(self, targets: Iterable[str]) -> dict[Job, tuple[Job, ...]]:

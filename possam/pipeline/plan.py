@@ -1,8 +1,7 @@
 """What it takes to make some targets: jobs, machine hours, wall time on N nodes, disk space.
 
-Numbers are the estimates of ``params/plan.yaml``; finished runs of the same scale replace the
-training rates by measured ones. A file that exists counts as done: whether it is still up to date
-is for Snakemake to say.
+Numbers are the estimates of ``params/plan.yaml``; training rates are measured in finished runs.
+A file that exists counts as done; only Snakemake knows whether it is up to date.
 """
 
 import heapq
@@ -21,9 +20,6 @@ from possam.params.project import Project
 from possam.pipeline.graph import Graph, Job, find_job
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
-
-_BYTES = 4
-"""Of a weight in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +79,7 @@ class Plan:
 
 
 def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
-    """Files for names of tables, figures, runs (all seeds) or ``report``, or files themselves.
-
-    Default: every table.
+    """Files for names of tables (default: all), figures, runs (all seeds) or ``report``, or files.
 
     Raises:
         InputError: no such target at this scale.
@@ -121,10 +115,9 @@ def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
     project = graph.project(scale)
     targets = resolve_targets(project, names)
     params, hardware = load_plan(project)
-    data = load_data(project)
     jobs = graph.walk(targets)
     assets = [job.of("asset") for job in jobs if job.stage == "download"]
-    held = {one.name: one for one in take_inventory(project, assets, data)}
+    held = {one.name: one for one in take_inventory(project, assets, load_data(project))}
     cost = _Cost(project, params, hardware, held, _measured(project))
     steps = tuple(cost.step(job, needs) for job, needs in jobs.items())
     return Plan(
@@ -138,16 +131,6 @@ def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
     )
 
 
-def image_count(project: Project, dataset: str, split: str) -> int:
-    """Images of a split: of the converted data set, else as declared."""
-    manifest = Layout(project).dataset(dataset, split) / "manifest.json"
-    if manifest.is_file():
-        return int(read_json(manifest)["counts"]["images"])
-    world = project.scale.world
-    made = None if world is None else world.images(dataset, split)
-    return datasets()[dataset].images[split] if made is None else made
-
-
 def _measured(project: Project) -> dict[str, float]:
     """Images per second of one process, by tower, averaged over the scale's finished runs."""
     sums: dict[str, tuple[float, float]] = {}
@@ -155,13 +138,12 @@ def _measured(project: Project) -> dict[str, float]:
     for name, run in project.runs.items():
         for seed in project.scale.seeds:
             folder = layout.run(name, seed)
-            if not (folder / "run.json").is_file() or not (folder / "training.json").is_file():
-                continue
-            summary = read_json(folder / "training.json")
-            spent = summary["seconds"] * summary.get("processes", 1)
-            key = tower_key(project, run.sam)
-            images, seconds = sums.get(key, (0.0, 0.0))
-            sums[key] = (images + summary["images"], seconds + spent)
+            if (folder / "run.json").is_file() and (folder / "training.json").is_file():
+                summary = read_json(folder / "training.json")
+                spent = summary["seconds"] * summary.get("processes", 1)
+                key = tower_key(project, run.sam)
+                images, seconds = sums.get(key, (0.0, 0.0))
+                sums[key] = (images + summary["images"], seconds + spent)
     return {key: images / seconds for key, (images, seconds) in sums.items() if seconds > 0}
 
 
@@ -187,8 +169,8 @@ class _Cost:
             left = self._transfer(self.held[job.of("asset")].to_download) / 3600
         return Step(job=job, needs=needs, state=state, units=units, hours=left, whole_hours=whole)
 
-    def _transfer(self, count: int) -> float:
-        return count / (self.params.download_megabytes_per_second * 1e6)
+    def _transfer(self, size: int) -> float:
+        return size / (self.params.download_megabytes_per_second * 1e6)
 
     def _progress(self, job: Job) -> float:
         """Share of a training that its newest checkpoint holds."""
@@ -206,8 +188,7 @@ class _Cost:
             case "convert":
                 return self._images(job.of("dataset"), job.of("split")) / hardware.convert
             case "features":
-                tower = job.of("tower")
-                sam = None if tower == CLIP else tower
+                sam = None if job.of("tower") == CLIP else job.of("tower")
                 rate = self._rate(hardware.features, sam, "features")
                 return self._images(job.of("dataset"), job.of("split")) / rate / units
             case "train":
@@ -225,8 +206,7 @@ class _Cost:
 
     def disk(self, steps: Sequence[Step]) -> Disk:
         """What the files of ``steps`` take."""
-        sizes = {"convert": 0, "features": 0, "train": 0}
-        held = self.held.values()
+        sizes, held = {"convert": 0, "features": 0, "train": 0}, self.held.values()
         to_write = sum(one.to_download + one.to_unpack for one in held)
         for step in steps:
             if step.job.stage in sizes:
@@ -244,15 +224,21 @@ class _Cost:
 
     def _bytes(self, job: Job) -> int:
         if job.stage == "train":
-            # Weights, and for each checkpoint that is kept the weights and Adam's two moments.
-            return self.hardware.trained_parameters * _BYTES * (1 + 3 * self.params.checkpoints)
-        each = self.params.converted_bytes_per_image
+            # fp32 weights, and for each checkpoint that is kept the weights and Adam's two moments.
+            return self.hardware.trained_parameters * 4 * (1 + 3 * self.params.checkpoints)
+        images = self._images(job.of("dataset"), job.of("split"))
         if job.stage == "features":
-            each = self.hardware.feature_bytes_per_image
-        return self._images(job.of("dataset"), job.of("split")) * each
+            return images * self.hardware.feature_bytes_per_image
+        return images * self.params.converted_bytes_per_image
 
     def _images(self, dataset: str, split: str) -> int:
-        return image_count(self.project, dataset, split)
+        """Images of a split: of the converted data set, else as declared."""
+        manifest = Layout(self.project).dataset(dataset, split) / "manifest.json"
+        if manifest.is_file():
+            return int(read_json(manifest)["counts"]["images"])
+        world = self.project.scale.world
+        made = None if world is None else world.images(dataset, split)
+        return datasets()[dataset].images[split] if made is None else made
 
     def _rate(self, rates: Mapping[str, float], sam: str | None, field: str) -> float:
         key = tower_key(self.project, sam)

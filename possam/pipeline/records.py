@@ -1,9 +1,8 @@
 """Snakemake's records travel with the results that DVC and git store.
 
 Snakemake notes in ``.snakemake/metadata`` of which parameters, code and inputs a file is. A copy of
-this record lies beside each stored result (``run.json``: ``run.snakemake``) with the hash of
-the file that it belongs to. So a result that is brought back, by ``dvc pull``, ``dvc checkout`` or
-``git restore``, is known to be of its own parameters, and never passes for one of those at hand.
+this record with its file's hash lies beside each stored result (``run.json``: ``run.snakemake``).
+So a result that DVC or git brings back never passes for one of the parameters at hand.
 """
 
 import json

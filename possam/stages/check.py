@@ -7,6 +7,7 @@ from possam.params.figures import load_figures, unserved_figures
 from possam.params.plan import load_plan
 from possam.params.project import Project
 from possam.params.published import read_published
+from possam.params.reading import scale_names
 from possam.params.slurm import Allocations
 
 
@@ -18,7 +19,7 @@ def check(scale: str | None) -> None:
     """
     folder = Path("params")
     Allocations(folder=folder)
-    scales = [scale] if scale else sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
+    scales = [scale] if scale else scale_names(folder)
     for name in scales:
         project = Project(name, folder=folder)
         load_data(project)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from possam.model.options import CLIP
 from possam.params.layout import RUN_LOCK, Layout
 from possam.params.project import Project
-from possam.params.runs import RunParams
+from possam.params.scale import RunParams
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json, sha256_file, write_json
 from possam.runtime.locks import hold

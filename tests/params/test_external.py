@@ -3,13 +3,12 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 
-from possam.evaluation.reader import CATEGORY_IDS
-from possam.params.external import ExternalParams
+from possam.params.benchmarks import ExternalParams
 from possam.params.project import Project
 from possam.params.tables import Evaluation, Origin
 from possam.runtime.errors import InputError
@@ -62,11 +61,6 @@ def test_pngs_lie_beside_their_json_under_its_name() -> None:
     found = ExternalParams(**entry())
     assert found.paths("ade20k")["segmentations"] == "theirs/ade"
     assert found.is_panoptic("ade20k") and not found.is_panoptic("ade20k_full")
-
-
-def test_numberings_are_those_that_predictions_are_read_with() -> None:
-    numbering = ExternalParams.model_fields["category_ids"].annotation
-    assert get_args(numbering) == CATEGORY_IDS
 
 
 def test_a_cell_shows_a_system_without_seeds(write: Callable) -> None:
