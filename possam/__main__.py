@@ -1,7 +1,6 @@
 """``possam`` and ``python -m possam``: by the pipeline's fork server where one runs, else here.
 
-Snakemake calls this hundreds of times, so a job that goes to the server imports nothing of the
-command line but this module.
+Snakemake calls this hundreds of times, so here only light modules are imported.
 """
 
 import sys

@@ -1,7 +1,6 @@
 """The ``possam`` command: one subcommand per stage, nothing but the handling of arguments.
 
-Exit codes are those of :mod:`possam.runtime.commands`; ``possam doctor`` ends with 1 if it found a
-problem. Each command imports what it needs when it is called.
+Exit codes: :mod:`possam.runtime.commands`. Each command imports what it needs when it is called.
 """
 
 import sys
@@ -36,16 +35,13 @@ def _project(scale: str) -> "Project":
     return Project(scale)
 
 
-def _scale() -> str:
-    return Environment.load().scale
-
-
 def _names(kind: str) -> Callable[[Context], list[str]]:
     """Shell completion: the names of all ``runs``, ``tables``, ... of the scale that was typed."""
 
     def complete(context: Context) -> list[str]:
         try:
-            return sorted(getattr(_project(context.params.get("scale") or _scale()), kind))
+            scale = context.params.get("scale") or Environment.load().scale
+            return sorted(getattr(_project(scale), kind))
         except PossamError:
             return []  # the command itself says what is wrong with params/
 
@@ -58,10 +54,11 @@ def _scales() -> list[str]:
     return scale_names()
 
 
+Launcher = Literal["local", "slurm"]
 Scale = Annotated[
     str,
     Option(
-        default_factory=_scale,
+        default_factory=lambda: Environment.load().scale,
         show_default="$POSSAM_SCALE, else mini",
         help="A file in params/scales.",
         autocompletion=_scales,
@@ -73,7 +70,6 @@ Device = Annotated[str, Option(help="cpu or cuda.")]
 Workers = Annotated[int, Option(help="Processes.")]
 Run = Annotated[str, Argument(help="In params/runs.yaml.", autocompletion=_names("runs"))]
 Table = Annotated[str, Argument(help="In params/tables.yaml.", autocompletion=_names("tables"))]
-Launcher = Literal["local", "slurm"]
 Dataset = Annotated[
     str,
     Argument(help="A wrong name prints the valid ones.", autocompletion=lambda: list(datasets())),
@@ -92,9 +88,7 @@ def world(scale: Scale, workers: Workers = 1) -> None:
 def download(
     scale: Scale,
     assets: Annotated[list[str] | None, Argument(autocompletion=_names("assets"))] = None,
-    only_list: Annotated[
-        bool, Option("--list", help="Only print what there is, and terms.")
-    ] = False,
+    only_list: Annotated[bool, Option("--list", help="Only print them, with terms.")] = False,
 ) -> None:
     """Download assets (default: all of the scale) or link to yours; verify and unpack them."""
     from possam.stages.download import download_assets

@@ -23,7 +23,7 @@ class AssetParams(Options):
     size: Positive | None = None
     """Bytes, as published; checked."""
     about: Positive | None = None
-    """Approximate bytes where no size is published: for plans of disk space, not checked."""
+    """Approximate bytes where no size is published: for plans of disk space."""
     unpacked_about: Positive | None = None
     """Approximate bytes of the unpacked archive where they differ much from the archive's."""
     checksum: Annotated[str, Field(pattern=_CHECKSUM)] | None = None

@@ -82,8 +82,7 @@ def image_count(count: str) -> int:
 def load_data(project: Project, environment: Environment | None = None) -> DataParams:
     """``data.yaml`` of the project, over what the data sets declare; the environment's roots win.
 
-    Raises:
-        InputError: unknown keys, roots, assets or counts; the message names the valid choices.
+    Raises an InputError for unknown keys, roots, assets or counts.
     """
     source = str(project.folder / "data.yaml")
     own = validate(DataParams, read_yaml(Path(source)), source=source)

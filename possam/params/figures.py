@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -18,21 +18,13 @@ Names = dict[str, tuple[str, tuple[str, ...]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a figure is made from; each name once.
+    """What a figure is made from; each name once."""
 
-    Attributes:
-        runs: (run, seed), trained.
-        evaluations: of trained weights.
-        datasets: (data set, split).
-        towers: SAM sizes, and ``clip``.
-        published: file names below ``params/published``.
-    """
-
-    runs: tuple[tuple[str, int], ...] = ()
-    evaluations: tuple[Evaluation, ...] = ()
-    datasets: tuple[tuple[str, str], ...] = ()
-    towers: tuple[str, ...] = ()
-    published: tuple[str, ...] = ()
+    runs: tuple[tuple[str, int], ...] = ()  # trained, with seed
+    evaluations: tuple[Evaluation, ...] = ()  # of trained weights
+    datasets: tuple[tuple[str, str], ...] = ()  # with split
+    towers: tuple[str, ...] = ()  # sizes of SAM, and clip
+    published: tuple[str, ...] = ()  # files below params/published
 
 
 _NAMED = {
@@ -146,12 +138,12 @@ class TrainingCurvesParams(FigureParams):
 
 
 KINDS: dict[str, type[FigureParams]] = {
-    "oversegmentation": OversegmentationParams,
-    "feature_clusters": ClustersParams,
-    "encoder_vs_decoder": ClustersParams,
-    "seen_unseen": SeenUnseenParams,
-    "qualitative": QualitativeParams,
-    "training_curves": TrainingCurvesParams,
+    kind: model
+    for model in (
+        *(OversegmentationParams, ClustersParams, SeenUnseenParams),
+        *(QualitativeParams, TrainingCurvesParams),
+    )
+    for kind in get_args(model.model_fields["kind"].annotation)
 }
 """The model of each ``kind``."""
 

@@ -22,7 +22,6 @@ class HardwareParams(Options):
         source: where the rates come from; printed with every plan.
         per_node: units of one node.
         per_job: units of one job, by stage; if it is empty, the GPUs that ``slurm.yaml`` asks for.
-        training, evaluation, features: see :data:`Rates`.
         convert: images per second of one job.
         feature_bytes_per_image: of one tower's cache, with the mirrored image.
         trained_parameters: of the largest model.

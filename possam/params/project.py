@@ -35,8 +35,7 @@ class Project:
         prefix: ``""`` for ``paper``, else ``"<scale>/"`` (paths of results).
         assets, benchmarks: entries of these files.
         external: entries of that file, of every scale.
-        tables: entries of that file that this scale has the data for, with the cells of external
-            systems of this scale only.
+        tables: those that this scale has the data for, with its own external systems only.
         unserved: for each of the other tables, which data the scale lacks.
         variants: every inference variant, resolved against the scale's ``inference`` block.
     """
@@ -141,9 +140,7 @@ class Project:
         source = str(self.folder / "tables.yaml")
         predicted = {name: entry.predictions for name, entry in self.external.items()}
         for name, table in tables.items():
-            check_table(
-                name, table, source=source, choices=names, measured=measured, predicted=predicted
-            )
+            check_table(name, table, source, names, measured, predicted)
         here = [name for name, entry in self.external.items() if entry.scale == self.name]
         return {name: table.showing(here) for name, table in tables.items()}
 

@@ -69,10 +69,7 @@ def _tuples(value: Any) -> Any:
 
 
 def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
-    """Parse one YAML mapping; a key written twice is refused (YAML would keep the last).
-
-    ``may_be_empty``: only comments are an empty mapping.
-    """
+    """Parse one YAML mapping (``may_be_empty``: or only comments); a key written twice is refused."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -19,7 +19,7 @@ from possam.training.options import LossOptions, TrainingOptions
 
 
 class TowerParams(Options):
-    """Frozen towers: SAM sizes and CLIP, as (architecture, asset)."""
+    """Frozen towers: SAM sizes, and CLIP."""
 
     class Sam(Options):
         architecture: str

@@ -16,8 +16,7 @@ CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 EXTERNAL = "external"
 """The condition of predictions of a system that is not trained here."""
-NO_SEED = 0
-"""The seed of external predictions, which have none."""
+NO_SEED = 0  # of external predictions
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block as it stands."""
 
@@ -196,7 +195,6 @@ class TableParams(Options):
 def check_table(
     name: str,
     table: TableParams,
-    *,
     source: str,
     choices: Mapping[str, Collection[str]],
     measured: Mapping[str, Collection[str]],
@@ -206,8 +204,7 @@ def check_table(
 
     Args:
         choices: the names of every ``run``, ``benchmark``, ``variant`` and ``external`` system.
-        measured: what each benchmark measures.
-        predicted: the benchmarks that each external system has predictions for.
+        measured, predicted: what each benchmark measures; each external system's benchmarks.
 
     Raises:
         InputError: something unknown, named twice, or a metric that its benchmark does not give.

@@ -112,7 +112,7 @@ def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
     not change the hash.
     """
     kind = node.__class__
-    if kind in _IMPORTING:
+    if kind in (ast.Import, ast.ImportFrom, ast.Call):
         imports.append(node)
     parts += [kind.__name__, "("]
     for field in node._fields:
@@ -150,9 +150,6 @@ def _is_inert(node: ast.AST) -> bool:
         targets = node.targets  # type: ignore[attr-defined]
         return all(isinstance(t, ast.Name) and t.id in _VERSION_NAMES for t in targets)
     return kind is ast.Pass
-
-
-_IMPORTING = (ast.Import, ast.ImportFrom, ast.Call)
 
 
 def _targets(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:

@@ -34,12 +34,11 @@ CONSTRAINTS: Mapping[str, str] = {
 
 
 class Stage:
-    """One stage; the methods are given the project of the job's scale and the job's wildcards.
+    """One stage; the methods get the project of the job's scale and the job's wildcards.
 
-    Attributes:
-        name: of the Snakemake rule, of the command, and of the module in ``possam/stages``.
-        outputs: patterns of the files that a job makes; the plan names a job by the first.
-        stored: whether DVC or git stores what the stage makes.
+    ``name``: of the Snakemake rule, of the command, and of the module in ``possam/stages``.
+    ``outputs``: patterns of the files that a job makes; the plan names a job by the first.
+    ``stored``: whether DVC or git stores what the stage makes.
     """
 
     name: ClassVar[str]

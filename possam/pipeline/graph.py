@@ -114,10 +114,7 @@ class Graph:
         return found is not None and found.images is not None
 
     def walk(self, targets: Iterable[str]) -> dict[Job, tuple[Job, ...]]:
-        """Every job on the way to ``targets``, with the jobs whose files it reads.
-
-        Returns:
-            Each job after those that it needs. Files that no stage makes are left out.
+        """Every job on the way to ``targets``, after the jobs that it needs, and with those.
 
         Raises:
             InputError: as :meth:`inputs`; what only a running job needs may be missing.

@@ -1,6 +1,6 @@
 """What it takes to make some targets: jobs, machine hours, wall time on N nodes, disk space.
 
-Numbers are the estimates of ``params/plan.yaml``; training rates are measured in finished runs.
+Numbers are the estimates of ``params/plan.yaml``, or measured in finished runs of the same scale.
 A file that exists counts as done; only Snakemake knows whether it is up to date.
 """
 
@@ -27,7 +27,6 @@ class Step:
     """One job of the plan.
 
     Attributes:
-        job: stage and wildcards.
         needs: jobs whose files it reads.
         state: ``done``, ``begun`` (a training with checkpoints) or ``to do``.
         units: GPUs or cores that it occupies; 0 where that does not matter.
@@ -61,7 +60,6 @@ class Disk:
 
     @property
     def total(self) -> int:
-        """All of it."""
         return self.assets + self.unpacked + self.converted + self.features + self.runs
 
 
