@@ -69,7 +69,7 @@ def _tuples(value: Any) -> Any:
 
 
 def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
-    """Parse one YAML mapping (``may_be_empty``: or only comments); a key written twice is refused."""
+    """Parse one YAML mapping (``may_be_empty``: or only comments) without repeated keys."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
