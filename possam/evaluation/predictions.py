@@ -20,10 +20,7 @@ PREDICTIONS = "predictions.json"
 
 
 class PredictionWriter:
-    """Writes ``predictions.json`` and ``predictions/*.png`` into a directory.
-
-    The JSON is written by :meth:`close`, in the order of the data set.
-    """
+    """Writes ``predictions/*.png`` into a directory, and :meth:`close` ``predictions.json``."""
 
     def __init__(self, directory: Path, dataset: ConvertedDataset) -> None:
         self.json = directory / PREDICTIONS
@@ -53,8 +50,8 @@ class PredictionWriter:
             ],
         }
 
-    def close(self) -> None:
-        """Write the JSON."""
+    def close(self) -> tuple[Path, Path]:
+        """Write the JSON; returns it and the folder of PNGs."""
         records = self._dataset.images
         content = {
             "images": [{"id": r.id, "width": r.width, "height": r.height} for r in records],
@@ -65,6 +62,7 @@ class PredictionWriter:
             ],
         }
         write_json(self.json, content, indent=None)
+        return self.json, self.folder
 
 
 def check_panopticapi(
