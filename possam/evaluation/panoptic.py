@@ -1,8 +1,7 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), as panopticapi counts it.
 
 The numbers equal panopticapi's to the last digit: pairs are matched in the same order, and sums of
-IoUs run over images in the order of the updates. Counts are also kept per image and class, so that
-a bootstrap needs no second pass.
+IoUs run over images in the order of the updates. Matches are kept per image for the bootstrap.
 """
 
 from collections import Counter
@@ -113,8 +112,7 @@ def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer
     For maps in memory, where a model takes far longer. The compiled loops of
     :func:`possam.evaluation.run_lengths.count_shared_pixels` would take most of a second to load.
 
-    Args:
-        target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.
+    ``target``, ``predicted``: segment ids (H,W), 0..2^24-1, 0 = void.
     """
     if not target.size:
         return []
@@ -222,11 +220,7 @@ def image_order(counted: Sequence[int], expected: Sequence[int]) -> list[int]:
 
 
 class PanopticEvaluator:
-    """Collects matches image by image.
-
-    Args:
-        categories: all categories of the data set, in index order 0..K-1.
-    """
+    """Collects matches image by image; ``categories``: all of the data set, in index order."""
 
     def __init__(self, categories: Sequence[CategoryLike]) -> None:
         if [category.index for category in categories] != list(range(len(categories))):
@@ -247,7 +241,6 @@ class PanopticEvaluator:
         """Count one image.
 
         Args:
-            image_id: named in errors.
             predicted_ids, target_ids: segment ids (H,W), 0 = void.
             predicted_segments: id -> class index.
             target_segments: id -> (class index, is_crowd).

@@ -10,7 +10,7 @@ rare class that is not drawn drops out of a mean. Intervals are therefore percen
 shifted by the bias that the bootstrap estimates, so that they lie around the measured value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,7 @@ def frames_per_second(
 ) -> tuple[list[float], tuple[float, float]]:
     """Images per second (number over total time) of each training, and the interval of their mean.
 
-    Args:
-        seconds: of each image (I,), one array per training, all of the same images.
-        bootstrap: its images are the same for all trainings.
+    ``seconds``: of each image (I,), one array per training, all of the same images.
 
     Raises:
         InputError: different numbers of images.
@@ -139,10 +137,10 @@ class ImageStatistics:
 
     def resampled(self, bootstrap: Bootstrap) -> dict[str, NDArray[np.float64]]:
         """Metrics (S,) in percent on each of the bootstrap's S resamples of the images."""
-        weights = resample_weights(
-            len(self.image_ids), samples=bootstrap.samples, seed=bootstrap.seed
-        )
-        parts = [self.metrics(chunk) for chunk in _chunks(weights)]
+        images, samples = len(self.image_ids), bootstrap.samples
+        weights = resample_weights(images, samples=samples, seed=bootstrap.seed)
+        starts = range(0, samples, _CHUNK)
+        parts = [self.metrics(weights[start : start + _CHUNK]) for start in starts]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def save(self, directory: Path) -> None:
@@ -207,11 +205,10 @@ class ImageStatistics:
         """
         path = directory / IMAGE_FILE
         frame = _read_table(path)
-        missing = {"image_id", "class"} - set(frame.columns)
-        if missing:
+        if missing := {"image_id", "class"} - set(frame.columns):
             raise InputError(f"{path}: lacks the columns {sorted(missing)}; evaluate the run again")
-        agnostic = frame[frame["class"] == CLASS_AGNOSTIC]
-        classes = frame[frame["class"] != CLASS_AGNOSTIC]
+        is_agnostic = frame["class"] == CLASS_AGNOSTIC
+        agnostic, classes = frame[is_agnostic], frame[~is_agnostic]
         ids = agnostic["image_id"].to_numpy(np.int64)
         row = pd.Series(np.arange(len(ids)), index=ids)
         place = (row.loc[classes["image_id"]].to_numpy(), classes["class"].to_numpy())
@@ -232,12 +229,12 @@ class ImageStatistics:
         if "instances" in frame:
             matches = _read_table(directory / MATCH_FILE)
             levels = np.arange(len(IOU_LEVELS))
+            bits = (matches[name].to_numpy(np.int64)[:, None] for name in ("matched", "ignored"))
             instances = InstanceMatches(
-                image=row.loc[matches["image_id"]].to_numpy(np.int64),
-                category=matches["class"].to_numpy(np.int64),
-                score=matches["score"].to_numpy(np.float64),
-                matched=(matches["matched"].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool),
-                ignored=(matches["ignored"].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool),
+                row.loc[matches["image_id"]].to_numpy(np.int64),
+                matches["class"].to_numpy(np.int64),
+                matches["score"].to_numpy(np.float64),
+                *((flags >> levels & 1).astype(bool) for flags in bits),
                 targets=table("instances", np.int64),
             )
         return cls(
@@ -265,7 +262,13 @@ def resample(*statistics: ImageStatistics, bootstrap: Bootstrap) -> Resampled:
     Raises:
         InputError: they were not measured on the same images.
     """
-    _check_images(*statistics)
+    first = statistics[0].image_ids
+    for other in statistics[1:]:
+        if other.image_ids != first:
+            raise InputError(
+                "evaluations that are to be compared or averaged have different images "
+                f"({len(first)} and {len(other.image_ids)}); evaluate all on one data set"
+            )
     points = [table.metrics() for table in statistics]
     drawn = [table.resampled(bootstrap) for table in statistics]
     return Resampled(
@@ -284,21 +287,10 @@ def bootstrap_intervals(
     found = resample(*statistics, bootstrap=bootstrap)
     intervals = {}
     for name, values in found.samples.items():
-        low, high = centred_interval(
-            values, estimate=found.points[name], confidence=bootstrap.confidence
-        )
+        point = found.points[name]
+        low, high = centred_interval(values, estimate=point, confidence=bootstrap.confidence)
         intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
     return intervals
-
-
-def _check_images(*statistics: ImageStatistics) -> None:
-    for other in statistics[1:]:
-        if other.image_ids != statistics[0].image_ids:
-            raise InputError(
-                "evaluations that are to be compared or averaged have different images "
-                f"({len(statistics[0].image_ids)} and {len(other.image_ids)}); evaluate all on one "
-                "data set"
-            )
 
 
 def defined(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -324,11 +316,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; evaluate the run again") from error
-
-
-def _chunks(weights: Weights) -> Iterator[Weights]:
-    for start in range(0, len(weights), _CHUNK):
-        yield weights[start : start + _CHUNK]
 
 
 def _class_quality(

@@ -70,9 +70,8 @@ def evaluate(
 
     from possam.datasets.class_names import seen_classes
     from possam.datasets.format import ConvertedDataset
-    from possam.evaluation.efficiency import count_parameters
+    from possam.evaluation.efficiency import count_parameters, measure_efficiency
     from possam.evaluation.evaluate import evaluate_run
-    from possam.evaluation.speed import measure_efficiency
     from possam.model.compilation import compiled
     from possam.model.possam import build_possam
     from possam.model.segmenter import Segmenter
