@@ -156,17 +156,19 @@ def evaluate(
 ) -> None:
     """Evaluate one run or external system on one benchmark."""
     from possam.params.tables import TRAINED
-    from possam.stages.evaluate import evaluate
-    from possam.stages.external import evaluate_external
 
     project = _project(scale)
     if run in project.external:
+        from possam.stages.external import evaluate_external
+
         if seed is not None or condition != TRAINED:
             raise InputError(f"--seed, --condition: {run} is external: predictions have neither")
         evaluate_external(project, run, benchmark, workers=1 if workers is None else workers)
     elif workers is not None:
         raise InputError(f"--workers: only predictions are scored by several; {run} is a run")
     else:
+        from possam.stages.evaluate import evaluate
+
         evaluate(project, run, benchmark, seed=seed, condition=condition, device=device)
 
 

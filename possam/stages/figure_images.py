@@ -18,7 +18,6 @@ from possam.evaluation.segment import segment_image
 from possam.model.encoders.automatic_masks import automatic_masks
 from possam.model.encoders.sam import SamEncoder
 from possam.model.encoders.text import TextEmbeddings
-from possam.model.segmenter import Segmenter
 from possam.params.figures import (
     CLIP,
     ClustersParams,
@@ -40,16 +39,8 @@ from possam.reporting.figures.pictures import (
 )
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
-from possam.stages.common import (
-    embed_names,
-    finished_run,
-    frozen_hashes,
-    load_clip_tower,
-    load_towers,
-    load_whole_sam,
-    tower_hash,
-)
-from possam.training.checkpoint import load_trained
+from possam.stages.common import finished_run, frozen_hashes, tower_hash
+from possam.stages.models import embed_names, load_clip_tower, load_segmenter, load_whole_sam
 
 _LEGEND_NOTE = "colours only tell clusters and masks apart; the legend is of the ground truth."
 
@@ -62,15 +53,8 @@ class _Trained:
         layout, run = Layout(project), project.run(name)
         record = finished_run(layout, name, self.seed)
         weights = layout.run(name, self.seed) / "weights.safetensors"
-        frozen = frozen_hashes(layout, run.sam)
         self.vocabulary = [tuple(names) for names in record["vocabulary"]]
-        sam, clip = load_towers(layout, run.sam)
-        self.segmenter = Segmenter(
-            sam=sam,
-            clip=clip,
-            possam=load_trained(weights, frozen=frozen),
-            precision=project.scale.towers.precision,
-        ).to(device)
+        self.segmenter = load_segmenter(layout, run.sam, weights).to(device)
         self.facts: dict[str, Any] = {
             "runs": {
                 name: {
@@ -79,7 +63,7 @@ class _Trained:
                     "weights_sha256": sha256_file(weights),
                 }
             },
-            "towers": frozen,
+            "towers": frozen_hashes(layout, run.sam),
             "inference": project.scale.inference.model_dump(mode="json"),
             "templates": list(project.scale.templates),
         }
@@ -100,12 +84,9 @@ class _Trained:
     def panel(self, dataset: ConvertedDataset, position: int) -> Panel:
         scale = self.project.scale
         if dataset.name not in self._texts:
-            self._texts[dataset.name] = embed_names(
-                Layout(self.project),
-                self.segmenter.clip,
-                dataset.vocabulary,
-                templates=scale.templates,
-            )
+            layout, names, clip = Layout(self.project), dataset.vocabulary, self.segmenter.clip
+            text = embed_names(layout, clip, names, templates=scale.templates)
+            self._texts[dataset.name] = text
         ids, segments = segment_image(
             dataset.image(position),
             segmenter=self.segmenter,
@@ -115,11 +96,6 @@ class _Trained:
             inference=scale.inference,
         )
         return panel(ids, {segment.id: segment.category for segment in segments}, "segment")
-
-
-def _sam_masks(project: Project, sam: Sam, image: NDArray[np.uint8]) -> Panel:
-    masks = automatic_masks(sam, image, project.scale.automatic_masks)
-    return masks_panel(masks)
 
 
 def oversegmentation(project: Project, params: OversegmentationParams, *, device: str) -> Pictures:
@@ -135,7 +111,7 @@ def oversegmentation(project: Project, params: OversegmentationParams, *, device
     sam = load_whole_sam(Layout(project), size).to(device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
-        masks = _sam_masks(project, sam, drawn.dataset.image(position))
+        masks = masks_panel(automatic_masks(sam, drawn.dataset.image(position), settings))
         return [masks, trained.panel(drawn.dataset, position), drawn.truth(position)]
 
     pictures = collect(
@@ -225,7 +201,7 @@ def encoder_vs_decoder(project: Project, params: ClustersParams, *, device: str)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
         image = drawn.dataset.image(position)
-        masks = _sam_masks(project, sam, image)
+        masks = masks_panel(automatic_masks(sam, image, settings))
         return [_clusters_panel(ours.labels(image), params), masks, drawn.truth(position)]
 
     return collect(
