@@ -9,6 +9,7 @@ a difference therefore has two parts, whose variances are added: other test imag
 paired by image), and other seeds (Student's t, paired by seed).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,9 +38,8 @@ from possam.runtime.files import read_json
 class SeedAverage:
     """Over the seeds, in percent; None where a metric is undefined for one of them.
 
-    Attributes:
-        mean, std: of each metric; the standard deviation is that of the seeds (``ddof`` 1).
-        intervals: of the mean, by a bootstrap over images: all seeds on the same resamples.
+    ``std`` is the seeds' standard deviation (``ddof`` 1); ``intervals`` are of the mean, by a
+    bootstrap over images: all seeds on the same resamples.
     """
 
     mean: dict[str, float | None]
@@ -64,13 +64,12 @@ def average_seeds(folders: Sequence[Path], variant: str, *, bootstrap: Bootstrap
             intervals = bootstrap_intervals(*load_seeds(folders, variant), bootstrap=bootstrap)
     except InputError as error:
         raise InputError(f"{folders[0].parent}: {error}") from error
-    mean: dict[str, float | None] = {}
-    std: dict[str, float | None] = {}
-    for name in results[0]["metrics"]:
+    mean: dict[str, float | None] = dict.fromkeys(results[0]["metrics"])
+    std = mean.copy()
+    for name in mean:
         values = [result["metrics"].get(name) for result in results]
-        known = None not in values
-        mean[name] = float(np.mean(values)) if known else None
-        std[name] = float(np.std(values, ddof=1)) if known else None
+        if None not in values:
+            mean[name], std[name] = float(np.mean(values)), float(np.std(values, ddof=1))
     return SeedAverage(mean=mean, std=std, intervals=defined_intervals(intervals))
 
 
@@ -82,8 +81,8 @@ def load_seeds(folders: Sequence[Path], variant: str, *, ap: bool = True) -> lis
     tables = []
     for folder in folders:
         classes = _result(folder, variant)["per_class"]
-        flags = {key: [row[key] for row in classes] for key in ("thing", "seen")}
-        found = ImageStatistics.load(folder / variant, is_thing=flags["thing"], seen=flags["seen"])
+        things, seen = ([row[key] for row in classes] for key in ("thing", "seen"))
+        found = ImageStatistics.load(folder / variant, is_thing=things, seen=seen)
         tables.append(found if ap else replace(found, instances=None))
     return tables
 
@@ -104,11 +103,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau-b of two orders of the same rows: 1 the same, -1 reversed; its interval.
-
-    Attributes:
-        rows: how many rows were ordered.
-    """
+    """Kendall's tau-b of two orders of ``rows`` rows: 1 the same, -1 reversed; its interval."""
 
     tau: float
     low: float
@@ -124,9 +119,8 @@ def paired_differences(
     for name in row.samples.keys() & reference.samples.keys():
         value = row.points[name] - reference.points[name]
         spread = row.samples[name] - reference.samples[name]
-        result[name] = Difference(
-            value, *centred_interval(spread, estimate=value, confidence=confidence)
-        )
+        bounds = centred_interval(spread, estimate=value, confidence=confidence)
+        result[name] = Difference(value, *bounds)
     return result
 
 
@@ -191,25 +185,18 @@ def compare_trainings(
     benchmark: str,
     bootstrap: Bootstrap,
 ) -> dict[str, Change]:
-    """The change of each metric that both checkouts have, of one run's evaluations.
-
-    Args:
-        before, after: by training seed.
-        bootstrap: draws the same images for all evaluations.
+    """The change of each metric that both checkouts have; evaluations of a run by training seed.
 
     Raises:
         InputError: the seeds or the images differ.
     """
     if before.keys() != after.keys():
         raise InputError(f"seeds {sorted(before)} before, {sorted(after)} after: train the same")
-    seeds = sorted(before)
-    pairs = [(before[number], after[number]) for number in seeds]
-    for first, second in pairs:
-        if first.image_ids != second.image_ids:
-            raise InputError("evaluations before and after have different images")
+    pairs = [(before[number], after[number]) for number in sorted(before)]
+    if any(first.image_ids != second.image_ids for first, second in pairs):
+        raise InputError("evaluations before and after have different images")
     points = [(first.metrics(), second.metrics()) for first, second in pairs]
-    old = resample(*(first for first, _ in pairs), bootstrap=bootstrap)
-    new = resample(*(second for _, second in pairs), bootstrap=bootstrap)
+    old, new = (resample(*side, bootstrap=bootstrap) for side in zip(*pairs, strict=True))
     return {
         name: Change(
             run=run,
@@ -234,16 +221,12 @@ def mean_change(results: Sequence[Change], *, confidence: float) -> Difference:
     count = len(results)
     value = float(np.mean([each.by_seed.mean() for each in results]))
     tail = 0.5 + confidence / 2.0
-    images = sum(
-        float(np.nanvar(np.sum(group, axis=0), ddof=1))
-        for group in _grouped((each.benchmark, each.resampled) for each in results)
-    )
+    by_benchmark = _grouped((each.benchmark, each.resampled) for each in results)
+    images = sum(float(np.nanvar(np.sum(group, axis=0), ddof=1)) for group in by_benchmark)
     half = float(norm.ppf(tail)) ** 2 * images / count**2
     if has_seeds(results):
-        trainings = [
-            np.sum(group, axis=0)
-            for group in _grouped((each.run, each.by_seed) for each in results)
-        ]
+        by_run = _grouped((each.run, each.by_seed) for each in results)
+        trainings = [np.sum(group, axis=0) for group in by_run]
         parts = np.array([each.var(ddof=1) / len(each) for each in trainings])
         freedom = np.array([len(each) - 1.0 for each in trainings])
         if (total := float(parts.sum())) > 0.0:
@@ -257,9 +240,9 @@ def _grouped(
     named: Iterable[tuple[str, NDArray[np.float64]]],
 ) -> Iterable[list[NDArray[np.float64]]]:
     """The arrays of each name."""
-    groups: dict[str, list[NDArray[np.float64]]] = {}
+    groups = defaultdict[str, list[NDArray[np.float64]]](list)
     for name, values in named:
-        groups.setdefault(name, []).append(values)
+        groups[name].append(values)
     return groups.values()
 
 

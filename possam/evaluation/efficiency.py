@@ -54,10 +54,8 @@ def count_parameters(
     """Count on the meta device: the networks are built, but no weight is allocated.
 
     Args:
-        sam_architecture: a key of :data:`~possam.model.encoders.sam.ARCHITECTURES`; None without
-            SAM (FC-CLIP).
+        sam_architecture: of :data:`~possam.model.encoders.sam.ARCHITECTURES`; None: no SAM.
         clip_config: an open_clip JSON file or the name of a built-in open_clip model.
-        model: widths and choices of the trainable part.
 
     Raises:
         InputError: an unknown architecture, or a configuration that cannot be built.

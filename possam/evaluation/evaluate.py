@@ -121,8 +121,7 @@ def evaluate_run(
         PossamError: panopticapi gets another PQ from the same predictions.
     """
     _check_vocabulary(dataset, text, seen)
-    missing = [key for key in IDENTITY if key not in identity]
-    if missing:
+    if missing := [key for key in IDENTITY if key not in identity]:
         raise ValueError(f"identity lacks {missing}")
     if len({inference.resolution for inference in variants.values()}) != 1:
         raise ValueError("variants: they share a forward pass and need one test resolution")
@@ -184,8 +183,7 @@ def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[in
     for position, record in enumerate(dataset.images):
         groups.setdefault((record.height, record.width), []).append(position)
     for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
 
 
 @torch.inference_mode()

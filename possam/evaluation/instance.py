@@ -138,7 +138,7 @@ class InstanceEvaluator:
         labels: Sequence[int],
         scores: Sequence[float],
     ) -> None:
-        """Add the detections of one image: compressed run lengths, class indices, scores."""
+        """Add detections of one image: compressed run lengths, class indices, scores."""
         self._detections += (
             {"image_id": image_id, "category_id": label, "score": score, "segmentation": code}
             for code, label, score in zip(masks, labels, scores, strict=True)
@@ -152,8 +152,7 @@ class InstanceEvaluator:
         for group in groups:
             targets[row[group.image_id], group.category] = np.count_nonzero(~group.crowd)
         counts = [len(group.scores) for group in groups]
-        matched = np.zeros((sum(counts), len(IOU_LEVELS)), bool)
-        ignored = np.zeros_like(matched)
+        matched, ignored = np.zeros((2, sum(counts), len(IOU_LEVELS)), bool)
         first = np.cumsum([0, *counts])
         for members, size in _blocks(groups):
             _match([groups[index] for index in members], first[members], size, matched, ignored)

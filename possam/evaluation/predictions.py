@@ -70,8 +70,7 @@ def check_panopticapi(
 ) -> dict[str, float]:
     """Score the written predictions with panopticapi and compare, to the last digit.
 
-    Returns:
-        ``panopticapi_pq``, ``panopticapi_sq``, ``panopticapi_rq`` in percent.
+    Returns ``panopticapi_pq``, ``panopticapi_sq``, ``panopticapi_rq`` in percent.
 
     Raises:
         PossamError: the two differ; names both numbers.
@@ -92,13 +91,14 @@ def check_panopticapi(
         )
     if not result.classes:
         raise PossamError(f"{dataset.directory}: no segment in ground truth or prediction to score")
-    theirs, _ = totals.pq_average(categories, isthing=None)
-    for name in ("pq", "sq", "rq"):
+    average, _ = totals.pq_average(categories, isthing=None)
+    theirs = {name: float(average[name]) for name in ("pq", "sq", "rq")}
+    for name, value in theirs.items():
         ours = getattr(result, name)
-        if ours != theirs[name]:
+        if ours != value:
             raise PossamError(
                 f"{dataset.directory}: {name.upper()} {100 * ours!r} differs from panopticapi's "
-                f"{100 * float(theirs[name])!r}; the data set's annotations.json (areas?) or the "
-                "evaluation is wrong: validate the data set"
+                f"{100 * value!r}; the data set's annotations.json (areas?) or the evaluation is "
+                "wrong: validate the data set"
             )
-    return {f"panopticapi_{name}": 100.0 * float(theirs[name]) for name in ("pq", "sq", "rq")}
+    return {f"panopticapi_{name}": 100.0 * value for name, value in theirs.items()}

@@ -192,8 +192,7 @@ def count_predictions(
 ) -> Evaluators:
     """Count all images, in ``workers`` processes; the numbers are the same for any number.
 
-    Args:
-        metrics: of ``panoptic`` and ``semantic``; label PNGs have no ``panoptic``.
+    ``metrics``: of ``panoptic`` and ``semantic``; label PNGs have no ``panoptic``.
 
     Raises:
         InputError: the first image, in the order of the data set, that is malformed.

@@ -183,16 +183,10 @@ def write_variants(
 
 def count_parts(dataset: ConvertedDataset, seen: Sequence[bool]) -> dict[str, int]:
     """Number of images, and of classes of each kind, in an evaluation."""
+    classes, known = len(dataset.categories), sum(seen)
     things = sum(category.is_thing for category in dataset.categories)
-    classes = len(dataset.categories)
-    return {
-        "images": len(dataset),
-        "classes": classes,
-        "things": things,
-        "stuff": classes - things,
-        "seen": sum(seen),
-        "unseen": classes - sum(seen),
-    }
+    kinds = {"things": things, "stuff": classes - things, "seen": known, "unseen": classes - known}
+    return {"images": len(dataset), "classes": classes, **kinds}
 
 
 def _per_class(
@@ -209,12 +203,8 @@ def _per_class(
     rows = []
     for category in categories:
         k = category.index
-        row: dict[str, Any] = {
-            "index": k,
-            "name": category.names[0],
-            "thing": category.is_thing,
-            "seen": statistics.seen[k],
-        }
+        row: dict[str, Any] = {"index": k, "name": category.names[0]}
+        row |= {"thing": category.is_thing, "seen": statistics.seen[k]}
         if evaluators.panoptic is not None:
             for place, name in enumerate(("pq", "sq", "rq")):
                 row[name] = 100.0 * quality[k][place] if k in quality else None
