@@ -166,7 +166,7 @@ class InstanceEvaluator:
         )
 
     def _groups(self) -> list["_Group"]:
-        """Detections and objects of one class in one image; by class, then by image id."""
+        """By class, then by image id."""
         sides: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
         for side, annotations in enumerate((self._detections, self._targets)):
             for annotation in annotations:

@@ -32,12 +32,10 @@ class CategoryLike(Protocol):
 
 @dataclass(frozen=True)
 class PanopticResult:
-    """Averages over the classes with at least one segment in prediction or ground truth.
+    """Averages over the ``classes`` classes with a segment in prediction or ground truth.
 
-    Attributes:
-        pq, sq, rq: fractions in 0..1; NaN if no class of the subset occurs.
-        classes: how many classes the averages run over.
-        per_class: class index -> (pq, sq, rq), for the classes that occur.
+    ``pq``, ``sq``, ``rq``: fractions in 0..1, NaN if no class of the subset occurs; ``per_class``:
+    class index -> (pq, sq, rq), for the classes that occur.
     """
 
     pq: float
@@ -139,8 +137,7 @@ class _Overlaps(NamedTuple):
         for t, p, count in pairs:
             target_area[t] += count
             predicted_area[p] += count
-        for area in (target_area, predicted_area):
-            area.pop(VOID, None)
+        del target_area[VOID], predicted_area[VOID]  # a Counter: nothing if there is none
         return cls({(t, p): count for t, p, count in pairs}, target_area, predicted_area)
 
 
@@ -263,10 +260,7 @@ class PanopticEvaluator:
         predicted_segments: Mapping[int, int],
         target_segments: Mapping[int, tuple[int, bool]],
     ) -> None:
-        """Count one image from its ``pairs``: what :func:`count_array_pairs` finds in the two maps.
-
-        Other arguments and errors as :meth:`update`.
-        """
+        """As :meth:`update`, from what :func:`count_array_pairs` finds in the two maps."""
         where = f"image {image_id}"
         self._check(where, "prediction", {p for _, p, _ in pairs}, predicted_segments.keys())
         self._check(where, "ground truth", {t for t, _, _ in pairs}, target_segments.keys())

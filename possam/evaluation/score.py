@@ -83,9 +83,6 @@ def measure_predictions(
         metrics: of ``panoptic`` and ``semantic``, those that the ground truth allows.
         workers: processes; the result is the same for any number.
 
-    Returns:
-        The statistics, and what :func:`~possam.evaluation.summary.make_result` makes of them.
-
     Raises:
         InputError: predictions that are missing, malformed, incomplete or of the wrong size.
         PossamError: a worker died, or panopticapi gets another PQ from the same predictions.

@@ -1,9 +1,8 @@
 """Per-image statistics of one evaluation, and a bootstrap over its images.
 
 All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
-each image was drawn) and its totals are matrix products: no image is visited twice. The resamples
-are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy evaluates the metric
-resample by resample, which is far slower.
+each image was drawn) and its totals are matrix products. ``scipy.stats.bootstrap`` draws the same
+resamples from the same generator, but evaluates them one by one, which is far slower.
 
 Resampling biases some metrics: an image that is drawn twice raises AP (its detections tie), and a
 rare class that is not drawn drops out of a mean. Intervals are therefore percentile intervals,
@@ -90,12 +89,12 @@ class Resampled:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Everything that the metrics of one evaluation are computed from.
+    """Everything that the metrics of one evaluation are computed from; None: not measured.
 
     Attributes:
         image_ids: I images, the order of all rows.
         is_thing, seen: one flag for each of the K classes.
-        panoptic (I,K), class_agnostic (I,1), semantic (I,K), instances: ``None`` if not measured.
+        panoptic, semantic: (I,K); class_agnostic: (I,1).
     """
 
     image_ids: tuple[int, ...]
@@ -175,10 +174,8 @@ class ImageStatistics:
             columns["union"] = pixels.predicted + pixels.target - pixels.intersection
         if self.instances is not None:
             columns["instances"] = self.instances.targets
-        occurs = np.zeros((len(self.image_ids), len(self.is_thing)), bool)
-        for table in columns.values():
-            occurs |= table > 0
-        rows, classes = np.nonzero(occurs)
+        nothing = np.zeros((len(self.image_ids), len(self.is_thing)), bool)
+        rows, classes = np.nonzero(sum((table > 0 for table in columns.values()), nothing))
         ids = np.array(self.image_ids, np.int64)
         return pd.DataFrame(
             {"image_id": ids[rows], "class": classes.astype(np.int32)}
@@ -187,12 +184,12 @@ class ImageStatistics:
 
     def _agnostic_rows(self) -> pd.DataFrame:
         # Every image has such a row, so the file also says which images were measured.
-        frame = pd.DataFrame({"image_id": np.array(self.image_ids, np.int64)})
-        frame["class"] = np.int32(CLASS_AGNOSTIC)
-        if self.class_agnostic is not None:
-            for name, table in _columns(self.class_agnostic).items():
-                frame[name] = table[:, 0]
-        return frame
+        ids = np.array(self.image_ids, np.int64)
+        counts = {} if self.class_agnostic is None else _columns(self.class_agnostic)
+        return pd.DataFrame(
+            {"image_id": ids, "class": np.full(len(ids), CLASS_AGNOSTIC, np.int32)}
+            | {name: table[:, 0] for name, table in counts.items()}
+        )
 
     @classmethod
     def load(
@@ -298,13 +295,9 @@ def defined(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def defined_intervals(
-    intervals: Mapping[str, tuple[float, float]],
-) -> dict[str, list[float] | None]:
+def defined_intervals(found: Mapping[str, tuple[float, float]]) -> dict[str, list[float] | None]:
     """Intervals for JSON; ``None`` where a metric is undefined."""
-    return {
-        name: None if np.isnan(bounds).any() else list(bounds) for name, bounds in intervals.items()
-    }
+    return {name: None if np.isnan(both).any() else list(both) for name, both in found.items()}
 
 
 def _columns(counts: PanopticCounts) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:

@@ -18,10 +18,7 @@ from possam.runtime.provenance import provenance
 
 
 def set_up_process(project: Project) -> None:
-    """Set torch's threads to the scale's number and let it keep the memory that it frees.
-
-    Two jobs of one thread each are faster than one job of two.
-    """
+    """Set torch's threads to the scale's number and let it keep the memory that it frees."""
     import torch
 
     torch.set_num_threads(project.scale.threads)
@@ -79,7 +76,7 @@ def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
 
 
 def asset_file(layout: Layout, asset: str) -> Path:
-    """The fetched file of an asset; checks that its record exists."""
+    """The fetched file of an asset; errors as :func:`asset_record`."""
     asset_record(layout, asset)
     return layout.assets / layout.project.assets[asset].file
 
@@ -135,9 +132,8 @@ def finished_run(layout: Layout, name: str, seed: int) -> dict[str, Any]:
     Raises:
         InputError: it is not finished.
     """
-    path = layout.run(name, seed) / "run.json"
+    path, scale = layout.run(name, seed) / "run.json", layout.project.name
     if not path.is_file():
-        scale = layout.project.name
         raise InputError(
             f"{path}: run {name!r} is not trained with seed {seed} at scale {scale}; train it: "
             f"possam train {name} --seed {seed} --scale {scale}"

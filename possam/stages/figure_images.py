@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 
 from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
@@ -18,12 +17,7 @@ from possam.evaluation.segment import segment_image
 from possam.model.encoders.automatic_masks import automatic_masks
 from possam.model.encoders.sam import SamEncoder
 from possam.model.encoders.text import TextEmbeddings
-from possam.params.figures import (
-    CLIP,
-    ClustersParams,
-    OversegmentationParams,
-    QualitativeParams,
-)
+from possam.params.figures import CLIP, ClustersParams, OversegmentationParams, QualitativeParams
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.reporting.figures.panels import Panel
@@ -40,7 +34,13 @@ from possam.reporting.figures.pictures import (
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 from possam.stages.common import finished_run, frozen_hashes, tower_hash
-from possam.stages.models import embed_names, load_clip_tower, load_segmenter, load_whole_sam
+from possam.stages.models import (
+    embed_names,
+    load_clip_tower,
+    load_sam_tower,
+    load_segmenter,
+    load_whole_sam,
+)
 
 _LEGEND_NOTE = "colours only tell clusters and masks apart; the legend is of the ground truth."
 
@@ -55,14 +55,9 @@ class _Trained:
         weights = layout.run(name, self.seed) / "weights.safetensors"
         self.vocabulary = [tuple(names) for names in record["vocabulary"]]
         self.segmenter = load_segmenter(layout, run.sam, weights).to(device)
+        facts = {"identity": record["identity"], "weights_sha256": sha256_file(weights)}
         self.facts: dict[str, Any] = {
-            "runs": {
-                name: {
-                    "seed": self.seed,
-                    "identity": record["identity"],
-                    "weights_sha256": sha256_file(weights),
-                }
-            },
+            "runs": {name: {"seed": self.seed, **facts}},
             "towers": frozen_hashes(layout, run.sam),
             "inference": project.scale.inference.model_dump(mode="json"),
             "templates": list(project.scale.templates),
@@ -160,19 +155,12 @@ def _clusters_panel(labels: NDArray[np.int32], params: ClustersParams) -> Panel:
     return panel(labels, dict.fromkeys(range(1, params.clusters + 1)), "cluster")
 
 
-def _sam_clusters(
-    project: Project, params: ClustersParams, sam: Sam, *, device: str
-) -> FeatureClusters:
-    encoder = SamEncoder(sam.image_encoder).to(device)
-    return _clusters(project, params, encoder, stride=encoder.stride, device=device)
-
-
 def feature_clusters(project: Project, params: ClustersParams, *, device: str) -> Pictures:
     """Clusters of SAM's and of CLIP's features, and the ground truth of each image."""
     layout = Layout(project)
     clip = load_clip_tower(layout).to(device)
-    sam = load_whole_sam(layout, params.sam)
-    ours = _sam_clusters(project, params, sam, device=device)
+    sam = load_sam_tower(layout, params.sam).to(device)
+    ours = _clusters(project, params, sam, stride=sam.stride, device=device)
     theirs = _clusters(project, params, clip.encode_dense, stride=clip.stride, device=device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
@@ -197,7 +185,8 @@ def encoder_vs_decoder(project: Project, params: ClustersParams, *, device: str)
     """Clusters of SAM's features, its automatic masks, and the ground truth of each image."""
     layout, settings = Layout(project), project.scale.automatic_masks
     sam = load_whole_sam(layout, params.sam).to(device)
-    ours = _sam_clusters(project, params, sam, device=device)
+    encoder = SamEncoder(sam.image_encoder).to(device)
+    ours = _clusters(project, params, encoder, stride=encoder.stride, device=device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
         image = drawn.dataset.image(position)
