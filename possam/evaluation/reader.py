@@ -81,8 +81,7 @@ class PredictionReader:
     """Reads panoptic predictions of any system and checks them against a data set.
 
     Args:
-        json: the predictions' JSON file.
-        folder: of its PNGs; default: beside the JSON, with its name without ``.json``.
+        folder: of the PNGs; default: beside the ``json``, with its name without ``.json``.
         category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
             id of the data set's upstream release (``upstream``).
 
@@ -130,6 +129,8 @@ class PredictionReader:
     def _category_map(self, categories: list[Any], category_ids: str) -> dict[int, int]:
         """Valid ``category_id`` -> class index."""
         known = _by_id(self._dataset, category_ids)
+        other = "upstream" if category_ids == "contiguous" else "contiguous"
+        remedy = f"if the ids are {other} ids, choose category_ids={other!r}"
         result = {}
         for number, category in enumerate(categories):
             where = f"{self.json}: categories[{number}]"
@@ -137,7 +138,7 @@ class PredictionReader:
             if category["id"] not in known:
                 raise InputError(
                     f"{where}: id: {category['id']!r} is no {category_ids} category id of "
-                    f"{self._dataset.name}; {_other(category_ids)}"
+                    f"{self._dataset.name}; {remedy}"
                 )
             ours = known[category["id"]]
             name = str(category.get("name", ours.names[0])).strip().lower()
@@ -145,7 +146,7 @@ class PredictionReader:
             if category_ids == "contiguous" and name not in names:
                 raise InputError(
                     f"{where}: name: {name!r}, but class {ours.index} of {self._dataset.name} is "
-                    f"{ours.names[0]!r}; {_other(category_ids)}"
+                    f"{ours.names[0]!r}; {remedy}"
                 )
             result[category["id"]] = ours.index
         return result
@@ -240,11 +241,6 @@ def _check_category_ids(category_ids: str) -> None:
 def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, Category]:
     upstream = category_ids == "upstream"
     return {c.upstream_id if upstream else c.index: c for c in dataset.categories}
-
-
-def _other(category_ids: str) -> str:
-    other = "upstream" if category_ids == "contiguous" else "contiguous"
-    return f"if the ids are {other} ids, choose category_ids={other!r}"
 
 
 def read_png(path: Path) -> NDArray[Any]:

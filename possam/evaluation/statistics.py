@@ -165,9 +165,7 @@ class ImageStatistics:
             matches.to_parquet(path, index=False)
 
     def _class_rows(self) -> pd.DataFrame:
-        columns: dict[str, NDArray[np.float64] | NDArray[np.int64]] = {}
-        if self.panoptic is not None:
-            columns |= _columns(self.panoptic)
+        columns = {} if self.panoptic is None else _columns(self.panoptic)
         if self.semantic is not None:
             pixels = self.semantic
             columns |= {name: getattr(pixels, name) for name in _SEMANTIC}
@@ -300,7 +298,7 @@ def defined_intervals(found: Mapping[str, tuple[float, float]]) -> dict[str, lis
     return {name: None if np.isnan(both).any() else list(both) for name, both in found.items()}
 
 
-def _columns(counts: PanopticCounts) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
+def _columns(counts: PanopticCounts) -> dict[str, NDArray[Any]]:
     return dict(zip(_PANOPTIC, (counts.tp, counts.fp, counts.fn, counts.iou), strict=True))
 
 

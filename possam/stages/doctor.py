@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -53,8 +54,7 @@ class Finding:
 def examine(project: Project) -> list[Finding]:
     """Examine everything that this machine needs for the project's scale."""
     findings = [_python(), *_packages()]
-    gpus = _gpu_names()
-    slurm = _slurm()
+    gpus, slurm = _gpu_names(), _slurm()
     if slurm.state == PROBLEM and (gpus or load_plan(project)[1].unit != "GPU"):
         slurm = replace(slurm, state=WARNING)  # this machine can do without
     findings += [_gpus(project, gpus, slurm), slurm]
@@ -103,11 +103,8 @@ def _packages() -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     }
     missing, other, count = [], [], 0
-    for line in LOCK.read_text(encoding="utf-8").splitlines():
-        text = line.split("#")[0].strip()
-        if not text or text.startswith("-"):
-            continue
-        requirement = Requirement(text)
+    lines = (line.split("#")[0].strip() for line in LOCK.read_text("utf-8").splitlines())
+    for requirement in (Requirement(line) for line in lines if line and line[0] != "-"):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
         count += 1
@@ -118,14 +115,13 @@ def _packages() -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             other.append(f"{requirement.name} {version} ({requirement.specifier} is locked)")
-    remedy = "make setup"
     if lacking := sorted(needed & set(missing)):
-        yield Finding("packages", PROBLEM, f"missing: {', '.join(lacking)}", remedy)
+        yield Finding("packages", PROBLEM, f"missing: {', '.join(lacking)}", "make setup")
     elif missing:
         text = f"missing (not for training and evaluation): {_some(sorted(missing))}"
-        yield Finding("packages", WARNING, text, remedy)
+        yield Finding("packages", WARNING, text, "make setup")
     if other:
-        yield Finding("packages", WARNING, f"not as locked: {_some(other)}", remedy)
+        yield Finding("packages", WARNING, f"not as locked: {_some(other)}", "make setup")
     if not missing and not other:
         yield Finding("packages", OK, f"all {count} as in {LOCK}")
 
@@ -144,7 +140,7 @@ def _gpu_names() -> list[str]:
 
 
 def _gpus(project: Project, names: list[str], slurm: Finding) -> Finding:
-    _, hardware = load_plan(project)
+    hardware = load_plan(project)[1]
     if names:
         return Finding("gpus", OK, ", ".join(sorted(set(names))) + f", {len(names)} in all")
     if hardware.unit != "GPU":
@@ -304,8 +300,6 @@ def _sqlite_fault(uri: str) -> str | None:
 
 
 def _server_fault(uri: str) -> str | None:
-    import urllib.request
-
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
             return None

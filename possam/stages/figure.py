@@ -59,15 +59,10 @@ def _draw(project: Project, params: FigureParams, *, device: str) -> "Drawing":
     from possam.reporting.figures.style import Drawing, scale_line
     from possam.stages.figure_images import BY_KIND
 
-    pictures = BY_KIND[params.kind](project, params, device=device)
-    figure = draw_panels(
-        pictures.rows,
-        pictures.columns,
-        title=params.title,
-        subtitle=scale_line(project),
-        note=pictures.note,
-    )
-    return Drawing(figure=figure, note=pictures.note, facts=pictures.facts)
+    made = BY_KIND[params.kind](project, params, device=device)
+    titles = {"title": params.title, "subtitle": scale_line(project), "note": made.note}
+    figure = draw_panels(made.rows, made.columns, **titles)
+    return Drawing(figure=figure, note=made.note, facts=made.facts)
 
 
 def _training_curves(project: Project, params: TrainingCurvesParams) -> "Drawing":

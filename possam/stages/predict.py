@@ -80,7 +80,7 @@ def predict(
     parse_words(words)
     read_photograph(image)
     vocabulary: list[tuple[str, ...]] = []
-    embed: Callable[..., TextEmbeddings]
+    embed: Callable[..., TextEmbeddings] = embed_vocabulary
     if checkpoint is not None:
         segmenter, vocabulary = _trained_segmenter(project, checkpoint)
         embed = partial(embed_names, Layout(project))
@@ -90,7 +90,6 @@ def predict(
             file=sys.stderr,
         )
         segmenter = random_segmenter(project, sam)
-        embed = embed_vocabulary
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
     result = segment_photograph(
