@@ -235,7 +235,7 @@ def compare(
     out: Annotated[Path | None, Option(help="Also write it to this Markdown file.")] = None,
 ) -> None:
     """Print what changed in a table since another checkout, with intervals."""
-    from possam.stages.compare import print_comparison
+    from possam.stages.table import print_comparison
 
     print_comparison(_project(scale), table, before, out=out)
 
@@ -243,7 +243,7 @@ def compare(
 @look("possam ui --port 5000")
 def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
     """Open MLflow's pages over the tracked runs."""
-    from possam.stages.ui import serve
+    from possam.stages.track import serve
 
     serve(host=host, port=port)
 

@@ -1,10 +1,12 @@
-"""Stage ``track``: runs, evaluations and a table into MLflow (idempotent)."""
+"""Stage ``track``: runs, evaluations and a table into MLflow (idempotent); MLflow's pages."""
 
+import os
+import sys
 from dataclasses import asdict
 
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.runtime.environment import Environment
+from possam.runtime.environment import Environment, apply_mlflow_defaults
 from possam.runtime.files import write_json
 
 
@@ -24,3 +26,12 @@ def follow_runs(project: Project) -> None:
 
     uri = Environment.load().tracking_uri
     follow(results=Layout(project).results, project=project, tracking_uri=uri)
+
+
+def serve(*, host: str, port: int) -> None:
+    """Replace this process by ``mlflow ui`` on the tracking database; Ctrl-C stops it."""
+    apply_mlflow_defaults()
+    uri = Environment.load().tracking_uri
+    arguments = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
+    print(f"MLflow: http://{host}:{port} (tracking: {uri})", flush=True)
+    os.execv(sys.executable, [*arguments, "--backend-store-uri", uri])
