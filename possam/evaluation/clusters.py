@@ -92,17 +92,13 @@ def _centres(points: NDArray[np.float64], clusters: int, seed: int) -> NDArray[n
             f"clusters: {clusters} were asked for, but the image has {distinct} distinct features; "
             "lower the number"
         )
-    generator = np.random.default_rng(seed)
-    runs = []
-    for _ in range(_RESTARTS):
-        with warnings.catch_warnings():
-            # A centre that loses all its points stays where it is and can win some again.
-            warnings.filterwarnings("ignore", "One of the clusters is empty")
-            centres, labels = kmeans2(
-                points, clusters, iter=_ITERATIONS, minit="++", missing="warn", rng=generator
-            )
-        runs.append((float(np.square(points - centres[labels]).sum()), centres))
-    return min(runs, key=lambda run: run[0])[1]
+    options = {"iter": _ITERATIONS, "minit": "++", "rng": np.random.default_rng(seed)}
+    with warnings.catch_warnings():
+        # A centre that loses all its points stays where it is and can win some again.
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        runs = [kmeans2(points, clusters, missing="warn", **options) for _ in range(_RESTARTS)]
+    errors = [np.square(points - centres[labels]).sum() for centres, labels in runs]
+    return runs[int(np.argmin(errors))][0]
 
 
 def matched_labels(

@@ -77,7 +77,7 @@ class SemanticEvaluator:
         target: NDArray[np.integer],
         pixels: NDArray[np.integer],
     ) -> None:
-        """Count one image of which ``pixels`` (N,) lie in both ``prediction`` and ``target`` (N,).
+        """Count one image, of which ``pixels`` lie in both ``prediction`` and ``target``, all (N,).
 
         Class indices as in :meth:`update`, but not checked; a pair may occur several times.
         """
@@ -107,10 +107,10 @@ class SemanticEvaluator:
 
     def counts(self) -> SemanticCounts:
         """Counts (I,K), rows in the order of :attr:`image_ids`."""
-        table = np.zeros((len(self._rows), 3, self.num_classes), np.int64)
-        for image, (classes, pixels) in zip(table, self._rows, strict=True):
-            image[:, classes] = pixels
-        return SemanticCounts(table[:, 0], table[:, 1], table[:, 2])
+        table = np.zeros((3, len(self._rows), self.num_classes), np.int64)
+        for image, (classes, pixels) in enumerate(self._rows):
+            table[:, image, classes] = pixels
+        return SemanticCounts(*table)
 
     def result(self) -> SemanticResult:
         """Both averages over all images."""

@@ -63,9 +63,8 @@ def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
     Raises:
         InputError: the asset has not been fetched.
     """
-    path = layout.asset_record(asset)
+    path, scale = layout.asset_record(asset), layout.project.name
     if not path.is_file():
-        scale = layout.project.name
         raise InputError(
             f"{path}: asset {asset!r} is missing; fetch it: possam download {asset} --scale {scale}"
         )
@@ -87,10 +86,9 @@ def asset_path(layout: Layout, asset: str) -> Path:
     Raises:
         InputError: the asset has not been fetched, or its archive not unpacked.
     """
+    file, folder = asset_file(layout, asset), layout.raw(asset)
     if not layout.project.assets[asset].unpack:
-        return asset_file(layout, asset)
-    asset_record(layout, asset)
-    folder = layout.raw(asset)
+        return file
     if not (folder / "unpacked.json").is_file():
         raise InputError(
             f"{folder}: the archive of asset {asset!r} is not unpacked; fetch it again: "

@@ -22,10 +22,8 @@ it: no module that builds one is imported here."""
 def evaluate_external(project: Project, name: str, benchmark: str, *, workers: int) -> None:
     """Score a system's predictions on ``benchmark`` and write ``evaluation.json``.
 
-    The result is that of a run with one variant; predictions have no seeds.
-
-    Args:
-        workers: processes; the result does not depend on it.
+    The result is that of a run with one variant; predictions have no seeds. It does not depend on
+    ``workers``, the number of processes.
 
     Raises:
         InputError: as :func:`prediction_files`, or the predictions are malformed or incomplete;
@@ -71,12 +69,8 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
         "inputs": inputs,
         "code": code_identity(EXTERNAL_CODE),
     }
-    result = {
-        **identity,
-        "identity": hash_json(identity),
-        "counts": count_parts(dataset, seen),
-        "variants": {DEFAULT_VARIANT: found},
-    }
+    result = {**identity, "identity": hash_json(identity), "counts": count_parts(dataset, seen)}
+    result["variants"] = {DEFAULT_VARIANT: found}
     out = layout.evaluation(name, NO_SEED, benchmark, EXTERNAL)
     write_variants(out, result, {DEFAULT_VARIANT: statistics})
     record.write(out)

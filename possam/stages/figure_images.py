@@ -68,13 +68,10 @@ class _Trained:
             "name of a training class. Numbers and colours of classes hold within a row."
         )
 
-    def seen(self, dataset: ConvertedDataset) -> list[bool]:
-        return seen_classes(dataset.vocabulary, self.vocabulary)
-
     def mark_unseen(self, drawn: DrawnImages) -> DrawnImages:
         """The images, with the classes that the run was not trained on."""
-        unseen = frozenset(k for k, seen in enumerate(self.seen(drawn.dataset)) if not seen)
-        return replace(drawn, unseen=unseen)
+        seen = seen_classes(drawn.dataset.vocabulary, self.vocabulary)
+        return replace(drawn, unseen=frozenset(k for k, known in enumerate(seen) if not known))
 
     def panel(self, dataset: ConvertedDataset, position: int) -> Panel:
         scale = self.project.scale
@@ -87,7 +84,7 @@ class _Trained:
             segmenter=self.segmenter,
             text=self._texts[dataset.name],
             things=[category.is_thing for category in dataset.categories],
-            seen=self.seen(dataset),
+            seen=seen_classes(dataset.vocabulary, self.vocabulary),
             inference=scale.inference,
         )
         return panel(ids, {segment.id: segment.category for segment in segments}, "segment")

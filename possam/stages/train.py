@@ -52,8 +52,10 @@ def _source(
     clip: "FrozenClip",
     process: "TrainingProcess",
 ) -> "Source":
+    from possam.model.segmenter import TowerFeatures
     from possam.training.feature_cache import CachedFeatures
     from possam.training.live_source import LiveSource
+    from possam.training.memory import hold_in_bfloat16
     from possam.training.sources import CachedSource
 
     shared: dict[str, Any] = {
@@ -73,9 +75,6 @@ def _source(
         }
         own = None if run.sam is None else caches[run.sam]
         return CachedSource(sam=own, clip=caches[CLIP], **shared)
-
-    from possam.model.segmenter import TowerFeatures
-    from possam.training.memory import hold_in_bfloat16
 
     precision = layout.project.scale.towers.precision
     encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
