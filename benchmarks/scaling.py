@@ -155,7 +155,7 @@ def queries(
     from possam.model.possam import build_possam
     from possam.model.region_decoder import Mask2FormerDecoder
     from possam.model.segmenter import Segmenter
-    from possam.stages.common import tower_widths
+    from possam.stages.models import tower_widths
 
     towers: Any = segmenter.features
     decoder = segmenter.possam.decoder

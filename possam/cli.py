@@ -152,17 +152,19 @@ def evaluate(
 ) -> None:
     """Evaluate one run or external system on one benchmark."""
     from possam.params.tables import TRAINED
-    from possam.stages.evaluate import evaluate
-    from possam.stages.external import evaluate_external
 
     project = _project(scale)
     if run in project.external:
+        from possam.stages.external import evaluate_external
+
         if seed is not None or condition != TRAINED:
             raise InputError(f"--seed, --condition: {run} is external: predictions have neither")
         evaluate_external(project, run, benchmark, workers=1 if workers is None else workers)
     elif workers is not None:
         raise InputError(f"--workers: only predictions are scored by several; {run} is a run")
     else:
+        from possam.stages.evaluate import evaluate
+
         evaluate(project, run, benchmark, seed=seed, condition=condition, device=device)
 
 
@@ -229,7 +231,7 @@ def compare(
     out: Annotated[Path | None, Option(help="Also write it to this Markdown file.")] = None,
 ) -> None:
     """Print what changed in a table since another checkout, with intervals."""
-    from possam.stages.compare import print_comparison
+    from possam.stages.table import print_comparison
 
     print_comparison(_project(scale), table, before, out=out)
 
@@ -237,7 +239,7 @@ def compare(
 @look("possam ui --port 5000")
 def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
     """Open MLflow's pages over the tracked runs."""
-    from possam.stages.ui import serve
+    from possam.stages.track import serve
 
     serve(host=host, port=port)
 

@@ -25,12 +25,9 @@ _ITERATIONS, _RESTARTS = 50, 5
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureClusters:
-    """Clusters of one frozen tower's features, image by image.
+    """Clusters (K, with k-means' ``seed``) of one frozen tower's features, image by image.
 
-    Attributes:
-        encode: padded images (B, 3, H', W') to features (B, C, h, w) on ``device``.
-        stride: padded sides are multiples of it.
-        clusters: K; seed: of k-means.
+    ``encode``: padded images (B, 3, H', W'), sides multiples of ``stride``, to (B, C, h, w).
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -43,7 +40,7 @@ class FeatureClusters:
     def labels(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Labels (H,W), 1 to K, of an RGB image (H,W,3)."""
         pixels = torch.from_numpy(image).permute(2, 0, 1)
-        test = resize_for_test(pixels, **self.resolution.model_dump())
+        test = resize_for_test(pixels, self.resolution)
         height, width = test.pixels.shape[1:]
         padded = (height + -height % self.stride, width + -width % self.stride)
         with torch.inference_mode():
@@ -69,7 +66,7 @@ def cluster_features(
         clusters: K.
 
     Returns:
-        (H, W) int32 labels of ``geometry.output``, 1 to K, 1 the largest cluster.
+        (H, W) labels of ``geometry.output``, 1 to K, 1 the largest cluster.
 
     Raises:
         InputError: fewer distinct features than clusters.
@@ -95,17 +92,13 @@ def _centres(points: NDArray[np.float64], clusters: int, seed: int) -> NDArray[n
             f"clusters: {clusters} were asked for, but the image has {distinct} distinct features; "
             "lower the number"
         )
-    generator = np.random.default_rng(seed)
-    runs = []
-    for _ in range(_RESTARTS):
-        with warnings.catch_warnings():
-            # A centre that loses all its points stays where it is and can win some again.
-            warnings.filterwarnings("ignore", "One of the clusters is empty")
-            centres, labels = kmeans2(
-                points, clusters, iter=_ITERATIONS, minit="++", missing="warn", rng=generator
-            )
-        runs.append((float(np.square(points - centres[labels]).sum()), centres))
-    return min(runs, key=lambda run: run[0])[1]
+    options = {"iter": _ITERATIONS, "minit": "++", "rng": np.random.default_rng(seed)}
+    with warnings.catch_warnings():
+        # A centre that loses all its points stays where it is and can win some again.
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        runs = [kmeans2(points, clusters, missing="warn", **options) for _ in range(_RESTARTS)]
+    errors = [np.square(points - centres[labels]).sum() for centres, labels in runs]
+    return runs[int(np.argmin(errors))][0]
 
 
 def matched_labels(

@@ -10,7 +10,7 @@ import torch
 
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.options import EvaluationOptions
-from possam.evaluation.predictions import PredictionWriter, check_panopticapi
+from possam.evaluation.predictions import PredictionWriter
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_variants
 from possam.model.encoders.text import TextEmbeddings
@@ -23,8 +23,8 @@ from possam.model.inference import (
     semantic_inference,
 )
 from possam.model.ops.strips import full_probabilities
-from possam.model.options import InferenceOptions, ResolutionOptions
-from possam.model.resolution import ResizedImage, resize_for_test
+from possam.model.options import InferenceOptions
+from possam.model.resolution import resize_for_test
 from possam.model.segmenter import Segmenter
 from possam.runtime.errors import InputError
 from possam.runtime.progress import Progress
@@ -39,6 +39,51 @@ class _Variant:
     inference: InferenceOptions
     evaluators: Evaluators
     writer: PredictionWriter | None
+
+    def count(
+        self,
+        dataset: ConvertedDataset,
+        position: int,
+        masks: torch.Tensor,
+        scores: MaskScores,
+        *,
+        is_thing: torch.Tensor,
+        shared: dict[str, Any],
+    ) -> None:
+        """Turn the mask logits of the image at ``position`` into predictions, and count them.
+
+        ``shared``: the arguments that panoptic, instance and semantic inference have in common.
+        """
+        record, inference, evaluators = dataset.images[position], self.inference, self.evaluators
+        if evaluators.panoptic is not None:
+            ids_tensor, found = panoptic_inference(
+                masks,
+                scores,
+                is_thing=is_thing,
+                object_threshold=inference.object_threshold,
+                overlap_threshold=inference.overlap_threshold,
+                **shared,
+            )
+            ids = ids_tensor.cpu().numpy()
+            segments = {segment.id: segment.category for segment in found}
+            truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
+            evaluators.panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
+            if self.writer is not None:
+                self.writer.add(record, ids, segments, {each.id: each.score for each in found})
+        if evaluators.instances is not None:
+            instances = instance_inference(
+                masks, scores, is_thing=is_thing, top_k=inference.instance_top_k, **shared
+            )
+            evaluators.instances.update(
+                record.id,
+                instances.masks.cpu().numpy(),
+                instances.labels.cpu().numpy(),
+                instances.scores.double().cpu().numpy(),
+                place=instances.place.cpu().numpy(),
+            )
+        if evaluators.semantic is not None:
+            labels = semantic_inference(masks, scores, **shared)
+            evaluators.semantic.update(record.id, labels.cpu().numpy(), dataset.semantic(position))
 
 
 def evaluate_run(
@@ -76,8 +121,7 @@ def evaluate_run(
         PossamError: panopticapi gets another PQ from the same predictions.
     """
     _check_vocabulary(dataset, text, seen)
-    missing = [key for key in IDENTITY if key not in identity]
-    if missing:
+    if missing := [key for key in IDENTITY if key not in identity]:
         raise ValueError(f"identity lacks {missing}")
     if len({inference.resolution for inference in variants.values()}) != 1:
         raise ValueError("variants: they share a forward pass and need one test resolution")
@@ -100,42 +144,22 @@ def evaluate_run(
             seen=torch.tensor(list(seen), dtype=torch.bool, device=device),
             variants=list(parts.values()),
             batch_size=evaluation.batch_size,
-            device=device,
             label="evaluate {run} (seed {seed}) on {benchmark}, {condition}".format(**identity),
         )
         for name, part in parts.items():
-            statistics[name], values = part.evaluators.finish(dataset, seen)
-            results[name] = make_result(
+            written = None if part.writer is None else part.writer.close()
+            statistics[name], results[name] = make_result(
                 dataset=dataset,
-                statistics=statistics[name],
-                metrics=values,
                 evaluators=part.evaluators,
+                seen=seen,
                 evaluation=evaluation,
-                protocol={
-                    "inference": part.inference.model_dump(mode="json"),
-                    "semantic_ground_truth": "semantic PNGs of the converted data set",
-                    "semantic_prediction": "argmax over classes of summed mask scores",
-                },
-                check=_check(dataset, part, evaluation),
+                protocol={"inference": part.inference.model_dump(mode="json")},
+                semantic_prediction="argmax over classes of summed mask scores",
+                written=written if evaluation.check_panopticapi else None,
             )
     result = {**identity, "counts": count_parts(dataset, seen), "variants": results}
     write_variants(out, result, statistics)
     return result
-
-
-def _check(
-    dataset: ConvertedDataset, variant: _Variant, evaluation: EvaluationOptions
-) -> dict[str, float] | None:
-    """Finish the written predictions; panopticapi's scores of them where they are asked for."""
-    writer, panoptic = variant.writer, variant.evaluators.panoptic
-    if writer is None or panoptic is None:
-        return None
-    writer.close()
-    if not evaluation.check_panopticapi:
-        return None
-    return check_panopticapi(
-        dataset, json=writer.json, folder=writer.folder, result=panoptic.result()
-    )
 
 
 def _check_vocabulary(
@@ -159,13 +183,7 @@ def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[in
     for position, record in enumerate(dataset.images):
         groups.setdefault((record.height, record.width), []).append(position)
     for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
-
-
-def _load(dataset: ConvertedDataset, position: int, resolution: ResolutionOptions) -> ResizedImage:
-    pixels = torch.from_numpy(dataset.image(position)).permute(2, 0, 1)
-    return resize_for_test(pixels, resolution)
+        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
 
 
 @torch.inference_mode()
@@ -177,15 +195,15 @@ def _predict_all(
     seen: torch.Tensor,
     variants: Sequence[_Variant],
     batch_size: int,
-    device: str,
     label: str,
 ) -> None:
-    is_thing = torch.tensor([c.is_thing for c in dataset.categories], device=device)
+    is_thing = torch.tensor([c.is_thing for c in dataset.categories], device=seen.device)
     resolution = variants[0].inference.resolution
     with Progress(len(dataset), label=label, unit="images") as progress:
         for positions in size_batches(dataset, batch_size):
-            tests = [_load(dataset, position, resolution) for position in positions]
-            raw = segmenter(torch.stack([test.pixels for test in tests]).to(device))
+            pixels = [torch.from_numpy(dataset.image(place)) for place in positions]
+            tests = [resize_for_test(image.permute(2, 0, 1), resolution) for image in pixels]
+            raw = segmenter(torch.stack([test.pixels for test in tests]).to(seen.device))
             scores = [
                 classify(
                     raw,
@@ -198,76 +216,15 @@ def _predict_all(
                 for variant in variants
             ]
             for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
+                masks = raw.mask_logits[row]
                 geometry = Geometry(
                     padded=raw.padded_size, content=test.content_size, output=test.original_size
                 )
-                masks = raw.mask_logits[row]
                 shared = {
                     "image": row,
                     "geometry": geometry,
                     "probabilities": full_probabilities(masks, geometry),
                 }
                 for variant, own in zip(variants, scores, strict=True):
-                    _count_image(
-                        masks,
-                        own,
-                        variant,
-                        dataset=dataset,
-                        position=position,
-                        is_thing=is_thing,
-                        shared=shared,
-                    )
+                    variant.count(dataset, position, masks, own, is_thing=is_thing, shared=shared)
             progress.update(len(positions))
-
-
-def _count_image(
-    masks: torch.Tensor,
-    scores: MaskScores,
-    variant: _Variant,
-    *,
-    dataset: ConvertedDataset,
-    position: int,
-    is_thing: torch.Tensor,
-    shared: dict[str, Any],
-) -> None:
-    """Turn the mask logits of the image at ``position`` into predictions, and count them.
-
-    ``shared``: the arguments that panoptic, instance and semantic inference have in common.
-    """
-    record, inference = dataset.images[position], variant.inference
-    evaluators = variant.evaluators
-    if evaluators.panoptic is not None:
-        ids_tensor, found = panoptic_inference(
-            masks,
-            scores,
-            is_thing=is_thing,
-            object_threshold=inference.object_threshold,
-            overlap_threshold=inference.overlap_threshold,
-            **shared,
-        )
-        ids = ids_tensor.cpu().numpy()
-        segments = {segment.id: segment.category for segment in found}
-        truth = {s.id: (s.category, bool(s.is_crowd)) for s in record.segments}
-        evaluators.panoptic.update(record.id, ids, segments, dataset.panoptic(position), truth)
-        if variant.writer is not None:
-            variant.writer.add(
-                record, ids, segments, {segment.id: segment.score for segment in found}
-            )
-    if evaluators.instances is not None:
-        instances = instance_inference(
-            masks,
-            scores,
-            is_thing=is_thing,
-            top_k=inference.instance_top_k,
-            **shared,
-        )
-        evaluators.instances.update(
-            record.id,
-            instances.masks.cpu().numpy(),
-            instances.labels.cpu().numpy(),
-            instances.scores.double().cpu().numpy(),
-            place=instances.place.cpu().numpy(),
-        )
-    if evaluators.semantic is not None:
-        labels = semantic_inference(masks, scores, **shared)
-        evaluators.semantic.update(record.id, labels.cpu().numpy(), dataset.semantic(position))

@@ -45,17 +45,15 @@ class InstanceMatches:
 
     def precision(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Interpolated precision (S,T,R,K) of S weightings (S,I); NaN: nothing to find."""
-        samples, levels = len(weights), self.matched.shape[1]
-        num_classes = self.targets.shape[1]
-        result = np.full((samples, levels, len(RECALL_LEVELS), num_classes), np.nan)
+        shape = (len(weights), self.matched.shape[1], len(RECALL_LEVELS), self.targets.shape[1])
+        result = np.full(shape, np.nan)
         for category in np.flatnonzero(self.targets.any(axis=0)):
             result[..., category] = self._class_precision(int(category), weights)
         return result
 
     def average_precision(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """AP (S,) in 0..1 of each weighting (S,I): mean over levels and classes with objects."""
-        num_classes = self.targets.shape[1]
-        per_class = np.full((len(weights), num_classes), np.nan)
+        per_class = np.full((len(weights), self.targets.shape[1]), np.nan)
         for category in np.flatnonzero(self.targets.any(axis=0)):
             precision = self._class_precision(int(category), weights)
             per_class[:, category] = precision.mean(axis=(1, 2))
@@ -96,20 +94,18 @@ class InstanceEvaluator:
     Args:
         instances: COCO instances JSON: category ids 0..K-1, things only, RLE or polygons.
         image_ids: the images that count, in the order of the per-image statistics.
-        num_classes: K, of all categories, stuff included.
+        num_classes: K, stuff included.
     """
 
     def __init__(
         self, instances: dict[str, Any], *, image_ids: Sequence[int], num_classes: int
     ) -> None:
-        self._image_ids = list(image_ids)
-        self._num_classes = num_classes
-        self._things = sorted(int(category["id"]) for category in instances["categories"])
+        self._image_ids, self._num_classes = list(image_ids), num_classes
+        self._things = {int(category["id"]) for category in instances["categories"]}
         images = {image["id"]: image for image in instances["images"]}
-        missing = [i for i in self._image_ids if i not in images]
-        if missing:
+        if missing := [i for i in self._image_ids if i not in images]:
             raise InputError(f"instances.json: images: lacks ids {missing[:5]}; convert again")
-        self._images = [images[i] for i in self._image_ids]
+        self._images = {i: images[i] for i in self._image_ids}
         self._targets = instances["annotations"]
         self._detections: list[dict[str, Any]] = []
 
@@ -122,12 +118,9 @@ class InstanceEvaluator:
         *,
         place: NDArray[np.integer] | None = None,
     ) -> None:
-        """Add the detections of one image.
+        """Add the detections of one image: masks (N,H,W), class indices (M,), scores (M,).
 
-        Args:
-            masks: (N,H,W) bool.
-            labels, scores: class indices (M,) and scores (M,).
-            place: (M,), index of each detection's mask; default: one mask per detection, in order.
+        ``place`` (M,): index of each detection's mask; default: one mask per detection, in order.
         """
         if not len(labels):
             return
@@ -145,11 +138,11 @@ class InstanceEvaluator:
         labels: Sequence[int],
         scores: Sequence[float],
     ) -> None:
-        """Add the detections of one image: compressed run lengths, class indices, scores."""
-        for code, label, score in zip(masks, labels, scores, strict=True):
-            self._detections.append(
-                {"image_id": image_id, "category_id": label, "score": score, "segmentation": code}
-            )
+        """Add detections of one image: compressed run lengths, class indices, scores."""
+        self._detections += (
+            {"image_id": image_id, "category_id": label, "score": score, "segmentation": code}
+            for code, label, score in zip(masks, labels, scores, strict=True)
+        )
 
     def finish(self) -> InstanceMatches:
         """Match all detections with all objects."""
@@ -159,8 +152,7 @@ class InstanceEvaluator:
         for group in groups:
             targets[row[group.image_id], group.category] = np.count_nonzero(~group.crowd)
         counts = [len(group.scores) for group in groups]
-        matched = np.zeros((sum(counts), len(IOU_LEVELS)), bool)
-        ignored = np.zeros_like(matched)
+        matched, ignored = np.zeros((2, sum(counts), len(IOU_LEVELS)), bool)
         first = np.cumsum([0, *counts])
         for members, size in _blocks(groups):
             _match([groups[index] for index in members], first[members], size, matched, ignored)
@@ -174,16 +166,15 @@ class InstanceEvaluator:
         )
 
     def _groups(self) -> list["_Group"]:
-        """Detections and objects of one class in one image; by class, then by image id."""
-        things, images = set(self._things), {image["id"]: image for image in self._images}
+        """By class, then by image id."""
         sides: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
         for side, annotations in enumerate((self._detections, self._targets)):
             for annotation in annotations:
                 label, image_id = annotation["category_id"], annotation["image_id"]
-                if label in things and image_id in images:
+                if label in self._things and image_id in self._images:
                     sides.setdefault((label, image_id), ([], []))[side].append(annotation)
         return [
-            _Group.of(label, images[image_id], *sides[label, image_id])
+            _Group.of(label, self._images[image_id], *sides[label, image_id])
             for label, image_id in sorted(sides)
         ]
 

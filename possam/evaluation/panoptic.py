@@ -1,12 +1,13 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), as panopticapi counts it.
 
 The numbers equal panopticapi's to the last digit: pairs are matched in the same order, and sums of
-IoUs run over images in the order of the updates. Counts are also kept per image and class, so that
-a bootstrap needs no second pass.
+IoUs run over images in the order of the updates. Matches are kept per image for the bootstrap.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,12 +32,10 @@ class CategoryLike(Protocol):
 
 @dataclass(frozen=True)
 class PanopticResult:
-    """Averages over the classes with at least one segment in prediction or ground truth.
+    """Averages over the ``classes`` classes with a segment in prediction or ground truth.
 
-    Attributes:
-        pq, sq, rq: fractions in 0..1; NaN if no class of the subset occurs.
-        classes: how many classes the averages run over.
-        per_class: class index -> (pq, sq, rq), for the classes that occur.
+    ``pq``, ``sq``, ``rq``: fractions in 0..1, NaN if no class of the subset occurs; ``per_class``:
+    class index -> (pq, sq, rq), for the classes that occur.
     """
 
     pq: float
@@ -58,64 +57,51 @@ class PanopticCounts:
 
 @dataclass
 class _Matches:
-    """Matching of one image: (class, IoU) of each match in order, classes of misses."""
+    """Matching of one image: classes and IoUs of the matches in order, classes of the misses."""
 
-    matched: list[tuple[int, float]] = field(default_factory=list)
+    matched: list[int] = field(default_factory=list)
+    iou: list[float] = field(default_factory=list)
     false_positives: list[int] = field(default_factory=list)
     false_negatives: list[int] = field(default_factory=list)
 
 
-class _Collection:
-    """Matches of all images, in order, over K classes."""
+def _count(images: Sequence[_Matches], num_classes: int, *, by_image: bool) -> PanopticCounts:
+    """Counts (I,K) by image, or (1,K) over all images."""
+    rows = len(images) if by_image else 1
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.images: list[_Matches] = []
+    def table(name: str, weights: Sequence[float] | None = None) -> NDArray[Any]:
+        classes = [getattr(image, name) for image in images]
+        first = np.arange(len(images)) * num_classes * by_image
+        place = np.repeat(first, [len(each) for each in classes])
+        place += np.fromiter(chain.from_iterable(classes), np.int64)
+        return np.bincount(place, weights, minlength=rows * num_classes).reshape(rows, num_classes)
 
-    def result(self, classes: Collection[int]) -> PanopticResult:
-        # A loop: from Python 3.12 on, sum() compensates rounding, which panopticapi does not.
-        tp_of, fp_of, fn_of = ([0] * self.num_classes for _ in range(3))
-        iou_of = [0.0] * self.num_classes
-        for image in self.images:
-            for category, iou in image.matched:
-                tp_of[category] += 1
-                iou_of[category] += iou
-            for category in image.false_positives:
-                fp_of[category] += 1
-            for category in image.false_negatives:
-                fn_of[category] += 1
-        pq = sq = rq = 0.0
-        per_class = {}
-        for category in classes:
-            tp, fp, fn = tp_of[category], fp_of[category], fn_of[category]
-            if tp + fp + fn == 0:
-                continue
-            denominator = tp + 0.5 * fp + 0.5 * fn
-            scores = (
-                iou_of[category] / denominator,
-                iou_of[category] / tp if tp else 0.0,
-                tp / denominator,
-            )
-            per_class[category] = scores
-            pq, sq, rq = pq + scores[0], sq + scores[1], rq + scores[2]
-        n = len(per_class)
-        if n == 0:
-            return PanopticResult(float("nan"), float("nan"), float("nan"), 0, {})
-        return PanopticResult(pq / n, sq / n, rq / n, n, per_class)
+    # bincount adds one by one, in the order of the images, and rounds as panopticapi does: unlike
+    # sum(), which compensates rounding from Python 3.12 on.
+    iou = table("matched", [value for image in images for value in image.iou]).astype(np.float64)
+    tp, fp, fn = map(table, ("matched", "false_positives", "false_negatives"))
+    return PanopticCounts(tp, fp, fn, iou)
 
-    def counts(self) -> PanopticCounts:
-        shape = (len(self.images), self.num_classes)
-        tp, fp, fn = (np.zeros(shape, np.int64) for _ in range(3))
-        iou = np.zeros(shape, np.float64)
-        for row, image in enumerate(self.images):
-            for category, value in image.matched:
-                tp[row, category] += 1
-                iou[row, category] += value
-            for category in image.false_positives:
-                fp[row, category] += 1
-            for category in image.false_negatives:
-                fn[row, category] += 1
-        return PanopticCounts(tp, fp, fn, iou)
+
+def _average(images: Sequence[_Matches], num_classes: int, over: Iterable[int]) -> PanopticResult:
+    """The result of all images, averaged over the classes ``over``, in this order."""
+    found = _count(images, num_classes, by_image=False)
+    columns = (each[0].tolist() for each in (found.tp, found.fp, found.fn, found.iou))
+    counts = list(zip(*columns, strict=True))
+    pq = sq = rq = 0.0
+    per_class = {}
+    for category in over:
+        tp, fp, fn, iou = counts[category]
+        if tp + fp + fn == 0:
+            continue
+        denominator = tp + 0.5 * fp + 0.5 * fn
+        scores = (iou / denominator, iou / tp if tp else 0.0, tp / denominator)
+        per_class[category] = scores
+        pq, sq, rq = pq + scores[0], sq + scores[1], rq + scores[2]
+    n = len(per_class)
+    if n == 0:
+        return PanopticResult(float("nan"), float("nan"), float("nan"), 0, {})
+    return PanopticResult(pq / n, sq / n, rq / n, n, per_class)
 
 
 def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> Pairs:
@@ -124,8 +110,7 @@ def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer
     For maps in memory, where a model takes far longer. The compiled loops of
     :func:`possam.evaluation.run_lengths.count_shared_pixels` would take most of a second to load.
 
-    Args:
-        target, predicted: segment ids (H,W), 0..2^24-1, 0 = void.
+    ``target``, ``predicted``: segment ids (H,W), 0..2^24-1, 0 = void.
     """
     if not target.size:
         return []
@@ -148,13 +133,11 @@ class _Overlaps(NamedTuple):
 
     @classmethod
     def of(cls, pairs: Pairs) -> "_Overlaps":
-        target_area: dict[int, int] = {}
-        predicted_area: dict[int, int] = {}
+        target_area, predicted_area = Counter[int](), Counter[int]()
         for t, p, count in pairs:
-            target_area[t] = target_area.get(t, 0) + count
-            predicted_area[p] = predicted_area.get(p, 0) + count
-        for area in (target_area, predicted_area):
-            area.pop(VOID, None)
+            target_area[t] += count
+            predicted_area[p] += count
+        del target_area[VOID], predicted_area[VOID]  # a Counter: nothing if there is none
         return cls({(t, p): count for t, p, count in pairs}, target_area, predicted_area)
 
 
@@ -175,7 +158,8 @@ def _match(
         on_void = overlap.get((VOID, p), 0)
         iou = intersection / (predicted_area[p] + target_area[t] - intersection - on_void)
         if iou > 0.5:
-            result.matched.append((predicted[p], iou))
+            result.matched.append(predicted[p])
+            result.iou.append(iou)
             matched[0].add(t)
             matched[1].add(p)
     crowd = {category: t for t, (category, is_crowd) in target.items() if is_crowd}
@@ -200,10 +184,9 @@ def _merge_classes(
     crowd = [t for t, (_, is_crowd) in target.items() if is_crowd]
     rename = dict.fromkeys(crowd, crowd[0]) if crowd else {}
     if len(crowd) > 1:
-        merged: dict[tuple[int, int], int] = {}
+        merged = Counter[tuple[int, int]]()
         for (t, p), count in overlaps.pixels.items():
-            key = (rename.get(t, t), p)
-            merged[key] = merged.get(key, 0) + count
+            merged[rename.get(t, t), p] += count
         overlaps = _Overlaps.of([(t, p, count) for (t, p), count in merged.items()])
     segments = {rename.get(t, t): (0, is_crowd) for t, (_, is_crowd) in target.items()}
     return overlaps, dict.fromkeys(predicted, 0), segments
@@ -234,19 +217,15 @@ def image_order(counted: Sequence[int], expected: Sequence[int]) -> list[int]:
 
 
 class PanopticEvaluator:
-    """Collects matches image by image.
-
-    Args:
-        categories: all categories of the data set, in index order 0..K-1.
-    """
+    """Collects matches image by image; ``categories``: all of the data set, in index order."""
 
     def __init__(self, categories: Sequence[CategoryLike]) -> None:
         if [category.index for category in categories] != list(range(len(categories))):
             raise ValueError("categories must come in index order 0..K-1")
         self.num_classes = len(categories)
         self.image_ids: list[int] = []
-        self._classes = _Collection(self.num_classes)
-        self._agnostic = _Collection(1)
+        self._classes: list[_Matches] = []
+        self._agnostic: list[_Matches] = []
 
     def update(
         self,
@@ -259,7 +238,6 @@ class PanopticEvaluator:
         """Count one image.
 
         Args:
-            image_id: named in errors.
             predicted_ids, target_ids: segment ids (H,W), 0 = void.
             predicted_segments: id -> class index.
             target_segments: id -> (class index, is_crowd).
@@ -282,10 +260,7 @@ class PanopticEvaluator:
         predicted_segments: Mapping[int, int],
         target_segments: Mapping[int, tuple[int, bool]],
     ) -> None:
-        """Count one image from its ``pairs``: what :func:`count_array_pairs` finds in the two maps.
-
-        Other arguments and errors as :meth:`update`.
-        """
+        """As :meth:`update`, from what :func:`count_array_pairs` finds in the two maps."""
         where = f"image {image_id}"
         self._check(where, "prediction", {p for _, p, _ in pairs}, predicted_segments.keys())
         self._check(where, "ground truth", {t for t, _, _ in pairs}, target_segments.keys())
@@ -297,15 +272,16 @@ class PanopticEvaluator:
                 f"the data set has 0..{self.num_classes - 1}"
             )
         overlaps = _Overlaps.of(pairs)
-        self._classes.images.append(_match(overlaps, predicted_segments, target_segments))
-        merged = _merge_classes(overlaps, predicted_segments, target_segments)
-        self._agnostic.images.append(_match(*merged))
+        self._classes.append(_match(overlaps, predicted_segments, target_segments))
+        self._agnostic.append(
+            _match(*_merge_classes(overlaps, predicted_segments, target_segments))
+        )
         self.image_ids.append(image_id)
 
     def extend(self, other: "PanopticEvaluator") -> None:
         """Add the images that ``other`` counted, after this one's own."""
-        self._classes.images += other._classes.images
-        self._agnostic.images += other._agnostic.images
+        self._classes += other._classes
+        self._agnostic += other._agnostic
         self.image_ids += other.image_ids
 
     @staticmethod
@@ -330,22 +306,23 @@ class PanopticEvaluator:
             InputError: an image was not counted, was counted twice, or is not in the list.
         """
         order = image_order(self.image_ids, image_ids)
-        for collection in (self._classes, self._agnostic):
-            collection.images = [collection.images[place] for place in order]
+        self._classes = [self._classes[place] for place in order]
+        self._agnostic = [self._agnostic[place] for place in order]
         self.image_ids = list(image_ids)
 
     def result(self, classes: Collection[int] | None = None) -> PanopticResult:
         """Averages over ``classes`` (default: all), in the order given."""
-        return self._classes.result(range(self.num_classes) if classes is None else classes)
+        over = range(self.num_classes) if classes is None else classes
+        return _average(self._classes, self.num_classes, over)
 
     def class_agnostic(self) -> PanopticResult:
         """All classes merged into one: how good the segments are, whatever they are called."""
-        return self._agnostic.result([0])
+        return _average(self._agnostic, 1, [0])
 
     def counts(self) -> PanopticCounts:
         """Counts (I,K), rows in the order of :attr:`image_ids`."""
-        return self._classes.counts()
+        return _count(self._classes, self.num_classes, by_image=True)
 
     def class_agnostic_counts(self) -> PanopticCounts:
         """Counts (I,1) of :meth:`class_agnostic`."""
-        return self._agnostic.counts()
+        return _count(self._agnostic, 1, by_image=True)

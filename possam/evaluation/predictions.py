@@ -20,10 +20,7 @@ PREDICTIONS = "predictions.json"
 
 
 class PredictionWriter:
-    """Writes ``predictions.json`` and ``predictions/*.png`` into a directory.
-
-    The JSON is written by :meth:`close`, in the order of the data set.
-    """
+    """Writes ``predictions/*.png`` into a directory, and :meth:`close` ``predictions.json``."""
 
     def __init__(self, directory: Path, dataset: ConvertedDataset) -> None:
         self.json = directory / PREDICTIONS
@@ -53,8 +50,8 @@ class PredictionWriter:
             ],
         }
 
-    def close(self) -> None:
-        """Write the JSON."""
+    def close(self) -> tuple[Path, Path]:
+        """Write the JSON; returns it and the folder of PNGs."""
         records = self._dataset.images
         content = {
             "images": [{"id": r.id, "width": r.width, "height": r.height} for r in records],
@@ -65,6 +62,7 @@ class PredictionWriter:
             ],
         }
         write_json(self.json, content, indent=None)
+        return self.json, self.folder
 
 
 def check_panopticapi(
@@ -72,8 +70,7 @@ def check_panopticapi(
 ) -> dict[str, float]:
     """Score the written predictions with panopticapi and compare, to the last digit.
 
-    Returns:
-        ``panopticapi_pq``, ``panopticapi_sq``, ``panopticapi_rq`` in percent.
+    Returns ``panopticapi_pq``, ``panopticapi_sq``, ``panopticapi_rq`` in percent.
 
     Raises:
         PossamError: the two differ; names both numbers.
@@ -94,13 +91,14 @@ def check_panopticapi(
         )
     if not result.classes:
         raise PossamError(f"{dataset.directory}: no segment in ground truth or prediction to score")
-    theirs, _ = totals.pq_average(categories, isthing=None)
-    for name in ("pq", "sq", "rq"):
+    average, _ = totals.pq_average(categories, isthing=None)
+    theirs = {name: float(average[name]) for name in ("pq", "sq", "rq")}
+    for name, value in theirs.items():
         ours = getattr(result, name)
-        if ours != theirs[name]:
+        if ours != value:
             raise PossamError(
                 f"{dataset.directory}: {name.upper()} {100 * ours!r} differs from panopticapi's "
-                f"{100 * float(theirs[name])!r}; the data set's annotations.json (areas?) or the "
-                "evaluation is wrong: validate the data set"
+                f"{100 * value!r}; the data set's annotations.json (areas?) or the evaluation is "
+                "wrong: validate the data set"
             )
-    return {f"panopticapi_{name}": 100.0 * float(theirs[name]) for name in ("pq", "sq", "rq")}
+    return {f"panopticapi_{name}": 100.0 * value for name, value in theirs.items()}

@@ -30,9 +30,7 @@ VOID_LABELS = {8: 255, 16: 65535}
 class PanopticFormat:
     """How to read an image's prediction, given its entry of the JSON: small, and picklable.
 
-    Attributes:
-        json, folder: the predictions' JSON (for messages) and the folder of its PNGs.
-        classes: valid ``category_id`` -> class index.
+    ``json`` is named in messages; ``classes``: valid ``category_id`` -> class index.
     """
 
     json: Path
@@ -44,9 +42,7 @@ class PanopticFormat:
     ) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index.
 
-        Args:
-            record: the image; its ``segments`` are not used.
-            annotation: its entry of the JSON.
+        The ``segments`` of ``record`` are not used; ``annotation`` is its entry of the JSON.
 
         Raises:
             InputError: anything malformed or inconsistent, with file, field and remedy.
@@ -55,16 +51,15 @@ class PanopticFormat:
         where = f"{self.json}: image_id {record.id}: segments_info"
         for number, segment in enumerate(annotation["segments_info"]):
             _check_fields(segment, f"{where}[{number}]", id=int, category_id=int)
-            if segment["id"] in segments:
+            key, category = segment["id"], segment["category_id"]
+            if key in segments:
+                raise InputError(f"{where}[{number}]: id: {key} occurs twice; ids must be unique")
+            if category not in self.classes:
                 raise InputError(
-                    f"{where}[{number}]: id: {segment['id']} occurs twice; ids must be unique"
-                )
-            if segment["category_id"] not in self.classes:
-                raise InputError(
-                    f"{where}[{number}]: category_id: {segment['category_id']} is unknown; "
+                    f"{where}[{number}]: category_id: {category} is unknown; "
                     f"add it to 'categories' or correct it"
                 )
-            segments[segment["id"]] = self.classes[segment["category_id"]]
+            segments[key] = self.classes[category]
         path = self.folder / annotation["file_name"]
         ids = encode_file(path, colour=True)
         if ids is None or ids.shape != (record.height, record.width):
@@ -87,8 +82,7 @@ class PredictionReader:
     """Reads panoptic predictions of any system and checks them against a data set.
 
     Args:
-        json: the predictions' JSON file.
-        folder: of its PNGs; default: beside the JSON, with its name without ``.json``.
+        folder: of the PNGs; default: beside the ``json``, with its name without ``.json``.
         category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
             id of the data set's upstream release (``upstream``).
 
@@ -109,23 +103,24 @@ class PredictionReader:
         _check_fields(content, str(json), annotations=list, categories=list)
         classes = self._category_map(content["categories"], category_ids)
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
-        self._annotations: dict[int, dict[str, Any]] = {}
+        self.annotations: dict[int, dict[str, Any]] = {}
+        """Each image's entry of the JSON; its segments are not checked yet."""
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
             _check_fields(annotation, where, image_id=int, file_name=str, segments_info=list)
             image_id = annotation["image_id"]
-            if image_id in self._annotations:
+            if image_id in self.annotations:
                 raise InputError(
                     f"{where}: image_id: {image_id} occurs twice; keep one prediction per image"
                 )
-            self._annotations[image_id] = annotation
-        missing = [record.id for record in dataset.images if record.id not in self._annotations]
+            self.annotations[image_id] = annotation
+        missing = [record.id for record in dataset.images if record.id not in self.annotations]
         if missing:
             raise InputError(
                 f"{json}: annotations: {len(missing)} of {len(dataset)} images have no prediction "
                 f"(image_id {missing[0]} is the first); predict all images of the data set"
             )
-        extra = sorted(set(self._annotations) - {record.id for record in dataset.images})
+        extra = sorted(set(self.annotations) - {record.id for record in dataset.images})
         if extra:
             raise InputError(
                 f"{json}: annotations: image_id {extra[0]} and {len(extra) - 1} others are not in "
@@ -134,10 +129,9 @@ class PredictionReader:
 
     def _category_map(self, categories: list[Any], category_ids: str) -> dict[int, int]:
         """Valid ``category_id`` -> class index."""
-        known: dict[int, Category] = {
-            (c.index if category_ids == "contiguous" else c.upstream_id): c
-            for c in self._dataset.categories
-        }
+        known = _by_id(self._dataset, category_ids)
+        other = "upstream" if category_ids == "contiguous" else "contiguous"
+        remedy = f"if the ids are {other} ids, choose category_ids={other!r}"
         result = {}
         for number, category in enumerate(categories):
             where = f"{self.json}: categories[{number}]"
@@ -145,7 +139,7 @@ class PredictionReader:
             if category["id"] not in known:
                 raise InputError(
                     f"{where}: id: {category['id']!r} is no {category_ids} category id of "
-                    f"{self._dataset.name}; {_other(category_ids)}"
+                    f"{self._dataset.name}; {remedy}"
                 )
             ours = known[category["id"]]
             name = str(category.get("name", ours.names[0])).strip().lower()
@@ -153,18 +147,14 @@ class PredictionReader:
             if category_ids == "contiguous" and name not in names:
                 raise InputError(
                     f"{where}: name: {name!r}, but class {ours.index} of {self._dataset.name} is "
-                    f"{ours.names[0]!r}; {_other(category_ids)}"
+                    f"{ours.names[0]!r}; {remedy}"
                 )
             result[category["id"]] = ours.index
         return result
 
-    def annotation(self, image_id: int) -> dict[str, Any]:
-        """The entry of one image in the JSON; its segments are not checked yet."""
-        return self._annotations[image_id]
-
     def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index."""
-        return self.format.read(record, self._annotations[record.id])
+        return self.format.read(record, self.annotations[record.id])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +162,7 @@ class LabelFormat:
     """How to read label PNGs ``<image name>.png``: small, and picklable.
 
     Attributes:
-        folder: where they lie.
-        dataset: name of the data set, for messages.
+        dataset: its name, for messages.
         classes: valid label -> class index.
         category_ids: whose labels they are, of ``CATEGORY_IDS``.
     """
@@ -191,8 +180,7 @@ class LabelFormat:
             raise InputError(
                 f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
             )
-        upstream = category_ids == "upstream"
-        classes = {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
+        classes = {key: c.index for key, c in _by_id(dataset, category_ids).items()}
         return cls(folder=folder, dataset=dataset.name, classes=classes, category_ids=category_ids)
 
     def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
@@ -251,9 +239,9 @@ def _check_category_ids(category_ids: str) -> None:
         )
 
 
-def _other(category_ids: str) -> str:
-    other = "upstream" if category_ids == "contiguous" else "contiguous"
-    return f"if the ids are {other} ids, choose category_ids={other!r}"
+def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, Category]:
+    upstream = category_ids == "upstream"
+    return {c.upstream_id if upstream else c.index: c for c in dataset.categories}
 
 
 def read_png(path: Path) -> NDArray[Any]:

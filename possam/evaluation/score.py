@@ -10,7 +10,6 @@ import numpy as np
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
 from possam.evaluation.options import EvaluationOptions
-from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
 from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
 from possam.evaluation.statistics import ImageStatistics
@@ -38,14 +37,12 @@ def score(
 ) -> dict[str, Any]:
     """Score predictions against a converted data set, and write the result where ``out`` is given.
 
+    Returns the content of ``evaluation.json``; other arguments and errors as
+    :func:`measure_predictions`.
+
     Args:
         out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
         identity: goes into the result as it is: ``run``, ``benchmark``, ``condition``, ...
-
-    Other arguments and errors as :func:`measure_predictions`.
-
-    Returns:
-        The content of ``evaluation.json``: metrics and intervals in percent, results per class.
     """
     statistics, found = measure_predictions(
         dataset=dataset,
@@ -56,8 +53,7 @@ def score(
         seen=seen,
         workers=workers,
     )
-    counts = count_parts(dataset, statistics.seen)
-    result = {**(identity or {}), "counts": counts, **found}
+    result = {**(identity or {}), "counts": count_parts(dataset, statistics.seen), **found}
     if out is not None:
         write_result(out, result, statistics)
     return result
@@ -87,20 +83,17 @@ def measure_predictions(
         metrics: of ``panoptic`` and ``semantic``, those that the ground truth allows.
         workers: processes; the result is the same for any number.
 
-    Returns:
-        The statistics, and what :func:`~possam.evaluation.summary.make_result` makes of them.
-
     Raises:
         InputError: predictions that are missing, malformed, incomplete or of the wrong size.
         PossamError: a worker died, or panopticapi gets another PQ from the same predictions.
     """
-    flags = [True] * len(dataset.categories) if seen is None else list(seen)
-    if len(flags) != len(dataset.categories):
+    classes = len(dataset.categories)
+    flags = [True] * classes if seen is None else list(seen)
+    if len(flags) != classes:
         raise InputError(
-            f"{dataset.directory}: {len(dataset.categories)} classes, but {len(flags)} flags of "
-            "seen classes; give one per class"
+            f"{dataset.directory}: {classes} classes, but {len(flags)} flags of seen classes; give "
+            "one per class"
         )
-    check = None
     predicted: PredictionReader | LabelFormat
     if predictions.is_dir():
         if segmentations is not None:
@@ -117,31 +110,17 @@ def measure_predictions(
         predicted = PredictionReader(
             predictions, dataset, folder=segmentations, category_ids=category_ids
         )
-    evaluators = count_predictions(dataset, predicted, metrics=metrics, workers=workers)
-    statistics, values = evaluators.finish(dataset, flags)
     # panopticapi reads category ids as they stand, so it can only check contiguous ones.
     readable = evaluation.check_panopticapi and category_ids == "contiguous"
-    if readable and evaluators.panoptic is not None and isinstance(predicted, PredictionReader):
-        check = check_panopticapi(
-            dataset,
-            json=predictions,
-            folder=predicted.folder,
-            result=evaluators.panoptic.result(),
-        )
-    found = make_result(
+    return make_result(
         dataset=dataset,
-        statistics=statistics,
-        metrics=values,
-        evaluators=evaluators,
+        evaluators=count_predictions(dataset, predicted, metrics=metrics, workers=workers),
+        seen=flags,
         evaluation=evaluation,
-        protocol={
-            "predictions": predictions.name,
-            "semantic_ground_truth": "semantic PNGs of the converted data set",
-            "semantic_prediction": source,
-        },
-        check=check,
+        protocol={"predictions": predictions.name},
+        semantic_prediction=source,
+        written=(predictions, predicted.folder) if readable else None,
     )
-    return statistics, found
 
 
 class _Image(NamedTuple):
@@ -187,20 +166,18 @@ class _Job:
 
     def _segment_ids(self, record: ImageRecord) -> RunLengths:
         ids = encode_file(record.panoptic, colour=True)
-        if ids is None or ids.shape != (record.height, record.width):
-            ids = encode_array(replace(self.dataset, images=(record,)).panoptic(0))
-        return ids
+        if ids is not None and ids.shape == (record.height, record.width):
+            return ids
+        return encode_array(replace(self.dataset, images=(record,)).panoptic(0))
 
     def _labels(self, record: ImageRecord) -> RunLengths:
         """Class indices; void is a value above them."""
         labels, classes = encode_file(record.semantic, colour=False), len(self.dataset.categories)
-        sound = labels is not None and labels.shape == (record.height, record.width)
-        if labels is not None and sound:
+        if labels is not None and labels.shape == (record.height, record.width):
             strange = (labels.values >= classes) & (labels.values != void_value(classes))
-            sound = not strange.any()
-        if labels is None or not sound:
-            labels = encode_array(replace(self.dataset, images=(record,)).semantic(0))
-        return labels
+            if not strange.any():
+                return labels
+        return encode_array(replace(self.dataset, images=(record,)).semantic(0))
 
 
 def count_predictions(
@@ -212,32 +189,26 @@ def count_predictions(
 ) -> Evaluators:
     """Count all images, in ``workers`` processes; the numbers are the same for any number.
 
-    Args:
-        metrics: of ``panoptic`` and ``semantic``; label PNGs have no ``panoptic``.
+    ``metrics``: of ``panoptic`` and ``semantic``; label PNGs have no ``panoptic``.
 
     Raises:
         InputError: the first image, in the order of the data set, that is malformed.
         PossamError: a worker died.
     """
+    predicted, annotations = predictions, dict[int, dict[str, Any]]()
     if isinstance(predictions, PredictionReader):
-        predicted: PanopticFormat | LabelFormat = predictions.format
-        annotation = predictions.annotation
-    else:
-        predicted, annotation = predictions, lambda image_id: {}
+        predicted, annotations = predictions.format, predictions.annotations
     with no_collection():
         images = [
             _Image(
                 replace(record, segments=()),
                 {s.id: (s.category, s.is_crowd) for s in record.segments},
-                annotation(record.id),
+                annotations.get(record.id, {}),
             )
             for record in dataset.images
         ]
-    job = _Job(
-        dataset=replace(dataset, images=(), manifest={}),
-        predicted=predicted,
-        metrics=frozenset(metrics),
-    )
+    bare = replace(dataset, images=(), manifest={})
+    job = _Job(dataset=bare, predicted=predicted, metrics=frozenset(metrics))
     total = Evaluators.of(dataset, metrics)
     with Progress(len(images), label="score", unit="images") as progress:
         for count, part in in_chunks(job, images, workers=workers, chunk=_CHUNK, preload=_PRELOAD):

@@ -1,7 +1,6 @@
 """Segment one image: with classes that are embedded already, or with any words."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +29,11 @@ def segment_words(
 ) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
     """The panoptic result of one image for any ``vocabulary`` of K classes.
 
+    Other arguments and the result as of :func:`segment_image`.
+
     Args:
         embed: turns names into the text embeddings of the segmenter's CLIP.
-        things: K flags, False for stuff.
-        training_vocabulary: the classes that the decoder was trained on (for the ensemble's
-            weights); empty: no class counts as seen.
-
-    Other arguments and the result as of :func:`segment_image`.
+        training_vocabulary: what the decoder was trained on; empty: no class counts as seen.
     """
     return segment_image(
         pixels,
@@ -57,18 +54,13 @@ def segment_image(
     seen: Sequence[bool],
     inference: InferenceOptions,
 ) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
-    """The panoptic result of one image.
+    """The panoptic result of one image: ids (H,W), 0 = no segment, and the segments.
 
     Args:
         pixels: RGB (H,W,3) uint8, any size.
-        segmenter: the model, on any device.
         text: embeddings of the K classes; things, seen: K flags.
-
-    Returns:
-        Ids (H,W), 0 = no segment, and the segments.
     """
     device = next(segmenter.parameters()).device
-    clip: Any = segmenter.clip
     with torch.inference_mode():
         test = resize_for_test(torch.from_numpy(pixels).permute(2, 0, 1), inference.resolution)
         raw = segmenter(test.pixels[None].to(device))
@@ -76,7 +68,7 @@ def segment_image(
             raw,
             text.to(device),
             possam=segmenter.possam,
-            clip_logit_scale=clip.logit_scale,
+            clip_logit_scale=segmenter.clip.logit_scale,
             seen=torch.tensor(list(seen), device=device),
             options=inference,
         )

@@ -25,10 +25,8 @@ class SemanticCounts:
 class SemanticResult:
     """Fractions in 0..1; NaN where nothing is to be averaged.
 
-    Attributes:
-        miou: averaged over classes in the ground truth.
-        miou_union: averaged over classes in the ground truth or in the prediction.
-        per_class: IoU of each class that occurs in either.
+    ``miou`` averages over classes in the ground truth, ``miou_union`` over those in it or in the
+    prediction, of which ``per_class`` holds the IoU.
     """
 
     miou: float
@@ -67,11 +65,9 @@ class SemanticEvaluator:
                     f"{where}: {name}: labels are {labels.min()}..{labels.max()}; "
                     f"valid are 0..{self.num_classes - 1}, and -1 for void"
                 )
-        if not target.size:
-            nothing = np.zeros(0, np.int64)
-            self.update_pairs(image_id, nothing, nothing, nothing)
-            return
-        starts, lengths = runs(prediction, target)
+        starts = lengths = np.zeros(0, np.int64)
+        if target.size:
+            starts, lengths = runs(prediction, target)
         self.update_pairs(image_id, prediction.ravel()[starts], target.ravel()[starts], lengths)
 
     def update_pairs(
@@ -81,7 +77,7 @@ class SemanticEvaluator:
         target: NDArray[np.integer],
         pixels: NDArray[np.integer],
     ) -> None:
-        """Count one image of which ``pixels`` (N,) lie in both ``prediction`` and ``target`` (N,).
+        """Count one image, of which ``pixels`` lie in both ``prediction`` and ``target``, all (N,).
 
         Class indices as in :meth:`update`, but not checked; a pair may occur several times.
         """
@@ -92,11 +88,9 @@ class SemanticEvaluator:
             sums = np.bincount(labels[where], weights=pixels[where], minlength=self.num_classes)
             return sums.astype(np.int64)  # whole numbers below 2^53: exact
 
-        named = predicted >= 0
-        both, every = predicted == truth, np.ones_like(named)
-        table = np.stack(
-            [histogram(truth, both), histogram(predicted, named), histogram(truth, every)]
-        )
+        both, named, every = predicted == truth, predicted >= 0, np.ones(len(truth), bool)
+        rows = histogram(truth, both), histogram(predicted, named), histogram(truth, every)
+        table = np.stack(rows)
         classes = np.flatnonzero(table[1] | table[2])
         self._rows.append(_Row(classes, table[:, classes]))
         self.image_ids.append(image_id)
@@ -113,10 +107,10 @@ class SemanticEvaluator:
 
     def counts(self) -> SemanticCounts:
         """Counts (I,K), rows in the order of :attr:`image_ids`."""
-        table = np.zeros((len(self._rows), 3, self.num_classes), np.int64)
-        for image, (classes, pixels) in zip(table, self._rows, strict=True):
-            image[:, classes] = pixels
-        return SemanticCounts(table[:, 0], table[:, 1], table[:, 2])
+        table = np.zeros((3, len(self._rows), self.num_classes), np.int64)
+        for image, (classes, pixels) in enumerate(self._rows):
+            table[:, image, classes] = pixels
+        return SemanticCounts(*table)
 
     def result(self) -> SemanticResult:
         """Both averages over all images."""

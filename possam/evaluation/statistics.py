@@ -1,16 +1,15 @@
 """Per-image statistics of one evaluation, and a bootstrap over its images.
 
 All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
-each image was drawn) and its totals are matrix products: no image is visited twice. The resamples
-are those that ``scipy.stats.bootstrap`` draws from the same generator; scipy evaluates the metric
-resample by resample, which is far slower.
+each image was drawn) and its totals are matrix products. ``scipy.stats.bootstrap`` draws the same
+resamples from the same generator, but evaluates them one by one, which is far slower.
 
 Resampling biases some metrics: an image that is drawn twice raises AP (its detections tie), and a
 rare class that is not drawn drops out of a mean. Intervals are therefore percentile intervals,
 shifted by the bias that the bootstrap estimates, so that they lie around the measured value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,7 @@ def frames_per_second(
 ) -> tuple[list[float], tuple[float, float]]:
     """Images per second (number over total time) of each training, and the interval of their mean.
 
-    Args:
-        seconds: of each image (I,), one array per training, all of the same images.
-        bootstrap: its images are the same for all trainings.
+    ``seconds``: of each image (I,), one array per training, all of the same images.
 
     Raises:
         InputError: different numbers of images.
@@ -92,12 +89,12 @@ class Resampled:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Everything that the metrics of one evaluation are computed from.
+    """Everything that the metrics of one evaluation are computed from; None: not measured.
 
     Attributes:
         image_ids: I images, the order of all rows.
         is_thing, seen: one flag for each of the K classes.
-        panoptic (I,K), class_agnostic (I,1), semantic (I,K), instances: ``None`` if not measured.
+        panoptic, semantic: (I,K); class_agnostic: (I,1).
     """
 
     image_ids: tuple[int, ...]
@@ -139,10 +136,10 @@ class ImageStatistics:
 
     def resampled(self, bootstrap: Bootstrap) -> dict[str, NDArray[np.float64]]:
         """Metrics (S,) in percent on each of the bootstrap's S resamples of the images."""
-        weights = resample_weights(
-            len(self.image_ids), samples=bootstrap.samples, seed=bootstrap.seed
-        )
-        parts = [self.metrics(chunk) for chunk in _chunks(weights)]
+        images, samples = len(self.image_ids), bootstrap.samples
+        weights = resample_weights(images, samples=samples, seed=bootstrap.seed)
+        starts = range(0, samples, _CHUNK)
+        parts = [self.metrics(weights[start : start + _CHUNK]) for start in starts]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def save(self, directory: Path) -> None:
@@ -168,19 +165,15 @@ class ImageStatistics:
             matches.to_parquet(path, index=False)
 
     def _class_rows(self) -> pd.DataFrame:
-        columns: dict[str, NDArray[np.float64] | NDArray[np.int64]] = {}
-        if self.panoptic is not None:
-            columns |= _columns(self.panoptic)
+        columns = {} if self.panoptic is None else _columns(self.panoptic)
         if self.semantic is not None:
             pixels = self.semantic
             columns |= {name: getattr(pixels, name) for name in _SEMANTIC}
             columns["union"] = pixels.predicted + pixels.target - pixels.intersection
         if self.instances is not None:
             columns["instances"] = self.instances.targets
-        occurs = np.zeros((len(self.image_ids), len(self.is_thing)), bool)
-        for table in columns.values():
-            occurs |= table > 0
-        rows, classes = np.nonzero(occurs)
+        nothing = np.zeros((len(self.image_ids), len(self.is_thing)), bool)
+        rows, classes = np.nonzero(sum((table > 0 for table in columns.values()), nothing))
         ids = np.array(self.image_ids, np.int64)
         return pd.DataFrame(
             {"image_id": ids[rows], "class": classes.astype(np.int32)}
@@ -189,12 +182,12 @@ class ImageStatistics:
 
     def _agnostic_rows(self) -> pd.DataFrame:
         # Every image has such a row, so the file also says which images were measured.
-        frame = pd.DataFrame({"image_id": np.array(self.image_ids, np.int64)})
-        frame["class"] = np.int32(CLASS_AGNOSTIC)
-        if self.class_agnostic is not None:
-            for name, table in _columns(self.class_agnostic).items():
-                frame[name] = table[:, 0]
-        return frame
+        ids = np.array(self.image_ids, np.int64)
+        counts = {} if self.class_agnostic is None else _columns(self.class_agnostic)
+        return pd.DataFrame(
+            {"image_id": ids, "class": np.full(len(ids), CLASS_AGNOSTIC, np.int32)}
+            | {name: table[:, 0] for name, table in counts.items()}
+        )
 
     @classmethod
     def load(
@@ -207,11 +200,10 @@ class ImageStatistics:
         """
         path = directory / IMAGE_FILE
         frame = _read_table(path)
-        missing = {"image_id", "class"} - set(frame.columns)
-        if missing:
+        if missing := {"image_id", "class"} - set(frame.columns):
             raise InputError(f"{path}: lacks the columns {sorted(missing)}; evaluate the run again")
-        agnostic = frame[frame["class"] == CLASS_AGNOSTIC]
-        classes = frame[frame["class"] != CLASS_AGNOSTIC]
+        is_agnostic = frame["class"] == CLASS_AGNOSTIC
+        agnostic, classes = frame[is_agnostic], frame[~is_agnostic]
         ids = agnostic["image_id"].to_numpy(np.int64)
         row = pd.Series(np.arange(len(ids)), index=ids)
         place = (row.loc[classes["image_id"]].to_numpy(), classes["class"].to_numpy())
@@ -232,12 +224,12 @@ class ImageStatistics:
         if "instances" in frame:
             matches = _read_table(directory / MATCH_FILE)
             levels = np.arange(len(IOU_LEVELS))
+            bits = (matches[name].to_numpy(np.int64)[:, None] for name in ("matched", "ignored"))
             instances = InstanceMatches(
-                image=row.loc[matches["image_id"]].to_numpy(np.int64),
-                category=matches["class"].to_numpy(np.int64),
-                score=matches["score"].to_numpy(np.float64),
-                matched=(matches["matched"].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool),
-                ignored=(matches["ignored"].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool),
+                row.loc[matches["image_id"]].to_numpy(np.int64),
+                matches["class"].to_numpy(np.int64),
+                matches["score"].to_numpy(np.float64),
+                *((flags >> levels & 1).astype(bool) for flags in bits),
                 targets=table("instances", np.int64),
             )
         return cls(
@@ -265,7 +257,13 @@ def resample(*statistics: ImageStatistics, bootstrap: Bootstrap) -> Resampled:
     Raises:
         InputError: they were not measured on the same images.
     """
-    _check_images(*statistics)
+    first = statistics[0].image_ids
+    for other in statistics[1:]:
+        if other.image_ids != first:
+            raise InputError(
+                "evaluations that are to be compared or averaged have different images "
+                f"({len(first)} and {len(other.image_ids)}); evaluate all on one data set"
+            )
     points = [table.metrics() for table in statistics]
     drawn = [table.resampled(bootstrap) for table in statistics]
     return Resampled(
@@ -284,21 +282,10 @@ def bootstrap_intervals(
     found = resample(*statistics, bootstrap=bootstrap)
     intervals = {}
     for name, values in found.samples.items():
-        low, high = centred_interval(
-            values, estimate=found.points[name], confidence=bootstrap.confidence
-        )
+        point = found.points[name]
+        low, high = centred_interval(values, estimate=point, confidence=bootstrap.confidence)
         intervals[name] = (max(low, 0.0), min(high, 100.0)) if low <= high else (low, high)
     return intervals
-
-
-def _check_images(*statistics: ImageStatistics) -> None:
-    for other in statistics[1:]:
-        if other.image_ids != statistics[0].image_ids:
-            raise InputError(
-                "evaluations that are to be compared or averaged have different images "
-                f"({len(statistics[0].image_ids)} and {len(other.image_ids)}); evaluate all on one "
-                "data set"
-            )
 
 
 def defined(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -306,16 +293,12 @@ def defined(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def defined_intervals(
-    intervals: Mapping[str, tuple[float, float]],
-) -> dict[str, list[float] | None]:
+def defined_intervals(found: Mapping[str, tuple[float, float]]) -> dict[str, list[float] | None]:
     """Intervals for JSON; ``None`` where a metric is undefined."""
-    return {
-        name: None if np.isnan(bounds).any() else list(bounds) for name, bounds in intervals.items()
-    }
+    return {name: None if np.isnan(both).any() else list(both) for name, both in found.items()}
 
 
-def _columns(counts: PanopticCounts) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
+def _columns(counts: PanopticCounts) -> dict[str, NDArray[Any]]:
     return dict(zip(_PANOPTIC, (counts.tp, counts.fp, counts.fn, counts.iou), strict=True))
 
 
@@ -324,11 +307,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; evaluate the run again") from error
-
-
-def _chunks(weights: Weights) -> Iterator[Weights]:
-    for start in range(0, len(weights), _CHUNK):
-        yield weights[start : start + _CHUNK]
 
 
 def _class_quality(

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from possam.datasets.format import Category, ConvertedDataset
-from possam.evaluation.instance import InstanceEvaluator, InstanceMatches
+from possam.evaluation.instance import InstanceEvaluator
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.panoptic import PanopticEvaluator
+from possam.evaluation.predictions import check_panopticapi
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.evaluation.statistics import (
     IMAGE_FILE,
@@ -56,19 +57,15 @@ class Evaluators:
         *,
         instances: dict[str, Any] | None = None,
     ) -> "Evaluators":
-        """Empty evaluators.
-
-        Args:
-            metrics: of ``panoptic`` and ``semantic``.
-            instances: the data set's instances, which AP is measured on; None: it is not.
-        """
+        """Empty evaluators of ``metrics``; of AP too if the data set's ``instances`` are given."""
         classes, image_ids = len(dataset.categories), [record.id for record in dataset.images]
+        own = None
+        if instances is not None:
+            own = InstanceEvaluator(instances, image_ids=image_ids, num_classes=classes)
         return cls(
             panoptic=PanopticEvaluator(dataset.categories) if "panoptic" in metrics else None,
             semantic=SemanticEvaluator(classes) if "semantic" in metrics else None,
-            instances=None
-            if instances is None
-            else InstanceEvaluator(instances, image_ids=image_ids, num_classes=classes),
+            instances=own,
         )
 
     def extend(self, other: "Evaluators") -> None:
@@ -84,8 +81,7 @@ class Evaluators:
         image_ids = [record.id for record in dataset.images]
         is_thing = [category.is_thing for category in dataset.categories]
         metrics: dict[str, float] = {}
-        counts = agnostic = semantic = None
-        matches: InstanceMatches | None = None
+        counts = agnostic = matches = semantic = None
         if self.panoptic is not None:
             self.panoptic.arrange(image_ids)
             counts, agnostic = self.panoptic.counts(), self.panoptic.class_agnostic_counts()
@@ -99,17 +95,10 @@ class Evaluators:
             metrics["map"] = float(matches.average_precision(np.ones((1, len(image_ids))))[0])
         if self.semantic is not None:
             self.semantic.arrange(image_ids)
-            semantic = self.semantic.counts()
-            result = self.semantic.result()
+            semantic, result = self.semantic.counts(), self.semantic.result()
             metrics |= {"miou": result.miou, "miou_union": result.miou_union}
         statistics = ImageStatistics(
-            image_ids=tuple(image_ids),
-            is_thing=tuple(is_thing),
-            seen=tuple(seen),
-            panoptic=counts,
-            class_agnostic=agnostic,
-            semantic=semantic,
-            instances=matches,
+            tuple(image_ids), tuple(is_thing), tuple(seen), counts, agnostic, semantic, matches
         )
         return statistics, {name: 100.0 * value for name, value in metrics.items()}
 
@@ -117,23 +106,35 @@ class Evaluators:
 def make_result(
     *,
     dataset: ConvertedDataset,
-    statistics: ImageStatistics,
-    metrics: Mapping[str, float],
     evaluators: Evaluators,
+    seen: Sequence[bool],
     evaluation: EvaluationOptions,
     protocol: Mapping[str, Any],
-    check: Mapping[str, float] | None,
-) -> dict[str, Any]:
-    """Metrics, intervals, results per class, check and protocol of one set of predictions.
+    semantic_prediction: str,
+    written: tuple[Path, Path] | None,
+) -> tuple[ImageStatistics, dict[str, Any]]:
+    """Per-image statistics; metrics, intervals, results per class, check and protocol.
 
-    It depends on data, weights and parameters only: repeating it gives the same file.
+    They depend on data, weights and parameters only: repeating it gives the same file.
+
+    Args:
+        semantic_prediction: where the semantic labels come from, for the protocol.
+        written: JSON and folder of the same panoptic predictions, for panopticapi to check.
+
+    Raises:
+        PossamError: panopticapi gets another PQ.
     """
-    bootstrap = evaluation.bootstrap
-    return {
+    bootstrap, check = evaluation.bootstrap, None
+    statistics, metrics = evaluators.finish(dataset, seen)
+    if written is not None and evaluators.panoptic is not None:
+        json, folder = written
+        result = evaluators.panoptic.result()
+        check = check_panopticapi(dataset, json=json, folder=folder, result=result)
+    return statistics, {
         "metrics": defined(metrics),
         "intervals": defined_intervals(bootstrap_intervals(statistics, bootstrap=bootstrap)),
         "per_class": _per_class(dataset.categories, statistics, evaluators),
-        "check": None if check is None else dict(check),
+        "check": check,
         "protocol": {
             **{name: text for name, text in PROTOCOL.items() if name in metrics},
             "dataset": f"{dataset.name} {dataset.split}",
@@ -143,6 +144,8 @@ def make_result(
             f"moved by the bootstrap's bias), {bootstrap.samples} resamples, "
             f"seed {bootstrap.seed}",
             **protocol,
+            "semantic_ground_truth": "semantic PNGs of the converted data set",
+            "semantic_prediction": semantic_prediction,
         },
     }
 
@@ -180,24 +183,18 @@ def write_variants(
 
 def count_parts(dataset: ConvertedDataset, seen: Sequence[bool]) -> dict[str, int]:
     """Number of images, and of classes of each kind, in an evaluation."""
+    classes, known = len(dataset.categories), sum(seen)
     things = sum(category.is_thing for category in dataset.categories)
-    classes = len(dataset.categories)
-    return {
-        "images": len(dataset),
-        "classes": classes,
-        "things": things,
-        "stuff": classes - things,
-        "seen": sum(seen),
-        "unseen": classes - sum(seen),
-    }
+    kinds = {"things": things, "stuff": classes - things, "seen": known, "unseen": classes - known}
+    return {"images": len(dataset), "classes": classes, **kinds}
 
 
 def _per_class(
     categories: Sequence[Category], statistics: ImageStatistics, evaluators: Evaluators
 ) -> list[dict[str, Any]]:
     """One entry per class, in percent; a metric is null where the class does not occur."""
-    quality = evaluators.panoptic.result().per_class if evaluators.panoptic is not None else {}
-    iou = evaluators.semantic.result().per_class if evaluators.semantic is not None else {}
+    quality = {} if evaluators.panoptic is None else evaluators.panoptic.result().per_class
+    iou = {} if evaluators.semantic is None else evaluators.semantic.result().per_class
     precision: dict[int, float] = {}
     if statistics.instances is not None:
         table = statistics.instances.precision(np.ones((1, len(statistics.image_ids))))[0]
@@ -206,12 +203,8 @@ def _per_class(
     rows = []
     for category in categories:
         k = category.index
-        row: dict[str, Any] = {
-            "index": k,
-            "name": category.names[0],
-            "thing": category.is_thing,
-            "seen": statistics.seen[k],
-        }
+        row: dict[str, Any] = {"index": k, "name": category.names[0]}
+        row |= {"thing": category.is_thing, "seen": statistics.seen[k]}
         if evaluators.panoptic is not None:
             for place, name in enumerate(("pq", "sq", "rq")):
                 row[name] = 100.0 * quality[k][place] if k in quality else None

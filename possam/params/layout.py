@@ -17,7 +17,7 @@ RAW = "data/{scale}/raw/{asset}"
 DATASET = "data/{scale}/datasets/{dataset}_{split}/manifest.json"
 FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
 TEXT = "data/{scale}/text"
-"""Text embeddings of vocabularies, by content: see :mod:`possam.stages.text_cache`."""
+"""Text embeddings of vocabularies, by content: see :mod:`possam.stages.models`."""
 RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
 EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
 EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed{NO_SEED}").replace(

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from possam.evaluation.checkout_comparison import Change, compare_trainings
+from possam.evaluation.comparison import Change, compare_trainings, load_seeds
 from possam.evaluation.metrics import PER_IMAGE
-from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import RESULT
 from possam.params.layout import Layout

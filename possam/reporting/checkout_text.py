@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from possam.evaluation.checkout_comparison import Change, has_seeds, mean_change
+from possam.evaluation.comparison import Change, Difference, has_seeds, mean_change
 from possam.evaluation.metrics import DECIMALS, METRICS
-from possam.evaluation.row_comparison import Difference
 from possam.reporting.table_text import markdown_table
 
 

@@ -71,7 +71,7 @@ class Comparisons:
 
 def measure(project: Project, origin: Origin) -> Measurement | None:
     """What was measured at ``origin``; None if an evaluation or the variant is missing."""
-    from possam.evaluation.seeds import average_seeds
+    from possam.evaluation.comparison import average_seeds
 
     layout, variant = Layout(project), origin.variant
     folders = [layout.evaluation(*key) for key in origin.evaluations(project.scale.seeds)]

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from math import isnan
 
+from possam.evaluation.comparison import load_seeds, paired_differences, rank_agreement
 from possam.evaluation.metrics import PER_IMAGE
-from possam.evaluation.row_comparison import paired_differences, rank_agreement
-from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import Resampled, resample
 from possam.params.layout import Layout
 from possam.params.project import Project

@@ -28,9 +28,8 @@ def check(scale: str | None) -> None:
             read_published(folder / "published" / table.published, table)
         print(
             f"{name}: {project.scale.title}: {len(project.runs)} runs, "
-            f"{len(project.variants)} variants, "
-            f"{len(project.benchmarks)} benchmarks, {len(project.tables)} tables, "
-            f"{len(load_figures(project))} figures, "
+            f"{len(project.variants)} variants, {len(project.benchmarks)} benchmarks, "
+            f"{len(project.tables)} tables, {len(load_figures(project))} figures, "
             f"{len(project.scale.assets)} assets"
         )
         for lack in (project.unserved | unserved_figures(project)).values():

@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -34,13 +35,9 @@ _TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one matter.
+    """What was found about one matter, and its remedy (empty if none is needed).
 
-    Attributes:
-        matter: its name.
-        state: ``ok``, ``warning`` (the pipeline can run, or will deal with it) or ``problem``.
-        text: what was found.
-        remedy: what to do about it; empty if nothing.
+    ``state``: ``ok``, ``warning`` (the pipeline can run, or will deal with it) or ``problem``.
     """
 
     matter: str
@@ -48,12 +45,16 @@ class Finding:
     text: str
     remedy: str = ""
 
+    @classmethod
+    def of(cls, matter: str, good: bool, text: str, otherwise: str, remedy: str) -> "Finding":
+        """``ok`` if it is good, else the state ``otherwise`` with a remedy."""
+        return cls(matter, OK, text) if good else cls(matter, otherwise, text, remedy)
+
 
 def examine(project: Project) -> list[Finding]:
     """Examine everything that this machine needs for the project's scale."""
     findings = [_python(), *_packages()]
-    gpus = _gpu_names()
-    slurm = _slurm()
+    gpus, slurm = _gpu_names(), _slurm()
     if slurm.state == PROBLEM and (gpus or load_plan(project)[1].unit != "GPU"):
         slurm = replace(slurm, state=WARNING)  # this machine can do without
     findings += [_gpus(project, gpus, slurm), slurm]
@@ -82,11 +83,10 @@ def doctor(project: Project) -> int:
 
 
 def _python() -> Finding:
-    found = sys.version.split()[0]
-    if sys.version_info[:2] in _PYTHON:
-        return Finding("python", OK, found)
+    found, good = sys.version.split()[0], sys.version_info[:2] in _PYTHON
     valid = " or ".join(f"{major}.{minor}" for major, minor in _PYTHON)
-    return Finding("python", PROBLEM, f"{found}; {valid} is needed", "make setup PYTHON=python3.11")
+    text = found if good else f"{found}; {valid} is needed"
+    return Finding.of("python", good, text, PROBLEM, "make setup PYTHON=python3.11")
 
 
 def _packages() -> Iterator[Finding]:
@@ -103,11 +103,8 @@ def _packages() -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     }
     missing, other, count = [], [], 0
-    for line in LOCK.read_text(encoding="utf-8").splitlines():
-        text = line.split("#")[0].strip()
-        if not text or text.startswith("-"):
-            continue
-        requirement = Requirement(text)
+    lines = (line.split("#")[0].strip() for line in LOCK.read_text("utf-8").splitlines())
+    for requirement in (Requirement(line) for line in lines if line and line[0] != "-"):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
         count += 1
@@ -118,14 +115,13 @@ def _packages() -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             other.append(f"{requirement.name} {version} ({requirement.specifier} is locked)")
-    remedy = "make setup"
     if lacking := sorted(needed & set(missing)):
-        yield Finding("packages", PROBLEM, f"missing: {', '.join(lacking)}", remedy)
+        yield Finding("packages", PROBLEM, f"missing: {', '.join(lacking)}", "make setup")
     elif missing:
         text = f"missing (not for training and evaluation): {_some(sorted(missing))}"
-        yield Finding("packages", WARNING, text, remedy)
+        yield Finding("packages", WARNING, text, "make setup")
     if other:
-        yield Finding("packages", WARNING, f"not as locked: {_some(other)}", remedy)
+        yield Finding("packages", WARNING, f"not as locked: {_some(other)}", "make setup")
     if not missing and not other:
         yield Finding("packages", OK, f"all {count} as in {LOCK}")
 
@@ -144,7 +140,7 @@ def _gpu_names() -> list[str]:
 
 
 def _gpus(project: Project, names: list[str], slurm: Finding) -> Finding:
-    _, hardware = load_plan(project)
+    hardware = load_plan(project)[1]
     if names:
         return Finding("gpus", OK, ", ".join(sorted(set(names))) + f", {len(names)} in all")
     if hardware.unit != "GPU":
@@ -168,19 +164,18 @@ def _run(*command: str) -> tuple[int, str]:
 
 
 def _slurm() -> Finding:
-    there = [command for command in _SLURM if shutil.which(command)]
-    if not there:
+    missing = [command for command in _SLURM if not shutil.which(command)]
+    if len(missing) == len(_SLURM):
         text = "no commands; jobs run on this machine only"
         return Finding("slurm", WARNING, text, "log in to the cluster for --profile slurm")
-    if missing := [command for command in _SLURM if command not in there]:
+    if missing:
         remedy = "install SLURM's client commands (package slurm-client)"
         return Finding("slurm", PROBLEM, f"missing: {', '.join(missing)}", remedy)
     code, output = _run("sinfo", "--noheader", "--format=%P %a %D")
     if code != 0 or not output:
         text = f"sinfo: {output.splitlines()[0] if output else 'no partition'}"
-        return Finding(
-            "slurm", PROBLEM, text, "is slurmctld running, and this machine known to it?"
-        )
+        remedy = "is slurmctld running, and this machine known to it?"
+        return Finding("slurm", PROBLEM, text, remedy)
     partitions = len(output.splitlines())
     code, output = _run("sacct", "--noheader", "--allocations", "--format=JobID")
     if code != 0 or "disabled" in output:
@@ -191,12 +186,10 @@ def _slurm() -> Finding:
 
 
 def _disk(project: Project, plan: Plan) -> Finding:
-    free = free_bytes(Layout(project).assets)
-    text = f"{gigabytes(free)} free, {gigabytes(plan.disk.to_write)} to be written for all tables"
-    if free >= plan.disk.to_write:
-        return Finding("disk", OK, text)
+    free, needed = free_bytes(Layout(project).assets), plan.disk.to_write
+    text = f"{gigabytes(free)} free, {gigabytes(needed)} to be written for all tables"
     remedy = "make room, or name data sets that are on a disk already in data.yaml (roots)"
-    return Finding("disk", PROBLEM, text, remedy)
+    return Finding.of("disk", free >= needed, text, PROBLEM, remedy)
 
 
 def _available_memory() -> int | None:
@@ -205,92 +198,79 @@ def _available_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    values = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(values[0]) * 1024 if values else None
+    values = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return next((int(value) * 1024 for value in values), None)
 
 
 def _memory(project: Project) -> Finding:
-    _, hardware = load_plan(project)
-    available, needed = _available_memory(), hardware.memory_gib * 2**30
+    available, needed = _available_memory(), load_plan(project)[1].memory_gib
     if available is None:
         return Finding("memory", WARNING, "free memory is not known here")
-    text = f"{available / 2**30:.1f} GiB available, {hardware.memory_gib:g} GiB for one training"
-    if available >= needed:
-        return Finding("memory", OK, text)
-    return Finding("memory", WARNING, text, "train on another machine, or end other programs")
+    text = f"{available / 2**30:.1f} GiB available, {needed:g} GiB for one training"
+    remedy = "train on another machine, or end other programs"
+    return Finding.of("memory", available >= needed * 2**30, text, WARNING, remedy)
 
 
 def _cores(project: Project) -> Finding:
-    count = usable_cores()
-    threads = project.scale.threads
-    text = f"{count} cores, {threads} threads per job"
-    if count >= threads:
-        return Finding("cores", OK, text)
+    count, threads = usable_cores(), project.scale.threads
     remedy = "fine on a login node; else set threads in the scale's file"
-    return Finding("cores", WARNING, text, remedy)
+    text = f"{count} cores, {threads} threads per job"
+    return Finding.of("cores", count >= threads, text, WARNING, remedy)
 
 
 def _weights(project: Project) -> Iterator[Finding]:
     """The frozen towers: whether each file has the size that was verified."""
     layout, towers = Layout(project), project.scale.towers
     clip = [name for name in (towers.clip.asset, *towers.clip.files) if name is not None]
-    names = [*(tower.asset for tower in towers.sam.values()), *clip]
     missing, good = [], []
-    for name in dict.fromkeys(names):
+    command = f"possam download {{}} --scale {project.name}"
+    for name in dict.fromkeys([*(tower.asset for tower in towers.sam.values()), *clip]):
         record, file = layout.asset_record(name), layout.assets / project.assets[name].file
         if not record.is_file():
             missing.append(name)
             continue
-        content, command = read_json(record), f"possam download {name} --scale {project.name}"
-        if not file.is_file():
-            yield Finding("weights", PROBLEM, f"{file}: has a record, but is not there", command)
-        elif file.stat().st_size != content.get("bytes"):
-            text = f"{file}: {file.stat().st_size} bytes, {content.get('bytes')} were verified"
-            yield Finding("weights", PROBLEM, text, command)
-        else:
-            good.append(f"{name} ({'pinned' if content.get('pinned') else 'checksum matched'})")
+        content, text = read_json(record), f"{file}: has a record, but is not there"
+        if file.is_file():
+            size, verified = file.stat().st_size, content.get("bytes")
+            if size == verified:
+                how = "pinned" if content.get("pinned") else "checksum matched"
+                good.append(f"{name} ({how})")
+                continue
+            text = f"{file}: {size} bytes, {verified} were verified"
+        yield Finding("weights", PROBLEM, text, command.format(name))
     if good:
         yield Finding("weights", OK, ", ".join(good))
     if missing:
-        remedy = f"possam download {' '.join(missing)} --scale {project.name}"
-        yield Finding("weights", WARNING, f"not here yet: {', '.join(missing)}", remedy)
+        text, remedy = f"not here yet: {', '.join(missing)}", command.format(" ".join(missing))
+        yield Finding("weights", WARNING, text, remedy)
 
 
 def _data_roots(project: Project) -> Iterator[Finding]:
-    data = load_data(project)
-    names = [name for name in scale_assets(project) if name in data.assets]
-    used = {data.assets[name].root for name in names}
+    data, layout = load_data(project), Layout(project)
+    names = scale_assets(project)
+    used = {data.assets[name].root for name in names if name in data.assets}
     for root in sorted(used):
-        folder = data.roots[root]
-        if folder is None:
+        if (folder := data.roots[root]) is None:
             continue
-        found, faults = [], []
+        found, faults = [], dict[str, None]()
         for name in names:
-            if data.assets[name].root != root:
+            if name not in data.assets or data.assets[name].root != root:
                 continue
             try:
                 if find(name, project.assets, data) is not None:
                     found.append(name)
             except InputError as error:
-                faults.append(str(error))
-        if faults:
-            yield Finding("data roots", PROBLEM, "; ".join(dict.fromkeys(faults)))
-        else:
-            yield Finding("data roots", OK, f"{root}: {folder}: {', '.join(found)}")
+                faults[str(error)] = None
+        text = "; ".join(faults) or f"{root}: {folder}: {', '.join(found)}"
+        yield Finding("data roots", PROBLEM if faults else OK, text)
     if not any(data.roots[root] for root in used):
         yield Finding("data roots", OK, "none named; everything is downloaded")
-    layout = Layout(project)
-    by_hand = [
-        name
-        for name in scale_assets(project)
-        if not project.assets[name].urls
-        and not layout.asset_record(name).is_file()
-        and not (layout.assets / project.assets[name].file).is_file()
-        and data.root_of(name) is None
-    ]
-    for name in by_hand:
-        remedy = f"{project.assets[name].notes} Then: possam download {name}"
-        yield Finding("data roots", WARNING, f"{name} cannot be downloaded without you", remedy)
+    for name in names:
+        asset = project.assets[name]
+        here = layout.asset_record(name).is_file() or (layout.assets / asset.file).is_file()
+        if not asset.urls and not here and data.root_of(name) is None:
+            remedy = f"{asset.notes} Then: possam download {name}"
+            yield Finding("data roots", WARNING, f"{name} cannot be downloaded without you", remedy)
 
 
 def _mlflow() -> Finding:
@@ -298,13 +278,10 @@ def _mlflow() -> Finding:
     if importlib.util.find_spec("mlflow") is None:
         return Finding("mlflow", WARNING, "not installed: nothing is tracked", "make setup")
     kind = urllib.parse.urlsplit(uri).scheme
-    check: Callable[[str], str | None] = {
-        "sqlite": _sqlite_fault, "http": _server_fault, "https": _server_fault,
-    }.get(kind, lambda _: None)  # fmt: skip
-    if fault := check(uri):
-        remedy = "set MLFLOW_TRACKING_URI; trainings do not need it, only possam track"
-        return Finding("mlflow", PROBLEM, f"{uri}: {fault}", remedy)
-    return Finding("mlflow", OK, uri)
+    checks = {"sqlite": _sqlite_fault, "http": _server_fault, "https": _server_fault}
+    fault = checks[kind](uri) if kind in checks else None
+    remedy = "set MLFLOW_TRACKING_URI; trainings do not need it, only possam track"
+    return Finding.of("mlflow", not fault, f"{uri}: {fault}" if fault else uri, PROBLEM, remedy)
 
 
 def _sqlite_fault(uri: str) -> str | None:
@@ -323,8 +300,6 @@ def _sqlite_fault(uri: str) -> str | None:
 
 
 def _server_fault(uri: str) -> str | None:
-    import urllib.request
-
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
             return None

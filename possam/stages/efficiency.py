@@ -6,15 +6,14 @@ from possam.stages.common import clip_config
 
 
 def print_parameters(project: Project) -> None:
-    """Print trainable, frozen and total parameters: the full model for every SAM size, and the runs
-    with another model.
+    """Print numbers of parameters: the full model of every SAM size, and runs with another model.
 
     Millions are cut off after one decimal, as in the paper's Table 0.B.1.
     """
     from possam.evaluation.efficiency import count_parameters
 
     scale, config = project.scale, clip_config(Layout(project))
-    print(f"{scale.title}")
+    print(scale.title)
     models = {f"PosSAM ({size.upper()})": (size, scale.model) for size in scale.towers.sam}
     variants = {n: (r.sam, r.model) for n, r in project.runs.items() if r.model != scale.model}
     width = max(map(len, [*models, *variants])) + 1
@@ -26,12 +25,9 @@ def print_parameters(project: Project) -> None:
             model=model,
         )
         numbers = (count.trainable, count.frozen, count.total)
-        cut = " + ".join(str(millions(number)) for number in numbers[:2])
-        print(
-            f"{name:<{width}}"
-            + "".join(f"{number:>15,}" for number in numbers)
-            + f"   {cut} = {millions(count.total)}"
-        )
+        trainable, frozen, total = map(millions, numbers)
+        columns = "".join(f"{number:>15,}" for number in numbers)
+        print(f"{name:<{width}}{columns}   {trainable} + {frozen} = {total}")
 
 
 def millions(number: int) -> float:

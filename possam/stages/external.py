@@ -1,16 +1,18 @@
 """Stage ``evaluate`` for systems of ``params/external.yaml``: predictions instead of a model."""
 
 import time
-from pathlib import Path
 
+from possam.datasets.class_names import seen_classes
+from possam.datasets.format import ConvertedDataset
+from possam.evaluation.score import measure_predictions
+from possam.evaluation.summary import count_parts, write_variants
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.tables import DEFAULT_VARIANT, EXTERNAL, NO_SEED
-from possam.pipeline.codehash import code_hash
 from possam.pipeline.external import find_external, hash_predictions, prediction_files
 from possam.runtime.errors import InputError
-from possam.runtime.files import hash_json, write_json
-from possam.runtime.provenance import provenance
+from possam.runtime.files import hash_json
+from possam.stages.common import StageRecord, code_identity
 
 EXTERNAL_CODE = ("possam.stages.external",)
 """Entry points of the code that turns predictions into figures, for its hash. No model is part of
@@ -20,20 +22,13 @@ it: no module that builds one is imported here."""
 def evaluate_external(project: Project, name: str, benchmark: str, *, workers: int) -> None:
     """Score a system's predictions on ``benchmark`` and write ``evaluation.json``.
 
-    The result is that of a run with one variant; predictions have no seeds.
-
-    Args:
-        workers: processes; the result does not depend on it.
+    The result is that of a run with one variant; predictions have no seeds. It does not depend on
+    ``workers``, the number of processes.
 
     Raises:
         InputError: as :func:`prediction_files`, or the predictions are malformed or incomplete;
             an earlier result stays.
     """
-    from possam.datasets.class_names import seen_classes
-    from possam.datasets.format import ConvertedDataset
-    from possam.evaluation.score import measure_predictions
-    from possam.evaluation.summary import count_parts, write_variants
-
     if workers < 1:
         raise InputError(f"--workers: {workers}: at least 1 is needed")
     started = time.time()
@@ -51,6 +46,7 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
         "category_ids": entry.category_ids,
         "evaluation": settings.model_dump(mode="json"),
     }
+    record = StageRecord("external", parameters, inputs, started=started)
     seen = seen_classes(dataset.vocabulary, training_set.vocabulary)
     statistics, found = measure_predictions(
         dataset=dataset,
@@ -71,22 +67,10 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
         "synthetic": project.scale.synthetic,
         "run_identity": inputs["predictions"],
         "inputs": inputs,
-        "code": code_hash(*EXTERNAL_CODE),
+        "code": code_identity(EXTERNAL_CODE),
     }
-    result = {
-        **identity,
-        "identity": hash_json(identity),
-        "counts": count_parts(dataset, seen),
-        "variants": {DEFAULT_VARIANT: found},
-    }
+    result = {**identity, "identity": hash_json(identity), "counts": count_parts(dataset, seen)}
+    result["variants"] = {DEFAULT_VARIANT: found}
     out = layout.evaluation(name, NO_SEED, benchmark, EXTERNAL)
     write_variants(out, result, {DEFAULT_VARIANT: statistics})
-    content = provenance(
-        stage="external",
-        parameters=parameters,
-        inputs=inputs,
-        seed=None,
-        started=started,
-        root=Path("."),
-    )
-    write_json(out / "provenance.json", content)
+    record.write(out)

@@ -2,12 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from possam.params.figures import (
-    FigureParams,
-    SeenUnseenParams,
-    TrainingCurvesParams,
-    find_figure,
-)
+from possam.params.figures import FigureParams, SeenUnseenParams, TrainingCurvesParams, find_figure
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.files import sha256_file, write_json
@@ -64,15 +59,10 @@ def _draw(project: Project, params: FigureParams, *, device: str) -> "Drawing":
     from possam.reporting.figures.style import Drawing, scale_line
     from possam.stages.figure_images import BY_KIND
 
-    pictures = BY_KIND[params.kind](project, params, device=device)
-    figure = draw_panels(
-        pictures.rows,
-        pictures.columns,
-        title=params.title,
-        subtitle=scale_line(project),
-        note=pictures.note,
-    )
-    return Drawing(figure=figure, note=pictures.note, facts=pictures.facts)
+    made = BY_KIND[params.kind](project, params, device=device)
+    titles = {"title": params.title, "subtitle": scale_line(project), "note": made.note}
+    figure = draw_panels(made.rows, made.columns, **titles)
+    return Drawing(figure=figure, note=made.note, facts=made.facts)
 
 
 def _training_curves(project: Project, params: TrainingCurvesParams) -> "Drawing":
@@ -83,15 +73,8 @@ def _training_curves(project: Project, params: TrainingCurvesParams) -> "Drawing
     for run, seed in params.needs(project).runs:
         record, path = finished_run(layout, run, seed), layout.run(run, seed) / "metrics.jsonl"
         curves.append(read_curve(path, run=run, seed=seed))
-        runs.append(
-            {
-                "run": run,
-                "seed": seed,
-                "identity": record["identity"],
-                "metrics_sha256": sha256_file(path),
-                "iterations": curves[-1].steps[-1],
-            }
-        )
+        facts = {"identity": record["identity"], "metrics_sha256": sha256_file(path)}
+        runs.append({"run": run, "seed": seed, **facts, "iterations": curves[-1].steps[-1]})
     note = (
         f"Every run of {', '.join(params.tables)}, one line per seed "
         f"({', '.join(map(str, project.scale.seeds))}). Values are means over the iterations since "
@@ -99,6 +82,5 @@ def _training_curves(project: Project, params: TrainingCurvesParams) -> "Drawing
         "weighs them as the run's loss parameters say."
     )
     figure = draw_curves(curves, title=params.title, subtitle=scale_line(project), note=note)
-    return Drawing(
-        figure=figure, note=note, facts={"seeds": list(project.scale.seeds), "runs": runs}
-    )
+    facts = {"seeds": list(project.scale.seeds), "runs": runs}
+    return Drawing(figure=figure, note=note, facts=facts)

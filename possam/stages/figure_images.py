@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 
 from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
@@ -18,13 +17,7 @@ from possam.evaluation.segment import segment_image
 from possam.model.encoders.automatic_masks import automatic_masks
 from possam.model.encoders.sam import SamEncoder
 from possam.model.encoders.text import TextEmbeddings
-from possam.model.segmenter import Segmenter
-from possam.params.figures import (
-    CLIP,
-    ClustersParams,
-    OversegmentationParams,
-    QualitativeParams,
-)
+from possam.params.figures import CLIP, ClustersParams, OversegmentationParams, QualitativeParams
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.reporting.figures.panels import Panel
@@ -40,16 +33,14 @@ from possam.reporting.figures.pictures import (
 )
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
-from possam.stages.common import (
+from possam.stages.common import finished_run, frozen_hashes, tower_hash
+from possam.stages.models import (
     embed_names,
-    finished_run,
-    frozen_hashes,
     load_clip_tower,
-    load_towers,
+    load_sam_tower,
+    load_segmenter,
     load_whole_sam,
-    tower_hash,
 )
-from possam.training.checkpoint import load_trained
 
 _LEGEND_NOTE = "colours only tell clusters and masks apart; the legend is of the ground truth."
 
@@ -62,24 +53,12 @@ class _Trained:
         layout, run = Layout(project), project.run(name)
         record = finished_run(layout, name, self.seed)
         weights = layout.run(name, self.seed) / "weights.safetensors"
-        frozen = frozen_hashes(layout, run.sam)
         self.vocabulary = [tuple(names) for names in record["vocabulary"]]
-        sam, clip = load_towers(layout, run.sam)
-        self.segmenter = Segmenter(
-            sam=sam,
-            clip=clip,
-            possam=load_trained(weights, frozen=frozen),
-            precision=project.scale.towers.precision,
-        ).to(device)
+        self.segmenter = load_segmenter(layout, run.sam, weights).to(device)
+        facts = {"identity": record["identity"], "weights_sha256": sha256_file(weights)}
         self.facts: dict[str, Any] = {
-            "runs": {
-                name: {
-                    "seed": self.seed,
-                    "identity": record["identity"],
-                    "weights_sha256": sha256_file(weights),
-                }
-            },
-            "towers": frozen,
+            "runs": {name: {"seed": self.seed, **facts}},
+            "towers": frozen_hashes(layout, run.sam),
             "inference": project.scale.inference.model_dump(mode="json"),
             "templates": list(project.scale.templates),
         }
@@ -89,37 +68,26 @@ class _Trained:
             "name of a training class. Numbers and colours of classes hold within a row."
         )
 
-    def seen(self, dataset: ConvertedDataset) -> list[bool]:
-        return seen_classes(dataset.vocabulary, self.vocabulary)
-
     def mark_unseen(self, drawn: DrawnImages) -> DrawnImages:
         """The images, with the classes that the run was not trained on."""
-        unseen = frozenset(k for k, seen in enumerate(self.seen(drawn.dataset)) if not seen)
-        return replace(drawn, unseen=unseen)
+        seen = seen_classes(drawn.dataset.vocabulary, self.vocabulary)
+        return replace(drawn, unseen=frozenset(k for k, known in enumerate(seen) if not known))
 
     def panel(self, dataset: ConvertedDataset, position: int) -> Panel:
         scale = self.project.scale
         if dataset.name not in self._texts:
-            self._texts[dataset.name] = embed_names(
-                Layout(self.project),
-                self.segmenter.clip,
-                dataset.vocabulary,
-                templates=scale.templates,
-            )
+            layout, names, clip = Layout(self.project), dataset.vocabulary, self.segmenter.clip
+            text = embed_names(layout, clip, names, templates=scale.templates)
+            self._texts[dataset.name] = text
         ids, segments = segment_image(
             dataset.image(position),
             segmenter=self.segmenter,
             text=self._texts[dataset.name],
             things=[category.is_thing for category in dataset.categories],
-            seen=self.seen(dataset),
+            seen=seen_classes(dataset.vocabulary, self.vocabulary),
             inference=scale.inference,
         )
         return panel(ids, {segment.id: segment.category for segment in segments}, "segment")
-
-
-def _sam_masks(project: Project, sam: Sam, image: NDArray[np.uint8]) -> Panel:
-    masks = automatic_masks(sam, image, project.scale.automatic_masks)
-    return masks_panel(masks)
 
 
 def oversegmentation(project: Project, params: OversegmentationParams, *, device: str) -> Pictures:
@@ -135,7 +103,7 @@ def oversegmentation(project: Project, params: OversegmentationParams, *, device
     sam = load_whole_sam(Layout(project), size).to(device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
-        masks = _sam_masks(project, sam, drawn.dataset.image(position))
+        masks = masks_panel(automatic_masks(sam, drawn.dataset.image(position), settings))
         return [masks, trained.panel(drawn.dataset, position), drawn.truth(position)]
 
     pictures = collect(
@@ -184,19 +152,12 @@ def _clusters_panel(labels: NDArray[np.int32], params: ClustersParams) -> Panel:
     return panel(labels, dict.fromkeys(range(1, params.clusters + 1)), "cluster")
 
 
-def _sam_clusters(
-    project: Project, params: ClustersParams, sam: Sam, *, device: str
-) -> FeatureClusters:
-    encoder = SamEncoder(sam.image_encoder).to(device)
-    return _clusters(project, params, encoder, stride=encoder.stride, device=device)
-
-
 def feature_clusters(project: Project, params: ClustersParams, *, device: str) -> Pictures:
     """Clusters of SAM's and of CLIP's features, and the ground truth of each image."""
     layout = Layout(project)
     clip = load_clip_tower(layout).to(device)
-    sam = load_whole_sam(layout, params.sam)
-    ours = _sam_clusters(project, params, sam, device=device)
+    sam = load_sam_tower(layout, params.sam).to(device)
+    ours = _clusters(project, params, sam, stride=sam.stride, device=device)
     theirs = _clusters(project, params, clip.encode_dense, stride=clip.stride, device=device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
@@ -221,11 +182,12 @@ def encoder_vs_decoder(project: Project, params: ClustersParams, *, device: str)
     """Clusters of SAM's features, its automatic masks, and the ground truth of each image."""
     layout, settings = Layout(project), project.scale.automatic_masks
     sam = load_whole_sam(layout, params.sam).to(device)
-    ours = _sam_clusters(project, params, sam, device=device)
+    encoder = SamEncoder(sam.image_encoder).to(device)
+    ours = _clusters(project, params, encoder, stride=encoder.stride, device=device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
         image = drawn.dataset.image(position)
-        masks = _sam_masks(project, sam, image)
+        masks = masks_panel(automatic_masks(sam, image, settings))
         return [_clusters_panel(ours.labels(image), params), masks, drawn.truth(position)]
 
     return collect(

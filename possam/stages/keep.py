@@ -24,9 +24,8 @@ def keep(project: Project) -> None:
         InputError: something is missing, or was made by code that no commit holds.
     """
     layout = Layout(project)
-    tables = [
-        layout.table(name).with_suffix(suffix) for name in project.tables for suffix in SUFFIXES
-    ]
+    csvs = [layout.table(name) for name in project.tables]
+    tables = [path.with_suffix(suffix) for path in csvs for suffix in SUFFIXES]
     jobs = job_records(project, layout)
     for path in (*tables, layout.report, *jobs.values()):
         if not path.is_file():

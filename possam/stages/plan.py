@@ -41,22 +41,16 @@ def duration(hours: float) -> str:
 def _stages(plan: Plan) -> list[str]:
     unit = plan.hardware.unit
     lines = [f"{'stage':<10}{'jobs':>6}{'done':>7}{'to do':>7}{f'{unit}-hours left':>18}"]
-    total = [0, 0, 0, 0.0]
     for stage in STAGES:
-        steps = [step for step in plan.steps if step.job.stage == stage]
-        if not steps:
-            continue
-        done = sum(step.state == "done" for step in steps)
-        left = sum(step.unit_hours for step in steps)
-        row = [len(steps), done, len(steps) - done, left]
-        total = [a + b for a, b in zip(total, row, strict=True)]
-        lines.append(_row(stage, row, counted=stage in plan.hardware.per_job))
-    return [*lines, _row("all", total, counted=True)]
+        if steps := [step for step in plan.steps if step.job.stage == stage]:
+            lines.append(_row(stage, steps, counted=stage in plan.hardware.per_job))
+    return [*lines, _row("all", plan.steps, counted=True)]
 
 
-def _row(name: str, row: Sequence[float], *, counted: bool) -> str:
-    hours = f"{row[3]:,.1f}" if counted else "-"
-    return f"{name:<10}{row[0]:>6.0f}{row[1]:>7.0f}{row[2]:>7.0f}{hours:>18}"
+def _row(name: str, steps: Sequence[Step], *, counted: bool) -> str:
+    jobs, done = len(steps), sum(step.state == "done" for step in steps)
+    hours = f"{sum(step.unit_hours for step in steps):,.1f}" if counted else "-"
+    return f"{name:<10}{jobs:>6}{done:>7}{jobs - done:>7}{hours:>18}"
 
 
 def _trainings(plan: Plan) -> list[str]:
@@ -71,10 +65,8 @@ def _trainings(plan: Plan) -> list[str]:
         state = step.state
         if state == "begun":
             state += f", {1 - step.hours / step.whole_hours:.0%} done"
-        whole = step.units * step.whole_hours
-        lines.append(
-            f"{_name(step):<{width}}{whole:>12,.1f}{duration(step.whole_hours):>12}  {state}"
-        )
+        whole, wall = step.units * step.whole_hours, duration(step.whole_hours)
+        lines.append(f"{_name(step):<{width}}{whole:>12,.1f}{wall:>12}  {state}")
     return lines
 
 

@@ -4,43 +4,31 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from possam.model.encoders.clip import load_clip
+from possam.model.encoders.sam import SamEncoder, build_sam, find_architecture
+from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
+from possam.model.options import Precision
+from possam.model.possam import build_possam
+from possam.model.segmenter import Segmenter
 from possam.params.layout import Layout
 from possam.params.project import Project
+from possam.reporting.photographs import parse_words, read_photograph, segment_photograph
 from possam.runtime.errors import InputError
-from possam.stages.common import (
-    check_device,
-    clip_config,
-    embed_names,
-    frozen_hashes,
-    load_towers,
-    set_up_process,
-    tower_widths,
-)
-
-if TYPE_CHECKING:
-    from possam.model.encoders.text import TextEmbeddings
-    from possam.model.options import Precision
-    from possam.model.segmenter import Segmenter
+from possam.stages.common import check_device, clip_config, frozen_hashes, set_up_process
+from possam.stages.models import embed_names, load_segmenter, tower_widths
+from possam.training.checkpoint import read_metadata
 
 
 def random_segmenter(
-    project: Project, size: str, *, precision: "Precision | None" = None
-) -> "Segmenter":
+    project: Project, size: str, *, precision: Precision | None = None
+) -> Segmenter:
     """A model and towers with random weights, to try the command without any weights.
 
-    Args:
-        size: of the SAM.
-        precision: of the towers, ``fp32`` or ``bf16``; default: the scale's.
+    ``size`` is the SAM's, ``precision`` the towers' (default: the scale's).
     """
-    import torch
-
-    from possam.model.encoders.clip import load_clip
-    from possam.model.encoders.sam import SamEncoder, build_sam, find_architecture
-    from possam.model.possam import build_possam
-    from possam.model.segmenter import Segmenter
-
     scale, seed = project.scale, project.scale.seeds[0]
     if size not in scale.towers.sam:
         raise InputError(
@@ -59,23 +47,14 @@ def random_segmenter(
 
 def _trained_segmenter(
     project: Project, checkpoint: Path
-) -> tuple["Segmenter", list[tuple[str, ...]]]:
+) -> tuple[Segmenter, list[tuple[str, ...]]]:
     """A trained model with the towers that it was trained on, and its training vocabulary."""
-    from possam.model.segmenter import Segmenter
-    from possam.training.checkpoint import load_trained, read_metadata
-
-    layout, scale = Layout(project), project.scale
-    header = read_metadata(checkpoint)
+    layout, header = Layout(project), read_metadata(checkpoint)
     own_sam = header["frozen"].get("sam")
-    for size in (None,) if own_sam is None else scale.towers.sam:
-        frozen = frozen_hashes(layout, size)
-        if frozen.get("sam") == own_sam:
-            possam = load_trained(checkpoint, frozen=frozen)
-            sam, clip = load_towers(layout, size)
-            segmenter = Segmenter(
-                sam=sam, clip=clip, possam=possam, precision=scale.towers.precision
-            )
-            return segmenter, [tuple(names) for names in header["vocabulary"]]
+    for size in (None,) if own_sam is None else project.scale.towers.sam:
+        if frozen_hashes(layout, size).get("sam") == own_sam:
+            vocabulary = [tuple(names) for names in header["vocabulary"]]
+            return load_segmenter(layout, size, checkpoint), vocabulary
     raise InputError(
         f"{checkpoint}: was trained on a SAM (sha256 {own_sam[:12]}...) that is "
         f"not one of scale {project.name}'s; name the scale that it was trained at with --scale"
@@ -95,16 +74,13 @@ def predict(
     device: str,
 ) -> None:
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
-    from possam.model.encoders.text import embed_vocabulary
-    from possam.reporting.photographs import parse_words, read_photograph, segment_photograph
-
     check_device(device)
     set_up_process(project)
     # Bad words or a bad photograph are reported before any weights are loaded.
     parse_words(words)
     read_photograph(image)
     vocabulary: list[tuple[str, ...]] = []
-    embed: Callable[..., TextEmbeddings]
+    embed: Callable[..., TextEmbeddings] = embed_vocabulary
     if checkpoint is not None:
         segmenter, vocabulary = _trained_segmenter(project, checkpoint)
         embed = partial(embed_names, Layout(project))
@@ -114,7 +90,6 @@ def predict(
             file=sys.stderr,
         )
         segmenter = random_segmenter(project, sam)
-        embed = embed_vocabulary
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
     result = segment_photograph(

@@ -33,15 +33,14 @@ def job_records(project: Project, layout: Layout) -> dict[str, Path]:
     keys = dict.fromkeys(
         key for table in project.tables.values() for key in table.evaluations(seeds)
     )
-    jobs: dict[str, Path] = {}
-    for key in keys:
-        if key.is_external:
-            continue
-        training = f"train {key.run}, seed {key.seed}"
-        jobs.setdefault(training, layout.run(key.run, key.seed) / "provenance.json")
+    jobs = {
+        f"train {key.run}, seed {key.seed}": layout.run(key.run, key.seed)
+        for key in keys
+        if not key.is_external
+    }
     for key in keys:
         name = f"evaluate {key.run}, seed {key.seed} on {key.benchmark}, {key.condition}"
         if key.is_external:
             name = f"score {key.run} on {key.benchmark}"
-        jobs[name] = layout.evaluation(*key) / "provenance.json"
-    return jobs
+        jobs[name] = layout.evaluation(*key)
+    return {name: folder / "provenance.json" for name, folder in jobs.items()}

@@ -42,11 +42,8 @@ def score_predictions(
         out=out,
         workers=usable_cores() if workers is None else workers,
     )
-    intervals = result.get("intervals", {})
     for name, value in result["metrics"].items():
-        if value is None:
-            continue
-        line = f"{METRICS[name]}: {value:.4f}"
-        if interval := intervals.get(name):
-            line += f"  [{interval[0]:.2f}, {interval[1]:.2f}]"
-        print(line)
+        if value is not None:
+            interval = result["intervals"].get(name)
+            bounds = f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+            print(f"{METRICS[name]}: {value:.4f}{bounds}")

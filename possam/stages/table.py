@@ -1,8 +1,11 @@
-"""Stage ``table``: evaluations to CSV, Markdown, TeX and a provenance card."""
+"""Stage ``table``: evaluations to CSV, Markdown, TeX and a card; tables printed and compared."""
+
+from pathlib import Path
 
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_write
 
 
 def make_table(project: Project, name: str) -> None:
@@ -36,3 +39,19 @@ def show_table(project: Project, name: str) -> None:
     if not csv.is_file():
         raise InputError(f"{csv}: no such table yet; make it: snakemake {csv}")
     print_table(csv)
+
+
+def print_comparison(project: Project, name: str, before: Path, *, out: Path | None) -> None:
+    """Print what changed in a table from the checkout ``before`` to this one, as Markdown.
+
+    ``out``: also write the text here. Errors as of
+    :func:`possam.reporting.checkout_comparison.compare_checkouts`.
+    """
+    from possam.reporting.checkout_comparison import compare_checkouts
+
+    text = compare_checkouts(project, name, before)
+    print(text, end="")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as file:
+            file.write(text)

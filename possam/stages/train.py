@@ -20,12 +20,9 @@ from possam.stages.common import (
     asset_record,
     check_device,
     code_identity,
-    embed_names,
     frozen_hashes,
-    load_towers,
     set_up_process,
     tower_hash,
-    tower_widths,
 )
 
 if TYPE_CHECKING:
@@ -55,8 +52,10 @@ def _source(
     clip: "FrozenClip",
     process: "TrainingProcess",
 ) -> "Source":
+    from possam.model.segmenter import TowerFeatures
     from possam.training.feature_cache import CachedFeatures
     from possam.training.live_source import LiveSource
+    from possam.training.memory import hold_in_bfloat16
     from possam.training.sources import CachedSource
 
     shared: dict[str, Any] = {
@@ -76,9 +75,6 @@ def _source(
         }
         own = None if run.sam is None else caches[run.sam]
         return CachedSource(sam=own, clip=caches[CLIP], **shared)
-
-    from possam.model.segmenter import TowerFeatures
-    from possam.training.memory import hold_in_bfloat16
 
     precision = layout.project.scale.towers.precision
     encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
@@ -100,17 +96,13 @@ def _only_one(directory: Path) -> Iterator[None]:
         try:
             yield
         except InputError:
-            _leave_nothing(directory)
+            # Refused before it wrote anything: no folder is left behind.
+            if [path.name for path in directory.iterdir()] == [RUN_LOCK]:
+                (directory / RUN_LOCK).unlink()
+                directory.rmdir()
+                with contextlib.suppress(OSError):  # other seeds of the run stay
+                    directory.parent.rmdir()
             raise
-
-
-def _leave_nothing(directory: Path) -> None:
-    """Remove the folder of a training that was refused before it wrote anything."""
-    if [path.name for path in directory.iterdir()] == [RUN_LOCK]:
-        (directory / RUN_LOCK).unlink()
-        directory.rmdir()
-        with contextlib.suppress(OSError):  # other seeds of the run stay
-            directory.parent.rmdir()
 
 
 def training_identity(
@@ -121,11 +113,9 @@ def training_identity(
     *,
     package: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that the trained weights depend on.
+    """Everything that the trained weights of ``run`` on its training set ``dataset`` depend on.
 
-    Args:
-        dataset: the training set of ``run``.
-        package: folder of the code that trains; default: this one.
+    ``package``: folder of the code that trains; default: this one.
 
     Raises:
         InputError: an asset has not been fetched.
@@ -149,9 +139,7 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
     Processes that a launcher started (``possam.training.distributed.join``) train one run together;
     the result does not depend on their number.
 
-    Args:
-        seed: default: the first of the scale's seeds.
-        device: ``cpu`` or ``cuda``.
+    ``seed``: default: the first of the scale's seeds; ``device``: ``cpu`` or ``cuda``.
 
     Raises:
         InputError: bad parameters or inputs, or another process trains this run.
@@ -167,6 +155,7 @@ def _train(project: Project, name: str, *, seed: int | None, process: "TrainingP
     from possam.datasets.format import ConvertedDataset
     from possam.model.encoders.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
+    from possam.stages.models import embed_names, load_towers, tower_widths
     from possam.training.checkpoint import WeightsMetadata
     from possam.training.loop import train_run
 
@@ -175,7 +164,6 @@ def _train(project: Project, name: str, *, seed: int | None, process: "TrainingP
     directory = layout.run(name, run.seed)
     started = time.time()
     dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
-    frozen = frozen_hashes(layout, run.sam)
     identity = training_identity(layout, name, run, dataset)
     inputs, parameters = identity["inputs"], identity["parameters"]
     initialise = None
@@ -201,7 +189,7 @@ def _train(project: Project, name: str, *, seed: int | None, process: "TrainingP
             metadata=WeightsMetadata(
                 model_kwargs={**widths, **run.model.model_dump()},
                 identity=identity,
-                frozen=frozen,
+                frozen=frozen_hashes(layout, run.sam),
                 vocabulary=dataset.vocabulary,
             ),
             process=process,

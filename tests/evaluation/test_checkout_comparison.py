@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from possam.evaluation.checkout_comparison import Change, compare_trainings, mean_change
+from possam.evaluation.comparison import Change, compare_trainings, mean_change
 from possam.evaluation.options import Bootstrap
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import ImageStatistics

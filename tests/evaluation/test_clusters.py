@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from possam.evaluation.clusters import _centres, cluster_features, matched_labels
+from possam.evaluation.clusters import (
+    FeatureClusters,
+    _centres,
+    cluster_features,
+    matched_labels,
+)
 from possam.model.inference import Geometry
+from possam.model.options import ResolutionOptions
 from possam.runtime.errors import InputError
 
 SAME = Geometry(padded=(6, 8), content=(6, 8), output=(6, 8))
@@ -91,3 +97,26 @@ def test_matching_keeps_the_clusters(seed: int) -> None:
     pairs = {(int(a), int(b)) for a, b in zip(first.ravel(), matched.ravel(), strict=True)}
     assert len(pairs) == len(np.unique(first)) == len(np.unique(matched))
     assert (matched == second).sum() >= (first == second).sum()
+
+
+def test_an_image_is_labelled_at_its_own_size() -> None:
+    image = np.zeros((10, 14, 3), np.uint8)
+    image[:, 7:] = (200, 100, 50)
+    seen = []
+
+    def encode(padded: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(padded.shape))
+        return F.avg_pool2d(padded, 2) + 1.0
+
+    clusters = FeatureClusters(
+        encode=encode,
+        stride=8,
+        resolution=ResolutionOptions(policy="native", size=16, max_size=16),
+        clusters=3,
+        seed=0,
+        device="cpu",
+    )
+    labels = clusters.labels(image)
+    assert seen == [(1, 3, 16, 16)] and labels.shape == (10, 14)
+    left, right = labels[:, 0], labels[:, 10]
+    assert len({*left.tolist()}) == len({*right.tolist()}) == 1 and left[0] != right[0]

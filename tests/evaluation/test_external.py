@@ -14,9 +14,8 @@ from PIL import Image
 
 from possam import cli
 from possam.datasets.format import ConvertedDataset
-from possam.evaluation.row_comparison import paired_differences
+from possam.evaluation.comparison import load_seeds, paired_differences
 from possam.evaluation.score import measure_predictions, score
-from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import resample
 from possam.evaluation.summary import write_variants
 from possam.params.layout import Layout
@@ -142,16 +141,16 @@ def ours(project: Project, dataset: ConvertedDataset, written: Path) -> None:
 @pytest.fixture
 def averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """No per-image statistics stand behind the invented metrics of the run."""
-    from possam.evaluation import seeds
+    from possam.evaluation import comparison
 
-    real = seeds.average_seeds
+    real = comparison.average_seeds
 
-    def average(*arguments: Any, **options: Any) -> seeds.SeedAverage:
+    def average(*arguments: Any, **options: Any) -> comparison.SeedAverage:
         found = real(*arguments, **options)
         found.intervals.update(map=[9.0, 11.0], pq_unseen=[19.0, 21.0])
         return found
 
-    monkeypatch.setattr(seeds, "average_seeds", average)
+    monkeypatch.setattr(comparison, "average_seeds", average)
 
 
 def evaluate(project: Project) -> dict[str, dict[str, Any]]:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from possam.evaluation.comparison import paired_differences, rank_agreement
 from possam.evaluation.options import Bootstrap
 from possam.evaluation.panoptic import PanopticCounts
-from possam.evaluation.row_comparison import paired_differences, rank_agreement
 from possam.evaluation.statistics import ImageStatistics, Resampled, bootstrap_intervals, resample
 from possam.runtime.errors import InputError
 

@@ -282,7 +282,7 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception],
 
 def test_nowhere_to_keep_the_compiled_loops(compiling: Callable[[Exception], None]) -> None:
     compiling(RuntimeError("cannot cache function '_load': no locator available for file 'x'"))
-    with pytest.raises(PossamError, match="set NUMBA_CACHE_DIR to a folder that can be written"):
+    with pytest.raises(PossamError, match="set NUMBA_CACHE_DIR to a writable folder"):
         encode_array(np.zeros((1, 1), np.uint8))
 
 

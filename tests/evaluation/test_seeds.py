@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from possam.evaluation.comparison import average_seeds
 from possam.evaluation.options import Bootstrap
-from possam.evaluation.seeds import average_seeds
 from possam.evaluation.semantic import SemanticCounts
 from possam.evaluation.statistics import (
     ImageStatistics,

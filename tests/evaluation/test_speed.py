@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from possam.evaluation import speed
+from possam.evaluation import efficiency
 
 SIZES = [(4, 6), (4, 6), (6, 4), (4, 6), (8, 8)]
 
@@ -26,8 +26,8 @@ def test_every_size_is_seen_before_the_clock_starts(
         # An image takes as many seconds as its number says, and the first ones a hundred more.
         now[0] += seen[-1] + (100 if len(seen) <= 3 else 0)
 
-    monkeypatch.setattr(speed, "segment_image", segment)
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(efficiency, "segment_image", segment)
+    monkeypatch.setattr(efficiency.time, "perf_counter", lambda: now[0])
     records = [SimpleNamespace(height=height, width=width) for height, width in SIZES]
 
     class Images:
@@ -40,7 +40,7 @@ def test_every_size_is_seen_before_the_clock_starts(
             height, width = SIZES[position]
             return np.full((height, width, 3), position, np.uint8)
 
-    seconds, warming = speed.time_images(
+    seconds, warming = efficiency.time_images(
         segmenter=cast(Any, SimpleNamespace(eval=lambda: None)),
         dataset=cast(Any, Images()),
         text=cast(Any, None),

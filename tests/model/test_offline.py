@@ -14,7 +14,7 @@ from possam.model.encoders.sam import build_sam, find_architecture, load_sam
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.errors import InputError
-from possam.stages.common import load_clip_tower, load_sam_tower
+from possam.stages.models import load_clip_tower, load_sam_tower
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 PAPER = "convnext_large_d_320"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
 from possam.runtime.errors import InputError
-from possam.stages.text_cache import embed_cached
+from possam.stages.models import embed_cached
 from tests.support.model_fakes import FakeClip
 
 VOCABULARY = [("cat", "kitten"), ("sky",)]

@@ -11,7 +11,7 @@ from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.errors import InputError
 from possam.runtime.files import write_json
-from possam.stages.common import embed_names
+from possam.stages.models import embed_names
 
 
 class Clip:
