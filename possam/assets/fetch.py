@@ -180,12 +180,7 @@ def _note_path(target: Path) -> Path:
 
 def _note(target: Path, digests: dict[str, str], *, source: str) -> dict[str, Any]:
     status = target.stat()
-    note = {
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "source": source,
-        **digests,
-    }
+    note = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "source": source, **digests}
     write_json(_note_path(target), note)
     return note
 

@@ -25,14 +25,7 @@ from possam.datasets.format import (
     SEMANTIC,
 )
 from possam.datasets.label_runs import encode_masks
-from possam.datasets.pixels import (
-    Array,
-    areas,
-    encode_ids,
-    encode_semantic,
-    write_bytes,
-    write_png,
-)
+from possam.datasets.pixels import Array, areas, encode_ids, encode_semantic, write_bytes, write_png
 from possam.datasets.records import Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, hash_json, read_json, sha256_file, write_json

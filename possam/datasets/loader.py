@@ -43,11 +43,7 @@ class SegmentationDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self,
-        dataset: ConvertedDataset,
-        *,
-        augmentation: AugmentationOptions | None,
-        seed: int,
+        self, dataset: ConvertedDataset, *, augmentation: AugmentationOptions | None, seed: int
     ) -> None:
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
 

@@ -254,10 +254,7 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
         ADE_FULL, VOC, CONTEXT, *CLASS_FILES,
     )  # fmt: skip
     files = {
-        name: {
-            "sha256": sha256_file(directory / name),
-            "bytes": (directory / name).stat().st_size,
-        }
+        name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size}
         for name in names
     }
     manifest = {"seed": seed, "counts": counts, "files": files}

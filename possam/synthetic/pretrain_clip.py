@@ -153,11 +153,7 @@ class _ClipTrainer:
 
 
 def pretrain_clip(
-    *,
-    out: Path,
-    seed: int,
-    settings: ClipSettings | None = None,
-    scenes: SceneSet | None = None,
+    *, out: Path, seed: int, settings: ClipSettings | None = None, scenes: SceneSet | None = None
 ) -> None:
     """Train the CLIP and write its configuration, BPE file and fp16 weights into the folder
     ``out``.
