@@ -17,7 +17,7 @@ so.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from possam.runtime.memory import no_collection
 FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +73,15 @@ class ConvertedDataset:
         data = read_json(path)
         root = directory / manifest["image_root"]
         try:
-            categories = tuple(_category(entry) for entry in data["categories"])
+            categories = tuple(
+                Category(
+                    index=int(entry["id"]),
+                    names=tuple(entry["names"]),
+                    is_thing=bool(entry["isthing"]),
+                    upstream_id=int(entry["upstream_id"]),
+                )
+                for entry in data["categories"]
+            )
             segments = {entry["image_id"]: entry for entry in data["annotations"]}
             images = tuple(
                 _image(entry, segments[entry["id"]], directory, root) for entry in data["images"]
@@ -82,12 +91,9 @@ class ConvertedDataset:
                 f"{path}: not in this project's format (at {error}); convert again"
             ) from error
         return cls(
-            directory=directory,
-            image_root=root,
-            manifest=manifest,
-            categories=categories,
+            directory=directory, image_root=root, manifest=manifest, categories=categories,
             images=images,
-        )
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -110,24 +116,19 @@ class ConvertedDataset:
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The photograph, uint8 RGB (H, W, 3)."""
         record = self.images[position]
-        pixels = read_image(record.file)
-        _check_size(pixels, record, record.file)
-        return pixels
+        return _of_size(read_image(record.file), record, record.file)
 
     def panoptic(self, position: int) -> npt.NDArray[np.int32]:
         """Segment ids, int32 (H, W), 0 is void."""
         record = self.images[position]
-        ids = read_ids(record.panoptic)
-        _check_size(ids, record, record.panoptic)
-        return ids
+        return _of_size(read_ids(record.panoptic), record, record.panoptic)
 
     def semantic(self, position: int) -> npt.NDArray[np.int32]:
         """Class indices, int32 (H, W), -1 is void."""
         record = self.images[position]
         pixels, _ = decode_file(record.semantic)
         labels = decode_semantic(pixels, len(self.categories), record.semantic)
-        _check_size(labels, record, record.semantic)
-        return labels
+        return _of_size(labels, record, record.semantic)
 
     def instances(self) -> dict[str, Any]:
         """The COCO instances JSON (things, compressed RLE), ready for pycocotools."""
@@ -153,21 +154,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_size(pixels: npt.NDArray[Any], record: ImageRecord, path: Path) -> None:
+def _of_size(pixels: npt.NDArray[T], record: ImageRecord, path: Path) -> npt.NDArray[T]:
     if pixels.shape[:2] != (record.height, record.width):
         raise InputError(
             f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the annotations say "
             f"{record.width}x{record.height}; unpack and convert again"
         )
-
-
-def _category(entry: Mapping[str, Any]) -> Category:
-    return Category(
-        index=int(entry["id"]),
-        names=tuple(entry["names"]),
-        is_thing=bool(entry["isthing"]),
-        upstream_id=int(entry["upstream_id"]),
-    )
+    return pixels
 
 
 def _image(

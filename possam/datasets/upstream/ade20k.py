@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files
 from possam.datasets.class_names import read_class_table, read_label_names
-from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
+from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 
@@ -26,28 +26,6 @@ if TYPE_CHECKING:
 SPLITS = {"training": "train", "validation": "val"}
 """ADE20K's folders, and what their splits are called here."""
 _COLUMNS = ("scene_parse_index", "instance_index", "name")
-
-
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    return read_ade20k(
-        root=parts["images"] / "ADEChallengeData2016",
-        instances_root=parts["instances"] / "annotations_instance",
-        class_names=parts["class_names"],
-        instance_classes_csv=parts["classes"],
-        split=split,
-    )
-
-
-def _from_folder(
-    root: Path, split: str, *, class_names: Path, class_table: Path, without_instances: bool
-) -> Source:
-    return read_ade20k(
-        root=root,
-        instances_root=None if without_instances else root.parent / "annotations_instance",
-        class_names=class_names,
-        instance_classes_csv=class_table,
-        split=split,
-    )
 
 
 def _on_disk(folder: str, elsewhere: str, **files: Any) -> list[dict[str, Any]]:
@@ -70,11 +48,23 @@ DECLARATION = UpstreamDataset(
         "class_names": "ade20k_class_names",
         "classes": "ade20k_instance_classes",
     },
-    read=_from_assets,
+    read=lambda parts, split: read_ade20k(
+        root=parts["images"] / _ROOT,
+        instances_root=parts["instances"] / "annotations_instance",
+        class_names=parts["class_names"],
+        instance_classes_csv=parts["classes"],
+        split=split,
+    ),
     folder=FolderLayout(
         root="ADEChallengeData2016, with annotations_instance beside it",
         splits=SPLITS,
-        read=_from_folder,
+        read=lambda root, split, class_names, class_table, without_instances: read_ade20k(
+            root=root,
+            instances_root=None if without_instances else root.parent / "annotations_instance",
+            class_names=class_names,
+            instance_classes_csv=class_table,
+            split=split,
+        ),
         class_table=Path("params/facts/ade20k_instance_classes.csv"),
         without_instances=True,
     ),
@@ -116,10 +106,13 @@ def read_ade20k(
         InputError: names the file, what is wrong and what to do.
     """
     folder = split_folder(split)
-    _refuse_full_release(root)
+    if (root / "images" / "ADE").exists() or (root / "index_ade20k.pkl").exists():
+        raise InputError(
+            f"{root}: this is the full ADE20K release (images/ADE/...), whose labels are other "
+            "classes; asset ade20k, folder ADEChallengeData2016, is needed here"
+        )
     categories, things = _categories(class_names, instance_classes_csv)
-    images = root / "images" / folder
-    labels = root / "annotations" / folder
+    images, labels = root / "images" / folder, root / "annotations" / folder
     instances = None if instances_root is None else instances_root / folder
     return Source(
         tasks=_tasks(images, labels, instances, sha256_file(instance_classes_csv)),
@@ -157,14 +150,6 @@ def image_number(photo: Path, taken: dict[int, Path]) -> int:
     return int(digits[1])
 
 
-def _refuse_full_release(root: Path) -> None:
-    if (root / "images" / "ADE").exists() or (root / "index_ade20k.pkl").exists():
-        raise InputError(
-            f"{root}: this is the full ADE20K release (images/ADE/...), whose labels are other "
-            "classes; asset ade20k, folder ADEChallengeData2016, is needed here"
-        )
-
-
 def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
     """The classes, and the class index of each instance class."""
     names = read_label_names(class_names)
@@ -200,7 +185,8 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
     photos = _listing(images, ".jpg")
     if not photos:
         raise InputError(f"{images}: no .jpg file; unpack asset ade20k and give its folder")
-    for folder in (labels, *([] if instances is None else [instances])):
+    folders = [labels] if instances is None else [labels, instances]
+    for folder in folders:
         found = _listing(folder, ".png")
         for missing in sorted(photos.keys() - found.keys())[:1]:
             raise InputError(
@@ -212,49 +198,35 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
                 f"{images / strange}.jpg: missing, {found[strange]} annotates it; unpack the "
                 "images again"
             )
-    tasks: list[Task] = []
     numbers: dict[int, Path] = {}
-    for stem, photo in photos.items():
-        sources = [labels / f"{stem}.png"]
-        if instances is not None:
-            sources.append(instances / f"{stem}.png")
-        tasks.append(
-            Task(
-                id=image_number(photo, numbers),
-                image=photo,
-                sources=tuple(sources),
-                payload={"instance_classes": table},
-            )
+    return [
+        Task(
+            id=image_number(photo, numbers),
+            image=photo,
+            sources=tuple(folder / f"{stem}.png" for folder in folders),
+            payload={"instance_classes": table},
         )
-    return tasks
+        for stem, photo in photos.items()
+    ]
 
 
 def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int, int]) -> Converted:
-    from possam.datasets.conversion import things_as_instances
-    from possam.datasets.label_runs import segment_table
-    from possam.datasets.merging import merge_maps
     from possam.datasets.photos import check_photo, check_size
+    from possam.datasets.regions import find_segments, merge_maps, things_as_instances
 
     size, image_sha256 = check_photo(task.image)
-    labels = _read_labels(task.sources[0], len(categories))
-    instance_path = task.sources[1] if len(task.sources) > 1 else None
-    keys = None if instance_path is None else _read_instances(instance_path, things)
-    maps = [(task.sources[0], labels)]
-    if instance_path is not None and keys is not None:
-        maps.append((instance_path, keys))
-    for path, array in maps:
+    maps = [_read_labels(task.sources[0], len(categories))]
+    maps += [_read_instances(path, things) for path in task.sources[1:]]
+    for path, array in zip(task.sources, maps, strict=True):
         check_size(array, path, size, task.image)
-    ids, classes = merge_maps(labels, keys, categories)
-    segments = tuple(
-        Segment(id=key, category=classes[key], area=area, bbox=box)
-        for key, area, box in segment_table(ids)
-    )
+    ids, classes = merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
+    segments = find_segments(ids, classes.__getitem__)
     return Converted(
         width=size[1],
         height=size[0],
         image=image_sha256,
         ids=ids,
-        semantic=labels,
+        semantic=maps[0],
         segments=segments,
         instances=things_as_instances(ids, segments, categories),
     )
@@ -291,9 +263,7 @@ def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
     pixels, _ = decode_file(path)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(f"{path}: an instance map is 8-bit RGB; this one has {pixels.shape}")
-    both = pixels[..., 0].astype(np.uint16)
-    both <<= 8
-    both |= pixels[..., 1]
+    both = pixels[..., 0].astype(np.uint16) << 8 | pixels[..., 1]
     starts, lengths = runs(both)
     kinds, numbers = np.divmod(both.ravel()[starts].astype(np.int32), 256)
     table = np.full(256, -1, dtype=np.int32)

@@ -11,7 +11,7 @@ holds its images itself. Upstream's pickled index and the JSON beside each image
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,19 +37,6 @@ _INDICES = 26 * 256
 _VALIDATION = "images/ADE/validation"
 
 
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    root, table = parts["images"] / "ADE20K_2021_17_01", parts["classes"]
-    return read_ade20k_full(
-        root=root, class_names=parts["class_names"], classes_csv=table, split=split
-    )
-
-
-def _from_folder(root: Path, split: str, *, class_names: Path, class_table: Path) -> Source:
-    return read_ade20k_full(
-        root=root, class_names=class_names, classes_csv=class_table, split=split
-    )
-
-
 def _faults(dataset: ConvertedDataset) -> list[str]:
     """Images that are larger than the protocol's."""
     return [
@@ -68,11 +55,18 @@ DECLARATION = UpstreamDataset(
         "class_names": "ade20k_full_class_names",
         "classes": "ade20k_full_classes",
     },
-    read=_from_assets,
+    read=lambda parts, split: read_ade20k_full(
+        root=parts["images"] / "ADE20K_2021_17_01",
+        class_names=parts["class_names"],
+        classes_csv=parts["classes"],
+        split=split,
+    ),
     folder=FolderLayout(
         root="ADE20K_2021_17_01",
         splits=SPLITS,
-        read=_from_folder,
+        read=lambda root, split, class_names, class_table: read_ade20k_full(
+            root=root, class_names=class_names, classes_csv=class_table, split=split
+        ),
         class_table=Path("params/facts/ade20k_full_classes.csv"),
     ),
     faults=_faults,
@@ -106,7 +100,11 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
         InputError: names the file, what is wrong and what to do.
     """
     folder = split_folder(split)
-    _refuse_scene_parsing(root)
+    if not (root / "images" / "ADE").exists() and (root / "annotations").exists():
+        raise InputError(
+            f"{root}: this is the scene parsing release (ADEChallengeData2016), whose labels are "
+            "150 other classes; asset ade20k_full, folder ADE20K_2021_17_01, is needed here"
+        )
     categories = _categories(class_names, classes_csv)
     return Source(
         tasks=_tasks(root / "images" / "ADE" / folder, split, sha256_file(classes_csv)),
@@ -114,14 +112,6 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
         categories=categories,
         image_root=None,
     )
-
-
-def _refuse_scene_parsing(root: Path) -> None:
-    if not (root / "images" / "ADE").exists() and (root / "annotations").exists():
-        raise InputError(
-            f"{root}: this is the scene parsing release (ADEChallengeData2016), whose labels are "
-            "150 other classes; asset ade20k_full, folder ADE20K_2021_17_01, is needed here"
-        )
 
 
 def _categories(class_names: Path, table: Path) -> list[Category]:
@@ -152,8 +142,7 @@ def _class_table(categories: Sequence[Category]) -> Array:
     import numpy as np
 
     table = np.full(_INDICES, -1, dtype=np.int32)
-    for category in categories:
-        table[category.upstream_id] = category.index
+    table[[category.upstream_id for category in categories]] = np.arange(len(categories))
     return table
 
 
@@ -182,10 +171,9 @@ def _tasks(folder: Path, split: str, table: str) -> list[Task]:
 def _convert(task: Task, *, class_of: Array) -> Converted:
     from PIL import Image
 
-    from possam.datasets.photos import check_size
+    from possam.datasets.photos import check_size, limited_size, resize_image, resize_labels
     from possam.datasets.pixels import decode_file
     from possam.datasets.regions import convert_regions
-    from possam.datasets.resizing import limited_size, resize_image, resize_labels
 
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])

@@ -7,7 +7,6 @@ own size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,21 +24,6 @@ _ABOVE = ("VOCdevkit/VOC2010/", "VOC2010/", "")
 """Folders that VOC 2010 lies in, as the archive has them and as users keep them."""
 
 
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    return read_pascal_context(
-        voc=parts["images"] / "VOCdevkit" / "VOC2010",
-        labels=parts["labels"] / "trainval",
-        class_names=parts["class_names"],
-        split=split,
-    )
-
-
-def _from_folder(root: Path, split: str, *, class_names: Path) -> Source:
-    return read_pascal_context(
-        voc=root, labels=root / "trainval", class_names=class_names, split=split
-    )
-
-
 DECLARATION = UpstreamDataset(
     images={"val": 5105},
     metrics=("semantic",),
@@ -48,11 +32,18 @@ DECLARATION = UpstreamDataset(
         "labels": "pascal_context_459",
         "class_names": "pascal_context_459_class_names",
     },
-    read=_from_assets,
+    read=lambda parts, split: read_pascal_context(
+        voc=parts["images"] / "VOCdevkit" / "VOC2010",
+        labels=parts["labels"] / "trainval",
+        class_names=parts["class_names"],
+        split=split,
+    ),
     folder=FolderLayout(
         root="VOC2010, with trainval/*.mat in it",
         splits={"train": "train", "val": "val"},
-        read=_from_folder,
+        read=lambda root, split, class_names: read_pascal_context(
+            voc=root, labels=root / "trainval", class_names=class_names, split=split
+        ),
     ),
     on_disk={
         "pascal_voc_2010": {
