@@ -153,8 +153,8 @@ def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> N
     semantic = write_png(staging / SEMANTIC / task.png_name, pixels)
     part = {
         "signature": signature,
-        "width": result.width,
-        "height": result.height,
+        "width": result.ids.shape[1],
+        "height": result.ids.shape[0],
         IMAGES: image,
         PANOPTIC: panoptic,
         SEMANTIC: semantic,

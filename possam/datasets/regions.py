@@ -52,16 +52,8 @@ def convert_regions(labels: Array, *, image: str | bytes) -> Converted:
     Segment ids are class index + 1. ``image``: see :class:`possam.datasets.records.Converted`.
     """
     ids = labels + 1
-    height, width = labels.shape
-    return Converted(
-        width=width,
-        height=height,
-        image=image,
-        ids=ids,
-        semantic=labels,
-        segments=find_segments(ids, lambda key: key - 1),
-        instances=[],
-    )
+    segments = find_segments(ids, lambda key: key - 1)
+    return Converted(image=image, ids=ids, semantic=labels, segments=segments, instances=[])
 
 
 def merge_maps(

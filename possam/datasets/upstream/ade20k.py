@@ -95,8 +95,7 @@ def read_ade20k(
     Args:
         root: folder ``ADEChallengeData2016``, with ``images`` and ``annotations``.
         instances_root: folder ``annotations_instance`` (R: instance class, G: instance id, 0 none).
-            None: there are no instance annotations, and each thing class of an image becomes one
-            segment.
+            None: each thing class of an image becomes one segment.
         class_names: class-name file, indices 1..K as in the label maps.
         instance_classes_csv: ``scene_parse_index, instance_index, name``, one line per class;
             ``instance_index`` is empty for stuff.
@@ -150,26 +149,36 @@ def image_number(photo: Path, taken: dict[int, Path]) -> int:
     return int(digits[1])
 
 
-def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
-    """The classes, and the class index of each instance class."""
-    names = read_label_names(class_names)
-    rows = read_class_table(table, _COLUMNS)
+def read_index_table(
+    class_names: Path, table: Path, columns: tuple[str, str, str], *, start: int
+) -> tuple[dict[int, tuple[str, ...]], list[int]]:
+    """Class names by label, and of each class the second column of ``table`` (0 where it is empty).
+
+    Raises:
+        InputError: the first column does not count the classes from ``start``.
+    """
+    names, rows = read_label_names(class_names), read_class_table(table, columns)
     try:
-        order = [int(row["scene_parse_index"]) for row in rows]
-        instance = [int(row["instance_index"]) if row["instance_index"] else 0 for row in rows]
+        order, values = ([int(row[key] or 0) for row in rows] for key in columns[:2])
     except ValueError as error:
         raise InputError(f"{table}: an index is not a whole number ({error})") from error
-    if order != list(names):
+    if order != list(range(start, start + len(names))):
         raise InputError(
-            f"{table}: scene_parse_index must be 1..{len(names)}, one line per class of "
-            f"{class_names}; it has {len(order)} lines"
+            f"{table}: {columns[0]} must be {start}..{start + len(names) - 1}, one line per class "
+            f"of {class_names}; it has {len(order)} lines"
         )
+    return names, values
+
+
+def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
+    """The classes, and the class index of each instance class."""
+    names, instance = read_index_table(class_names, table, _COLUMNS, start=1)
     used = sorted(value for value in instance if value)
     if used != list(range(1, len(used) + 1)):
         raise InputError(f"{table}: instance_index must be 1..M, each once; found {used}")
     categories = [
         Category(index=key - 1, names=names[key], is_thing=value > 0, upstream_id=key)
-        for key, value in zip(order, instance, strict=True)
+        for key, value in zip(names, instance, strict=True)
     ]
     return categories, {value: i for i, value in enumerate(instance) if value}
 
@@ -222,8 +231,6 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
     ids, classes = merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
     segments = find_segments(ids, classes.__getitem__)
     return Converted(
-        width=size[1],
-        height=size[0],
         image=image_sha256,
         ids=ids,
         semantic=maps[0],

@@ -11,15 +11,13 @@ holds its images itself. Upstream's pickled index and the JSON beside each image
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
-from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.records import Category, Converted, Source, Task
-from possam.datasets.upstream.ade20k import SPLITS, image_number, split_folder
+from possam.datasets.upstream.ade20k import SPLITS, image_number, read_index_table, split_folder
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 
@@ -99,6 +97,8 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
     Raises:
         InputError: names the file, what is wrong and what to do.
     """
+    import numpy as np
+
     folder = split_folder(split)
     if not (root / "images" / "ADE").exists() and (root / "annotations").exists():
         raise InputError(
@@ -106,44 +106,26 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
             "150 other classes; asset ade20k_full, folder ADE20K_2021_17_01, is needed here"
         )
     categories = _categories(class_names, classes_csv)
+    class_of = np.full(_INDICES, -1, dtype=np.int32)  # -1: not evaluated
+    class_of[[category.upstream_id for category in categories]] = np.arange(len(categories))
     return Source(
         tasks=_tasks(root / "images" / "ADE" / folder, split, sha256_file(classes_csv)),
-        converter=partial(_convert, class_of=_class_table(categories)),
+        converter=partial(_convert, class_of=class_of),
         categories=categories,
         image_root=None,
     )
 
 
 def _categories(class_names: Path, table: Path) -> list[Category]:
-    names = read_label_names(class_names)
-    rows = read_class_table(table, _COLUMNS)
-    try:
-        order = [int(row["train_id"]) for row in rows]
-        indices = [int(row["ade_index"]) for row in rows]
-    except ValueError as error:
-        raise InputError(f"{table}: an index is not a whole number ({error})") from error
-    if order != list(range(len(names))):
-        raise InputError(
-            f"{table}: train_id must be 0..{len(names) - 1}, one line per class of "
-            f"{class_names}; it has {len(order)} lines"
-        )
+    from possam.datasets.regions import stuff_categories
+
+    names, indices = read_index_table(class_names, table, _COLUMNS, start=0)
     for index in indices:
         if not 0 < index < _INDICES or indices.count(index) > 1:
             raise InputError(
                 f"{table}: ade_index {index} must be in 1..{_INDICES - 1}, and only once"
             )
-    from possam.datasets.regions import stuff_categories
-
     return stuff_categories(names, indices)
-
-
-def _class_table(categories: Sequence[Category]) -> Array:
-    """Class index of each ADE index, int32, -1 where it is not evaluated."""
-    import numpy as np
-
-    table = np.full(_INDICES, -1, dtype=np.int32)
-    table[[category.upstream_id for category in categories]] = np.arange(len(categories))
-    return table
 
 
 def _tasks(folder: Path, split: str, table: str) -> list[Task]:
@@ -183,8 +165,7 @@ def _convert(task: Task, *, class_of: Array) -> Converted:
         return convert_regions(class_of[indices], image=task.image.read_bytes())
     stream = io.BytesIO()
     Image.fromarray(resize_image(photo, *size)).save(stream, "JPEG", quality=_JPEG_QUALITY)
-    labels = class_of[resize_labels(indices, *size)]
-    return convert_regions(labels, image=stream.getvalue())
+    return convert_regions(class_of[resize_labels(indices, *size)], image=stream.getvalue())
 
 
 def read_indices(path: Path) -> Array:

@@ -288,8 +288,6 @@ def _convert(
             for entry in payload["instances"]
         ]
     return Converted(
-        width=size[1],
-        height=size[0],
         image=image_sha256,
         ids=ids,
         semantic=semantic,
