@@ -1,8 +1,8 @@
 """The part of a conversion that all data sets share: parallel, resumable, atomic.
 
-Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its files and
-a part file there (written last); a second run keeps the parts whose sources did not change. When
-all are there, the JSON files are assembled from the parts and the folder is renamed.
+Each image leaves its files and (written last) a part file in the hidden folder ``.<name>.partial``
+beside the output; a second run keeps the parts whose sources did not change. When all are there,
+the JSON files are assembled from the parts and the folder is renamed.
 """
 
 import hashlib
@@ -41,8 +41,6 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     """Convert ``source`` and write the data set ``out``; returns its manifest.
 
     Args:
-        source: the images, in the order of the result; ids and file names are unique.
-        name, split: names of the data set.
         out: folder to write; replaced if it exists, and not touched if the conversion fails.
         workers: processes; 0 or 1 converts in this process. Memory grows with the number of
             processes, not with that of images.
@@ -165,13 +163,13 @@ def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> N
     write_bytes(_part_path(staging, task), json.dumps(part).encode())
 
 
-def _write_json_stream(path: Path, head: dict[str, Any], key: str, items: Iterable[Any]) -> str:
-    """``head`` plus ``key: [items]`` as JSON, one item in memory at a time; returns the SHA-256."""
+def _write_json_stream(path: Path, head: dict[str, Any], items: Iterable[Any]) -> str:
+    """``head`` plus ``annotations: [items]`` as JSON, one item in memory at a time; the SHA-256."""
     with atomic_write(path) as stream:
         stream.write("{\n")
         for name, value in head.items():
             stream.write(f"{json.dumps(name)}: {json.dumps(value)},\n")
-        stream.write(f"{json.dumps(key)}: [")
+        stream.write('"annotations": [')
         for number, item in enumerate(items):
             stream.write((",\n" if number else "\n") + json.dumps(item, allow_nan=False))
         stream.write("\n]\n}\n")
@@ -220,16 +218,12 @@ def _assemble(
         images.append({**entry, "width": part["width"], "height": part["height"]})
     classes = [category.to_json() for category in source.categories]
     things = [entry for entry in classes if entry["isthing"]]
+    top = {"categories": classes, "images": images}
+    small = {"info": {}, "categories": things, "images": images}
     sha256 = {
-        "annotations": _write_json_stream(
-            staging / ANNOTATIONS, {"categories": classes, "images": images},
-            "annotations", annotations(),
-        ),
-        "instances": _write_json_stream(
-            staging / INSTANCES, {"info": {}, "categories": things, "images": images},
-            "annotations", instance_annotations(),
-        ),
-    }  # fmt: skip
+        "annotations": _write_json_stream(staging / ANNOTATIONS, top, annotations()),
+        "instances": _write_json_stream(staging / INSTANCES, small, instance_annotations()),
+    }
     sha256 |= {key: digest.hexdigest() for key, digest in hashes.items()}
     segments = sum(histogram["segments"])
     stuff = sum(histogram["segments"][c.index] for c in source.categories if not c.is_thing)

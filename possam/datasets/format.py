@@ -9,9 +9,8 @@ A folder in COCO panoptic format, with semantic maps and instances::
     instances.json    COCO instances JSON of the things, masks as compressed RLE
     manifest.json     counts, label histogram, hashes; written last, so a folder with it is complete
 
-Images stay where they were unpacked: the manifest's ``image_root`` leads there from the folder.
-Where a protocol resizes them, the folder holds them itself, in ``images/``, and ``image_root`` says
-so.
+Images stay where they were unpacked, and the manifest's ``image_root`` leads there from the folder;
+those that a protocol resizes are kept in ``images/``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -135,8 +134,7 @@ class ConvertedDataset:
         path = self.directory / INSTANCES
         if sha256_file(path) != self.manifest["sha256"]["instances"]:
             raise InputError(f"{path}: changed since the conversion; convert the data set again")
-        data: dict[str, Any] = read_json(path)
-        return data
+        return dict(read_json(path))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training samples of a converted data set: image, masks and labels as tensors.
+"""Training samples of a converted data set (image, masks and labels), with their augmentation.
 
 A sample depends only on (seed, step, index), not on the number of worker processes or on which
 samples were loaded before: a resumed run sees the samples of an uninterrupted one.
@@ -27,10 +27,8 @@ from possam.runtime.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """One draw, in pixels.
-
-    Scale to ``height`` x ``width``, cut the ``size`` x ``size`` window whose corner is (``top``,
-    ``left``) (``size`` None: keep all), then mirror.
+    """One draw, in pixels: scale to ``height`` x ``width``, cut the ``size`` x ``size`` window at
+    (``top``, ``left``) (``size`` None: keep all), then mirror.
     """
 
     height: int
@@ -68,12 +66,11 @@ def draw_placement(
 def apply_placement(
     image: torch.Tensor, labels: torch.Tensor, placement: Placement
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply one draw to an image and its label map alike.
+    """Apply one draw, for this height and width, to an image and its label map alike.
 
     Args:
         image: uint8 (3, H, W).
         labels: integer (H, W), values below 2^24, 0 for "nothing" (as the padding).
-        placement: from :func:`draw_placement` for this height and width.
 
     Returns:
         image (3, h, w) bilinear with antialiasing, labels (h, w) of the same dtype, nearest; both
@@ -87,13 +84,9 @@ def apply_placement(
             photo, size, interpolation=InterpolationMode.BILINEAR, antialias=True
         )
         # v2's own kernel for masks is NEAREST, whose samples lie half a pixel off the image's.
-        mask = tv_tensors.Mask(
-            transforms.resize_image(
-                mask.as_subclass(torch.Tensor)[None],
-                size,
-                interpolation=InterpolationMode.NEAREST_EXACT,
-            )[0]
-        )
+        nearest = InterpolationMode.NEAREST_EXACT
+        scaled = transforms.resize_image(labels[None], size, interpolation=nearest)[0]
+        mask = tv_tensors.Mask(scaled)
     if placement.size is not None:
         # crop fills with zeros what lies beyond the right and the lower edge.
         window = (placement.top, placement.left, placement.size, placement.size)
@@ -136,10 +129,8 @@ class SegmentationDataset(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        if isinstance(key, tuple):
-            step, index = key
-            return self.sample(index, step=step)
-        return self.sample(key)
+        step, index = key if isinstance(key, tuple) else (0, key)
+        return self.sample(index, step=step)
 
     def sample(self, index: int, *, step: int = 0) -> Sample:
         """The sample at position ``index`` (0..len-1) as it is drawn in ``step``.

@@ -72,7 +72,6 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
     """Decode a whole PNG or JPEG; pixels as the file stores them, EXIF orientation is not applied.
 
     Args:
-        path: the file.
         mode: PIL mode to convert to (``"RGB"`` for photographs, which may be grey), None to keep.
 
     Returns:
@@ -82,13 +81,12 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
         InputError: missing, truncated or damaged file.
     """
     content = read_upstream(path)
-    digest = hashlib.sha256(content).hexdigest()
-    if mode is None and (quick := decode_map(content)) is not None:
-        return quick, digest
-    with open_image(content, path) as image:
-        image.load()
-        pixels = np.asarray(image if mode is None else image.convert(mode))
-    return pixels, digest
+    pixels = decode_map(content) if mode is None else None
+    if pixels is None:
+        with open_image(content, path) as image:
+            image.load()
+            pixels = np.asarray(image if mode is None else image.convert(mode))
+    return pixels, hashlib.sha256(content).hexdigest()
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
@@ -160,9 +158,8 @@ def encode_map(pixels: Array) -> bytes:
 class InflatedMap:
     """A PNG of one plain kind, inflated, its row filters not undone.
 
-    Attributes:
-        height, width: in pixels; depth: bits of a channel, 8 or 16; colour: ``GREY`` or ``RGB``.
-        rows: of each row the number of its filter, and ``width * pixel_bytes`` filtered bytes.
+    ``depth``: bits of a channel, 8 or 16; ``colour``: ``GREY`` or ``RGB``; ``rows``: of each row
+    the number of its filter, and ``width * pixel_bytes`` filtered bytes.
     """
 
     height: int
@@ -213,14 +210,13 @@ def decode_map(content: bytes) -> Array | None:
     found = inflate_map(content)
     if found is None:
         return None
-    height, width = found.height, found.width
-    rows = np.frombuffer(found.rows, np.uint8).reshape(height, -1)
+    rows = np.frombuffer(found.rows, np.uint8).reshape(found.height, -1)
     if rows[:, 0].any():
         return None
     pixels = np.ascontiguousarray(rows[:, 1:])
     if found.depth == 16:
         return pixels.view(">u2").astype(np.uint16)
-    return pixels.reshape(height, width, 3) if found.colour == RGB else pixels
+    return pixels.reshape(found.height, found.width, 3) if found.colour == RGB else pixels
 
 
 def _parse(content: bytes) -> tuple[tuple[int, ...], bytes] | None:

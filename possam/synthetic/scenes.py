@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from possam.runtime.progress import track
-from possam.synthetic.materials import TEXTURES, smooth_noise
+from possam.synthetic.materials import smooth_noise, texture
 from possam.synthetic.vocabulary import COLOURS, Domain, WorldClass, domain_classes
 
 SIZE = 128
@@ -149,8 +149,8 @@ def _paint_stuff(
     painted: list[WorldClass] = []
     for k in np.flatnonzero(np.bincount(label.ravel(), minlength=count)):
         inside = label == k
-        texture = TEXTURES[chosen[k].form](rng, x, y) * rng.uniform(*style.stuff_gain)
-        np.copyto(image, texture, where=inside[..., None], casting="same_kind")
+        paint = texture(chosen[k].form, rng, x, y) * rng.uniform(*style.stuff_gain)
+        np.copyto(image, paint, where=inside[..., None], casting="same_kind")
         painted.append(chosen[k])
         ids[inside] = len(painted)
     return painted
