@@ -28,7 +28,7 @@ from possam.synthetic.annotate import (
     AdeFullScene,
     AdeScene,
     CocoScene,
-    ContextScene,
+    EncodedScene,
     Task,
     ade_full_indices,
     ade_full_scene,
@@ -57,7 +57,7 @@ _CONTEXT = "trainval.tar.gz"
 _CHUNK = 16
 _COCO_LAST_INDEX = 200
 
-Made = TypeVar("Made", CocoScene, AdeScene, AdeFullScene, ContextScene)
+Made = TypeVar("Made", CocoScene, AdeScene, AdeFullScene, EncodedScene)
 
 
 def _tasks(
@@ -81,7 +81,7 @@ def _coco_split(
         for scene in scenes:
             stem = f"{scene.number:012d}"
             pictures.add(f"{name}/{stem}.jpg", scene.jpeg)
-            maps.add(f"panoptic_{name}/{stem}.png", scene.png)
+            maps.add(f"panoptic_{name}/{stem}.png", scene.labels)
             images.append(
                 {"id": scene.number, "file_name": f"{stem}.jpg", "height": SIZE, "width": SIZE}
             )
@@ -146,7 +146,7 @@ def _write_ade(directory: Path, scenes: dict[str, Iterable[AdeScene]]) -> None:
             for scene in made:
                 stem = f"ADE_{split}_{scene.number:08d}"
                 archive.add(f"{_ADE}/images/{folder}/{stem}.jpg", scene.jpeg)
-                archive.add(f"{_ADE}/annotations/{folder}/{stem}.png", scene.semantic)
+                archive.add(f"{_ADE}/annotations/{folder}/{stem}.png", scene.labels)
                 tar_add(tar, f"annotations_instance/{folder}/{stem}.png", scene.instance)
                 pixels[split] += scene.pixels
                 counts[split] += scene.pixels > 0
@@ -166,7 +166,7 @@ def _write_ade_full(directory: Path, scenes: Iterable[AdeFullScene]) -> None:
             archive.add(f"{stem}.json", json.dumps(scene.objects).encode(), compress=True)
 
 
-def _write_context(directory: Path, scenes: Iterable[ContextScene]) -> None:
+def _write_context(directory: Path, scenes: Iterable[EncodedScene]) -> None:
     """Write the photographs with their list, and the MATLAB files."""
     stems: list[str] = []
     with (
@@ -237,8 +237,6 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
     """Write all archives and class-name files into ``directory``, and ``manifest.json`` last.
 
     Args:
-        directory: made if it is missing.
-        world: seed, and number of images of each split.
         workers: processes that render; with one, none is started.
 
     Returns:

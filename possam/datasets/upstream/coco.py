@@ -67,7 +67,7 @@ DECLARATION = UpstreamDataset(
         "there is one, instances_<split>.json",
         splits={name: name for name in _SPLITS.values()},
         read=lambda root, split, class_names: _read_parts(
-            dict.fromkeys(("images", "panoptic", "instances"), root) | {"class_names": class_names},
+            {"images": root, "panoptic": root, "instances": root, "class_names": class_names},
             split, complete=False,
         ),
     ),
