@@ -19,7 +19,6 @@ class Held:
     """One asset and its state.
 
     Attributes:
-        name, asset: its key and entry in ``assets.yaml``.
         bytes: of the file; None if neither its size nor an approximate one is known.
         exact: whether ``bytes`` is published or of the file itself.
         state: ``here`` (record, file and what is unpacked from it), ``begun`` (a partial
@@ -40,12 +39,7 @@ class Held:
 
 
 def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[str]:
-    """Every asset that a scale names: data, towers, and what runs start from, each once.
-
-    Args:
-        project: the scale.
-        runs: those whose ``start_from`` counts; default: all.
-    """
+    """Every asset that a scale names, each once: data, towers, what ``runs`` (all) start from."""
     scale = project.scale
     clip = scale.towers.clip
     towers = [*(tower.asset for tower in scale.towers.sam.values()), clip.asset, *clip.files]

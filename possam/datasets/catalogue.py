@@ -69,7 +69,6 @@ class UpstreamDataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that are converted."""
         return tuple(self.images)
 
     def parts(self, split: str) -> dict[str, str]:
@@ -94,11 +93,7 @@ def module_of(dataset: str) -> str:
 
 @cache
 def datasets() -> Mapping[str, UpstreamDataset]:
-    """Every data set by its name, in alphabetical order.
-
-    Raises:
-        InputError: a module without a declaration.
-    """
+    """Every data set by its name, in alphabetical order; InputError if one has no declaration."""
     found: dict[str, Any] = {}
     for name in sorted(module.name for module in iter_modules(import_module(_PACKAGE).__path__)):
         found[name] = getattr(import_module(module_of(name)), "DECLARATION", None)
@@ -126,11 +121,7 @@ def users_of_roles() -> dict[str, list[tuple[str, str]]]:
 
 
 def find_dataset(dataset: str, split: str) -> UpstreamDataset:
-    """The data set ``dataset``, which must have ``split``.
-
-    Raises:
-        InputError: no such data set, or no such split; names the valid choices.
-    """
+    """The data set ``dataset``, which must have ``split``; an InputError names valid choices."""
     if dataset not in datasets():
         raise InputError(f"unknown data set {dataset!r}; valid choices: {', '.join(datasets())}")
     found = datasets()[dataset]

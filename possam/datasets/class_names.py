@@ -45,11 +45,7 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
 
 
 def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
-    """As :func:`read_class_index`, for label maps whose classes are 1..K and whose 0 is void.
-
-    Raises:
-        InputError: a gap, another order, or what :func:`read_class_index` raises.
-    """
+    """As :func:`read_class_index`, for label maps whose classes are 1..K, in order, and 0 void."""
     names = read_class_index(path)
     if list(names) != list(range(1, len(names) + 1)):
         raise InputError(
@@ -60,11 +56,7 @@ def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
 
 
 def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV table whose header is ``columns``.
-
-    Raises:
-        InputError: unreadable, or with another header or a row of another length.
-    """
+    """Rows of a CSV table; InputError if it is unreadable or its columns are not ``columns``."""
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]

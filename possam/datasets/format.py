@@ -138,11 +138,7 @@ class ConvertedDataset:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a converted data set.
-
-    Raises:
-        InputError: ``directory`` is not a complete converted data set of this version.
-    """
+    """The manifest of a converted data set; InputError if it is missing or of another version."""
     path = Path(directory) / MANIFEST
     if not path.exists():
         raise InputError(f"{directory}: not a converted data set (no {MANIFEST}); convert it first")

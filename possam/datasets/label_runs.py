@@ -1,8 +1,4 @@
-"""Areas, boxes and run-length codes of the segments of a label map, counted over runs.
-
-H W: height and width. A run is a stretch of pixels of one value; see
-:func:`possam.datasets.pixels.runs`.
-"""
+"""Areas, boxes and run-length codes of the segments of a label map (H, W), counted over runs."""
 
 import itertools
 from collections.abc import Collection

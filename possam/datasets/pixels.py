@@ -39,11 +39,7 @@ _LARGEST = 1 << 28
 
 
 def read_upstream(path: Path) -> bytes:
-    """Content of a file of an upstream archive.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Content of a file of an upstream archive; InputError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -54,11 +50,7 @@ def read_upstream(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
-    """The image in ``content``, which is that of ``path``.
-
-    Raises:
-        InputError: it is damaged, or turns out to be while the block decodes it.
-    """
+    """The image in the ``content`` of ``path``; InputError if opening or the block finds damage."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             yield image
@@ -71,11 +63,8 @@ def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
 def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
     """Decode a whole PNG or JPEG; pixels as the file stores them, EXIF orientation is not applied.
 
-    Args:
-        mode: PIL mode to convert to (``"RGB"`` for photographs, which may be grey), None to keep.
-
-    Returns:
-        uint8 or uint16 array (H, W) or (H, W, C), and the SHA-256 of the file.
+    ``mode``: PIL mode to convert to (``"RGB"`` for photographs, which may be grey), None to keep.
+    Returns a uint8 or uint16 array (H, W) or (H, W, C), and the SHA-256 of the file.
 
     Raises:
         InputError: missing, truncated or damaged file.
@@ -131,11 +120,7 @@ def write_bytes(path: Path, content: bytes) -> str:
 
 
 def encode_map(pixels: Array) -> bytes:
-    """A PNG of ``pixels``: uint8 or uint16 (H, W), or uint8 (H, W, 3).
-
-    Raises:
-        ValueError: another type or shape, or no pixel.
-    """
+    """A PNG of ``pixels``: uint8 or uint16 (H, W), or uint8 (H, W, 3); ValueError for others."""
     kinds = {(2, "uint8"): (8, GREY), (2, "uint16"): (16, GREY), (3, "uint8"): (8, RGB)}
     depth, colour = kinds.get((pixels.ndim, pixels.dtype.name), (0, 0))
     if not depth or pixels.shape[2:] not in ((), (3,)) or not pixels.size:

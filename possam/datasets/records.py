@@ -5,7 +5,7 @@ Nothing here needs numpy, so that the modules of data sets can be found quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,16 @@ class Category:
             "isthing": int(self.is_thing),
             "upstream_id": self.upstream_id,
         }
+
+
+def stuff_categories(
+    names: Mapping[int, tuple[str, ...]], upstream_ids: Sequence[int]
+) -> list[Category]:
+    """Classes in the order of ``names`` (class-name file), all stuff."""
+    return [
+        Category(index=index, names=synonyms, is_thing=False, upstream_id=upstream)
+        for index, (synonyms, upstream) in enumerate(zip(names.values(), upstream_ids, strict=True))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

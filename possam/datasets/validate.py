@@ -19,8 +19,8 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
+from possam.datasets.images import check_photo
 from possam.datasets.label_runs import segment_table
-from possam.datasets.photos import check_photo
 from possam.datasets.pixels import Array, class_map, decode_file, decode_ids, decode_semantic
 from possam.datasets.records import UPSTREAM_INSTANCES
 from possam.runtime.errors import InputError
@@ -46,9 +46,8 @@ def validate_dataset(
     this data set promises besides, one message per fault.
 
     Returns:
-        ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of
-        images without a labelled pixel), ``empty_images`` (without a segment) and
-        ``absent_classes`` (without a pixel here).
+        ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of those
+        without a labelled pixel), ``empty_images`` (without a segment) and ``absent_classes``.
 
     Raises:
         InputError: one line per fault (the first twenty, and how many there are).

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from possam.datasets.format import Category, ConvertedDataset
+from possam.datasets.images import merge_maps
 from possam.datasets.pixels import (
     decode_file,
     decode_ids,
@@ -21,7 +22,6 @@ from possam.datasets.pixels import (
     encode_semantic,
     write_png,
 )
-from possam.datasets.regions import merge_maps
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file

@@ -99,7 +99,6 @@ def read_ade20k(
         class_names: class-name file, indices 1..K as in the label maps.
         instance_classes_csv: ``scene_parse_index, instance_index, name``, one line per class;
             ``instance_index`` is empty for stuff.
-        split: ``train`` or ``val``.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
@@ -123,11 +122,7 @@ def read_ade20k(
 
 
 def split_folder(split: str) -> str:
-    """ADE20K's folder of ``train`` or ``val``.
-
-    Raises:
-        InputError: no such split.
-    """
+    """ADE20K's folder of ``train`` or ``val``; InputError for another split."""
     folders = {ours: folder for folder, ours in SPLITS.items()}
     if split not in folders:
         raise InputError(f"split {split!r} of ADE20K does not exist; valid: {', '.join(folders)}")
@@ -135,11 +130,7 @@ def split_folder(split: str) -> str:
 
 
 def image_number(photo: Path, taken: dict[int, Path]) -> int:
-    """The number at the end of an ADE20K file name; entered into ``taken``.
-
-    Raises:
-        InputError: no number, or one that is taken.
-    """
+    """The number at the end of a file name, entered into ``taken``; InputError if it is there."""
     digits = re.search(r"(\d+)$", photo.stem)
     if digits is None or taken.setdefault(int(digits[1]), photo) != photo:
         raise InputError(
@@ -154,8 +145,7 @@ def read_index_table(
 ) -> tuple[dict[int, tuple[str, ...]], list[int]]:
     """Class names by label, and of each class the second column of ``table`` (0 where it is empty).
 
-    Raises:
-        InputError: the first column does not count the classes from ``start``.
+    The first column counts the classes from ``start``, or the table is an InputError.
     """
     names, rows = read_label_names(class_names), read_class_table(table, columns)
     try:
@@ -220,22 +210,21 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
 
 
 def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int, int]) -> Converted:
-    from possam.datasets.photos import check_photo, check_size
-    from possam.datasets.regions import find_segments, merge_maps, things_as_instances
+    from possam.datasets import images
 
-    size, image_sha256 = check_photo(task.image)
+    size, image_sha256 = images.check_photo(task.image)
     maps = [_read_labels(task.sources[0], len(categories))]
     maps += [_read_instances(path, things) for path in task.sources[1:]]
     for path, array in zip(task.sources, maps, strict=True):
-        check_size(array, path, size, task.image)
-    ids, classes = merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
-    segments = find_segments(ids, classes.__getitem__)
+        images.check_size(array, path, size, task.image)
+    ids, classes = images.merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
+    segments = images.find_segments(ids, classes.__getitem__)
     return Converted(
         image=image_sha256,
         ids=ids,
         semantic=maps[0],
         segments=segments,
-        instances=things_as_instances(ids, segments, categories),
+        instances=images.things_as_instances(ids, segments, categories),
     )
 
 

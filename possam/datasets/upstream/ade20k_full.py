@@ -1,11 +1,10 @@
 """The full ADE20K release (2021_17_01), evaluated on 847 classes (A-847).
 
-A label map ``*_seg.png`` gives whole objects (parts are in other files): ADE index = (R // 10) *
-256 + G; indices that are not evaluated are void. As in the published protocol (MaskFormer's
-preparation, which Mask2Former, ODISE and FC-CLIP share), image and label are resized so that the
-shorter side is at most 512 pixels: the image bilinearly, without a low-pass filter, kept as JPEG of
-quality 75; the label to the nearest pixel. Smaller images are copied bit for bit. The data set
-holds its images itself. Upstream's pickled index and the JSON beside each image are not read.
+A label map ``*_seg.png`` gives whole objects: ADE index = (R // 10) * 256 + G; indices that are not
+evaluated are void. As in the published protocol (MaskFormer's preparation, which Mask2Former, ODISE
+and FC-CLIP share), image and label are resized so that the shorter side is at most 512 pixels: the
+image bilinearly, without a low-pass filter, kept as JPEG of quality 75; the label to the nearest
+pixel. Smaller images are copied bit for bit. Upstream's index and JSON files are not read.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
-from possam.datasets.records import Category, Converted, Source, Task
+from possam.datasets.records import Category, Converted, Source, Task, stuff_categories
 from possam.datasets.upstream.ade20k import SPLITS, image_number, read_index_table, split_folder
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
@@ -92,7 +91,6 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
         root: folder ``ADE20K_2021_17_01``, with ``images/ADE/{training,validation}``.
         class_names: class-name file, indices 1..K.
         classes_csv: ``train_id, ade_index, name``, one line per class, in the same order.
-        split: ``train`` or ``val``.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
@@ -117,8 +115,6 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
 
 
 def _categories(class_names: Path, table: Path) -> list[Category]:
-    from possam.datasets.regions import stuff_categories
-
     names, indices = read_index_table(class_names, table, _COLUMNS, start=0)
     for index in indices:
         if not 0 < index < _INDICES or indices.count(index) > 1:
@@ -153,27 +149,24 @@ def _tasks(folder: Path, split: str, table: str) -> list[Task]:
 def _convert(task: Task, *, class_of: Array) -> Converted:
     from PIL import Image
 
-    from possam.datasets.photos import check_size, limited_size, resize_image, resize_labels
+    from possam.datasets import images
     from possam.datasets.pixels import decode_file
-    from possam.datasets.regions import convert_regions
 
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])
-    check_size(indices, task.sources[0], photo.shape[:2], task.image)
-    size = limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
+    images.check_size(indices, task.sources[0], photo.shape[:2], task.image)
+    size = images.limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
     if size == indices.shape:
-        return convert_regions(class_of[indices], image=task.image.read_bytes())
+        return images.convert_regions(class_of[indices], image=task.image.read_bytes())
     stream = io.BytesIO()
-    Image.fromarray(resize_image(photo, *size)).save(stream, "JPEG", quality=_JPEG_QUALITY)
-    return convert_regions(class_of[resize_labels(indices, *size)], image=stream.getvalue())
+    Image.fromarray(images.resize_image(photo, *size)).save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return images.convert_regions(
+        class_of[images.resize_labels(indices, *size)], image=stream.getvalue()
+    )
 
 
 def read_indices(path: Path) -> Array:
-    """ADE indices of a ``*_seg.png``, int32 (H, W), 0 where nothing is labelled.
-
-    Raises:
-        InputError: damaged, or no map of this release.
-    """
+    """ADE indices, int32 (H, W), 0 for none, of a ``*_seg.png``; InputError if it is no such."""
     import numpy as np
 
     from possam.datasets.pixels import decode_file

@@ -7,7 +7,7 @@ included, as the common COCO panoptic preparation does. Areas and boxes are coun
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,9 +108,8 @@ def read_coco(
     records = _unique(data["images"], "id", panoptic_json, "images")
     _unique(data["images"], "file_name", panoptic_json, "images")
     annotations = _unique(data["annotations"], "image_id", panoptic_json, "annotations")
-    _match(records, annotations, panoptic_json)
+    _match(records, annotations, panoptic_json, images)
     instances, skipped = _instances(instances_json, set(records), categories)
-    _check_files(images, (record["file_name"] for record in records.values()), panoptic_json)
     tasks = []
     for key, record in records.items():
         annotation = annotations[key]
@@ -202,7 +201,10 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
     return categories
 
 
-def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path) -> None:
+def _match(
+    records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path, folder: Path
+) -> None:
+    """Every image has an annotation and a file (one listing of the folder, before any work)."""
     if missing := records.keys() - annotations.keys():
         raise InputError(
             f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); fetch "
@@ -213,20 +215,16 @@ def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Pat
             f"{path}: annotations: image_id {min(strange)} is not in images ({len(strange)} such "
             "annotations); fetch the file again"
         )
-
-
-def _check_files(folder: Path, names: Iterable[str], path: Path) -> None:
-    """All listed images are there: one listing of the folder, before any work."""
     try:
         present = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise InputError(
             f"{folder}: no folder of images ({error.strerror}); unpack them"
         ) from error
-    if missing := sorted(set(names) - present):
+    if lost := sorted({record["file_name"] for record in records.values()} - present):
         raise InputError(
-            f"{folder / missing[0]}: listed in {path} but missing ({len(missing)} such images); "
-            "unpack the images of this split again"
+            f"{folder / lost[0]}: listed in {path} but missing ({len(lost)} such images); unpack "
+            "the images of this split again"
         )
 
 
@@ -263,9 +261,8 @@ def _convert(
     json_name: Path,
     instances_name: Path | None,
 ) -> Converted:
-    from possam.datasets.photos import check_photo
+    from possam.datasets.images import check_photo, things_as_instances
     from possam.datasets.pixels import class_map, read_ids
-    from possam.datasets.regions import things_as_instances
 
     payload, png = task.payload, task.sources[0]
     photo_size, image_sha256 = check_photo(task.image)
@@ -339,14 +336,13 @@ def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dic
     mask = entry["segmentation"]
     try:
         if isinstance(mask, list):
-            encoded = run_length.merge(run_length.frPyObjects(mask, height, width))
+            mask = run_length.merge(run_length.frPyObjects(mask, height, width))
         elif isinstance(mask["counts"], list):
-            encoded = run_length.frPyObjects(mask, height, width)
-        else:
-            encoded = {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
-        if list(encoded["size"]) != [height, width]:
-            raise ValueError(f"size {encoded['size']}, the image has {[height, width]}")
-        text = encoded["counts"].decode("ascii")
+            mask = run_length.frPyObjects(mask, height, width)
+        if list(mask["size"]) != [height, width]:
+            raise ValueError(f"size {mask['size']}, the image has {[height, width]}")
+        text = str(mask["counts"], "ascii") if isinstance(mask["counts"], bytes) else mask["counts"]
+        text.encode("ascii")
     except Exception as error:  # pycocotools raises bare Exception on shapes that it does not know
         raise InputError(
             f"{where}: segmentation cannot be read ({error}); fetch the file again"
