@@ -39,18 +39,6 @@ class _Expected:
     pinned: bool
     origin: str
 
-    def fault(self, size: int, digests: dict[str, str]) -> str | None:
-        """What is wrong with a file of ``size`` bytes, or None."""
-        found = digests.get(self.algorithm or "")
-        if found != self.digest:
-            return (
-                f"{self.algorithm} {self.digest} is expected ({self.origin}), {found} was found "
-                f"({size} bytes)"
-            )
-        if self.size is not None and size != self.size:
-            return f"{self.size} bytes are expected ({self.origin}), {size} were found"
-        return None
-
 
 def record_path(directory: Path, name: str) -> Path:
     """Where the record of asset ``name`` lies (no asset's file has such a name)."""
@@ -132,7 +120,7 @@ def record_unpacked(
     """Pin an archive that a user has unpacked, and write its record.
 
     What is published is the archive's checksum; of an unpacked folder, names, sizes and contents
-    (``facts["sha256"]``, see :func:`possam.assets.roots.link_parts`) are pinned on first use.
+    (``facts``, see :func:`possam.assets.roots.link_parts`) are pinned on first use.
 
     Raises:
         ChecksumError: the folder is not the one that was pinned.
@@ -224,6 +212,18 @@ class _Fetching:
         write_json(self.note, note | digests)
         return note | digests
 
+    def check(self, path: Path, expected: _Expected) -> tuple[dict[str, str], str | None]:
+        """Hashes of a file, and what is wrong with it, or None."""
+        digests = _hash(path, expected.algorithm, label=f"check {self.name}")
+        found, size = digests.get(expected.algorithm or ""), path.stat().st_size
+        origin = f"expected ({expected.origin})"
+        if found != expected.digest:
+            what = f"{expected.algorithm} {expected.digest}"
+            return digests, f"{what} is {origin}, {found} was found ({size} bytes)"
+        if expected.size not in (None, size):
+            return digests, f"{expected.size} bytes are {origin}, {size} were found"
+        return digests, None
+
     def path(self, text: str, *, field: str) -> Path:
         """The file that ``text`` of assets.yaml names: ``{world}`` and relative paths resolved."""
         if "{world}" in text:
@@ -271,8 +271,8 @@ class _Fetching:
         known = (note.get("bytes"), note.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
         if known and expected.digest in (None, note.get(expected.algorithm)):
             return note
-        digests = _hash(target, expected.algorithm, label=f"check {name}")
-        if fault := expected.fault(status.st_size, digests):
+        digests, fault = self.check(target, expected)
+        if fault:
             if not self.asset.urls:
                 raise ChecksumError(
                     f"{target}: {fault}; no source is known for asset {name}: put the right file "
@@ -311,8 +311,8 @@ class _Fetching:
             _copy(self.path(url.removeprefix("file:"), field="urls"), partial, name)
         else:
             download(url, partial, label=name, size=expected.size, **self.patience)
-        digests = _hash(partial, expected.algorithm, label=f"check {name}")
-        if fault := expected.fault(partial.stat().st_size, digests):
+        digests, fault = self.check(partial, expected)
+        if fault:
             partial.unlink()
             raise ChecksumError(
                 f"{self.asset.file} from {url}: {fault}; the download was removed. Run again; if "
@@ -328,8 +328,8 @@ class _Fetching:
 
     def link(self, local: Path, expected: _Expected) -> dict[str, Any]:
         """Check the user's file where it is, and link to it."""
-        digests = _hash(local, expected.algorithm, label=f"check {self.name}")
-        if fault := expected.fault(local.stat().st_size, digests):
+        digests, fault = self.check(local, expected)
+        if fault:
             raise ChecksumError(
                 f"{local}: {fault}; put the right file there, or take the folder out of roots in "
                 "data.yaml to download"

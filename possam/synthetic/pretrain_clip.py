@@ -83,12 +83,10 @@ def clip_config(vocabulary_size: int) -> dict[str, object]:
 
 def _captions(rng: np.random.Generator, indices: list[int]) -> list[str]:
     """One caption of each class: a random name in a random template."""
-    out = []
-    for index in indices:
-        names = CLASSES[index].names
-        template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
-        out.append(template.format(names[int(rng.integers(len(names)))]))
-    return out
+    return [
+        TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(names[int(rng.integers(len(names)))])
+        for names in (CLASSES[index].names for index in indices)
+    ]
 
 
 def _crop_grid(masks: Tensor, rng: np.random.Generator) -> Tensor:

@@ -99,8 +99,9 @@ class _PixelHead(nn.Module):
 class _SamTrainer:
     """One training: model, data, and the loss of a batch."""
 
-    def __init__(self, *, sam: Sam, head: _PixelHead, scenes: SceneSet, settings: SamSettings,
-                 seed: int) -> None:  # fmt: skip
+    def __init__(
+        self, sam: Sam, head: _PixelHead, scenes: SceneSet, settings: SamSettings, seed: int
+    ) -> None:
         self.sam, self.head, self.scenes, self.settings = sam, head, scenes, settings
         self.rng = np.random.default_rng([seed, 13])
         self.noise = torch.Generator().manual_seed(seed)
@@ -176,7 +177,7 @@ def pretrain_sam(
         if sam.image_encoder.pos_embed is not None:
             nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
         sam.train()
-        trainer = _SamTrainer(sam=sam, head=head, scenes=scenes, settings=settings, seed=seed)
+        trainer = _SamTrainer(sam, head, scenes, settings, seed)
         parameters = [*sam.parameters(), *head.parameters()]
         fit(
             sam,

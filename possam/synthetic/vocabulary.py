@@ -1,12 +1,11 @@
 """Classes, names and domains of the mini world.
 
 A thing is a colour and a shape ("red disc"), a stuff is a material ("grass"). Class indices count
-the 64 things (shape-major) and then the 16 materials; they are internal to the world. Domain A
-stands in for COCO, domain B for ADE20K: B repeats twelve things and five materials of A, some under
-a synonym, and adds six new combinations of known shapes and colours, six things of two new shapes,
-and five new materials. The "web" domain, on which the towers are trained, mixes both styles and
-holds every class but a few combinations (domain "held"), which test whether CLIP composes colour
-and shape.
+the 64 things (shape-major) and then the 16 materials. Domain A stands in for COCO, domain B for
+ADE20K: B repeats twelve things and five materials of A, some under a synonym, and adds six new
+combinations of known shapes and colours, six things of two new shapes, and five new materials. The
+"web" domain, on which the towers are trained, mixes both styles and holds every class but a few
+combinations (domain "held"), which test whether CLIP composes colour and shape.
 """
 
 import gzip
