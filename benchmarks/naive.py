@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Mask2FormerConfig
-from transformers.models.mask2former import modeling_mask2former as mask2former
 
 from possam.model.encoders.mask2former import convert_mask2former
 from possam.model.encoders.text import TextEmbeddings
@@ -92,6 +90,10 @@ def reference_decoders(
     """``transformers``' pixel decoder (``pixel_level_module.decoder``) and mask decoder
     (``transformer_module``) with the sizes of ``decoder``, which receives their random weights."""
     width = params.hidden_dim
+    # Imported here: the module's post-processing needs none of it, and it takes seconds.
+    from transformers import Mask2FormerConfig
+    from transformers.models.mask2former import modeling_mask2former as mask2former
+
     config = Mask2FormerConfig(
         feature_size=width,
         mask_feature_size=width,

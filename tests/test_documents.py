@@ -51,7 +51,7 @@ def test_the_model_s_page_names_every_part() -> None:
     """One pointer per module of the forward path, and none to a module that is not there."""
     page = (REPOSITORY / "docs/model.md").read_text()
     folder = REPOSITORY / "possam/model"
-    shared = {"__init__", "options", "layers", "resolution"}
+    shared = {"__init__", "options", "layers", "resolution", "compilation"}
     parts = {path.stem for path in folder.glob("*.py")} - shared
     missing = {part for part in parts if f"possam/model/{part}.py" not in page}
     assert not missing

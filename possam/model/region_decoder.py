@@ -8,7 +8,6 @@ Shapes: B images, Q queries, L layers, C channels, H W.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from possam.model.mask_decoder import MaskDecoder
@@ -77,9 +76,7 @@ class Mask2FormerDecoder(RegionDecoder):
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
         """Maps (B, C_i, H_i, W_i), finest first -> regions of the finest scale."""
-        # Channels innermost, as norms over channels and 1 x 1 convolutions read them.
-        maps = [level.contiguous(memory_format=torch.channels_last) for level in backbone]
-        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*maps))
+        mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*backbone))
         features, embeddings = self.mask_decoder(
             levels, mask_features, shapes=shapes, all_layers=all_layers
         )

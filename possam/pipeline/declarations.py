@@ -85,6 +85,7 @@ class Download(Stage):
 
     name = "download"
     outputs = (layout.ASSET,)
+    stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         from_world = any("{world}" in url for url in _asset(project, w["asset"]).urls)

@@ -3,10 +3,12 @@
 Snakemake notes in ``.snakemake/metadata`` of which parameters, code and inputs a file is. A copy of
 this record lies beside each stored result (``run.json``: ``run.snakemake``) with the hash of
 the file that it belongs to. So a result that is brought back, by ``dvc pull``, ``dvc checkout`` or
-``git restore``, is known to be of its own parameters, and never passes for one of those at hand.
+``git restore``, is known to be of its own parameters, and never passes for one of those at hand. It
+gets its time back, too: Snakemake looks at times where something between two files is missing.
 """
 
 import json
+import os
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from possam.pipeline.graph import find_job
 from possam.runtime.files import sha256_file, write_json
 
 METADATA = Path(".snakemake/metadata")
+_SAME_TIME_S = 1e-3
 
 
 def settle_records() -> None:
@@ -25,15 +28,16 @@ def settle_records() -> None:
     for outputs, copy in _stored():
         path = outputs[0]
         record, kept = _read(_record(path)), _read(copy)
-        made_here = record is not None and record["endtime"] == path.stat().st_mtime
+        modified = path.stat().st_mtime
+        made_here = record is not None and abs(record["endtime"] - modified) < _SAME_TIME_S
         if made_here and kept is not None and kept["record"] == record:
             continue
         digest = sha256_file(path)
         if not made_here and kept is not None and kept["sha256"] == digest:
-            for output in outputs:
-                if _read(_record(output)) != kept["record"]:
-                    _record(output).parent.mkdir(parents=True, exist_ok=True)
-                    write_json(_record(output), kept["record"])
+            for output in filter(Path.is_file, outputs):
+                _record(output).parent.mkdir(parents=True, exist_ok=True)
+                write_json(_record(output), kept["record"])
+                os.utime(output, (kept["record"]["endtime"],) * 2)
         elif record is not None:
             write_json(copy, {"sha256": digest, "record": record})
 

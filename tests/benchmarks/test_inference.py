@@ -12,11 +12,13 @@ import torch
 from benchmarks import inference, training
 from benchmarks.ceiling import count_flops, matmul_ceiling
 from benchmarks.harness import measure
-from benchmarks.naive import NaivePosSAM
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.files import write_json
 from possam.stages.predict import random_segmenter
+from tests.support.lazy import LazyModule
+
+naive = LazyModule("benchmarks.naive")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +90,8 @@ def test_operations_are_counted_and_a_ceiling_is_found() -> None:
 def test_the_reference_s_weights_are_drawn_all(project: Project) -> None:
     segmenter = random_segmenter(project, "b", precision="fp32")
     first, second = (
-        NaivePosSAM(segmenter, project.scale.model, seed=1).theirs.state_dict() for _ in range(2)
+        naive.NaivePosSAM(segmenter, project.scale.model, seed=1).theirs.state_dict()
+        for _ in range(2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert 0.8 < first["pixel_level_module.decoder.level_embed"].std() < 1.2
@@ -99,10 +102,10 @@ def test_the_naive_network_predicts_what_ours_does(
     project: Project, precision: Any, bound: float
 ) -> None:
     segmenter = random_segmenter(project, "b", precision=precision).eval()
-    naive = NaivePosSAM(segmenter, project.scale.model, seed=1).eval()
+    reference = naive.NaivePosSAM(segmenter, project.scale.model, seed=1).eval()
     image = 255 * torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, theirs = segmenter(image), naive(image)
+        ours, theirs = segmenter(image), reference(image)
     for name in ("mask_logits", "ldp_embeddings", "clip_embeddings", "iou"):
         found, other = getattr(ours, name), getattr(theirs, name)
         # Over all masks: rounding moves pixels of a mask, and so what is pooled in a small one.

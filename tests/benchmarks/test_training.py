@@ -6,12 +6,14 @@ import torch
 
 from benchmarks import training
 from benchmarks.harness import measure
-from benchmarks.naive_training import NaiveTrainer
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.options import ModelOptions
 from possam.model.possam import PosSAM, build_possam
 from possam.params.project import Project
 from possam.training.options import LossOptions, TrainingOptions
+from tests.support.lazy import LazyModule
+
+naive_training = LazyModule("benchmarks.naive_training")
 
 INPUTS = training.Inputs(side=64, sam=(16, 8), clip=(24, 8), embed_dim=12, classes=5)
 
@@ -64,7 +66,7 @@ def test_both_sides_predict_the_same() -> None:
     names = torch.nn.functional.normalize(torch.randn(INPUTS.classes, INPUTS.embed_dim), dim=-1)
     text = TextEmbeddings(names, torch.arange(INPUTS.classes), INPUTS.classes)
     network = _network(model)
-    naive = NaiveTrainer(
+    naive = naive_training.NaiveTrainer(
         network, text=text, model=model, training=settings, loss=loss, masks="points", seed=1
     )
     batch = training.draw_batch(INPUTS, images=2)

@@ -1,7 +1,6 @@
 """``docs/add-a-dataset.md``, followed literally; and scales that lack the data of a benchmark."""
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -25,8 +24,8 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.stages.download import download_assets
 from tests.support.layouts import save_photo
+from tests.support.pages import REPOSITORY, apply, commands_of, edits_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "add-a-dataset.md"
 
 
@@ -47,31 +46,19 @@ def write_release(folder: Path) -> None:
 
 @pytest.mark.pipeline
 def test_the_page_is_followed_literally(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
-    edited = [file for _, file, _ in blocks if file]
-    assert len(edited) == len(set(edited)) == 4, "one new file and three of params/"
+    edits = edits_of(PAGE)
+    assert len({edit.file for edit in edits}) == len(edits) == 4, "a new file, three of params/"
     for name in ("params", "workflow", "profiles", "possam", "data/towers"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=ignored)
     for name in ("Snakefile", "pyproject.toml"):
         shutil.copy2(REPOSITORY / name, tmp_path / name)
-    for path in ("profiles", "dvc.yaml"):
-        if (REPOSITORY / path).exists():
-            (tmp_path / path).symlink_to(REPOSITORY / path)
     write_release(tmp_path / "upstream")
-    for _, file, text in blocks:
-        if not file:
-            continue
-        path = tmp_path / file
-        before = path.read_text() if path.exists() else ""
-        if "scales" in file:
-            head, below = before.split("\nassets:\n")
-            path.write_text(f"{head}\nassets:\n{text}{below}")
-        else:
-            path.write_text(before + text)
+    for edit in edits:
+        apply(edit, tmp_path, below="assets:" if "scales" in edit.file else None)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "POSSAM_SCALE": "smoke"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    (commands,) = (text.splitlines() for kind, _, text in blocks if kind == "sh")
+    commands = commands_of(PAGE)
     assert [line.split()[0] for line in commands] == ["possam", "snakemake", "snakemake"]
     for line in commands:
         if line.startswith("possam"):  # the copy's own code

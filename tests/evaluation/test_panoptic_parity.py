@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from panopticapi.evaluation import pq_compute
 
 from possam.evaluation.panoptic import count_array_pairs
 from possam.runtime.files import write_json
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
 from tests.support.pictures import Picture, compare, evaluate, ids, random_picture, write
+
+panopticapi = LazyModule("panopticapi.evaluation")
 
 TOP = (1 << 24) - 1
 FEATURES = {
@@ -246,7 +248,7 @@ def test_the_whole_panopticapi_program(parity: Parity, tmp_path: Path) -> None:
     for path, content in zip(paths, write(pictures, 4, tmp_path), strict=True):
         write_json(path, content)
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = pq_compute(*map(str, paths))
+        theirs = panopticapi.pq_compute(*map(str, paths))
     ours = evaluate(pictures, 4)
     for name, subset in (("All", range(4)), ("Things", [0, 2]), ("Stuff", [1, 3])):
         result = ours.result(subset)

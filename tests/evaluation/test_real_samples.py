@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.instance import InstanceEvaluator
@@ -23,8 +22,11 @@ from possam.runtime.files import read_json
 from tests.support.coco_oracle import oracle
 from tests.support.jaccard import in_double
 from tests.support.layouts import convert_ade20k, convert_coco
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
 from tests.support.pictures import panopticapi, same_quality
+
+torchmetrics = LazyModule("torchmetrics.classification")
 
 FACTS = Path(__file__).resolve().parents[2] / "params" / "facts"
 
@@ -215,7 +217,7 @@ def test_perturbed_samples_have_the_miou_of_torchmetrics(
     classes = len(sample.categories)
     evaluator = SemanticEvaluator(classes)
     # torchmetrics knows no prediction of no class: one class more takes these pixels.
-    oracle_of = MulticlassJaccardIndex(classes + 1, average="none", ignore_index=-1)
+    oracle_of = torchmetrics.MulticlassJaccardIndex(classes + 1, average="none", ignore_index=-1)
     both, either = np.zeros(classes), np.zeros(classes)
     present: set[int] = set()
     for position, (ids, segments) in enumerate(perturbed(sample, perturbation)):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -272,7 +271,7 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception],
         def fail(**options: Any) -> None:
             raise error
 
-        monkeypatch.setattr(numba, "njit", fail)
+        monkeypatch.setattr("numba.njit", fail)
         monkeypatch.delitem(sys.modules, "possam.evaluation.kernels", raising=False)
         monkeypatch.delattr(evaluation, "kernels", raising=False)
         run_lengths._kernels.cache_clear()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from possam.evaluation.semantic import SemanticEvaluator
 from possam.runtime.errors import InputError
 from tests.support.jaccard import in_double
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
+
+torchmetrics = LazyModule("torchmetrics.classification")
 
 
 def hand_count(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[dict[int, float], set[int]]:
@@ -66,7 +68,7 @@ def test_equals_torchmetrics_and_the_hand_count(parity: Parity, examples: int) -
         if nothing:  # torchmetrics knows no prediction of no class
             return
         per_class, macro = (
-            MulticlassJaccardIndex(classes, average=average, ignore_index=-1)
+            torchmetrics.MulticlassJaccardIndex(classes, average=average, ignore_index=-1)
             for average in ("none", "macro")
         )
         for predicted, target in pairs:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import SwinConfig
 
 from possam.model.encoders.mask2former import (
     convert_mask2former,
@@ -18,8 +17,11 @@ from possam.model.encoders.mask2former import (
 )
 from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, WrongVariantError
+from tests.support.lazy import LazyModule
 from tests.support.mask2former_reference import Sizes, config_of, our_decoders, randomise, reference
 from tests.support.model_fakes import TWO_WAY, small_possam
+
+transformers = LazyModule("transformers")
 
 SIZES = Sizes(widths=(8, 16, 32, 64))
 """``widths``: those of the Swin backbone below."""
@@ -29,7 +31,7 @@ PROJECTIONS = tuple(f"pixel_decoder.input_projections.{index}" for index in rang
 @cache
 def checkpoint(**changes: Any) -> Any:
     """A whole Mask2Former with a small Swin backbone and random weights."""
-    backbone = SwinConfig(
+    backbone = transformers.SwinConfig(
         image_size=32,
         embed_dim=8,
         depths=[1, 1, 1, 1],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from possam.datasets.catalogue import DATASETS, module_of
+from possam.datasets.catalogue import datasets, module_of
 from possam.model.options import ModelOptions
 from possam.pipeline.declarations import STAGES
 from possam.pipeline.graph import Graph, Job, find_job, scale_of
@@ -97,7 +97,7 @@ def test_identities_count_the_modules_of_the_chosen_parts(
 
 def test_a_conversion_counts_the_module_of_its_own_data_set(folder: Path) -> None:
     project = Graph(folder=folder).project("mini")
-    for name in DATASETS:
+    for name in datasets():
         code = STAGES["convert"].code(project, {"dataset": name, "split": "val"})
         assert code == ("possam.stages.convert", module_of(name))
 

@@ -69,6 +69,7 @@ def test_a_result_that_was_brought_back_brings_its_record() -> None:
     RUN.with_suffix(".snakemake").write_text(copy)
     settle_records()
     assert noted() == first
+    assert RUN.stat().st_mtime == pytest.approx(100.0), "older than what was made from it"
     (METADATA / NAME).unlink()  # as in a clone
     settle_records()
     assert noted() == first

@@ -5,6 +5,7 @@ import fcntl
 import shutil
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -26,7 +27,7 @@ from tests.support.tracked_results import (
     write_training,
 )
 
-pytest.importorskip("mlflow", reason="tracking is an extra")
+pytestmark = pytest.mark.skipif(find_spec("mlflow") is None, reason="tracking is an extra")
 
 
 @pytest.fixture

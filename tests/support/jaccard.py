@@ -1,11 +1,12 @@
 """torchmetrics' intersections and unions, divided in double precision."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from torchmetrics.classification import MulticlassJaccardIndex
 
 
-def in_double(metric: MulticlassJaccardIndex) -> NDArray[np.float64]:
+def in_double(metric: Any) -> NDArray[np.float64]:
     """IoU of each class from the metric's own counts, NaN where a class does not occur.
 
     ``metric.compute`` divides in float32, which would hide errors below 1e-7.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +12,10 @@ from possam.model import mask_decoder as mask_decoder_module
 from possam.model.encoders.mask2former import convert_mask2former, rename_mask2former
 from possam.model.mask_decoder import MaskDecoder, attention_mask
 from possam.model.pixel_decoder import PixelDecoder
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
 
-reference = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
+reference: Any = LazyModule("transformers.models.mask2former.modeling_mask2former")
 
 LAYER, WHOLE, GRADIENT = 1e-5, 1e-4, 1e-4
 """Bounds of float32: one module, a whole decoder, gradients."""

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from panopticapi.evaluation import PQStat, pq_compute_single_core
-from panopticapi.utils import id2rgb
 from PIL import Image
 
 from possam.evaluation.panoptic import PanopticEvaluator
 from possam.evaluation.run_lengths import RunLengths
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
+
+evaluator = LazyModule("panopticapi.evaluation")
+utilities = LazyModule("panopticapi.utils")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def write(pictures: Sequence[Picture], count: int, folder: Path) -> tuple[dict, 
         for number, picture in enumerate(pictures):
             drawn = getattr(picture, side)
             name = f"{number}.png"
-            Image.fromarray(id2rgb(drawn.astype(np.uint32))).save(folder / side / name)
+            colours = utilities.id2rgb(drawn.astype(np.uint32))
+            Image.fromarray(colours).save(folder / side / name)
             values, counts = np.unique(drawn, return_counts=True)
             areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
             info = []
@@ -87,18 +90,18 @@ def write(pictures: Sequence[Picture], count: int, folder: Path) -> tuple[dict, 
 
 def panopticapi(
     target: Mapping[str, Any], predicted: Mapping[str, Any], *, folders: tuple[Path, Path]
-) -> tuple[dict[int, Any], PQStat]:
+) -> tuple[dict[int, Any], Any]:
     """Categories, and panopticapi's totals of two COCO panoptic JSONs as summed in one process."""
     guess = {annotation["image_id"]: annotation for annotation in predicted["annotations"]}
     pairs = [(annotation, guess[annotation["image_id"]]) for annotation in target["annotations"]]
     categories = {category["id"]: category for category in target["categories"]}
     with contextlib.redirect_stdout(io.StringIO()):
-        totals = pq_compute_single_core(0, pairs, str(folders[0]), str(folders[1]), categories)
+        totals = evaluator.pq_compute_single_core(0, pairs, *map(str, folders), categories)
     return categories, totals
 
 
 def same_quality(
-    parity: Parity, ours: PanopticEvaluator, categories: Mapping[int, Any], totals: PQStat
+    parity: Parity, ours: PanopticEvaluator, categories: Mapping[int, Any], totals: Any
 ) -> None:
     """PQ, SQ, RQ of all classes, things, stuff and each class are the same doubles; so are counts.
 

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.mask2former import modeling_mask2former as reference
 
 from possam.training import losses as module
 from possam.training.losses import TERMS, Criterion, Losses, uncertain_points
 from possam.training.targets import Target
 from tests.support import naive_criterion as naive
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
 from tests.support.training_fakes import loss_params
+
+reference = LazyModule("transformers.models.mask2former.modeling_mask2former")
 
 QUERIES, CLASSES, POINTS = 5, 3, 16
 COUNTS = {

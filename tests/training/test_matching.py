@@ -8,14 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.models.mask2former import modeling_mask2former as reference
 
 from possam.runtime.errors import InputError
 from possam.training.matching import PaddedTargets, assign, matching_costs, sample_points
 from possam.training.targets import Target
 from tests.support import naive_criterion as naive
+from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
 from tests.support.training_fakes import loss_params
+
+reference = LazyModule("transformers.models.mask2former.modeling_mask2former")
 
 
 def random_case(

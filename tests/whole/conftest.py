@@ -19,7 +19,7 @@ import yaml
 from tests.support.sessions import signal_session
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COPIED = ("params", "workflow", "profiles", "possam", "data/towers", ".dvc")
+COPIED = (*("params", "workflow", "profiles", "possam", "benchmarks"), "data/towers", ".dvc")
 FILES = (
     *("Snakefile", "Makefile", "pyproject.toml", "requirements.lock", "README.md"),
     *("dvc.yaml", ".dvcignore", ".gitignore"),

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from tests.whole.conftest import REPOSITORY, Workspace
+from tests.support.pages import REPOSITORY, apply, commands_of, edits_of
+from tests.whole.conftest import Workspace
 
 pytestmark = pytest.mark.pipeline
 
@@ -13,17 +14,16 @@ PAGE = REPOSITORY / "docs/add-a-table.md"
 
 
 def test_the_page_s_edits_make_its_table(finished: Workspace) -> None:
-    text = PAGE.read_text()
-    edits = re.findall(r"`(params/[\w/.]+)`:\n\n```(?:yaml|csv)\n(.*?)```", text, re.DOTALL)
+    edits = edits_of(PAGE)
     assert len(edits) == 3, "as many as the page says"
-    before = {path: (finished.folder / path) for path, _ in edits}
-    texts = {path: file.read_text() if file.exists() else None for path, file in before.items()}
+    files = {edit.file: finished.folder / edit.file for edit in edits}
+    texts = {name: path.read_text() if path.exists() else None for name, path in files.items()}
     try:
-        for path, block in edits:
-            before[path].write_text(f"{texts[path] or ''}{block}")
-        (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for edit in edits:
+            apply(edit, finished.folder)
         printed = []
-        for line in commands.replace("mini", "smoke").splitlines():
+        for line in commands_of(PAGE):
+            line = line.replace("mini", "smoke")
             done = finished.run("bash", "-ec", f"source .venv/bin/activate; {line}")
             printed.append(done.stdout + done.stderr)
         assert re.search(r"^evaluate +1\n", printed[1], re.MULTILINE)
@@ -34,11 +34,11 @@ def test_the_page_s_edits_make_its_table(finished: Workspace) -> None:
         assert rows[0]["pq_published"] == "26.5" and rows[1]["pq_published"] == ""
         assert "half" in printed[3]
     finally:
-        for path, old in texts.items():
+        for name, old in texts.items():
             if old is None:
-                before[path].unlink(missing_ok=True)
+                files[name].unlink(missing_ok=True)
             else:
-                before[path].write_text(old)
+                files[name].write_text(old)
         for path in (finished.folder / "results/smoke").glob("table9.*"):
             path.unlink()
         finished.snakemake("results/smoke/table1.csv")

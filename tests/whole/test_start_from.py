@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from possam.model.encoders.mask2former import convert_mask2former
 from possam.params.project import Project
 from possam.runtime.files import read_json, sha256_file
+from tests.support.lazy import LazyModule
 from tests.whole.conftest import Workspace
 from tests.whole.test_smoke import edited
+
+transformers = LazyModule("transformers")
 
 pytestmark = pytest.mark.pipeline
 
@@ -38,8 +40,8 @@ tiny_mask2former:
 def write_checkpoint(workspace: Workspace, *, queries: int) -> Path:
     """A Mask2Former of the smoke scale's widths, saved as ``transformers`` saves it."""
     sizes = Project("smoke", folder=workspace.folder / "params").scale.model
-    config = Mask2FormerConfig(
-        backbone_config=SwinConfig(
+    config = transformers.Mask2FormerConfig(
+        backbone_config=transformers.SwinConfig(
             image_size=32,
             embed_dim=8,
             depths=[1, 1, 1, 1],
@@ -58,7 +60,8 @@ def write_checkpoint(workspace: Workspace, *, queries: int) -> Path:
         num_queries=queries,
     )
     torch.manual_seed(queries)
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(workspace.folder / "tiny")
+    model = transformers.Mask2FormerForUniversalSegmentation(config)
+    model.save_pretrained(workspace.folder / "tiny")
     return workspace.folder / "tiny/model.safetensors"
 
 

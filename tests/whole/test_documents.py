@@ -1,29 +1,41 @@
-"""Every command of the README is run, at smoke scale, in a copy of the project."""
+"""Every command of README.md and docs/ is run, at smoke scale, in a copy of the project.
+
+The pages that show how to add something are followed as a whole, by tests of their own.
+"""
 
 import re
 import shutil
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.whole.conftest import REPOSITORY, Workspace, dvc, restore, served
+from tests.support.pages import HOW_TO, README, REPOSITORY, apply, commands_of, edits_of
+from tests.whole.conftest import Workspace, dvc, restore, served
 
 pytestmark = pytest.mark.pipeline
 
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    re.sub(r"\s+#.*", "", line).strip()
-    for block in BLOCKS
-    for line in block.splitlines()
-    if line.strip()
-]
+PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page not in HOW_TO]
+STORING = ("dvc ", "git ")
+COMMANDS = list(dict.fromkeys(line for page in (README, *PAGES) for line in commands_of(page)))
 
 
-def prepare(workspace: Workspace) -> None:
-    """The files that the README's examples name."""
-    folder = workspace.folder
+@pytest.fixture(scope="module")
+def prepared(finished: Workspace) -> Iterator[Workspace]:
+    """The finished pipeline with the files and edits that the examples need."""
+    edits = [edit for page in PAGES for edit in edits_of(page)]
+    before = {edit.file: (finished.folder / edit.file).read_text() for edit in edits}
+    for edit in edits:
+        apply(edit, finished.folder)
+    write_examples(finished.folder)
+    yield finished
+    for file, text in before.items():
+        (finished.folder / file).write_text(text)
+
+
+def write_examples(folder: Path) -> None:
     Image.effect_noise((96, 80), 60).convert("RGB").save(folder / "photo.jpg")
     before = folder / "path/to/before/results/smoke/evaluations"
     if not before.exists():
@@ -43,7 +55,7 @@ def prepare(workspace: Workspace) -> None:
 
 
 def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
-    assert COMMANDS[:2] == ["make table1", "make test"]
+    assert commands_of(README)[:2] == ["make table1", "make test"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +72,7 @@ def unpinned(pinned: tuple[Workspace, str], tmp_path_factory: pytest.TempPathFac
     return workspace
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("dvc ", "git "))])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(STORING)])
 def test_storing(unpinned: Workspace, command: str) -> None:
     """The commands build on each other: they are run in their order."""
     line = command.replace("mini", "smoke")
@@ -74,21 +86,20 @@ def test_storing(unpinned: Workspace, command: str) -> None:
         assert (unpinned.folder / "dvc_plots/index.html").is_file()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("dvc ", "git "))])
-def test_command(finished: Workspace, command: str) -> None:
-    prepare(finished)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(STORING)])
+def test_command(prepared: Workspace, command: str) -> None:
     if command == "make ui":
-        check_ui(finished)
+        check_ui(prepared)
         return
     line = command.replace("mini", "smoke")
     if command in ("make test", "make parity"):  # this very suite, and one of its own length
         line = f"PYTEST_ADDOPTS='--collect-only -q -p no:cacheprovider' {command} CORES=1"
     if command == "make study":  # continuous integration runs all of it, as make smoke
         line = "snakemake -n $(make -s -n study | grep -o 're[a-z]*/smoke/[^ ]*')"
-    done = finished.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
+    done = prepared.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
     assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
     if command.startswith("possam predict"):
-        folder = finished.folder / command.split("--out ")[1]
+        folder = prepared.folder / command.split("--out ")[1]
         assert {p.name for p in folder.iterdir()} == {
             "panoptic.png",
             "panoptic.json",
