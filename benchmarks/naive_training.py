@@ -20,8 +20,7 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as mask2former
 
 from benchmarks.naive import reference_decoders
-from possam.datasets.augmentation import draw_placement
-from possam.datasets.loader import Sample, SegmentationDataset
+from possam.datasets.loader import Sample, SegmentationDataset, draw_placement
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.options import ModelOptions
 from possam.model.pooling import hard_masks, mask_pool

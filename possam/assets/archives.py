@@ -74,17 +74,14 @@ def unpack(
 ) -> dict[str, Any]:
     """Unpack a ``.zip``, ``.tar`` or compressed tar into ``directory`` (replaced if it exists).
 
-    Every member's name, kind and size is checked before the first is written. Zip files inside the
-    archive, as in COCO's panoptic annotations, are unpacked beside themselves (one level) and not
-    kept; ``__MACOSX`` folders are left out. ``directory`` appears when all is unpacked and checked,
-    never before.
+    Every member's name, kind and size is checked before the first is written, and ``directory``
+    appears only when all is unpacked. Zip files inside the archive, as in COCO's panoptic
+    annotations, are unpacked beside themselves (one level) and not kept; ``__MACOSX`` folders are
+    left out.
 
     Args:
-        archive: the file.
-        directory: where its content goes.
         source_sha256: of the archive, for the record, where it is known.
-        max_bytes: of everything that is unpacked, in bytes.
-        max_files: members, folders included.
+        max_bytes, max_files: of everything that is unpacked; members, folders included.
         max_ratio: bytes unpacked over bytes of the archive (small archives may exceed it).
 
     Returns:
@@ -97,7 +94,6 @@ def unpack(
             member, name written twice; more than ``max_bytes``, ``max_files``, than ``max_ratio``
             times the archive, or than the disk has room for.
     """
-    archive, directory = Path(archive), Path(directory)
     if not archive.is_file():
         raise InputError(f"{archive}: no such file; download it first")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +122,11 @@ def unpack(
 
 
 def is_unpacked(directory: Path, source_sha256: str) -> bool:
-    """Whether ``directory`` holds all files of the archive of this hash, each of its size.
+    """Whether ``directory`` holds the archive of this hash: count and sizes of files, not contents.
 
-    Counts and sizes are compared, not contents: a folder of 100,000 files is checked in
-    seconds.
+    A folder of 100,000 files is checked in seconds.
     """
-    if not (directory / RECORD).is_file():
-        return False
-    record = read_json(directory / RECORD)
+    record = read_json(directory / RECORD) if (directory / RECORD).is_file() else None
     if not isinstance(record, dict) or record.get("sha256") != source_sha256:
         return False
     files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
@@ -244,16 +237,14 @@ def _refuse(archive: Path, name: str, kind: str) -> InputError:
 
 
 def _check_zip(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
-    with zipfile.ZipFile(stream) as bundle:
-        for info in bundle.infolist():
-            _safe_name(info.filename, archive)
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refuse(archive, info.filename, "a link or a device")
-            if info.flag_bits & 0x1:
-                raise _refuse(archive, info.filename, "encrypted")
-            # zipfile reads at most the size that the directory states, so this bound holds.
-            budget.take(info.file_size, files=1)
+    for info in zipfile.ZipFile(stream).infolist():
+        _safe_name(info.filename, archive)
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _refuse(archive, info.filename, "a link or a device")
+        if info.flag_bits & 0x1:
+            raise _refuse(archive, info.filename, "encrypted")
+        # zipfile reads at most the size that the directory states, so this bound holds.
+        budget.take(info.file_size, files=1)
 
 
 def _zip_members(stream: IO[bytes], archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -37,7 +37,7 @@ def download(
     backoff: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
-    """Fetch ``url`` into ``partial``, from where an earlier call stopped if possible.
+    """Fetch ``url`` into ``partial``.
 
     The transfer goes on from the end of ``partial`` when the server answers 206 for the same
     version of the file (``If-Range``), and starts again otherwise. An attempt fails after
@@ -82,29 +82,21 @@ def _validator(url: str, partial: Path) -> str | None:
         state = json.loads(_state_path(partial).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(state, dict) or state.get("url") != url:
-        return None
-    return str(state.get("validator", ""))
+    known = isinstance(state, dict) and state.get("url") == url
+    return str(state.get("validator", "")) if known else None
 
 
-def _request(url: str, partial: Path) -> tuple[urllib.request.Request, int]:
-    """The request, and the byte it asks to start at."""
+def _attempt(url: str, partial: Path, *, label: str, size: int | None, timeout: float) -> None:
     headers = {"User-Agent": "possam", "Accept-Encoding": "identity"}
-    offset = _length(partial)
     validator = _validator(url, partial)
-    if validator is None:
-        offset = 0
+    offset = 0 if validator is None else _length(partial)
+    if size is not None and offset == size:
+        return
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if validator:
             headers["If-Range"] = validator
-    return urllib.request.Request(url, headers=headers), offset
-
-
-def _attempt(url: str, partial: Path, *, label: str, size: int | None, timeout: float) -> None:
-    request, offset = _request(url, partial)
-    if size is not None and offset == size:
-        return
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             _receive(response, url, partial, label=label, size=size, offset=offset)
@@ -125,14 +117,9 @@ def _attempt(url: str, partial: Path, *, label: str, size: int | None, timeout: 
 
 
 def _receive(
-    response: http.client.HTTPResponse,
-    url: str,
-    partial: Path,
-    *,
-    label: str,
-    size: int | None,
+    response: http.client.HTTPResponse, url: str, partial: Path, *, label: str, size: int | None,
     offset: int,
-) -> None:
+) -> None:  # fmt: skip
     """Write the body of ``response`` behind the first ``offset`` bytes of ``partial``."""
     start, total = _span(response)
     if start != offset:
@@ -145,16 +132,15 @@ def _receive(
             f"{url}: the server's file has {total} bytes, {size} are expected; the file changed "
             "upstream or the URL is wrong: correct size and checksum, or urls, in assets.yaml"
         )
-    if total is not None:
-        free = shutil.disk_usage(partial.parent).free
-        if free < total - offset:
-            raise InputError(
-                f"{partial.parent}: {total - offset} bytes are needed for {label}, {free} are "
-                "free; make room and run again"
-            )
+    free = shutil.disk_usage(partial.parent).free
+    if total is not None and free < total - offset:
+        raise InputError(
+            f"{partial.parent}: {total - offset} bytes are needed for {label}, {free} are free; "
+            "make room and run again"
+        )
     etag = response.headers.get("ETag", "")
-    validator = etag if etag and not etag.startswith("W/") else ""
-    validator = validator or response.headers.get("Last-Modified", "")
+    strong = "" if etag.startswith("W/") else etag
+    validator = strong or response.headers.get("Last-Modified", "")
     write_json(_state_path(partial), {"url": url, "validator": validator})
     limit = total if total is not None else size
     received = offset

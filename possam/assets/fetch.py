@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,7 @@ def fetch(
     changed since. The record holds no times, so that the same file always has the same record.
 
     Args:
-        asset: what to fetch, from ``params/assets.yaml``.
-        name: the asset's key there.
+        asset, name: what to fetch, from ``params/assets.yaml``, and its key there.
         directory: where files and records go; one folder per scale.
         world_manifest: the procedural world's manifest; its folder replaces ``{world}``.
         base: folder that relative ``file:`` paths and manifests start from (the repository).
@@ -101,14 +100,9 @@ def fetch(
 
 
 def _record(
-    asset: AssetParams,
-    name: str,
-    directory: Path,
-    facts: Mapping[str, Any],
-    *,
-    checksum: str,
+    asset: AssetParams, name: str, directory: Path, facts: Mapping[str, Any], *, checksum: str,
     pinned: bool,
-) -> None:
+) -> None:  # fmt: skip
     record = {
         "asset": name,
         "file": asset.file,
@@ -126,7 +120,7 @@ def record_unpacked(
     """Pin an archive that a user has unpacked, and write its record.
 
     What is published is the archive's checksum; of an unpacked folder, names, sizes and contents
-    (``facts["sha256"]``, see :func:`possam.assets.roots.link_parts`) are pinned on first use.
+    (``facts``, see :func:`possam.assets.roots.link_parts`) are pinned on first use.
 
     Raises:
         ChecksumError: the folder is not the one that was pinned.
@@ -174,48 +168,22 @@ def _pin(directory: Path, file: str, facts: Mapping[str, Any], name: str) -> Non
     )
 
 
-def _note_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.verified.json")
-
-
-def _note(target: Path, digests: dict[str, str], *, source: str) -> dict[str, Any]:
-    status = target.stat()
-    note = {
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "source": source,
-        **digests,
-    }
-    write_json(_note_path(target), note)
-    return note
+def _chunks(path: Path, *, label: str) -> Iterator[bytes]:
+    """Content of a file, in pieces, with progress."""
+    with open(path, "rb") as stream:
+        with Progress(path.stat().st_size // _MEGABYTE, label=label, unit="MB") as progress:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+                progress.update(stream.tell() // _MEGABYTE - progress.done)
 
 
 def _hash(path: Path, algorithm: str | None, *, label: str) -> dict[str, str]:
     """SHA-256 and, in the same pass, ``algorithm``."""
     digests = {key: hashlib.new(key) for key in {"sha256", algorithm or "sha256"}}
-    with open(path, "rb") as stream:
-        with Progress(path.stat().st_size // _MEGABYTE, label=label, unit="MB") as progress:
-            done = 0
-            while chunk := stream.read(_CHUNK):
-                for digest in digests.values():
-                    digest.update(chunk)
-                done += len(chunk)
-                progress.update(done // _MEGABYTE - progress.done)
+    for chunk in _chunks(path, label=label):
+        for digest in digests.values():
+            digest.update(chunk)
     return {key: digest.hexdigest() for key, digest in digests.items()}
-
-
-def _fault(size: int, digests: dict[str, str], expected: _Expected) -> str | None:
-    """What is wrong with a file of ``size`` bytes, or None."""
-    if expected.algorithm is not None:
-        found = digests[expected.algorithm]
-        if found != expected.digest:
-            return (
-                f"{expected.algorithm} {expected.digest} is expected ({expected.origin}), {found} "
-                f"was found ({size} bytes)"
-            )
-    if expected.size is not None and size != expected.size:
-        return f"{expected.size} bytes are expected ({expected.origin}), {size} were found"
-    return None
 
 
 @dataclass(frozen=True)
@@ -232,6 +200,29 @@ class _Fetching:
     @property
     def target(self) -> Path:
         return self.directory / self.asset.file
+
+    @property
+    def note(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.verified.json")
+
+    def verified(self, digests: dict[str, str], *, source: str) -> dict[str, Any]:
+        """Write down, and return, what was hashed when."""
+        status = self.target.stat()
+        note = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "source": source}
+        write_json(self.note, note | digests)
+        return note | digests
+
+    def check(self, path: Path, expected: _Expected) -> tuple[dict[str, str], str | None]:
+        """Hashes of a file, and what is wrong with it, or None."""
+        digests = _hash(path, expected.algorithm, label=f"check {self.name}")
+        found, size = digests.get(expected.algorithm or ""), path.stat().st_size
+        origin = f"expected ({expected.origin})"
+        if found != expected.digest:
+            what = f"{expected.algorithm} {expected.digest}"
+            return digests, f"{what} is {origin}, {found} was found ({size} bytes)"
+        if expected.size not in (None, size):
+            return digests, f"{expected.size} bytes are {origin}, {size} were found"
+        return digests, None
 
     def path(self, text: str, *, field: str) -> Path:
         """The file that ``text`` of assets.yaml names: ``{world}`` and relative paths resolved."""
@@ -275,16 +266,13 @@ class _Fetching:
         target, name = self.target, self.name
         if not target.exists():
             return None
-        note_path = _note_path(target)
         status = target.stat()
-        note = read_json(note_path) if note_path.exists() else {}
+        note = read_json(self.note) if self.note.exists() else {}
         known = (note.get("bytes"), note.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-        if known and (
-            expected.algorithm is None or note.get(expected.algorithm) == expected.digest
-        ):
+        if known and expected.digest in (None, note.get(expected.algorithm)):
             return note
-        digests = _hash(target, expected.algorithm, label=f"check {name}")
-        if fault := _fault(status.st_size, digests, expected):
+        digests, fault = self.check(target, expected)
+        if fault:
             if not self.asset.urls:
                 raise ChecksumError(
                     f"{target}: {fault}; no source is known for asset {name}: put the right file "
@@ -293,7 +281,7 @@ class _Fetching:
             sys.stderr.write(f"{name}: the file there does not match ({fault}); fetching it\n")
             return None
         same = note.get("sha256") == digests["sha256"]
-        return _note(target, digests, source=note["source"] if same else "put in place by hand")
+        return self.verified(digests, source=note["source"] if same else "put in place by hand")
 
     def obtain(self, expected: _Expected) -> dict[str, Any]:
         """Try the URLs in their order; the first file that matches is renamed to ``target``."""
@@ -310,7 +298,7 @@ class _Fetching:
             try:
                 digests = self._try(url, expected)
                 partial_path(target).replace(target)
-                return _note(target, digests, source=url)
+                return self.verified(digests, source=url)
             except PossamError as error:
                 faults.append(error)
         kind = ChecksumError if any(isinstance(f, ChecksumError) for f in faults) else InputError
@@ -323,8 +311,8 @@ class _Fetching:
             _copy(self.path(url.removeprefix("file:"), field="urls"), partial, name)
         else:
             download(url, partial, label=name, size=expected.size, **self.patience)
-        digests = _hash(partial, expected.algorithm, label=f"check {name}")
-        if fault := _fault(partial.stat().st_size, digests, expected):
+        digests, fault = self.check(partial, expected)
+        if fault:
             partial.unlink()
             raise ChecksumError(
                 f"{self.asset.file} from {url}: {fault}; the download was removed. Run again; if "
@@ -340,25 +328,21 @@ class _Fetching:
 
     def link(self, local: Path, expected: _Expected) -> dict[str, Any]:
         """Check the user's file where it is, and link to it."""
-        digests = _hash(local, expected.algorithm, label=f"check {self.name}")
-        if fault := _fault(local.stat().st_size, digests, expected):
+        digests, fault = self.check(local, expected)
+        if fault:
             raise ChecksumError(
                 f"{local}: {fault}; put the right file there, or take the folder out of roots in "
                 "data.yaml to download"
             )
         with atomic_path(self.target) as link:
             link.symlink_to(local.absolute())
-        return _note(self.target, digests, source="data root")
+        return self.verified(digests, source="data root")
 
 
 def _copy(source: Path, partial: Path, name: str) -> None:
     try:
-        with open(source, "rb") as reader, open(partial, "wb") as writer:
-            total = source.stat().st_size // _MEGABYTE
-            with Progress(total, label=name, unit="MB") as progress:
-                while chunk := reader.read(_CHUNK):
-                    writer.write(chunk)
-                    progress.update(writer.tell() // _MEGABYTE - progress.done)
+        with open(partial, "wb") as writer:
+            writer.writelines(_chunks(source, label=name))
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(

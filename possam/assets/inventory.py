@@ -19,7 +19,6 @@ class Held:
     """One asset and its state.
 
     Attributes:
-        name, asset: its key and entry in ``assets.yaml``.
         bytes: of the file; None if neither its size nor an approximate one is known.
         exact: whether ``bytes`` is published or of the file itself.
         state: ``here`` (record, file and what is unpacked from it), ``begun`` (a partial
@@ -40,12 +39,7 @@ class Held:
 
 
 def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[str]:
-    """Every asset that a scale names: data, towers, and what runs start from, each once.
-
-    Args:
-        project: the scale.
-        runs: those whose ``start_from`` counts; default: all.
-    """
+    """Every asset that a scale names, each once: data, towers, what ``runs`` (all) start from."""
     scale = project.scale
     clip = scale.towers.clip
     towers = [*(tower.asset for tower in scale.towers.sam.values()), clip.asset, *clip.files]
@@ -55,11 +49,7 @@ def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[st
 
 
 def take_inventory(project: Project, names: Iterable[str], data: DataParams) -> list[Held]:
-    """The state of the assets ``names``. Files are looked for, not hashed.
-
-    Raises:
-        InputError: a data root that does not hold what it should.
-    """
+    """The state of the assets ``names``; files are looked for by :func:`find`, not hashed."""
     layout = Layout(project)
     return [_hold(layout, name, data) for name in names]
 
@@ -71,17 +61,14 @@ def _hold(layout: Layout, name: str, data: DataParams) -> Held:
     recorded = layout.asset_record(name).is_file()
     unpacked = not asset.unpack or (raw / RECORD).is_file()
     has_file = file.is_file()
-    local: LocalFile | LocalParts | None = None
-    if recorded and unpacked and (has_file or asset.unpack):
-        state = "here"
+    here = recorded and unpacked and (has_file or asset.unpack)
+    local = None if here or has_file else find(name, assets, data)
+    if here or local is not None:
+        state = "here" if here else "on disk"
+    elif has_file or partial_path(file).is_file():
+        state = "begun"
     else:
-        local = None if has_file else find(name, assets, data)
-        if local is not None:
-            state = "on disk"
-        elif has_file or partial_path(file).is_file():
-            state = "begun"
-        else:
-            state = "missing" if asset.urls else "by hand"
+        state = "missing" if asset.urls else "by hand"
     size, exact = (asset.size, True) if asset.size else (asset.about, False)
     if has_file:
         size, exact = file.stat().st_size, True

@@ -1,5 +1,6 @@
 """Upstream files on a user's disk: found, checked, and linked to. Nothing is written there."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from possam.assets.archives import RECORD
 from possam.params.assets import AssetParams
-from possam.params.data import DataParams, FilesParams, PartParams, PlacedParams, image_count
+from possam.params.data import DataParams, FilesParams, PartParams, image_count
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, hash_json, read_json, sha256_file, write_json
 from possam.runtime.progress import track
@@ -63,7 +64,11 @@ def find(
             "null to download"
         )
     siblings = [key for key, other in data.assets.items() if other.root == placed.root]
-    if not any(_holds(root, data.assets[other], assets[other].file) for other in siblings):
+    if not any(
+        (root / assets[other].file).is_file()
+        or any(_place(root, part) for part in data.assets[other].parts)
+        for other in siblings
+    ):
         raise InputError(
             f"{where}: holds nothing of {', '.join(siblings)}; name the folder with "
             f"{' or '.join([asset.file, *(part.places[0] for part in placed.parts[:1])])} in it"
@@ -74,12 +79,6 @@ def find(
 def _place(root: Path, part: PartParams) -> Path | None:
     present = Path.is_dir if part.files else Path.is_file
     return next((root / place for place in part.places if present(root / place)), None)
-
-
-def _holds(root: Path, placed: PlacedParams, file: str) -> bool:
-    """Whether anything of an asset lies below ``root``."""
-    parts = (_place(root, part) is not None for part in placed.parts)
-    return any(parts) or (root / file).is_file()
 
 
 def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> dict[str, Any]:
@@ -94,16 +93,17 @@ def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> 
     Raises:
         InputError: an empty file, a missing one, or another number than the release has.
     """
-    listing: list[tuple[str, Path, os.stat_result, bool]] = []
-    for part, place in local.parts:
-        listing += _list_part(name, part, place)
+    with _reading():
+        listing = [file for part, place in local.parts for file in _list_part(name, part, place)]
     times = hash_json([[key, status.st_size, status.st_mtime_ns] for key, _, status, _ in listing])
     known = read_json(note) if note.is_file() else {}
     if known.get("times") != times:
         hashed = track(listing, total=len(listing), label=f"check {name}", unit="files")
         digest = hashlib.sha256()
         for key, path, status, content in hashed:
-            digest.update(f"{key} {status.st_size} {_hash(path) if content else '-'}\n".encode())
+            with _reading(path):
+                found = sha256_file(path) if content else "-"
+            digest.update(f"{key} {status.st_size} {found}\n".encode())
         known = {
             "times": times,
             "files": len(listing),
@@ -121,11 +121,16 @@ def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> 
     return facts
 
 
-def _hash(path: Path) -> str:
+@contextlib.contextmanager
+def _reading(path: Path | None = None) -> Iterator[None]:
     try:
-        return sha256_file(path)
+        yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path or error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _list_part(
@@ -135,11 +140,8 @@ def _list_part(
     if not part.files:
         yield part.path, place, _status(place, name), True
         return
-    every = sorted(
-        Path(folder, file)
-        for folder, _, files in os.walk(place, onerror=_unreadable)
-        for file in files
-    )
+    walked = os.walk(place, onerror=_raise)
+    every = sorted(Path(folder, file) for folder, _, files in walked for file in files)
     for files in part.files:
         own = [path for path in every if path.name.endswith(files.suffix)]
         _count(name, files, place, len(own))
@@ -148,15 +150,8 @@ def _list_part(
             yield key, path, _status(path, name), files.content
 
 
-def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-
 def _status(path: Path, name: str) -> os.stat_result:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    status = path.stat()
     if status.st_size == 0:
         raise InputError(
             f"{path}: empty; asset {name} is damaged there: repair it, or set the root to null"

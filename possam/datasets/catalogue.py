@@ -31,10 +31,9 @@ class FolderLayout:
     Attributes:
         root: in words, which folder is meant.
         splits: the publisher's names of the splits, and what they are called here.
-        read: the folder, the publisher's name of the split, the class-name file and the options
-            below that apply, to what is to be converted.
+        read: takes the folder, the publisher's name of the split, the class-name file and those of
+            the options ``class_table`` and ``without_instances`` that apply.
         class_table: default of ``--class-table``; None: there is no such table.
-        without_instances: whether ``--without-instances`` applies.
     """
 
     root: str
@@ -52,10 +51,9 @@ class UpstreamDataset:
         images: how many images the official release has, by split. These are the splits that are
             converted; a run can train on a data set with ``train``.
         metrics: what its ground truth allows: ``panoptic``, ``instance``, ``semantic``.
-        roles: for each part that ``read`` takes, the key in a scale's ``assets`` (``{split}``
-            stands for the split).
-        read: paths of the parts (a file, or the folder of an unpacked archive) and the split, to
-            what is to be converted.
+        roles: for each part that ``read`` takes, the key in a scale's ``assets`` (with
+            ``{split}``).
+        read: takes the parts' paths (files, or folders of unpacked archives) and the split.
         folder: for ``possam convert-files``; None: the layout is not offered there.
         faults: checks beyond those that every data set passes: one message per fault.
         on_disk: for each asset, where it lies below a user's root, as ``params/data.yaml`` says it.
@@ -71,7 +69,6 @@ class UpstreamDataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that are converted."""
         return tuple(self.images)
 
     def parts(self, split: str) -> dict[str, str]:
@@ -96,21 +93,16 @@ def module_of(dataset: str) -> str:
 
 @cache
 def datasets() -> Mapping[str, UpstreamDataset]:
-    """Every data set by its name, in alphabetical order.
-
-    Raises:
-        InputError: a module without a declaration.
-    """
-    found = {}
-    for module in iter_modules(import_module(_PACKAGE).__path__):
-        declared = getattr(import_module(module_of(module.name)), "DECLARATION", None)
-        if not isinstance(declared, UpstreamDataset):
+    """Every data set by its name, in alphabetical order; InputError if one has no declaration."""
+    found: dict[str, Any] = {}
+    for name in sorted(module.name for module in iter_modules(import_module(_PACKAGE).__path__)):
+        found[name] = getattr(import_module(module_of(name)), "DECLARATION", None)
+        if not isinstance(found[name], UpstreamDataset):
             raise InputError(
-                f"{module_of(module.name)}: has no DECLARATION; every module in this folder is a "
-                "data set (docs/add-a-dataset.md)"
+                f"{module_of(name)}: has no DECLARATION; every module in this folder is a data set "
+                "(docs/add-a-dataset.md)"
             )
-        found[module.name] = declared
-    return dict(sorted(found.items()))
+    return found
 
 
 def trainable() -> tuple[str, ...]:
@@ -129,11 +121,7 @@ def users_of_roles() -> dict[str, list[tuple[str, str]]]:
 
 
 def find_dataset(dataset: str, split: str) -> UpstreamDataset:
-    """The data set ``dataset``, which must have ``split``.
-
-    Raises:
-        InputError: no such data set, or no such split; names the valid choices.
-    """
+    """The data set ``dataset``, which must have ``split``; an InputError names valid choices."""
     if dataset not in datasets():
         raise InputError(f"unknown data set {dataset!r}; valid choices: {', '.join(datasets())}")
     found = datasets()[dataset]

@@ -1,7 +1,4 @@
-"""Class-name files: one line per class, ``index:name,synonym,...``, as OpenSeg and ODISE use them.
-
-Beside them, CSV tables of facts about the classes of a data set.
-"""
+"""Class-name files (``index:name,synonym,...``, as OpenSeg and ODISE use them) and class tables."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -28,36 +25,27 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); fetch it again") from error
     classes: dict[int, tuple[str, ...]] = {}
-    seen: set[int] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}: line {number}"
         head, colon, tail = line.partition(":")
         if not colon or not head.strip().isdigit():
-            raise InputError(
-                f"{path}: line {number}: 'index:name,synonym' is expected, not {line!r}"
-            )
-        index = int(head)
-        if index in seen:
-            raise InputError(f"{path}: line {number}: index {index} is written twice; remove one")
-        seen.add(index)
+            raise InputError(f"{where}: 'index:name,synonym' is expected, not {line!r}")
         names = tuple(name.strip() for name in tail.split(","))
-        if names == (VOID_NAME,):
-            continue
+        if int(head) in classes:
+            raise InputError(f"{where}: index {int(head)} is written twice; remove one")
         if not all(names):
-            raise InputError(f"{path}: line {number}: a name is empty; remove the stray comma")
-        classes[index] = names
+            raise InputError(f"{where}: a name is empty; remove the stray comma")
+        classes[int(head)] = names
+    classes = {index: names for index, names in classes.items() if names != (VOID_NAME,)}
     if not classes:
         raise InputError(f"{path}: names no class")
     return classes
 
 
 def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
-    """As :func:`read_class_index`, for label maps whose classes are 1..K and whose 0 is void.
-
-    Raises:
-        InputError: a gap, another order, or what :func:`read_class_index` raises.
-    """
+    """As :func:`read_class_index`, for label maps whose classes are 1..K, in order, and 0 void."""
     names = read_class_index(path)
     if list(names) != list(range(1, len(names) + 1)):
         raise InputError(
@@ -68,11 +56,7 @@ def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
 
 
 def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV table whose header is ``columns``.
-
-    Raises:
-        InputError: unreadable, or with another header or a row of another length.
-    """
+    """Rows of a CSV table; InputError if it is unreadable or its columns are not ``columns``."""
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]

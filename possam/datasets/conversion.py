@@ -1,8 +1,8 @@
 """The part of a conversion that all data sets share: parallel, resumable, atomic.
 
-Work goes to a hidden folder ``.<name>.partial`` beside the output. Each image leaves its files and
-a part file there (written last); a second run keeps the parts whose sources did not change. When
-all are there, the JSON files are assembled from the parts and the folder is renamed.
+Each image leaves its files and (written last) a part file in the hidden folder ``.<name>.partial``
+beside the output; a second run keeps the parts whose sources did not change. When all are there,
+the JSON files are assembled from the parts and the folder is renamed.
 """
 
 import hashlib
@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,8 @@ from possam.datasets.format import (
     PANOPTIC,
     SEMANTIC,
 )
-from possam.datasets.label_runs import encode_masks
-from possam.datasets.pixels import (
-    Array,
-    areas,
-    encode_ids,
-    encode_semantic,
-    write_bytes,
-    write_png,
-)
-from possam.datasets.records import Category, Converted, Segment, Source, Task
+from possam.datasets.pixels import areas, encode_ids, encode_semantic, write_bytes, write_png
+from possam.datasets.records import Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, hash_json, read_json, sha256_file, write_json
 from possam.runtime.pools import in_chunks
@@ -48,8 +41,6 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     """Convert ``source`` and write the data set ``out``; returns its manifest.
 
     Args:
-        source: the images, in the order of the result; ids and file names are unique.
-        name, split: names of the data set.
         out: folder to write; replaced if it exists, and not touched if the conversion fails.
         workers: processes; 0 or 1 converts in this process. Memory grows with the number of
             processes, not with that of images.
@@ -65,27 +56,37 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     staging = out.with_name(f".{out.name}.partial")
     head = {"format": FORMAT, "name": name, "split": split}
     categories = hash_json([category.to_json() for category in source.categories])
-    folders = [PANOPTIC, SEMANTIC] if image_root is not None else [PANOPTIC, SEMANTIC, IMAGES]
+    folders = _folders(source)
     identity = {"instances": source.instances, "categories": categories, "folders": folders}
-    _prepare(staging, head | identity)
-    job = partial(
-        _convert_one, converter=source.converter, staging=staging,
-        classes=len(source.categories), folders=folders,
-    )  # fmt: skip
+    known = staging / "identity.json"
+    if staging.exists() and (not known.exists() or read_json(known) != head | identity):
+        shutil.rmtree(staging)
+    for folder in (*folders, _PARTS):
+        (staging / folder).mkdir(parents=True, exist_ok=True)
+    write_json(known, head | identity)
+    job = partial(_convert_chunk, source=replace(source, tasks=()), staging=staging)
     with Progress(len(tasks), label=f"convert {name} {split}", unit="images") as progress:
-        for count, _ in in_chunks(
-            partial(_each, job), tasks, workers=workers, chunk=CHUNK, preload=__name__
-        ):
+        for count, _ in in_chunks(job, tasks, workers=workers, chunk=CHUNK, preload=__name__):
             progress.update(count)
-    root = IMAGES if image_root is None else _relative(image_root, out)
+    root = IMAGES
+    if image_root is not None:
+        root = os.path.relpath(os.path.realpath(image_root), os.path.realpath(out))
     manifest = _assemble(staging, source, head=head, image_root=root)
     shutil.rmtree(staging / _PARTS)
-    (staging / "identity.json").unlink()
+    known.unlink()
     for folder in folders:
-        _remove_others(staging / folder, {_file_name(task, folder) for task in tasks})
+        expected = {_file_name(task, folder) for task in tasks}
+        for path in (staging / folder).iterdir():
+            if path.name not in expected:  # of an interrupted conversion of other images
+                path.unlink()
     write_json(staging / MANIFEST, manifest)
     publish(staging, out)
     return manifest
+
+
+def _folders(source: Source) -> list[str]:
+    """The data set's folders of images."""
+    return [PANOPTIC, SEMANTIC] if source.image_root is not None else [PANOPTIC, SEMANTIC, IMAGES]
 
 
 def _file_name(task: Task, folder: str) -> str:
@@ -93,40 +94,21 @@ def _file_name(task: Task, folder: str) -> str:
     return task.image.name if folder == IMAGES else task.png_name
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
-
-
-def _prepare(staging: Path, identity: dict[str, Any]) -> None:
-    path = staging / "identity.json"
-    if staging.exists() and (not path.exists() or read_json(path) != identity):
-        shutil.rmtree(staging)
-    for folder in (*identity["folders"], _PARTS):
-        (staging / folder).mkdir(parents=True, exist_ok=True)
-    write_json(path, identity)
-
-
-def _remove_others(folder: Path, expected: set[str]) -> None:
-    """Remove files that an interrupted conversion of other images left."""
-    for path in folder.iterdir():
-        if path.name not in expected:
-            path.unlink()
-
-
 def publish(staging: Path, out: Path) -> None:
     """Rename the folder ``staging``, a sibling of ``out``, to ``out``, which it replaces."""
-    if not out.exists():
-        os.replace(staging, out)
-        return
     retired = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
-    os.replace(out, retired)
+    if replaced := out.exists():
+        os.replace(out, retired)
     os.replace(staging, out)
-    shutil.rmtree(retired)
+    if replaced:
+        shutil.rmtree(retired)
 
 
-def _each(job: Callable[[Task], None], tasks: Sequence[Task]) -> None:
+def _convert_chunk(tasks: Sequence[Task], *, source: Source, staging: Path) -> None:
     for task in tasks:
-        job(task)
+        signature = _signature(task)
+        if not _is_done(staging, task, signature, _folders(source)):
+            _convert_one(task, signature, source, staging)
 
 
 def _part_path(staging: Path, task: Task) -> Path:
@@ -148,29 +130,16 @@ def _signature(task: Task) -> str:
 
 
 def _is_done(staging: Path, task: Task, signature: str, folders: Sequence[str]) -> bool:
-    path = _part_path(staging, task)
-    if not path.exists():
-        return False
-    part = read_json(path)
-    return bool(part["signature"] == signature) and all(
-        path.exists() and sha256_file(path) == part[folder]
-        for folder in folders
-        for path in [staging / folder / _file_name(task, folder)]
+    part_path = _part_path(staging, task)
+    part = read_json(part_path) if part_path.exists() else {}
+    files = {folder: staging / folder / _file_name(task, folder) for folder in folders}
+    return part.get("signature") == signature and all(
+        path.exists() and sha256_file(path) == part[folder] for folder, path in files.items()
     )
 
 
-def _convert_one(
-    task: Task,
-    *,
-    converter: Callable[[Task], Converted],
-    staging: Path,
-    classes: int,
-    folders: Sequence[str],
-) -> None:
-    signature = _signature(task)
-    if _is_done(staging, task, signature, folders):
-        return
-    result = converter(task)
+def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> None:
+    result = source.converter(task)
     if result.panoptic_png is not None:
         panoptic = write_bytes(staging / PANOPTIC / task.png_name, result.panoptic_png)
     else:
@@ -178,12 +147,12 @@ def _convert_one(
     image = result.image
     if isinstance(image, bytes):
         image = write_bytes(staging / IMAGES / task.image.name, image)
-    pixels = encode_semantic(result.semantic, classes)
+    pixels = encode_semantic(result.semantic, len(source.categories))
     semantic = write_png(staging / SEMANTIC / task.png_name, pixels)
     part = {
         "signature": signature,
-        "width": result.width,
-        "height": result.height,
+        "width": result.ids.shape[1],
+        "height": result.ids.shape[0],
         IMAGES: image,
         PANOPTIC: panoptic,
         SEMANTIC: semantic,
@@ -194,31 +163,13 @@ def _convert_one(
     write_bytes(_part_path(staging, task), json.dumps(part).encode())
 
 
-def things_as_instances(
-    ids: Array, segments: Iterable[Segment], categories: Sequence[Category]
-) -> list[dict[str, Any]]:
-    """Instance annotations (COCO, RLE) of the thing segments of one panoptic map."""
-    things = [segment for segment in segments if categories[segment.category].is_thing]
-    masks = encode_masks(ids, {segment.id for segment in things})
-    return [
-        {
-            "category_id": segment.category,
-            "area": segment.area,
-            "bbox": list(segment.bbox),
-            "iscrowd": int(segment.is_crowd),
-            "segmentation": masks[segment.id],
-        }
-        for segment in things
-    ]
-
-
-def _write_json_stream(path: Path, head: dict[str, Any], key: str, items: Iterable[Any]) -> str:
-    """``head`` plus ``key: [items]`` as JSON, one item in memory at a time; returns the SHA-256."""
+def _write_json_stream(path: Path, head: dict[str, Any], items: Iterable[Any]) -> str:
+    """``head`` plus ``annotations: [items]`` as JSON, one item in memory at a time; the SHA-256."""
     with atomic_write(path) as stream:
         stream.write("{\n")
         for name, value in head.items():
             stream.write(f"{json.dumps(name)}: {json.dumps(value)},\n")
-        stream.write(f"{json.dumps(key)}: [")
+        stream.write('"annotations": [')
         for number, item in enumerate(items):
             stream.write((",\n" if number else "\n") + json.dumps(item, allow_nan=False))
         stream.write("\n]\n}\n")
@@ -229,8 +180,8 @@ def _assemble(
     staging: Path, source: Source, *, head: dict[str, Any], image_root: str
 ) -> dict[str, Any]:
     """Write the two JSON files from the parts; returns the manifest."""
-    tasks, categories, instances = source.tasks, source.categories, source.instances
-    size = len(categories)
+    tasks, instances = source.tasks, source.instances
+    size = len(source.categories)
     histogram = {key: [0] * size for key in ("pixels", "segments", "instances")}
     void_pixels = crowd = 0
     hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
@@ -250,11 +201,8 @@ def _assemble(
             for segment in part["segments"]:
                 histogram["segments"][segment["category_id"]] += 1
                 crowd += segment["iscrowd"]
-            yield {
-                "image_id": task.id,
-                "file_name": task.png_name,
-                "segments_info": part["segments"],
-            }
+            entry = {"image_id": task.id, "file_name": task.png_name}
+            yield {**entry, "segments_info": part["segments"]}
 
     def instance_annotations() -> Iterator[dict[str, Any]]:
         number = 0
@@ -268,31 +216,26 @@ def _assemble(
         part = read_json(_part_path(staging, task))
         entry = {"id": task.id, "file_name": task.image.name}
         images.append({**entry, "width": part["width"], "height": part["height"]})
-    classes = [category.to_json() for category in categories]
+    classes = [category.to_json() for category in source.categories]
     things = [entry for entry in classes if entry["isthing"]]
+    top = {"categories": classes, "images": images}
+    small = {"info": {}, "categories": things, "images": images}
     sha256 = {
-        "annotations": _write_json_stream(
-            staging / ANNOTATIONS, {"categories": classes, "images": images},
-            "annotations", annotations(),
-        ),
-        "instances": _write_json_stream(
-            staging / INSTANCES, {"info": {}, "categories": things, "images": images},
-            "annotations", instance_annotations(),
-        ),
-    }  # fmt: skip
+        "annotations": _write_json_stream(staging / ANNOTATIONS, top, annotations()),
+        "instances": _write_json_stream(staging / INSTANCES, small, instance_annotations()),
+    }
     sha256 |= {key: digest.hexdigest() for key, digest in hashes.items()}
-    per_kind = [0, 0]
-    for category, count in zip(categories, histogram["segments"], strict=True):
-        per_kind[category.is_thing] += count
+    segments = sum(histogram["segments"])
+    stuff = sum(histogram["segments"][c.index] for c in source.categories if not c.is_thing)
     return {
         **head,
         "image_root": image_root,
         "num_classes": size,
         "counts": {
             "images": len(tasks),
-            "segments": sum(histogram["segments"]),
-            "things": per_kind[True],
-            "stuff": per_kind[False],
+            "segments": segments,
+            "things": segments - stuff,
+            "stuff": stuff,
             "crowd": crowd,
             "instances": sum(histogram["instances"]),
         },

@@ -9,15 +9,14 @@ A folder in COCO panoptic format, with semantic maps and instances::
     instances.json    COCO instances JSON of the things, masks as compressed RLE
     manifest.json     counts, label histogram, hashes; written last, so a folder with it is complete
 
-Images stay where they were unpacked: the manifest's ``image_root`` leads there from the folder.
-Where a protocol resizes them, the folder holds them itself, in ``images/``, and ``image_root`` says
-so.
+Images stay where they were unpacked, and the manifest's ``image_root`` leads there from the folder;
+those that a protocol resizes are kept in ``images/``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ from possam.runtime.memory import no_collection
 FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,15 @@ class ConvertedDataset:
         data = read_json(path)
         root = directory / manifest["image_root"]
         try:
-            categories = tuple(_category(entry) for entry in data["categories"])
+            categories = tuple(
+                Category(
+                    index=int(entry["id"]),
+                    names=tuple(entry["names"]),
+                    is_thing=bool(entry["isthing"]),
+                    upstream_id=int(entry["upstream_id"]),
+                )
+                for entry in data["categories"]
+            )
             segments = {entry["image_id"]: entry for entry in data["annotations"]}
             images = tuple(
                 _image(entry, segments[entry["id"]], directory, root) for entry in data["images"]
@@ -82,12 +90,9 @@ class ConvertedDataset:
                 f"{path}: not in this project's format (at {error}); convert again"
             ) from error
         return cls(
-            directory=directory,
-            image_root=root,
-            manifest=manifest,
-            categories=categories,
+            directory=directory, image_root=root, manifest=manifest, categories=categories,
             images=images,
-        )
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -110,40 +115,30 @@ class ConvertedDataset:
     def image(self, position: int) -> npt.NDArray[np.uint8]:
         """The photograph, uint8 RGB (H, W, 3)."""
         record = self.images[position]
-        pixels = read_image(record.file)
-        _check_size(pixels, record, record.file)
-        return pixels
+        return _of_size(read_image(record.file), record, record.file)
 
     def panoptic(self, position: int) -> npt.NDArray[np.int32]:
         """Segment ids, int32 (H, W), 0 is void."""
         record = self.images[position]
-        ids = read_ids(record.panoptic)
-        _check_size(ids, record, record.panoptic)
-        return ids
+        return _of_size(read_ids(record.panoptic), record, record.panoptic)
 
     def semantic(self, position: int) -> npt.NDArray[np.int32]:
         """Class indices, int32 (H, W), -1 is void."""
         record = self.images[position]
         pixels, _ = decode_file(record.semantic)
         labels = decode_semantic(pixels, len(self.categories), record.semantic)
-        _check_size(labels, record, record.semantic)
-        return labels
+        return _of_size(labels, record, record.semantic)
 
     def instances(self) -> dict[str, Any]:
         """The COCO instances JSON (things, compressed RLE), ready for pycocotools."""
         path = self.directory / INSTANCES
         if sha256_file(path) != self.manifest["sha256"]["instances"]:
             raise InputError(f"{path}: changed since the conversion; convert the data set again")
-        data: dict[str, Any] = read_json(path)
-        return data
+        return dict(read_json(path))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a converted data set.
-
-    Raises:
-        InputError: ``directory`` is not a complete converted data set of this version.
-    """
+    """The manifest of a converted data set; InputError if it is missing or of another version."""
     path = Path(directory) / MANIFEST
     if not path.exists():
         raise InputError(f"{directory}: not a converted data set (no {MANIFEST}); convert it first")
@@ -153,21 +148,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_size(pixels: npt.NDArray[Any], record: ImageRecord, path: Path) -> None:
+def _of_size(pixels: npt.NDArray[T], record: ImageRecord, path: Path) -> npt.NDArray[T]:
     if pixels.shape[:2] != (record.height, record.width):
         raise InputError(
             f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the annotations say "
             f"{record.width}x{record.height}; unpack and convert again"
         )
-
-
-def _category(entry: Mapping[str, Any]) -> Category:
-    return Category(
-        index=int(entry["id"]),
-        names=tuple(entry["names"]),
-        is_thing=bool(entry["isthing"]),
-        upstream_id=int(entry["upstream_id"]),
-    )
+    return pixels
 
 
 def _image(

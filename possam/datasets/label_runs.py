@@ -1,8 +1,4 @@
-"""Areas, boxes and run-length codes of the segments of a label map, counted over runs.
-
-H W: height and width. A run is a stretch of pixels of one value; see
-:func:`possam.datasets.pixels.runs`.
-"""
+"""Areas, boxes and run-length codes of the segments of a label map (H, W), counted over runs."""
 
 import itertools
 from collections.abc import Collection
@@ -11,21 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from possam.datasets.pixels import Array
+from possam.datasets.pixels import Array, runs
 
 Box = tuple[int, int, int, int]
 
 
 def segment_table(ids: Array) -> list[tuple[int, int, Box]]:
-    """(id, area in pixels, bounding box x y w h) of every non-zero id, ascending.
+    """(id, area in pixels, bounding box x y w h) of each non-zero id of ``ids``, ascending.
 
-    Args:
-        ids: integer (H, W), not negative.
+    ``ids``: integer (H, W), not negative.
     """
     if not ids.size:
         return []
     width = ids.shape[1]
-    starts = _starts(ids, every=width)
+    starts = np.union1d(runs(ids)[0], np.arange(0, ids.size, width))  # a run ends with its row
     lengths = np.diff(starts, append=ids.size)
     values, order, first = _groups(ids.ravel()[starts])
     starts, lengths = starts[order], lengths[order]
@@ -43,43 +38,22 @@ def segment_table(ids: Array) -> list[tuple[int, int, Box]]:
 def encode_masks(ids: Array, wanted: Collection[int]) -> dict[int, dict[str, Any]]:
     """Compressed RLE of ``ids == value`` for all ``wanted`` values that occur, in one pass.
 
-    Args:
-        ids: integer (H, W), not negative.
-
-    Returns:
-        By value: ``size`` (H, W) and ``counts`` as text, as COCO's JSON has it.
+    ``ids``: integer (H, W), not negative. Returns by value: ``size`` (H, W) and ``counts`` as text,
+    as COCO's JSON has it.
     """
     if not ids.size or not wanted:
         return {}
     turned = np.ascontiguousarray(compact(ids).T).ravel()  # COCO counts down the columns
-    starts = _starts(turned)
-    ends = np.append(starts[1:], turned.size)
+    starts, lengths = runs(turned)
     values, order, first = _groups(turned[starts])
-    starts, ends = starts[order], ends[order]
-    bounds = np.append(first, len(order)).tolist()
-    kept, counts = [], []
-    for position, value in enumerate(values.tolist()):
+    edges = np.stack([starts, starts + lengths], axis=1)[order]
+    counts = {}
+    for value, own in zip(values.tolist(), np.split(edges, first[1:]), strict=True):
         if value in wanted:
-            own = slice(bounds[position], bounds[position + 1])
-            edges = np.stack([starts[own], ends[own]], axis=1).ravel()
-            if edges[-1] != turned.size:
-                edges = np.append(edges, turned.size)
-            kept.append(value)
-            counts.append(np.diff(edges, prepend=0))
-    size = list(ids.shape)
-    texts = _counts_as_text(counts)
-    return {v: {"size": size, "counts": text} for v, text in zip(kept, texts, strict=True)}
-
-
-def _starts(ids: Array, *, every: int | None = None) -> npt.NDArray[np.int64]:
-    """Where runs begin in the flat map; with ``every``, also at each multiple of it."""
-    flat = ids.ravel()
-    begins = np.empty(flat.size, dtype=bool)
-    begins[0] = True
-    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-    if every is not None:
-        begins[::every] = True
-    return np.flatnonzero(begins)
+            ends = own.ravel() if own[-1, 1] == turned.size else np.append(own, turned.size)
+            counts[value] = np.diff(ends, prepend=0)
+    size, texts = list(ids.shape), _counts_as_text([*counts.values()])
+    return {v: {"size": size, "counts": text} for v, text in zip(counts, texts, strict=True)}
 
 
 def compact(values: Array) -> Array:
@@ -91,7 +65,7 @@ def _groups(values: Array) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np
     """Distinct values, ascending; a stable order that sorts ``values``; where each group begins."""
     order = np.argsort(compact(values), kind="stable")  # a radix sort for small types
     ordered = values[order]
-    first = _starts(ordered)
+    first, _ = runs(ordered)
     return ordered[first], order, first
 
 
@@ -103,12 +77,7 @@ def _counts_as_text(counts: list[npt.NDArray[np.int64]]) -> list[str]:
     """
     if not counts:
         return []
-    numbers = []
-    for own in counts:
-        changed = own.copy()
-        changed[3:] -= own[1:-2]
-        numbers.append(changed)
-    rest = np.concatenate(numbers)
+    rest = np.concatenate([np.append(own[:3], own[3:] - own[1:-2]) for own in counts])
     characters, used = [], []
     more = np.ones(len(rest), dtype=bool)
     while more.any():
@@ -116,8 +85,7 @@ def _counts_as_text(counts: list[npt.NDArray[np.int64]]) -> list[str]:
         bits, rest = rest & 31, rest >> 5
         more = more & (rest != np.where(bits & 16, -1, 0))
         characters.append(bits + 32 * more + 48)
-    text = np.stack(characters, axis=1).astype(np.uint8)
-    written = np.stack(used, axis=1)
+    text, written = np.stack(characters, axis=1).astype(np.uint8), np.stack(used, axis=1)
     ends = np.cumsum([len(own) for own in counts])
     bounds = [0, *np.cumsum(written.sum(1))[ends - 1].tolist()]
     whole = text[written].tobytes().decode("ascii")

@@ -5,7 +5,7 @@ Nothing here needs numpy, so that the modules of data sets can be found quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 UPSTREAM_INSTANCES = "upstream annotations"
 """How ``Source.instances`` begins where the publisher annotated instances."""
-NO_INSTANCES = "none (semantic only: a class's pixels are one stuff segment)"
-"""``Source.instances`` of a data set of label maps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +35,16 @@ class Category:
             "isthing": int(self.is_thing),
             "upstream_id": self.upstream_id,
         }
+
+
+def stuff_categories(
+    names: Mapping[int, tuple[str, ...]], upstream_ids: Sequence[int]
+) -> list[Category]:
+    """Classes in the order of ``names`` (class-name file), all stuff."""
+    return [
+        Category(index=index, names=synonyms, is_thing=False, upstream_id=upstream)
+        for index, (synonyms, upstream) in enumerate(zip(names.values(), upstream_ids, strict=True))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +73,7 @@ class Task:
     """One image to convert.
 
     Attributes:
-        id: unique in the data set.
-        image: the photograph; its name is kept, and unique in the data set.
+        id, image: number and photograph; number and file name are unique in the data set.
         sources: its annotation files.
         payload: what the converter needs besides the files (JSON values).
     """
@@ -87,7 +94,6 @@ class Converted:
     """One converted image.
 
     Attributes:
-        width, height: in pixels.
         image: SHA-256 of the photograph, which stays where it is; or the content of the file that
             the data set keeps in its place.
         ids: segment ids, integer (H, W), 0 is void.
@@ -97,8 +103,6 @@ class Converted:
         panoptic_png: the upstream file that is kept bit for bit; None: ``ids`` are written.
     """
 
-    width: int
-    height: int
     image: str | bytes
     ids: Array
     semantic: Array
@@ -114,9 +118,7 @@ class Source:
     Attributes:
         tasks: the images, in the order of the result.
         converter: converts one image; picklable; raises InputError on bad input.
-        categories: the classes.
-        image_root: folder of the photographs; None: the converter returns them, and the data set
-            keeps them.
+        image_root: folder of the photographs; None: the converter returns them, to be kept.
         instances: in words, where instances come from.
     """
 
@@ -124,4 +126,4 @@ class Source:
     converter: Callable[[Task], Converted]
     categories: Sequence[Category]
     image_root: Path | None
-    instances: str = NO_INSTANCES
+    instances: str = "none (semantic only: a class's pixels are one stuff segment)"

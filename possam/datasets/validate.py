@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from possam.datasets.format import (
     ConvertedDataset,
     ImageRecord,
 )
+from possam.datasets.images import check_photo
 from possam.datasets.label_runs import segment_table
-from possam.datasets.photos import check_photo
 from possam.datasets.pixels import Array, class_map, decode_file, decode_ids, decode_semantic
 from possam.datasets.records import UPSTREAM_INSTANCES
 from possam.runtime.errors import InputError
@@ -41,17 +42,12 @@ def validate_dataset(
     maps of one size; ids of each PNG = ids of the JSON, with their areas and boxes; class indices
     in range; both maps agree on stuff; counts and label histogram recounted; instances of thing
     classes, of their image's size, with the area that their mask has or, from upstream polygons, a
-    positive one; at least half of the images have a labelled pixel, and a segment.
-
-    Args:
-        directory: folder of the data set.
-        workers: processes.
-        more: what this data set promises besides: one message per fault.
+    positive one; at least half of the images have a labelled pixel, and a segment. ``more``: what
+    this data set promises besides, one message per fault.
 
     Returns:
-        ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of
-        images without a labelled pixel), ``empty_images`` (without a segment) and
-        ``absent_classes`` (without a pixel here).
+        ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of those
+        without a labelled pixel), ``empty_images`` (without a segment) and ``absent_classes``.
 
     Raises:
         InputError: one line per fault (the first twenty, and how many there are).
@@ -67,33 +63,29 @@ def validate_dataset(
     is_thing = np.array([category.is_thing for category in dataset.categories], dtype=bool)
     hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
     label = f"validate {dataset.name} {dataset.split}"
+    check = partial(_check_chunk, is_thing=is_thing)
+    found = in_chunks(check, dataset.images, workers=workers, chunk=CHUNK, preload=__name__)
     with Progress(len(dataset), label=label, unit="images") as progress:
-        check = partial(_check_chunk, is_thing=is_thing)
-        for count, results in in_chunks(
-            check, dataset.images, workers=workers, chunk=CHUNK, preload=__name__
-        ):
-            for record, result in results:
-                faults += result["faults"]
-                for key, digest in hashes.items():
-                    digest.update(f"{record.panoptic.name} {result['hashes'].get(key)}\n".encode())
-                counts = result.get("pixels")
-                if counts is not None:
-                    void_pixels += int(counts[-1])
-                    pixels += counts[:-1]
-                    if not counts[:-1].any():
-                        void_images.append(record.id)
-                for segment in record.segments:
-                    if segment.category < size:
-                        segments[segment.category] += 1
-            progress.update(count)
+        for record, result in chain.from_iterable(results for _, results in found):
+            faults += result["faults"]
+            for key, digest in hashes.items():
+                digest.update(f"{record.panoptic.name} {result['hashes'].get(key)}\n".encode())
+            if (counts := result.get("pixels")) is not None:
+                void_pixels += int(counts[-1])
+                pixels += counts[:-1]
+                if not counts[:-1].any():
+                    void_images.append(record.id)
+            for segment in record.segments:
+                if segment.category < size:
+                    segments[segment.category] += 1
+            progress.update()
     for key, digest in hashes.items():
         if digest.hexdigest() != dataset.manifest["sha256"][key]:
             faults.append(f"{directory}: {key} files are not those that were converted")
-    instances = _instance_faults(dataset, faults)
     recounted = {
         "pixels": pixels.tolist(),
         "segments": segments.tolist(),
-        "instances": instances.tolist(),
+        "instances": _instance_faults(dataset, faults),
         "void_pixels": void_pixels,
     }
     for key, value in recounted.items():
@@ -106,10 +98,9 @@ def validate_dataset(
                 "or the labels are of another release"
             )
     if faults:
-        shown = faults[:_SHOWN]
-        if len(faults) > _SHOWN:
-            shown.append(f"... and {len(faults) - _SHOWN} more")
-        raise InputError("\n".join([*shown, f"{directory}: convert the data set again"]))
+        rest = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        remedy = f"{directory}: convert the data set again"
+        raise InputError("\n".join([*faults[:_SHOWN], *rest, remedy]))
     absent = [c.names[0] for c, n in zip(dataset.categories, pixels, strict=True) if not n]
     return {
         "counts": dict(dataset.manifest["counts"]),
@@ -126,14 +117,10 @@ def _static_faults(dataset: ConvertedDataset) -> list[str]:
         faults.append(f"{where}: category ids are not 0..K-1 in order")
     if not all(all(category.names) and category.names for category in dataset.categories):
         faults.append(f"{where}: a category has no name")
-    for key, values in (
-        ("image id", [record.id for record in dataset.images]),
-        ("image file", [record.file for record in dataset.images]),
-        ("panoptic file", [record.panoptic for record in dataset.images]),
-    ):
-        if len(set(values)) != len(values):
-            faults.append(f"{where}: an {key} comes twice")
     records = dataset.images
+    for key, field in (("image id", "id"), ("image file", "file"), ("panoptic file", "panoptic")):
+        if len({getattr(record, field) for record in records}) != len(records):
+            faults.append(f"{where}: an {key} comes twice")
     things = sum(dataset.categories[s.category].is_thing for r in records for s in r.segments)
     total = sum(len(record.segments) for record in records)
     counts = {
@@ -168,8 +155,8 @@ def _check_chunk(
 
 def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
     num_classes = len(is_thing)
-    result: dict[str, Any] = {"faults": [], "hashes": {}}
-    faults: list[str] = result["faults"]
+    faults: list[str] = []
+    result: dict[str, Any] = {"faults": faults, "hashes": {}}
     size = (record.height, record.width)
     try:
         photo_size, result["hashes"][IMAGES] = check_photo(record.file)
@@ -180,11 +167,8 @@ def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
     except InputError as error:
         faults.append(str(error))
         return result
-    for path, shape in (
-        (record.file, photo_size),
-        (record.panoptic, ids.shape),
-        (record.semantic, labels.shape),
-    ):
+    paths = (record.file, record.panoptic, record.semantic)
+    for path, shape in zip(paths, (photo_size, ids.shape, labels.shape), strict=True):
         if shape != size:
             faults.append(f"{path}: {shape[1]}x{shape[0]} pixels, not {size[1]}x{size[0]}")
     found = {key: (area, box) for key, area, box in segment_table(ids)}
@@ -224,10 +208,9 @@ def _disagreeing(ids: Array, labels: Array, record: ImageRecord, is_thing: Array
     return int(((classes != labels) & ~allowed).sum())
 
 
-def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> Any:
-    """Append faults of ``instances.json``; returns the number of instances of each class, (K,)."""
-    path = dataset.directory / INSTANCES
-    counts = np.zeros(len(dataset.categories), dtype=np.int64)
+def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> list[int]:
+    """Append faults of ``instances.json``; returns the number of instances of each class."""
+    path, counts = dataset.directory / INSTANCES, [0] * len(dataset.categories)
     things = {category.index for category in dataset.categories if category.is_thing}
     sizes = {record.id: [record.height, record.width] for record in dataset.images}
     counted = not dataset.manifest["instances"].startswith(UPSTREAM_INSTANCES)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from possam.datasets.format import Category, ConvertedDataset, ImageRecord
-from possam.datasets.pixels import UNREADABLE, decode_ids
-from possam.datasets.png import decode_map
+from possam.datasets.pixels import UNREADABLE, decode_ids, decode_map
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from possam.datasets.png import GREY, RGB, InflatedMap, encode_map, inflate_map
+from possam.datasets.pixels import GREY, RGB, InflatedMap, encode_map, inflate_map
 from possam.runtime.compiled_loops import importing_loops
 
 _TABLE = 1024

@@ -35,9 +35,7 @@ def convert_files(
 ) -> None:
     """Convert a folder that lies anywhere, in the layout of a data set, and validate the result.
 
-    Args:
-        layout: name of a data set that has a ``folder`` in its declaration, which says what
-            ``root``, ``split`` and the two options mean.
+    The ``folder`` in the data set's declaration says what ``root``, ``split`` and the options mean.
 
     Raises:
         InputError: an option that the layout does not have, or bad input.
@@ -45,17 +43,15 @@ def convert_files(
     layouts = {name: found for name, one in datasets().items() if (found := one.folder)}
     if layout not in layouts:
         raise InputError(f"unknown layout {layout!r}; valid choices: {', '.join(layouts)}")
-    own, options = layouts[layout], dict[str, Any]()
-    with_table = [name for name, one in layouts.items() if one.class_table is not None]
-    if own.class_table is not None:
-        options["class_table"] = class_table or own.class_table
-    elif class_table is not None:
-        raise InputError(f"--class-table: only for {', '.join(with_table)}, not {layout}")
-    if own.without_instances:
-        options["without_instances"] = without_instances
-    elif without_instances:
-        having = ", ".join(name for name, one in layouts.items() if one.without_instances)
-        raise InputError(f"--without-instances: only for {having}, not {layout}")
+    own = layouts[layout]
+    options: dict[str, Any] = {"class_table": class_table, "without_instances": without_instances}
+    for option, value in options.items():
+        having = [name for name, one in layouts.items() if getattr(one, option)]
+        if value and layout not in having:
+            flag = option.replace("_", "-")
+            raise InputError(f"--{flag}: only for {', '.join(having)}, not {layout}")
+    options["class_table"] = class_table or own.class_table
+    options = {option: value for option, value in options.items() if getattr(own, option)}
     split = own.splits.get(split, split)
     source = own.read(root, split, class_names=class_names, **options)
     report = _convert_checked(source, layout, split, out=out, workers=workers)

@@ -38,53 +38,42 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoScene:
-    """JPEG, panoptic PNG (id = R + 256 G + 65536 B), ``segments_info``, instance annotations."""
+class EncodedScene:
+    """Number, JPEG and labels (PASCAL Context: MATLAB, ``LabelMap``, uint16, 0 void, 1 to K)."""
 
     number: int
     jpeg: bytes
-    png: bytes
+    labels: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoScene(EncodedScene):
+    """Panoptic PNG (id = R + 256 G + 65536 B), ``segments_info``, instance annotations."""
+
     segments: list[dict[str, Any]]
     instances: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdeScene:
-    """JPEG, semantic PNG (0 void, 1..K), instance PNG (R class, G instance), pixels per class."""
+class AdeScene(EncodedScene):
+    """Semantic PNG (0 void, 1..K), instance PNG (R class, G instance), pixels per class."""
 
-    number: int
-    jpeg: bytes
-    semantic: bytes
     instance: bytes
     pixels: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdeFullScene:
-    """JPEG, label PNG (ADE index = (R // 10) * 256 + G, B: object) and the content of the JSON."""
+class AdeFullScene(EncodedScene):
+    """Label PNG (ADE index = (R // 10) * 256 + G, B: object) and the content of the JSON."""
 
-    number: int
-    jpeg: bytes
-    labels: bytes
     objects: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextScene:
-    """JPEG and MATLAB file (``LabelMap``, uint16, 0 void, 1 to K)."""
-
-    number: int
-    jpeg: bytes
-    labels: bytes
 
 
 def coco_category_ids() -> dict[int, int]:
     """World class index -> COCO-like category id: things from 1, stuff from 92, with gaps."""
-    classes = domain_classes("a")
-    things = [c.index for c in classes if c.is_thing]
-    stuff = [c.index for c in classes if not c.is_thing]
-    ids = {index: 1 + k + k // 7 for k, index in enumerate(things)}
-    return ids | {index: 92 + k + k // 3 for k, index in enumerate(stuff)}
+    things, stuff = ([c for c in domain_classes("a") if c.is_thing == kind] for kind in (1, 0))
+    ids = {c.index: 1 + k + k // 7 for k, c in enumerate(things)}
+    return ids | {c.index: 92 + k + k // 3 for k, c in enumerate(stuff)}
 
 
 def ade_indices() -> dict[int, int]:
@@ -94,8 +83,8 @@ def ade_indices() -> dict[int, int]:
 
 def ade_instance_indices() -> dict[int, int]:
     """World class index of a thing -> instance class, 1 to T."""
-    things = [c.index for c in domain_classes("b") if c.is_thing]
-    return {index: k for k, index in enumerate(things, start=1)}
+    things = (c for c in domain_classes("b") if c.is_thing)
+    return {c.index: k for k, c in enumerate(things, start=1)}
 
 
 def ade_full_indices() -> dict[int, int]:
@@ -112,8 +101,7 @@ def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
     """COCO's uncompressed run lengths: column-major, starting with the zeros."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], changes, [flat.size])))
-    return ([0] if flat[0] else []) + [int(run) for run in runs]
+    return ([0] if flat[0] else []) + np.diff(changes, prepend=0, append=flat.size).tolist()
 
 
 def bounding_box(mask: npt.NDArray[np.bool_]) -> list[int]:
@@ -143,9 +131,8 @@ def _annotated_scene(task: Task) -> tuple[Scene, npt.NDArray[np.uint8], np.rando
     scene = render_scene(rng, task.domain)
     ids = scene.ids.copy()
     if rng.random() < _VOID_SHARE:
-        size = ids.shape[0]
         height, width = rng.integers(6, 17, 2)
-        top, left = rng.integers(0, size - 17, 2)
+        top, left = rng.integers(0, len(ids) - 17, 2)
         ids[top : top + height, left : left + width] = 0
     return scene, ids, rng
 
@@ -186,7 +173,7 @@ def coco_scene(task: Task) -> CocoScene:
     return CocoScene(
         number=task.number,
         jpeg=encode_jpeg(scene.image),
-        png=encode_png(np.stack(parts, axis=-1)),
+        labels=encode_png(np.stack(parts, axis=-1)),
         segments=segments,
         instances=instances,
     )
@@ -208,7 +195,7 @@ def ade_scene(task: Task) -> AdeScene:
     return AdeScene(
         number=task.number,
         jpeg=encode_jpeg(scene.image),
-        semantic=encode_png(semantic),
+        labels=encode_png(semantic),
         instance=encode_png(instance),
         pixels=np.bincount(semantic.ravel(), minlength=len(indices) + 1),
     )
@@ -246,8 +233,7 @@ def ade_full_scene(task: Task) -> AdeFullScene:
 def _ade_object(number: int, class_index: int, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """One entry of ``annotation.object``; the polygon follows the mask's ends, row by row."""
     rows = np.flatnonzero(mask.any(1))
-    left = mask[rows].argmax(1)
-    right = mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
+    left, right = mask[rows].argmax(1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
     names = domain_names("b", CLASSES[class_index])
     return {
         "id": number,
@@ -267,14 +253,14 @@ def _ade_object(number: int, class_index: int, mask: npt.NDArray[np.bool_]) -> d
     }
 
 
-def context_scene(task: Task) -> ContextScene:
+def context_scene(task: Task) -> EncodedScene:
     """Render and annotate one scene in the format of PASCAL Context."""
     scene, ids, _ = _annotated_scene(task)
     indices = context_indices()
     labels = np.zeros(ids.shape, np.uint16)
     for segment in scene.segments:
         labels[ids == segment.id] = indices[segment.class_index]
-    return ContextScene(number=task.number, jpeg=encode_jpeg(scene.image), labels=_mat(labels))
+    return EncodedScene(number=task.number, jpeg=encode_jpeg(scene.image), labels=_mat(labels))
 
 
 def _mat(labels: npt.NDArray[np.uint16]) -> bytes:

@@ -1,17 +1,16 @@
 """Write the mini world as archives in the upstream layouts of the data sets.
 
-Domain A becomes "synthetic COCO" (panoptic and instance annotations), domain B "synthetic ADE20K"
-(scene parsing and instance annotations). Two more test sets have only label maps: the full ADE20K
-is the validation scenes of ADE20K (as upstream) under a larger vocabulary, PASCAL Context is new
-scenes of both domains. File names are the upstream's, so that unpacking and
-conversion are the code that runs on real data; class-name files say that they are synthetic. The
-same counts and seed give the same bytes (with the same Pillow and zlib), with any number of
-processes.
+Domain A becomes "synthetic COCO", domain B "synthetic ADE20K". Two more test sets have only label
+maps: the full ADE20K is the validation scenes of ADE20K (as upstream) under a larger vocabulary,
+PASCAL Context is new scenes of both domains. File names are the upstream's; class-name files say
+that they are synthetic. The same counts and seed give the same bytes (with the same Pillow and
+zlib), with any number of processes.
 """
 
+import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -22,175 +21,205 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from possam.runtime.errors import InputError
-from possam.runtime.files import sha256_file, write_json
+from possam.runtime.files import atomic_write, sha256_file, write_json
 from possam.runtime.progress import Progress
 from possam.synthetic.annotate import (
+    ADE_FULL_FOLDER,
     AdeFullScene,
     AdeScene,
     CocoScene,
-    ContextScene,
+    EncodedScene,
     Task,
+    ade_full_indices,
     ade_full_scene,
     ade_indices,
+    ade_instance_indices,
     ade_scene,
     coco_category_ids,
     coco_scene,
+    context_indices,
     context_scene,
 )
-from possam.synthetic.class_files import FILES as CLASS_FILES
-from possam.synthetic.class_files import write_class_files
 from possam.synthetic.options import WorldOptions
 from possam.synthetic.packing import FixedZip, fixed_tar, fixed_zip, tar_add
 from possam.synthetic.scenes import SIZE, Split
-from possam.synthetic.semantic_archives import ADE_FULL, CONTEXT, VOC, write_ade_full, write_context
 from possam.synthetic.vocabulary import CLASSES, domain_names
 
 MANIFEST_NAME = "manifest.json"
-_VAL_NUMBERS = 500_000
-"""COCO's image ids are unique over train and val; val starts above this."""
+_VAL_NUMBERS = 500_001
+"""COCO's image ids are unique over train and val; val starts here."""
 _CONTEXT_INDICES = 500_000
 """PASCAL Context's scenes are others than those of the domains' val splits."""
 _ADE = "ADEChallengeData2016"
+_ADE_FULL = "ADE20K_2021_17_01.zip"
+_VOC = "VOCtrainval_03-May-2010.tar"
+_CONTEXT = "trainval.tar.gz"
 _CHUNK = 16
+_COCO_LAST_INDEX = 200
 
-Made = TypeVar("Made", CocoScene, AdeScene, AdeFullScene, ContextScene)
+Made = TypeVar("Made", CocoScene, AdeScene, AdeFullScene, EncodedScene)
 
 
 def _tasks(
-    domain: Literal["a", "b"], split: Split, *, count: int, seed: int, first: int
-) -> list[Task]:
+    domain: Literal["a", "b"], split: Split, other: Literal["a", "b"] | None = None, *,
+    count: int, seed: int, first: int = 1, skip: int = 0,
+) -> list[Task]:  # fmt: skip
+    """Scenes from index ``skip``, numbered from ``first``; every second one of domain ``other``."""
+    domains = (domain, other or domain)
     return [
-        Task(domain=domain, split=split, seed=seed, index=k, number=first + k) for k in range(count)
+        Task(domain=domains[k % 2], split=split, seed=seed, index=skip + k, number=first + k)
+        for k in range(count)
     ]
 
 
-def _context_tasks(count: int, seed: int) -> list[Task]:
-    """Scenes of the two domains by turns."""
-    return [
-        Task(
-            domain="b" if k % 2 else "a", split="val", seed=seed, index=_CONTEXT_INDICES + k,
-            number=k + 1,
-        )
-        for k in range(count)
-    ]  # fmt: skip
-
-
-def _coco_categories(things_only: bool) -> list[dict[str, Any]]:
-    out = []
-    for index, number in coco_category_ids().items():
-        entry = CLASSES[index]
-        if things_only and not entry.is_thing:
-            continue
-        colour = [37 * number % 256, 91 * number % 256, 173 * number % 256]
-        category: dict[str, Any] = {"supercategory": entry.form, "id": number, "name": entry.name}
-        if not things_only:
-            category |= {"isthing": int(entry.is_thing), "color": colour}
-        out.append(category)
-    return out
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _info() -> dict[str, Any]:
-    return {
-        "info": {"description": "Synthetic COCO: a procedural stand-in", "version": "1.0"},
-        "licenses": [],
-    }
-
-
 def _coco_split(
-    directory: Path, panoptic: FixedZip, instances: FixedZip, scenes: Iterable[CocoScene],
-    split: Split,
-) -> None:  # fmt: skip
+    directory: Path, panoptic: FixedZip, instances: FixedZip, scenes: Iterable[CocoScene], name: str
+) -> None:
     images, annotations, objects = [], [], []
     inner = io.BytesIO()
-    name = f"{split}2017"
     with fixed_zip(directory / f"{name}.zip") as pictures, FixedZip(inner) as maps:
         for scene in scenes:
             stem = f"{scene.number:012d}"
             pictures.add(f"{name}/{stem}.jpg", scene.jpeg)
-            maps.add(f"panoptic_{name}/{stem}.png", scene.png)
+            maps.add(f"panoptic_{name}/{stem}.png", scene.labels)
             images.append(
                 {"id": scene.number, "file_name": f"{stem}.jpg", "height": SIZE, "width": SIZE}
             )
-            annotations.append(
-                {
-                    "image_id": scene.number,
-                    "file_name": f"{stem}.png",
-                    "segments_info": scene.segments,
-                }
-            )
+            entry = {"image_id": scene.number, "file_name": f"{stem}.png"}
+            annotations.append(entry | {"segments_info": scene.segments})
             objects.extend(scene.instances)
-    shared = _info() | {"images": images}
-    panoptic.add(
-        f"annotations/panoptic_{name}.json",
-        _json(shared | {"annotations": annotations, "categories": _coco_categories(False)}),
-        compress=True,
-    )
-    panoptic.add(f"annotations/panoptic_{name}.zip", inner.getvalue())
     numbered = [entry | {"id": k} for k, entry in enumerate(objects, start=1)]
-    instances.add(
-        f"annotations/instances_{name}.json",
-        _json(shared | {"annotations": numbered, "categories": _coco_categories(True)}),
-        compress=True,
-    )
+    panoptic_classes, thing_classes = [], []
+    for index, number in coco_category_ids().items():
+        own = CLASSES[index]
+        category: dict[str, Any] = {"supercategory": own.form, "id": number, "name": own.name}
+        colour = [37 * number % 256, 91 * number % 256, 173 * number % 256]
+        panoptic_classes.append(category | {"isthing": int(own.is_thing), "color": colour})
+        thing_classes += [category] if own.is_thing else []
+    for archive, kind, entries, categories in (
+        (panoptic, "panoptic", annotations, panoptic_classes),
+        (instances, "instances", numbered, thing_classes),
+    ):
+        content = {
+            "info": {"description": "Synthetic COCO: a procedural stand-in", "version": "1.0"},
+            "licenses": [],
+            "images": images,
+            "annotations": entries,
+            "categories": categories,
+        }
+        text = json.dumps(content, separators=(",", ":")).encode()
+        archive.add(f"annotations/{kind}_{name}.json", text, compress=True)
+    panoptic.add(f"annotations/panoptic_{name}.zip", inner.getvalue())
 
 
-def _write_coco(
-    directory: Path, make: Callable[[Callable[[Task], CocoScene], list[Task]], Iterator[CocoScene]],
-    tasks: dict[Split, list[Task]],
-) -> None:  # fmt: skip
+def _write_coco(directory: Path, scenes: dict[str, Iterable[CocoScene]]) -> None:
     with (
         fixed_zip(directory / "panoptic_annotations_trainval2017.zip") as panoptic,
         fixed_zip(directory / "annotations_trainval2017.zip") as instances,
     ):
-        for split, todo in tasks.items():
-            _coco_split(directory, panoptic, instances, make(coco_scene, todo), split)
+        for split, made in scenes.items():
+            _coco_split(directory, panoptic, instances, made, f"{split}2017")
 
 
-def _object_info(pixels: dict[str, Any], counts: dict[str, Any]) -> str:
+def _object_info(pixels: Any, train: Any, val: Any) -> str:
     """Text of ``objectInfo150.txt``: share of labelled pixels, images of each split, names."""
-    total = max(1, sum(int(p[1:].sum()) for p in pixels.values()))
-    lines = ["Idx\tRatio\tTrain\tVal\tName"]
+    total = max(1, int(pixels[1:].sum()))
+    text = "Idx\tRatio\tTrain\tVal\tName\n"
     for index, number in ade_indices().items():
-        share = sum(int(p[number]) for p in pixels.values()) / total
         names = ", ".join(domain_names("b", CLASSES[index]))
-        train, val = int(counts["training"][number]), int(counts["validation"][number])
-        lines.append(f"{number}\t{share:.4f}\t{train}\t{val}\t{names}")
-    return "\n".join(lines) + "\n"
+        share = f"{int(pixels[number]) / total:.4f}"
+        text += f"{number}\t{share}\t{train[number]}\t{val[number]}\t{names}\n"
+    return text
 
 
-def _write_ade(
-    directory: Path, make: Callable[[Callable[[Task], AdeScene], list[Task]], Iterator[AdeScene]],
-    tasks: dict[Split, list[Task]],
-) -> None:  # fmt: skip
+def _write_ade(directory: Path, scenes: dict[str, Iterable[AdeScene]]) -> None:
     folders = {"train": "training", "val": "validation"}
     size = len(ade_indices()) + 1
-    pixels = {folder: np.zeros(size, np.int64) for folder in folders.values()}
-    counts = {folder: np.zeros(size, np.int64) for folder in folders.values()}
+    pixels, counts = ({split: np.zeros(size, np.int64) for split in folders} for _ in range(2))
     scene_lines: list[str] = []
     with (
         fixed_zip(directory / f"{_ADE}.zip") as archive,
         fixed_tar(directory / "annotations_instance.tar") as tar,
     ):
-        for split, todo in tasks.items():
+        for split, made in scenes.items():
             folder = folders[split]
-            for scene in make(ade_scene, todo):
+            for scene in made:
                 stem = f"ADE_{split}_{scene.number:08d}"
                 archive.add(f"{_ADE}/images/{folder}/{stem}.jpg", scene.jpeg)
-                archive.add(f"{_ADE}/annotations/{folder}/{stem}.png", scene.semantic)
+                archive.add(f"{_ADE}/annotations/{folder}/{stem}.png", scene.labels)
                 tar_add(tar, f"annotations_instance/{folder}/{stem}.png", scene.instance)
-                pixels[folder] += scene.pixels
-                counts[folder] += scene.pixels > 0
-                scene_lines.append(f"{stem} synthetic")
-        archive.add(
-            f"{_ADE}/objectInfo150.txt", _object_info(pixels, counts).encode(), compress=True
-        )
-        archive.add(
-            f"{_ADE}/sceneCategories.txt", ("\n".join(scene_lines) + "\n").encode(), compress=True
-        )
+                pixels[split] += scene.pixels
+                counts[split] += scene.pixels > 0
+                scene_lines.append(f"{stem} synthetic\n")
+        info = _object_info(sum(pixels.values()), counts["train"], counts["val"])
+        archive.add(f"{_ADE}/objectInfo150.txt", info.encode(), compress=True)
+        archive.add(f"{_ADE}/sceneCategories.txt", "".join(scene_lines).encode(), compress=True)
+
+
+def _write_ade_full(directory: Path, scenes: Iterable[AdeFullScene]) -> None:
+    """Write the zip of the full release: photograph, label map and objects beside each other."""
+    with fixed_zip(directory / _ADE_FULL) as archive:
+        for scene in scenes:
+            stem = f"{ADE_FULL_FOLDER}/ADE_val_{scene.number:08d}"
+            archive.add(f"{stem}.jpg", scene.jpeg)
+            archive.add(f"{stem}_seg.png", scene.labels)
+            archive.add(f"{stem}.json", json.dumps(scene.objects).encode(), compress=True)
+
+
+def _write_context(directory: Path, scenes: Iterable[EncodedScene]) -> None:
+    """Write the photographs with their list, and the MATLAB files."""
+    stems: list[str] = []
+    with (
+        fixed_tar(directory / _VOC) as photographs,
+        fixed_tar(directory / _CONTEXT, compress=True) as labels,
+    ):
+        for scene in scenes:
+            stem = f"2010_{scene.number:06d}"
+            tar_add(photographs, f"VOCdevkit/VOC2010/JPEGImages/{stem}.jpg", scene.jpeg)
+            tar_add(labels, f"trainval/{stem}.mat", scene.labels)
+            stems.append(stem)
+        listing = "".join(f"{stem}\n" for stem in stems).encode()
+        tar_add(photographs, "VOCdevkit/VOC2010/ImageSets/Main/val.txt", listing)
+
+
+def _write_class_files(directory: Path) -> tuple[str, ...]:
+    """Write class-name files (one line per index) and tables of classes; returns their names."""
+    coco = {number: domain_names("a", CLASSES[k]) for k, number in coco_category_ids().items()}
+    ade = {number: domain_names("b", CLASSES[k]) for k, number in ade_indices().items()}
+    full = [domain_names("b", CLASSES[k]) for k in ade_full_indices()]
+    context = {number: CLASSES[k].names for k, number in context_indices().items()}
+    things = ade_instance_indices()
+    texts = {
+        "synthetic_coco_with_prompt_eng.txt": _name_lines(coco, last=_COCO_LAST_INDEX),
+        "synthetic_ade20k_with_prompt_eng.txt": _name_lines(ade, last=len(ade)),
+        "synthetic_ade20k_instances.csv": _table(
+            ("scene_parse_index", "instance_index", "name"),
+            ((n, things.get(k, ""), ", ".join(ade[n])) for k, n in ade_indices().items()),
+        ),
+        "synthetic_ade20k_full_with_prompt_eng.txt": _name_lines(
+            dict(enumerate(full, start=1)), last=len(full)
+        ),
+        "synthetic_ade20k_full_classes.csv": _table(
+            ("train_id", "ade_index", "name"),
+            ((k, n, ", ".join(full[k])) for k, n in enumerate(ade_full_indices().values())),
+        ),
+        "synthetic_pascal_context_with_prompt_eng.txt": _name_lines(context, last=len(context)),
+    }
+    for name, text in texts.items():
+        with atomic_write(directory / name) as stream:
+            stream.write(text)
+    return tuple(texts)
+
+
+def _name_lines(entries: Mapping[int, tuple[str, ...]], *, last: int) -> str:
+    void = ("invalid_class_id",)
+    return "".join(f"{k}:{','.join(entries.get(k, void))}\n" for k in range(last + 1))
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
+    return table.getvalue()
 
 
 def _produce(
@@ -208,8 +237,6 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
     """Write all archives and class-name files into ``directory``, and ``manifest.json`` last.
 
     Args:
-        directory: made if it is missing.
-        world: seed, and number of images of each split.
         workers: processes that render; with one, none is started.
 
     Returns:
@@ -231,33 +258,30 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
             pool = stack.enter_context(
                 ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             )
-        progress = stack.enter_context(
-            Progress(sum(counts.values()), label="synthetic world", unit="images")
-        )
+        total = sum(counts.values())
+        progress = stack.enter_context(Progress(total, label="synthetic world", unit="images"))
         make = partial(_produce, pool=pool, progress=progress)
-        _write_coco(directory, make, {
-            "train": _tasks("a", "train", count=world.coco_train, seed=seed, first=1),
-            "val": _tasks("a", "val", count=world.coco_val, seed=seed, first=_VAL_NUMBERS + 1),
+        tasks = partial(_tasks, seed=seed)
+        _write_coco(directory, {
+            "train": make(coco_scene, tasks("a", "train", count=world.coco_train)),
+            "val": make(coco_scene, tasks("a", "val", count=world.coco_val, first=_VAL_NUMBERS)),
         })  # fmt: skip
-        _write_ade(directory, make, {
-            "train": _tasks("b", "train", count=world.ade20k_train, seed=seed, first=1),
-            "val": _tasks("b", "val", count=world.ade20k_val, seed=seed, first=1),
+        _write_ade(directory, {
+            "train": make(ade_scene, tasks("b", "train", count=world.ade20k_train)),
+            "val": make(ade_scene, tasks("b", "val", count=world.ade20k_val)),
         })  # fmt: skip
-        full = _tasks("b", "val", count=world.ade20k_full_val, seed=seed, first=1)
-        write_ade_full(directory, make(ade_full_scene, full))
-        context = _context_tasks(world.pascal_context_459_val, seed)
-        write_context(directory, make(context_scene, context))
-    write_class_files(directory)
+        full = tasks("b", "val", count=world.ade20k_full_val)
+        _write_ade_full(directory, make(ade_full_scene, full))
+        count = world.pascal_context_459_val
+        context = tasks("a", "val", "b", count=count, skip=_CONTEXT_INDICES)
+        _write_context(directory, make(context_scene, context))
     names = (
         "train2017.zip", "val2017.zip", "panoptic_annotations_trainval2017.zip",
         "annotations_trainval2017.zip", f"{_ADE}.zip", "annotations_instance.tar",
-        ADE_FULL, VOC, CONTEXT, *CLASS_FILES,
+        _ADE_FULL, _VOC, _CONTEXT, *_write_class_files(directory),
     )  # fmt: skip
     files = {
-        name: {
-            "sha256": sha256_file(directory / name),
-            "bytes": (directory / name).stat().st_size,
-        }
+        name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size}
         for name in names
     }
     manifest = {"seed": seed, "counts": counts, "files": files}

@@ -1,15 +1,80 @@
-"""What both tower trainings share: their loop, averaged weights, one thread for exact repeats."""
+"""What both tower trainings share: scenes as tensors, their loop, one thread for exact repeats."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from possam.runtime.errors import TrainingError
 from possam.runtime.progress import Progress
+from possam.synthetic.scenes import Scene, Split, render_scenes
+from possam.synthetic.vocabulary import Domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Settings of a training; ``scenes``: how many are rendered for it."""
+
+    scenes: int = 10_000
+    iterations: int
+    batch: int
+    weight_decay: float = 0.05
+    warmup: float
+    average: float = 0.995
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSet:
+    """N scenes: ``images`` uint8 (N, 3, H, W), ``ids`` uint8 (N, H, W), ``classes`` int64 (N, M).
+
+    ``classes[n, k]`` is the world class of segment ``k + 1`` of scene n, -1 beyond its last
+    segment.
+    """
+
+    images: Tensor
+    ids: Tensor
+    classes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(
+        self, rng: np.random.Generator, count: int, *, flips: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (float), ids and classes of random scenes, mirrored by chance along ``flips``."""
+        rows = torch.from_numpy(rng.integers(len(self), size=count))
+        images, ids = self.images[rows].float(), self.ids[rows]
+        for axis in flips:
+            if rng.random() < 0.5:
+                images, ids = images.flip(axis), ids.flip(axis)
+        return images, ids, self.classes[rows]
+
+
+def pack_scenes(scenes: list[Scene]) -> SceneSet:
+    """Stack scenes of equal size."""
+    most = max(len(scene.segments) for scene in scenes)
+    classes = torch.full((len(scenes), most), -1, dtype=torch.int64)
+    for row, scene in zip(classes, scenes, strict=True):
+        row[: len(scene.segments)] = torch.tensor([s.class_index for s in scene.segments])
+    images = torch.from_numpy(np.stack([scene.image.transpose(2, 0, 1) for scene in scenes]))
+    ids = torch.from_numpy(np.stack([scene.ids for scene in scenes]))
+    return SceneSet(images=images, ids=ids, classes=classes)
+
+
+def render_scene_set(count: int, *, domain: Domain, split: Split = "train", seed: int) -> SceneSet:
+    """Render and pack ``count`` scenes (see :func:`possam.synthetic.scenes.render_scenes`)."""
+    return pack_scenes(render_scenes(count, domain=domain, split=split, seed=seed))
+
+
+def segment_masks(ids: Tensor, count: int) -> Tensor:
+    """Binary masks of segments 1 to ``count``: ids (B, H, W) -> float (B, count, H, W)."""
+    numbers = torch.arange(1, count + 1, dtype=ids.dtype, device=ids.device)
+    return (ids[:, None] == numbers[:, None, None]).float()
 
 
 class WeightAverage:
@@ -19,11 +84,8 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
-        self._decay = decay
-        self._count = 0
-        self._state: dict[str, Tensor] = {
-            key: value.detach().clone() for key, value in module.state_dict().items()
-        }
+        self._decay, self._count = decay, 0
+        self._state = {key: value.clone() for key, value in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -52,42 +114,43 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def half(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict in fp16."""
+    return {key: value.half().contiguous() for key, value in module.state_dict().items()}
+
+
 def fit(
     model: nn.Module,
     loss: Callable[[], tuple[Tensor, float]],
     groups: list[dict[str, Any]],
     *,
     parameters: list[nn.Parameter],
-    iterations: int,
-    weight_decay: float,
-    warmup: float,
-    average: float,
+    settings: FitSettings,
     label: str,
     measured: str,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train ``model``, which has the averaged weights in the end.
+    """Train ``model``, which has the averaged weights (decay ``average``) in the end.
 
     Learning rates rise over the share ``warmup`` of the iterations (at least 2) and fall to zero as
     a cosine.
 
     Args:
-        model: whose weights are averaged.
         loss: loss of the next batch, and a quality in 0..1 that progress shows as ``measured``.
         groups: parameters with their highest learning rate (``params``, ``lr``).
         parameters: those whose gradients are clipped together, to a norm of 1.
-        average: decay of the average.
         after_step: called after each step of the optimizer.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.98))
+    iterations, rates = settings.iterations, [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
     schedule = OneCycleLR(
-        optimizer, [group["lr"] for group in groups], iterations,
-        pct_start=max(warmup, 2 / iterations), cycle_momentum=False,
+        optimizer, rates, iterations, pct_start=max(settings.warmup, 2 / iterations),
+        cycle_momentum=False,
     )  # fmt: skip
-    averaged, quality = WeightAverage(model, decay=average), 0.0
+    averaged, quality = WeightAverage(model, decay=settings.average), 0.0
     with Progress(iterations, label=label) as progress:
         for _ in range(iterations):
             value, share = loss()

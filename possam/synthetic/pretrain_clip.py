@@ -18,10 +18,22 @@ from torch import Tensor
 
 from possam.model.encoders.clip import SYNTHETIC_CONVNEXT, FrozenClip, build_open_clip
 from possam.runtime.files import atomic_write, write_json
-from possam.synthetic.fitting import fit, one_thread
-from possam.synthetic.scene_set import SceneSet, render_scene_set, segment_masks
-from possam.synthetic.tokenizer import write_bpe
-from possam.synthetic.vocabulary import CLASSES, TEMPLATES, caption_words, domain_classes
+from possam.synthetic.fitting import (
+    FitSettings,
+    SceneSet,
+    fit,
+    half,
+    one_thread,
+    render_scene_set,
+    segment_masks,
+)
+from possam.synthetic.vocabulary import (
+    CLASSES,
+    TEMPLATES,
+    caption_words,
+    domain_classes,
+    write_bpe,
+)
 
 CONFIG_NAME = "synthetic_clip.json"
 WEIGHTS_NAME = "synthetic_clip.safetensors"
@@ -32,19 +44,16 @@ MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSettings:
+class ClipSettings(FitSettings):
     """Settings of the CLIP training."""
 
-    scenes: int = 10_000
     iterations: int = 2_500
     batch: int = 32
+    warmup: float = 0.06
     crops: int = 8
     crop_weight: float = 0.3
     image_lr: float = 2e-3
     text_lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.06
-    average: float = 0.995
     mask_shift: int = 2
     """Masks are shifted by up to this many pixels, as predicted masks are not exact."""
 
@@ -74,12 +83,10 @@ def clip_config(vocabulary_size: int) -> dict[str, object]:
 
 def _captions(rng: np.random.Generator, indices: list[int]) -> list[str]:
     """One caption of each class: a random name in a random template."""
-    out = []
-    for index in indices:
-        names = CLASSES[index].names
-        template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
-        out.append(template.format(names[int(rng.integers(len(names)))]))
-    return out
+    return [
+        TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(names[int(rng.integers(len(names)))])
+        for names in (CLASSES[index].names for index in indices)
+    ]
 
 
 def _crop_grid(masks: Tensor, rng: np.random.Generator) -> Tensor:
@@ -112,19 +119,14 @@ class _ClipTrainer:
         self.clip, self.scenes, self.settings = clip, scenes, settings
         self.model: CLIP = clip.model
         self.rng = np.random.default_rng([seed, 11])
-        known = [c.index for c in domain_classes("web")]
-        self.known = known
+        self.known = [c.index for c in domain_classes("web")]
         self.column = torch.full((len(CLASSES),), -1)
-        self.column[known] = torch.arange(len(known))
+        self.column[self.known] = torch.arange(len(self.known))
 
     def loss(self) -> tuple[Tensor, float]:
         """Loss of the next random batch, and the share of its regions with the right caption."""
         settings, rng = self.settings, self.rng
-        rows = torch.from_numpy(rng.integers(len(self.scenes), size=settings.batch))
-        images, ids = self.scenes.images[rows].float(), self.scenes.ids[rows]
-        classes = self.scenes.classes[rows]
-        if rng.random() < 0.5:
-            images, ids = images.flip(-1), ids.flip(-1)
+        images, ids, classes = self.scenes.draw(rng, settings.batch, flips=(-1,))
         images = (images - self.clip.image_mean) / self.clip.image_std
         present = classes >= 0
         masks = segment_masks(ids, classes.shape[1])
@@ -153,14 +155,9 @@ class _ClipTrainer:
 
 
 def pretrain_clip(
-    *,
-    out: Path,
-    seed: int,
-    settings: ClipSettings | None = None,
-    scenes: SceneSet | None = None,
+    *, out: Path, seed: int, settings: ClipSettings | None = None, scenes: SceneSet | None = None
 ) -> None:
-    """Train the CLIP and write its configuration, BPE file and fp16 weights into the folder
-    ``out``.
+    """Train the CLIP; write its configuration, BPE file and fp16 weights into the folder ``out``.
 
     Runs on one CPU thread; the same seed on the same machine and library versions gives the same
     weights. ``scenes``: already rendered scenes of domain "web" (else ``settings.scenes`` are
@@ -178,33 +175,23 @@ def pretrain_clip(
         model.requires_grad_(True)
         model.train()
         trainer = _ClipTrainer(clip=clip, scenes=scenes, settings=settings, seed=seed)
-        _fit(trainer)
+        visual = [p for name, p in model.named_parameters() if name.startswith("visual.")]
+        rest = [p for name, p in model.named_parameters() if not name.startswith("visual.")]
+
+        @torch.no_grad()
+        def limit() -> None:
+            model.logit_scale.clamp_(0, float(np.log(MAX_LOGIT_SCALE)))
+
+        fit(
+            model,
+            trainer.loss,
+            [{"params": visual, "lr": settings.image_lr}, {"params": rest, "lr": settings.text_lr}],
+            parameters=list(model.parameters()),
+            settings=settings,
+            label="synthetic CLIP",
+            measured="regions right",
+            after_step=limit,
+        )
         clip.requires_grad_(False)
-    weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(out / WEIGHTS_NAME, "wb") as stream:
-        stream.write(save(weights, metadata={"format": "pt"}))
-
-
-def _fit(trainer: _ClipTrainer) -> None:
-    settings, model = trainer.settings, trainer.model
-    visual = list(model.visual.parameters())
-    own = {id(p) for p in visual}
-    rest = [p for p in model.parameters() if id(p) not in own]
-
-    @torch.no_grad()
-    def limit() -> None:
-        model.logit_scale.clamp_(0, float(np.log(MAX_LOGIT_SCALE)))
-
-    fit(
-        model,
-        trainer.loss,
-        [{"params": visual, "lr": settings.image_lr}, {"params": rest, "lr": settings.text_lr}],
-        parameters=list(model.parameters()),
-        iterations=settings.iterations,
-        weight_decay=settings.weight_decay,
-        warmup=settings.warmup,
-        average=settings.average,
-        label="synthetic CLIP",
-        measured="regions right",
-        after_step=limit,
-    )
+        stream.write(save(half(model), metadata={"format": "pt"}))

@@ -18,30 +18,23 @@ from torch import Tensor, nn
 from possam.model.encoders.sam import ARCHITECTURES, build_sam, find_architecture
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write
-from possam.synthetic.fitting import fit, one_thread
-from possam.synthetic.scene_set import SceneSet, render_scene_set
+from possam.synthetic.fitting import FitSettings, SceneSet, fit, half, one_thread, render_scene_set
 
 VARIANTS: tuple[str, ...] = tuple(name for name in ARCHITECTURES if name.startswith("synthetic_"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamSettings:
-    """Settings of one SAM training."""
+class SamSettings(FitSettings):
+    """Settings of one SAM training; ``clicks``: prompts per image."""
 
-    scenes: int = 10_000
     iterations: int = 2_000
     batch: int = 16
-    clicks: int = 4
-    """Prompts per image."""
-    lr: float = 1e-3
-    weight_decay: float = 0.05
     warmup: float = 0.1
-    average: float = 0.995
+    clicks: int = 4
+    lr: float = 1e-3
     bce_weight: float = 5.0
     mean_weight: float = 0.4
-    """Weight of the mean over the three masks, beside the best one: segments here are not
-    ambiguous.
-    """
+    """Of the mean over the three masks, beside the best one: segments here are not ambiguous."""
     embedding_weight: float = 1.0
     embedding_pixels: int = 256
 
@@ -52,11 +45,10 @@ def weights_name(variant: str) -> str:
 
 
 def decode_clicks(sam: Sam, embeddings: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks of one click on each of B embeddings, in one batch.
+    """Masks of one click on each of B embeddings: ``MaskDecoder.predict_masks`` of many images.
 
     ``embeddings`` (B, C, h, w), ``clicks`` (B, 2) in pixels, x then y. Returns the logits of three
-    masks (B, 3, 4h, 4w) and their predicted IoU (B, 3). ``MaskDecoder.predict_masks`` takes one
-    image per call; this is the same computation over its modules for many images.
+    masks (B, 3, 4h, 4w) and their predicted IoU (B, 3).
     """
     decoder, prompt = sam.mask_decoder, sam.prompt_encoder
     labels = torch.ones(len(clicks), 1, device=clicks.device)
@@ -107,8 +99,9 @@ class _PixelHead(nn.Module):
 class _SamTrainer:
     """One training: model, data, and the loss of a batch."""
 
-    def __init__(self, *, sam: Sam, head: _PixelHead, scenes: SceneSet, settings: SamSettings,
-                 seed: int) -> None:  # fmt: skip
+    def __init__(
+        self, sam: Sam, head: _PixelHead, scenes: SceneSet, settings: SamSettings, seed: int
+    ) -> None:
         self.sam, self.head, self.scenes, self.settings = sam, head, scenes, settings
         self.rng = np.random.default_rng([seed, 13])
         self.noise = torch.Generator().manual_seed(seed)
@@ -125,13 +118,8 @@ class _SamTrainer:
     def loss(self) -> tuple[Tensor, float]:
         """Loss of the next random batch, and the mean IoU of the masks that the head chooses."""
         settings, rng = self.settings, self.rng
-        rows = torch.from_numpy(rng.integers(len(self.scenes), size=settings.batch))
-        images, ids = self.scenes.images[rows].float(), self.scenes.ids[rows]
-        if rng.random() < 0.5:
-            images, ids = images.flip(-1), ids.flip(-1)
-        if rng.random() < 0.5:
-            images, ids = images.flip(-2), ids.flip(-2)
-        counts = (self.scenes.classes[rows] >= 0).sum(1).numpy()
+        images, ids, classes = self.scenes.draw(rng, settings.batch, flips=(-1, -2))
+        counts = (classes >= 0).sum(1).numpy()
         numbers = [rng.permutation(np.resize(np.arange(n), settings.clicks)) for n in counts]
         chosen = torch.from_numpy(np.concatenate(numbers)) + 1
         owner = torch.arange(settings.batch).repeat_interleave(settings.clicks)
@@ -170,8 +158,7 @@ def pretrain_sam(
     settings: SamSettings | None = None,
     scenes: SceneSet | None = None,
 ) -> None:
-    """Train one SAM (a name of :data:`VARIANTS`) and write its fp16 state dict into the folder
-    ``out``.
+    """Train one SAM (of :data:`VARIANTS`); write its fp16 state dict into the folder ``out``.
 
     Runs on one CPU thread; the same seed on the same machine and library versions gives the same
     weights. ``scenes``: already rendered scenes of domain "web" (else ``settings.scenes`` are
@@ -190,30 +177,18 @@ def pretrain_sam(
         if sam.image_encoder.pos_embed is not None:
             nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
         sam.train()
-        trainer = _SamTrainer(sam=sam, head=head, scenes=scenes, settings=settings, seed=seed)
+        trainer = _SamTrainer(sam, head, scenes, settings, seed)
         parameters = [*sam.parameters(), *head.parameters()]
         fit(
             sam,
             trainer.loss,
             [{"params": parameters, "lr": settings.lr}],
             parameters=parameters,
-            iterations=settings.iterations,
-            weight_decay=settings.weight_decay,
-            warmup=settings.warmup,
-            average=settings.average,
+            settings=settings,
             label=variant,
             measured="IoU of chosen masks",
         )
-    write_weights(out / weights_name(variant), sam)
-
-
-def write_weights(path: Path, sam: Sam) -> None:
-    """Write a SAM's state dict in fp16; the same weights give the same bytes.
-
-    Saved through a buffer, because PyTorch writes the name of a file that it opens into it.
-    """
-    weights = {key: value.half().contiguous() for key, value in sam.state_dict().items()}
-    stream = io.BytesIO()
-    torch.save(weights, stream)
-    with atomic_write(path, "wb") as target:
-        target.write(stream.getvalue())
+    content = io.BytesIO()  # PyTorch writes the name of a file that it opens into it
+    torch.save(half(sam), content)
+    with atomic_write(out / weights_name(variant), "wb") as stream:
+        stream.write(content.getvalue())

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from possam.runtime.progress import track
-from possam.synthetic.materials import TEXTURES, smooth_noise
+from possam.synthetic.materials import smooth_noise, texture
 from possam.synthetic.vocabulary import COLOURS, Domain, WorldClass, domain_classes
 
 SIZE = 128
@@ -33,13 +33,12 @@ _PATTERNS = ("plain", "striped", "spotted", "checkered")
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One segment of a scene: ``id`` in the scene's map, ``class_index`` into ``CLASSES``."""
+    """``id`` in the scene's map, ``class_index`` into ``CLASSES``, ``area`` in visible pixels."""
 
     id: int
     class_index: int
     is_thing: bool
     area: int
-    """Visible pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +69,6 @@ STYLES: dict[str, Style] = {
     "b": Style(bands=False, max_things=5, radius=(16, 24), stuff_gain=(0.78, 1.0),
                thing_gain=(0.8, 1.0), haze=10, noise=6),
 }  # fmt: skip
-
-
-def _grid(size: int) -> tuple[Array, Array]:
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    return x, y
 
 
 def shape_mask(shape: str, u: Array, v: Array) -> Mask:
@@ -138,7 +132,7 @@ def _layout(
 def _paint_stuff(
     rng: np.random.Generator, style: Style, stuff: list[WorldClass], image: Array, ids: Ids
 ) -> list[WorldClass]:
-    x, y = _grid(SIZE)
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     count = min(int(rng.integers(1, 4)), len(stuff))
     chosen = [stuff[k] for k in rng.choice(len(stuff), count, replace=False)]
     label = _layout(rng, style, count, x, y)
@@ -149,8 +143,8 @@ def _paint_stuff(
     painted: list[WorldClass] = []
     for k in np.flatnonzero(np.bincount(label.ravel(), minlength=count)):
         inside = label == k
-        texture = TEXTURES[chosen[k].form](rng, x, y) * rng.uniform(*style.stuff_gain)
-        np.copyto(image, texture, where=inside[..., None], casting="same_kind")
+        paint = texture(chosen[k].form, rng, x, y) * rng.uniform(*style.stuff_gain)
+        np.copyto(image, paint, where=inside[..., None], casting="same_kind")
         painted.append(chosen[k])
         ids[inside] = len(painted)
     return painted

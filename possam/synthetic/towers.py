@@ -7,33 +7,61 @@ the result does not depend on how many run side by side.
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from possam.model.encoders.clip import load_clip
-from possam.model.encoders.sam import load_sam
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from possam.model.encoders.clip import FrozenClip, load_clip
+from possam.model.encoders.sam import SamEncoder, load_sam
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, sha256_file, write_json
 from possam.runtime.provenance import provenance
-from possam.synthetic.fitting import one_thread
+from possam.synthetic.fitting import SceneSet, one_thread, render_scene_set, segment_masks
 from possam.synthetic.pretrain_clip import (
     BPE_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
     ClipSettings,
+    pool_regions,
     pretrain_clip,
 )
-from possam.synthetic.pretrain_sam import VARIANTS, SamSettings, pretrain_sam, weights_name
-from possam.synthetic.quality import QUALITY_SEED, clip_accuracy, sam_click_iou
+from possam.synthetic.pretrain_sam import (
+    VARIANTS,
+    SamSettings,
+    decode_clicks,
+    mask_iou,
+    pretrain_sam,
+    weights_name,
+)
+from possam.synthetic.vocabulary import (
+    CLASSES,
+    TEMPLATES,
+    WorldClass,
+    domain_classes,
+    domain_names,
+    seen_in_training,
+)
 
 PROVENANCE_NAME = "provenance.json"
 SEED = 0
 """Seed of the towers that are shipped."""
 _DIGITS = 4
+_Measured = Literal["a", "b", "held"]
+_DOMAINS: tuple[_Measured, ...] = ("a", "b", "held")
+QUALITY_SEED = 2
+"""Seed of the scenes that the figures are measured on; trainings use another split as well."""
+_BATCH = 25
+_VILD_TEMPLATES = TEMPLATES[:14]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +84,94 @@ class TowerSettings:
     sam_quality_scenes: int = 100
 
 
+def class_scores(clip: FrozenClip, embeddings: Tensor, names: list[tuple[str, ...]]) -> Tensor:
+    """Cosine of embeddings (N, E) with each class, (N, K): mean of templates, best of names."""
+    texts = [t.format(name) for group in names for name in group for t in _VILD_TEMPLATES]
+    text = clip.encode_text(texts).unflatten(0, (-1, len(_VILD_TEMPLATES))).mean(1)
+    scores = F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T
+    parts = scores.split([len(group) for group in names], dim=1)
+    return torch.stack([part.max(1).values for part in parts], dim=1)
+
+
+@torch.no_grad()
+def region_embeddings(clip: FrozenClip, scenes: SceneSet) -> tuple[Tensor, Tensor]:
+    """CLIP embeddings (N, E) of all segments, pooled in their true masks, and classes (N,)."""
+    found = []
+    for start in range(0, len(scenes), _BATCH):
+        rows = slice(start, start + _BATCH)
+        features = clip.encode_dense(scenes.images[rows].float())
+        masks = segment_masks(scenes.ids[rows], scenes.classes.shape[1])
+        found.append(clip.project(pool_regions(features, masks))[scenes.classes[rows] >= 0])
+    return torch.cat(found), scenes.classes[scenes.classes >= 0]
+
+
+def clip_accuracy(clip: FrozenClip, *, domain: _Measured, scenes: int) -> dict[str, float]:
+    """Share of segments whose best class, over all classes of ``domain``, is the right one.
+
+    Returns ``things_seen``, ``things_unseen`` (by PosSAM, which trains on domain A) and ``stuff``;
+    for "held", whose vocabulary is the whole world's and whose things CLIP has never seen:
+    ``things`` and ``stuff``.
+    """
+    vocabulary: tuple[WorldClass, ...] = CLASSES if domain == "held" else domain_classes(domain)
+    names = [c.names if domain == "held" else domain_names(domain, c) for c in vocabulary]
+    data = render_scene_set(scenes, domain=domain, split="val", seed=QUALITY_SEED)
+    embeddings, classes = region_embeddings(clip, data)
+    best = class_scores(clip, embeddings, names).argmax(1)
+    position = {c.index: k for k, c in enumerate(vocabulary)}
+    right: dict[str, list[bool]] = {}
+    for index, guess in zip(classes.tolist(), best.tolist(), strict=True):
+        group = "stuff"
+        if CLASSES[index].is_thing:
+            seen = "_seen" if seen_in_training(CLASSES[index]) else "_unseen"
+            group = "things" if domain == "held" else f"things{seen}"
+        right.setdefault(group, []).append(guess == position[index])
+    return {group: float(np.mean(hits)) for group, hits in sorted(right.items())}
+
+
+def inner_click(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) of a boolean mask that is farthest from its boundary; the image's edge is
+    boundary too.
+    """
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distance.argmax()), mask.shape)
+    return int(x), int(y)
+
+
+@torch.no_grad()
+def sam_click_iou(sam: Sam, *, domain: _Measured, scenes: int) -> dict[str, float]:
+    """IoU of masks from one inner click on each segment, at the images' resolution.
+
+    Returns ``chosen`` (the mask that the IoU head prefers), ``oracle`` (the best of the three),
+    ``things`` and ``stuff`` (parts of ``chosen``) and ``head_error`` (mean error of the predicted
+    IoU).
+    """
+    encoder = SamEncoder(sam.image_encoder)
+    data = render_scene_set(scenes, domain=domain, split="val", seed=QUALITY_SEED)
+    chosen, oracle, error, is_thing = [], [], [], []
+    for start in range(0, len(data), _BATCH):
+        rows = slice(start, start + _BATCH)
+        present = data.classes[rows] >= 0
+        masks = segment_masks(data.ids[rows], present.shape[1])[present] > 0
+        clicks = torch.tensor([inner_click(mask) for mask in masks.numpy()], dtype=torch.float32)
+        embeddings = encoder(data.images[rows].float())[present.nonzero()[:, 0]]
+        logits, predicted = decode_clicks(sam, embeddings, clicks)
+        logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
+        iou = mask_iou(logits > 0, masks[:, None])
+        best = predicted.argmax(1, keepdim=True)
+        chosen.append(iou.gather(1, best)[:, 0])
+        oracle.append(iou.max(1).values)
+        error.append((predicted - iou).abs().mean(1))
+        is_thing.append(data.classes[rows][present] < sum(c.is_thing for c in CLASSES))
+    picked, things = torch.cat(chosen), torch.cat(is_thing)
+    return {
+        "chosen": float(picked.mean()),
+        "oracle": float(torch.cat(oracle).mean()),
+        "things": float(picked[things].mean()),
+        "stuff": float(picked[~things].mean()),
+        "head_error": float(torch.cat(error).mean()),
+    }
+
+
 def tower_files() -> tuple[str, ...]:
     """Names of the files that make up the towers, without the provenance."""
     return (*(weights_name(v) for v in VARIANTS), CONFIG_NAME, WEIGHTS_NAME, BPE_NAME)
@@ -66,22 +182,20 @@ def measure_quality(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Recompute the quality figures of the towers in a folder, on fixed scenes, on one thread.
 
-    Returns tower -> domain -> figure (see :func:`possam.synthetic.quality.clip_accuracy` and
-    :func:`~possam.synthetic.quality.sam_click_iou`), rounded to four digits.
+    Returns tower -> domain -> figure (see :func:`clip_accuracy` and :func:`sam_click_iou`), rounded
+    to four digits.
     """
     figures: dict[str, dict[str, dict[str, float]]] = {}
     with one_thread():
         clip = load_clip(config=towers / CONFIG_NAME, checkpoint=towers / WEIGHTS_NAME)
         figures["synthetic_clip"] = {
-            "a": clip_accuracy(clip, domain="a", scenes=clip_scenes),
-            "b": clip_accuracy(clip, domain="b", scenes=clip_scenes),
-            "held": clip_accuracy(clip, domain="held", scenes=clip_scenes),
+            domain: clip_accuracy(clip, domain=domain, scenes=clip_scenes) for domain in _DOMAINS
         }
         for variant in VARIANTS:
             sam = load_sam(towers / weights_name(variant), architecture=variant)
             figures[variant] = {
-                "a": sam_click_iou(sam, domain="a", scenes=sam_scenes),
-                "b": sam_click_iou(sam, domain="b", scenes=sam_scenes),
+                domain: sam_click_iou(sam, domain=domain, scenes=sam_scenes)
+                for domain in _DOMAINS[:2]
             }
     return {
         tower: {
@@ -90,40 +204,6 @@ def measure_quality(
         }
         for tower, domains in figures.items()
     }
-
-
-def write_towers_provenance(
-    towers: Path,
-    *,
-    settings: TowerSettings,
-    seed: int,
-    wall_times: dict[str, float],
-    started: float,
-) -> dict[str, Any]:
-    """Measure the towers in a folder and write its ``provenance.json``.
-
-    It holds the settings, seed, versions and times, ``files`` (name -> ``sha256``, ``bytes``) and
-    ``quality`` (the figures of :func:`measure_quality`). ``wall_times``: seconds of each training.
-    """
-    parameters = asdict(settings) | {"quality_seed": QUALITY_SEED}
-    record = provenance(
-        stage="pretrain",
-        parameters=parameters,
-        inputs={},
-        seed=seed,
-        started=started,
-        root=Path(__file__).resolve().parents[2],
-    )
-    record["training_wall_time_s"] = {k: math.ceil(v) for k, v in sorted(wall_times.items())}
-    record["files"] = {
-        name: {"sha256": sha256_file(towers / name), "bytes": (towers / name).stat().st_size}
-        for name in tower_files()
-    }
-    record["quality"] = measure_quality(
-        towers, clip_scenes=settings.clip_quality_scenes, sam_scenes=settings.sam_quality_scenes
-    )
-    write_json(towers / PROVENANCE_NAME, record)
-    return record
 
 
 def _timed(job: Callable[[], None]) -> float:
@@ -135,12 +215,13 @@ def _timed(job: Callable[[], None]) -> float:
 def rebuild_towers(
     out: Path, *, seed: int = SEED, settings: TowerSettings | None = None, workers: int = 2
 ) -> dict[str, Any]:
-    """Train all towers from nothing into the folder ``out`` and return its provenance.
+    """Train all towers from nothing into the folder ``out`` and return its ``provenance.json``.
 
-    ``out`` appears (or is replaced) only when everything is done. About 30 minutes on two cores
-    with the defaults. The same seed on the same machine and library versions gives the same files,
-    with any number of ``workers``; another machine's kernels may round differently, and
-    training amplifies that.
+    It holds the settings, seed, versions and seconds of each training, ``files`` (name ->
+    ``sha256``, ``bytes``) and ``quality`` (of :func:`measure_quality`). ``out`` appears (or is
+    replaced) only when everything is done: about 30 minutes on two cores with the defaults. The
+    same seed on the same machine and library versions gives the same files, with any number of
+    ``workers``; another machine's kernels may round differently, and training amplifies that.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -162,12 +243,26 @@ def rebuild_towers(
             pretrain_clip, out=folder, seed=seed, settings=settings.clip
         )
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures: dict[Future[float], str] = {
-                pool.submit(_timed, job): name for name, job in jobs.items()
-            }
+            futures = {pool.submit(_timed, job): name for name, job in jobs.items()}
             for future in as_completed(futures):
                 wall_times[futures[future]] = future.result()
-        record = write_towers_provenance(
-            folder, settings=settings, seed=seed, wall_times=wall_times, started=started
+        record = provenance(
+            stage="pretrain",
+            parameters=asdict(settings) | {"quality_seed": QUALITY_SEED},
+            inputs={},
+            seed=seed,
+            started=started,
+            root=Path(__file__).resolve().parents[2],
         )
+        record["training_wall_time_s"] = {k: math.ceil(v) for k, v in sorted(wall_times.items())}
+        record["files"] = {
+            name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in tower_files()
+        }
+        record["quality"] = measure_quality(
+            folder,
+            clip_scenes=settings.clip_quality_scenes,
+            sam_scenes=settings.sam_quality_scenes,
+        )
+        write_json(folder / PROVENANCE_NAME, record)
     return record

@@ -1,16 +1,21 @@
 """Classes, names and domains of the mini world.
 
 A thing is a colour and a shape ("red disc"), a stuff is a material ("grass"). Class indices count
-the 64 things (shape-major) and then the 16 materials; they are internal to the world. Domain A
-stands in for COCO, domain B for ADE20K: B repeats twelve things and five materials of A, some under
-a synonym, and adds six new combinations of known shapes and colours, six things of two new shapes,
-and five new materials. The "web" domain, on which the towers are trained, mixes both styles and
-holds every class but a few combinations (domain "held"), which test whether CLIP composes colour
-and shape.
+the 64 things (shape-major) and then the 16 materials. Domain A stands in for COCO, domain B for
+ADE20K: B repeats twelve things and five materials of A, some under a synonym, and adds six new
+combinations of known shapes and colours, six things of two new shapes, and five new materials. The
+"web" domain, on which the towers are trained, mixes both styles and holds every class but a few
+combinations (domain "held"), which test whether CLIP composes colour and shape.
 """
 
+import gzip
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
+
+from possam.runtime.files import atomic_write
 
 Domain = Literal["a", "b", "web", "held"]
 
@@ -103,18 +108,15 @@ class WorldClass:
 
 
 def _build_classes() -> tuple[WorldClass, ...]:
-    classes: list[WorldClass] = []
-    for form in SHAPES:
-        for colour in COLOURS:
-            forms = (form, SYNONYMS[form]) if form in SYNONYMS else (form,)
-            names = tuple(f"{colour} {word}" for word in forms)
-            classes.append(
-                WorldClass(index=len(classes), names=names, is_thing=True, colour=colour, form=form)
-            )
-    for form in MATERIALS:
-        names = (form, SYNONYMS[form]) if form in SYNONYMS else (form,)
+    kinds: list[tuple[str, str | None]] = [(form, colour) for form in SHAPES for colour in COLOURS]
+    kinds += [(form, None) for form in MATERIALS]
+    classes = []
+    for index, (form, colour) in enumerate(kinds):
+        words = (form, SYNONYMS[form]) if form in SYNONYMS else (form,)
+        names = tuple(f"{colour} {word}" if colour else word for word in words)
+        thing = colour is not None
         classes.append(
-            WorldClass(index=len(classes), names=names, is_thing=False, colour=None, form=form)
+            WorldClass(index=index, names=names, is_thing=thing, colour=colour, form=form)
         )
     return tuple(classes)
 
@@ -133,8 +135,7 @@ def _stuff(start: int, stop: int) -> list[WorldClass]:
 
 def domain_classes(domain: Domain) -> tuple[WorldClass, ...]:
     """Classes that scenes of ``domain`` hold; the order is that of the domain's category list."""
-    known = range(_SHAPES_A)
-    new = range(_SHAPES_A, len(SHAPES))
+    known, new = range(_SHAPES_A), range(_SHAPES_A, len(SHAPES))
     if domain == "a":
         return (*(_thing(s, o) for s in known for o in _OFFSETS_A), *_stuff(0, 10))
     if domain == "b":
@@ -179,3 +180,43 @@ def caption_words() -> tuple[str, ...]:
         words.update(w.strip(".").lower() for w in template.replace("{}", "").split())
     words.update({"and", "an", "on", "with", "some", "picture", "image"})
     return tuple(sorted(w for w in words if w))
+
+
+def _apply(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encode ``word``: merge the pair of lowest rank until none is left."""
+    parts = [*word[:-1], word[-1] + "</w>"]
+    while len(parts) > 1:
+        pairs = [(ranks.get(pair, len(ranks)), pair) for pair in pairwise(parts)]
+        rank, best = min(pairs)
+        if rank == len(ranks):
+            break
+        merged: list[str] = []
+        for part in parts:
+            if merged and (merged[-1], part) == best:
+                merged[-1] += part
+            else:
+                merged.append(part)
+        parts = merged
+    return parts
+
+
+def build_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Merges after which each of ``words`` (lower-case ASCII letters) is a single token.
+
+    Words are added in turn: what the merges so far leave of a word is joined from the left by new
+    merges. A later merge has a higher rank, so it never disturbs the words before it.
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        while len(parts := _apply(word, ranks)) > 1:
+            ranks[(parts[0], parts[1])] = len(ranks)
+    return list(ranks)
+
+
+def write_bpe(path: Path, words: Iterable[str]) -> int:
+    """Write open_clip's gzip file of merges (same words, same bytes); the vocabulary's size."""
+    merges = build_merges(words)
+    text = "\n".join(["#version: 0.2 - synthetic", *(f"{a} {b}" for a, b in merges)])
+    with atomic_write(path, "wb") as stream:
+        stream.write(gzip.compress(text.encode(), mtime=0))
+    return 512 + len(merges) + 2  # bytes, inside and at the end of a word; start and end of a text

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 from possam.datasets.catalogue import datasets
 from possam.datasets.class_names import read_class_table
 from possam.datasets.format import ConvertedDataset
+from possam.datasets.images import limited_size, resize_image, resize_labels
 from possam.datasets.pixels import decode_file
-from possam.datasets.resizing import limited_size, resize_image, resize_labels
 from possam.datasets.upstream.ade20k_full import read_indices
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError

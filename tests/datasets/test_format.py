@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from possam.datasets.format import Category, ConvertedDataset
-from possam.datasets.merging import merge_maps
+from possam.datasets.images import merge_maps
 from possam.datasets.pixels import (
     decode_file,
     decode_ids,

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from possam.datasets.augmentation import Placement, apply_placement, draw_placement
 from possam.datasets.format import ConvertedDataset
-from possam.datasets.loader import SegmentationDataset, collate
+from possam.datasets.loader import (
+    Placement,
+    SegmentationDataset,
+    apply_placement,
+    collate,
+    draw_placement,
+)
 from possam.datasets.options import AugmentationOptions
 from possam.runtime.errors import InputError
 from tests.support.layouts import coco_ids, convert_coco, make_coco, save_rgb_ids

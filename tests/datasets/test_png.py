@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from possam.datasets.pixels import areas, class_map, runs
-from possam.datasets.png import decode_map, encode_map
+from possam.datasets.pixels import areas, class_map, decode_map, encode_map, runs
 
 sides = st.integers(1, 40)
 maps = st.one_of(

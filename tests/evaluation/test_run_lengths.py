@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from possam import evaluation
-from possam.datasets.png import encode_map
+from possam.datasets.pixels import encode_map
 from possam.evaluation import run_lengths
 from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
 from possam.pipeline.codehash import module_closure

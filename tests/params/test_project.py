@@ -285,7 +285,12 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "variants.yaml",
             lambda d: d.update(bad={"ensemble": "mean"}),
-            ["variants.yaml: bad", "ensemble", "'mean'", "valid choices: mase, geometric, ldp, clip"],
+            [
+                "variants.yaml: bad",
+                "ensemble",
+                "'mean'",
+                "valid choices: mase, geometric, ldp, clip",
+            ],
         ),
         (
             "variants.yaml",

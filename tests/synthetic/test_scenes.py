@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from possam.synthetic.scene_set import pack_scenes, segment_masks
+from possam.synthetic.fitting import pack_scenes, segment_masks
 from possam.synthetic.scenes import (
     SIZE,
     render_scene,

@@ -10,7 +10,7 @@ import torch
 from possam.model.encoders.sam import ARCHITECTURES, build_sam
 from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import read_json, sha256_file
-from possam.synthetic.fitting import WeightAverage
+from possam.synthetic.fitting import SceneSet, WeightAverage, render_scene_set
 from possam.synthetic.pretrain_clip import ClipSettings, pool_regions, pretrain_clip
 from possam.synthetic.pretrain_sam import (
     VARIANTS,
@@ -20,11 +20,10 @@ from possam.synthetic.pretrain_sam import (
     pretrain_sam,
     weights_name,
 )
-from possam.synthetic.quality import inner_click
-from possam.synthetic.scene_set import SceneSet, render_scene_set
 from possam.synthetic.towers import (
     PROVENANCE_NAME,
     TowerSettings,
+    inner_click,
     measure_quality,
     rebuild_towers,
     tower_files,

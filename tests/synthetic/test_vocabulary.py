@@ -4,15 +4,16 @@ import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
 from possam.datasets.class_names import seen_classes
-from possam.synthetic.tokenizer import build_merges, write_bpe
 from possam.synthetic.vocabulary import (
     CLASSES,
     TEMPLATES,
+    build_merges,
     caption_words,
     context_classes,
     domain_classes,
     domain_names,
     seen_in_training,
+    write_bpe,
 )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files
 from possam.datasets.class_names import read_class_table, read_label_names
-from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
+from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 
@@ -26,28 +26,6 @@ if TYPE_CHECKING:
 SPLITS = {"training": "train", "validation": "val"}
 """ADE20K's folders, and what their splits are called here."""
 _COLUMNS = ("scene_parse_index", "instance_index", "name")
-
-
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    return read_ade20k(
-        root=parts["images"] / "ADEChallengeData2016",
-        instances_root=parts["instances"] / "annotations_instance",
-        class_names=parts["class_names"],
-        instance_classes_csv=parts["classes"],
-        split=split,
-    )
-
-
-def _from_folder(
-    root: Path, split: str, *, class_names: Path, class_table: Path, without_instances: bool
-) -> Source:
-    return read_ade20k(
-        root=root,
-        instances_root=None if without_instances else root.parent / "annotations_instance",
-        class_names=class_names,
-        instance_classes_csv=class_table,
-        split=split,
-    )
 
 
 def _on_disk(folder: str, elsewhere: str, **files: Any) -> list[dict[str, Any]]:
@@ -70,11 +48,23 @@ DECLARATION = UpstreamDataset(
         "class_names": "ade20k_class_names",
         "classes": "ade20k_instance_classes",
     },
-    read=_from_assets,
+    read=lambda parts, split: read_ade20k(
+        root=parts["images"] / _ROOT,
+        instances_root=parts["instances"] / "annotations_instance",
+        class_names=parts["class_names"],
+        instance_classes_csv=parts["classes"],
+        split=split,
+    ),
     folder=FolderLayout(
         root="ADEChallengeData2016, with annotations_instance beside it",
         splits=SPLITS,
-        read=_from_folder,
+        read=lambda root, split, class_names, class_table, without_instances: read_ade20k(
+            root=root,
+            instances_root=None if without_instances else root.parent / "annotations_instance",
+            class_names=class_names,
+            instance_classes_csv=class_table,
+            split=split,
+        ),
         class_table=Path("params/facts/ade20k_instance_classes.csv"),
         without_instances=True,
     ),
@@ -105,21 +95,22 @@ def read_ade20k(
     Args:
         root: folder ``ADEChallengeData2016``, with ``images`` and ``annotations``.
         instances_root: folder ``annotations_instance`` (R: instance class, G: instance id, 0 none).
-            None: there are no instance annotations, and each thing class of an image becomes one
-            segment.
+            None: each thing class of an image becomes one segment.
         class_names: class-name file, indices 1..K as in the label maps.
         instance_classes_csv: ``scene_parse_index, instance_index, name``, one line per class;
             ``instance_index`` is empty for stuff.
-        split: ``train`` or ``val``.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
     """
     folder = split_folder(split)
-    _refuse_full_release(root)
+    if (root / "images" / "ADE").exists() or (root / "index_ade20k.pkl").exists():
+        raise InputError(
+            f"{root}: this is the full ADE20K release (images/ADE/...), whose labels are other "
+            "classes; asset ade20k, folder ADEChallengeData2016, is needed here"
+        )
     categories, things = _categories(class_names, instance_classes_csv)
-    images = root / "images" / folder
-    labels = root / "annotations" / folder
+    images, labels = root / "images" / folder, root / "annotations" / folder
     instances = None if instances_root is None else instances_root / folder
     return Source(
         tasks=_tasks(images, labels, instances, sha256_file(instance_classes_csv)),
@@ -131,11 +122,7 @@ def read_ade20k(
 
 
 def split_folder(split: str) -> str:
-    """ADE20K's folder of ``train`` or ``val``.
-
-    Raises:
-        InputError: no such split.
-    """
+    """ADE20K's folder of ``train`` or ``val``; InputError for another split."""
     folders = {ours: folder for folder, ours in SPLITS.items()}
     if split not in folders:
         raise InputError(f"split {split!r} of ADE20K does not exist; valid: {', '.join(folders)}")
@@ -143,11 +130,7 @@ def split_folder(split: str) -> str:
 
 
 def image_number(photo: Path, taken: dict[int, Path]) -> int:
-    """The number at the end of an ADE20K file name; entered into ``taken``.
-
-    Raises:
-        InputError: no number, or one that is taken.
-    """
+    """The number at the end of a file name, entered into ``taken``; InputError if it is there."""
     digits = re.search(r"(\d+)$", photo.stem)
     if digits is None or taken.setdefault(int(digits[1]), photo) != photo:
         raise InputError(
@@ -157,34 +140,35 @@ def image_number(photo: Path, taken: dict[int, Path]) -> int:
     return int(digits[1])
 
 
-def _refuse_full_release(root: Path) -> None:
-    if (root / "images" / "ADE").exists() or (root / "index_ade20k.pkl").exists():
+def read_index_table(
+    class_names: Path, table: Path, columns: tuple[str, str, str], *, start: int
+) -> tuple[dict[int, tuple[str, ...]], list[int]]:
+    """Class names by label, and of each class the second column of ``table`` (0 where it is empty).
+
+    The first column counts the classes from ``start``, or the table is an InputError.
+    """
+    names, rows = read_label_names(class_names), read_class_table(table, columns)
+    try:
+        order, values = ([int(row[key] or 0) for row in rows] for key in columns[:2])
+    except ValueError as error:
+        raise InputError(f"{table}: an index is not a whole number ({error})") from error
+    if order != list(range(start, start + len(names))):
         raise InputError(
-            f"{root}: this is the full ADE20K release (images/ADE/...), whose labels are other "
-            "classes; asset ade20k, folder ADEChallengeData2016, is needed here"
+            f"{table}: {columns[0]} must be {start}..{start + len(names) - 1}, one line per class "
+            f"of {class_names}; it has {len(order)} lines"
         )
+    return names, values
 
 
 def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
     """The classes, and the class index of each instance class."""
-    names = read_label_names(class_names)
-    rows = read_class_table(table, _COLUMNS)
-    try:
-        order = [int(row["scene_parse_index"]) for row in rows]
-        instance = [int(row["instance_index"]) if row["instance_index"] else 0 for row in rows]
-    except ValueError as error:
-        raise InputError(f"{table}: an index is not a whole number ({error})") from error
-    if order != list(names):
-        raise InputError(
-            f"{table}: scene_parse_index must be 1..{len(names)}, one line per class of "
-            f"{class_names}; it has {len(order)} lines"
-        )
+    names, instance = read_index_table(class_names, table, _COLUMNS, start=1)
     used = sorted(value for value in instance if value)
     if used != list(range(1, len(used) + 1)):
         raise InputError(f"{table}: instance_index must be 1..M, each once; found {used}")
     categories = [
         Category(index=key - 1, names=names[key], is_thing=value > 0, upstream_id=key)
-        for key, value in zip(order, instance, strict=True)
+        for key, value in zip(names, instance, strict=True)
     ]
     return categories, {value: i for i, value in enumerate(instance) if value}
 
@@ -200,7 +184,8 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
     photos = _listing(images, ".jpg")
     if not photos:
         raise InputError(f"{images}: no .jpg file; unpack asset ade20k and give its folder")
-    for folder in (labels, *([] if instances is None else [instances])):
+    folders = [labels] if instances is None else [labels, instances]
+    for folder in folders:
         found = _listing(folder, ".png")
         for missing in sorted(photos.keys() - found.keys())[:1]:
             raise InputError(
@@ -212,51 +197,34 @@ def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> li
                 f"{images / strange}.jpg: missing, {found[strange]} annotates it; unpack the "
                 "images again"
             )
-    tasks: list[Task] = []
     numbers: dict[int, Path] = {}
-    for stem, photo in photos.items():
-        sources = [labels / f"{stem}.png"]
-        if instances is not None:
-            sources.append(instances / f"{stem}.png")
-        tasks.append(
-            Task(
-                id=image_number(photo, numbers),
-                image=photo,
-                sources=tuple(sources),
-                payload={"instance_classes": table},
-            )
+    return [
+        Task(
+            id=image_number(photo, numbers),
+            image=photo,
+            sources=tuple(folder / f"{stem}.png" for folder in folders),
+            payload={"instance_classes": table},
         )
-    return tasks
+        for stem, photo in photos.items()
+    ]
 
 
 def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int, int]) -> Converted:
-    from possam.datasets.conversion import things_as_instances
-    from possam.datasets.label_runs import segment_table
-    from possam.datasets.merging import merge_maps
-    from possam.datasets.photos import check_photo, check_size
+    from possam.datasets import images
 
-    size, image_sha256 = check_photo(task.image)
-    labels = _read_labels(task.sources[0], len(categories))
-    instance_path = task.sources[1] if len(task.sources) > 1 else None
-    keys = None if instance_path is None else _read_instances(instance_path, things)
-    maps = [(task.sources[0], labels)]
-    if instance_path is not None and keys is not None:
-        maps.append((instance_path, keys))
-    for path, array in maps:
-        check_size(array, path, size, task.image)
-    ids, classes = merge_maps(labels, keys, categories)
-    segments = tuple(
-        Segment(id=key, category=classes[key], area=area, bbox=box)
-        for key, area, box in segment_table(ids)
-    )
+    size, image_sha256 = images.check_photo(task.image)
+    maps = [_read_labels(task.sources[0], len(categories))]
+    maps += [_read_instances(path, things) for path in task.sources[1:]]
+    for path, array in zip(task.sources, maps, strict=True):
+        images.check_size(array, path, size, task.image)
+    ids, classes = images.merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
+    segments = images.find_segments(ids, classes.__getitem__)
     return Converted(
-        width=size[1],
-        height=size[0],
         image=image_sha256,
         ids=ids,
-        semantic=labels,
+        semantic=maps[0],
         segments=segments,
-        instances=things_as_instances(ids, segments, categories),
+        instances=images.things_as_instances(ids, segments, categories),
     )
 
 
@@ -291,9 +259,7 @@ def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
     pixels, _ = decode_file(path)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(f"{path}: an instance map is 8-bit RGB; this one has {pixels.shape}")
-    both = pixels[..., 0].astype(np.uint16)
-    both <<= 8
-    both |= pixels[..., 1]
+    both = pixels[..., 0].astype(np.uint16) << 8 | pixels[..., 1]
     starts, lengths = runs(both)
     kinds, numbers = np.divmod(both.ravel()[starts].astype(np.int32), 256)
     table = np.full(256, -1, dtype=np.int32)

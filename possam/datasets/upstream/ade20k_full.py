@@ -1,25 +1,22 @@
 """The full ADE20K release (2021_17_01), evaluated on 847 classes (A-847).
 
-A label map ``*_seg.png`` gives whole objects (parts are in other files): ADE index = (R // 10) *
-256 + G; indices that are not evaluated are void. As in the published protocol (MaskFormer's
-preparation, which Mask2Former, ODISE and FC-CLIP share), image and label are resized so that the
-shorter side is at most 512 pixels: the image bilinearly, without a low-pass filter, kept as JPEG of
-quality 75; the label to the nearest pixel. Smaller images are copied bit for bit. The data set
-holds its images itself. Upstream's pickled index and the JSON beside each image are not read.
+A label map ``*_seg.png`` gives whole objects: ADE index = (R // 10) * 256 + G; indices that are not
+evaluated are void. As in the published protocol (MaskFormer's preparation, which Mask2Former, ODISE
+and FC-CLIP share), image and label are resized so that the shorter side is at most 512 pixels: the
+image bilinearly, without a low-pass filter, kept as JPEG of quality 75; the label to the nearest
+pixel. Smaller images are copied bit for bit. Upstream's index and JSON files are not read.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
-from possam.datasets.class_names import read_class_table, read_label_names
-from possam.datasets.records import Category, Converted, Source, Task
-from possam.datasets.upstream.ade20k import SPLITS, image_number, split_folder
+from possam.datasets.records import Category, Converted, Source, Task, stuff_categories
+from possam.datasets.upstream.ade20k import SPLITS, image_number, read_index_table, split_folder
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 
@@ -35,19 +32,6 @@ _COLUMNS = ("train_id", "ade_index", "name")
 _INDICES = 26 * 256
 """One more than the largest ADE index that the colours can hold."""
 _VALIDATION = "images/ADE/validation"
-
-
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    root, table = parts["images"] / "ADE20K_2021_17_01", parts["classes"]
-    return read_ade20k_full(
-        root=root, class_names=parts["class_names"], classes_csv=table, split=split
-    )
-
-
-def _from_folder(root: Path, split: str, *, class_names: Path, class_table: Path) -> Source:
-    return read_ade20k_full(
-        root=root, class_names=class_names, classes_csv=class_table, split=split
-    )
 
 
 def _faults(dataset: ConvertedDataset) -> list[str]:
@@ -68,11 +52,18 @@ DECLARATION = UpstreamDataset(
         "class_names": "ade20k_full_class_names",
         "classes": "ade20k_full_classes",
     },
-    read=_from_assets,
+    read=lambda parts, split: read_ade20k_full(
+        root=parts["images"] / "ADE20K_2021_17_01",
+        class_names=parts["class_names"],
+        classes_csv=parts["classes"],
+        split=split,
+    ),
     folder=FolderLayout(
         root="ADE20K_2021_17_01",
         splits=SPLITS,
-        read=_from_folder,
+        read=lambda root, split, class_names, class_table: read_ade20k_full(
+            root=root, class_names=class_names, classes_csv=class_table, split=split
+        ),
         class_table=Path("params/facts/ade20k_full_classes.csv"),
     ),
     faults=_faults,
@@ -100,61 +91,37 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
         root: folder ``ADE20K_2021_17_01``, with ``images/ADE/{training,validation}``.
         class_names: class-name file, indices 1..K.
         classes_csv: ``train_id, ade_index, name``, one line per class, in the same order.
-        split: ``train`` or ``val``.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
     """
+    import numpy as np
+
     folder = split_folder(split)
-    _refuse_scene_parsing(root)
-    categories = _categories(class_names, classes_csv)
-    return Source(
-        tasks=_tasks(root / "images" / "ADE" / folder, split, sha256_file(classes_csv)),
-        converter=partial(_convert, class_of=_class_table(categories)),
-        categories=categories,
-        image_root=None,
-    )
-
-
-def _refuse_scene_parsing(root: Path) -> None:
     if not (root / "images" / "ADE").exists() and (root / "annotations").exists():
         raise InputError(
             f"{root}: this is the scene parsing release (ADEChallengeData2016), whose labels are "
             "150 other classes; asset ade20k_full, folder ADE20K_2021_17_01, is needed here"
         )
+    categories = _categories(class_names, classes_csv)
+    class_of = np.full(_INDICES, -1, dtype=np.int32)  # -1: not evaluated
+    class_of[[category.upstream_id for category in categories]] = np.arange(len(categories))
+    return Source(
+        tasks=_tasks(root / "images" / "ADE" / folder, split, sha256_file(classes_csv)),
+        converter=partial(_convert, class_of=class_of),
+        categories=categories,
+        image_root=None,
+    )
 
 
 def _categories(class_names: Path, table: Path) -> list[Category]:
-    names = read_label_names(class_names)
-    rows = read_class_table(table, _COLUMNS)
-    try:
-        order = [int(row["train_id"]) for row in rows]
-        indices = [int(row["ade_index"]) for row in rows]
-    except ValueError as error:
-        raise InputError(f"{table}: an index is not a whole number ({error})") from error
-    if order != list(range(len(names))):
-        raise InputError(
-            f"{table}: train_id must be 0..{len(names) - 1}, one line per class of "
-            f"{class_names}; it has {len(order)} lines"
-        )
+    names, indices = read_index_table(class_names, table, _COLUMNS, start=0)
     for index in indices:
         if not 0 < index < _INDICES or indices.count(index) > 1:
             raise InputError(
                 f"{table}: ade_index {index} must be in 1..{_INDICES - 1}, and only once"
             )
-    from possam.datasets.regions import stuff_categories
-
     return stuff_categories(names, indices)
-
-
-def _class_table(categories: Sequence[Category]) -> Array:
-    """Class index of each ADE index, int32, -1 where it is not evaluated."""
-    import numpy as np
-
-    table = np.full(_INDICES, -1, dtype=np.int32)
-    for category in categories:
-        table[category.upstream_id] = category.index
-    return table
 
 
 def _tasks(folder: Path, split: str, table: str) -> list[Task]:
@@ -182,29 +149,24 @@ def _tasks(folder: Path, split: str, table: str) -> list[Task]:
 def _convert(task: Task, *, class_of: Array) -> Converted:
     from PIL import Image
 
-    from possam.datasets.photos import check_size
+    from possam.datasets import images
     from possam.datasets.pixels import decode_file
-    from possam.datasets.regions import convert_regions
-    from possam.datasets.resizing import limited_size, resize_image, resize_labels
 
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])
-    check_size(indices, task.sources[0], photo.shape[:2], task.image)
-    size = limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
+    images.check_size(indices, task.sources[0], photo.shape[:2], task.image)
+    size = images.limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
     if size == indices.shape:
-        return convert_regions(class_of[indices], image=task.image.read_bytes())
+        return images.convert_regions(class_of[indices], image=task.image.read_bytes())
     stream = io.BytesIO()
-    Image.fromarray(resize_image(photo, *size)).save(stream, "JPEG", quality=_JPEG_QUALITY)
-    labels = class_of[resize_labels(indices, *size)]
-    return convert_regions(labels, image=stream.getvalue())
+    Image.fromarray(images.resize_image(photo, *size)).save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return images.convert_regions(
+        class_of[images.resize_labels(indices, *size)], image=stream.getvalue()
+    )
 
 
 def read_indices(path: Path) -> Array:
-    """ADE indices of a ``*_seg.png``, int32 (H, W), 0 where nothing is labelled.
-
-    Raises:
-        InputError: damaged, or no map of this release.
-    """
+    """ADE indices, int32 (H, W), 0 for none, of a ``*_seg.png``; InputError if it is no such."""
     import numpy as np
 
     from possam.datasets.pixels import decode_file

@@ -7,7 +7,7 @@ included, as the common COCO panoptic preparation does. Areas and boxes are coun
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,26 +25,15 @@ _MAX_ID = 1 << 24
 _SPLITS = {"train": "train2017", "val": "val2017"}
 
 
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    upstream = _SPLITS[split]
-    panoptic = parts["panoptic"] / "annotations" / f"panoptic_{upstream}"
+def _read_parts(parts: Mapping[str, Path], name: str, *, complete: bool = True) -> Source:
+    """Split ``name``, as upstream calls it; not ``complete``: instances may be missing."""
+    instances = parts["instances"] / f"annotations/instances_{name}.json"
     return read_coco(
-        images=parts["images"] / upstream,
-        panoptic_json=panoptic.with_suffix(".json"),
-        panoptic_png=panoptic,
-        instances_json=parts["instances"] / "annotations" / f"instances_{upstream}.json",
+        images=parts["images"] / name,
+        panoptic_json=parts["panoptic"] / f"annotations/panoptic_{name}.json",
+        panoptic_png=parts["panoptic"] / f"annotations/panoptic_{name}",
+        instances_json=instances if complete or instances.is_file() else None,
         class_names=parts["class_names"],
-    )
-
-
-def _from_folder(root: Path, split: str, *, class_names: Path) -> Source:
-    instances = root / "annotations" / f"instances_{split}.json"
-    return read_coco(
-        images=root / split,
-        panoptic_json=root / "annotations" / f"panoptic_{split}.json",
-        panoptic_png=root / "annotations" / f"panoptic_{split}",
-        instances_json=instances if instances.is_file() else None,
-        class_names=class_names,
     )
 
 
@@ -54,17 +43,14 @@ def _images_on_disk(split: str) -> dict[str, Any]:
     return {"root": "coco", "parts": [part]}
 
 
+def _maps_on_disk(split: str) -> dict[str, Any]:
+    folder, files = f"panoptic_{_SPLITS[split]}", {"suffix": ".png", "content": True}
+    return many_files(f"annotations/{folder}", folder, exactly=f"coco.{split}", **files)
+
+
 def _json_on_disk(kind: str) -> list[dict[str, Any]]:
     return [one_file(f"annotations/{kind}_{name}.json") for name in _SPLITS.values()]
 
-
-_MAPS_ON_DISK = [
-    many_files(
-        f"annotations/panoptic_{name}", f"panoptic_{name}",
-        suffix=".png", exactly=f"coco.{split}", content=True,
-    )
-    for split, name in _SPLITS.items()
-]  # fmt: skip
 
 DECLARATION = UpstreamDataset(
     images={"train": 118287, "val": 5000},
@@ -75,20 +61,26 @@ DECLARATION = UpstreamDataset(
         "instances": "coco_instances",
         "class_names": "coco_class_names",
     },
-    read=_from_assets,
+    read=lambda parts, split: _read_parts(parts, _SPLITS[split]),
     folder=FolderLayout(
         root="it holds the split's images, and annotations/ with panoptic_<split>{.json,/} and, if "
         "there is one, instances_<split>.json",
         splits={name: name for name in _SPLITS.values()},
-        read=_from_folder,
+        read=lambda root, split, class_names: _read_parts(
+            {"images": root, "panoptic": root, "instances": root, "class_names": class_names},
+            split, complete=False,
+        ),
     ),
     on_disk={
         "coco_train_images": _images_on_disk("train"),
         "coco_val_images": _images_on_disk("val"),
-        "coco_panoptic": {"root": "coco", "parts": [*_json_on_disk("panoptic"), *_MAPS_ON_DISK]},
+        "coco_panoptic": {
+            "root": "coco",
+            "parts": [*_json_on_disk("panoptic"), *map(_maps_on_disk, _SPLITS)],
+        },
         "coco_instances": {"root": "coco", "parts": _json_on_disk("instances")},
     },
-)
+)  # fmt: skip
 
 
 def read_coco(
@@ -113,13 +105,11 @@ def read_coco(
     """
     data = _read(panoptic_json, ("images", "annotations", "categories"))
     categories = _categories(data["categories"], panoptic_json, class_names)
-    index = {category.upstream_id: category.index for category in categories}
     records = _unique(data["images"], "id", panoptic_json, "images")
     _unique(data["images"], "file_name", panoptic_json, "images")
     annotations = _unique(data["annotations"], "image_id", panoptic_json, "annotations")
-    _match(records, annotations, panoptic_json)
+    _match(records, annotations, panoptic_json, images)
     instances, skipped = _instances(instances_json, set(records), categories)
-    _check_files(images, (record["file_name"] for record in records.values()), panoptic_json)
     tasks = []
     for key, record in records.items():
         annotation = annotations[key]
@@ -143,13 +133,12 @@ def read_coco(
     return Source(
         tasks=tasks,
         converter=partial(
-            _convert, categories=categories, index=index, json_name=str(panoptic_json),
-            instances_name=str(instances_json),
+            _convert, categories=categories, json_name=panoptic_json, instances_name=instances_json
         ),
         categories=categories,
         image_root=images,
         instances=origin,
-    )  # fmt: skip
+    )
 
 
 def _get(entry: Any, key: str, path: Path | str, where: str) -> Any:
@@ -170,8 +159,7 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     for key in keys:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise InputError(f"{path}: no list {key!r}; this is not a COCO annotation file")
-    result: dict[str, Any] = data
-    return result
+    return dict(data)
 
 
 def _unique(entries: Sequence[Any], key: str, path: Path, where: str) -> dict[Any, dict[str, Any]]:
@@ -207,14 +195,16 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
         is_thing = _get(entry, "isthing", path, "categories")
         if is_thing not in (0, 1):
             raise InputError(f"{path}: categories: isthing of {key} is {is_thing!r}, not 0 or 1")
-        category = Category(
-            index=position, names=names[key], is_thing=bool(is_thing), upstream_id=key
+        categories.append(
+            Category(index=position, names=names[key], is_thing=bool(is_thing), upstream_id=key)
         )
-        categories.append(category)
     return categories
 
 
-def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path) -> None:
+def _match(
+    records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path, folder: Path
+) -> None:
+    """Every image has an annotation and a file (one listing of the folder, before any work)."""
     if missing := records.keys() - annotations.keys():
         raise InputError(
             f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); fetch "
@@ -225,21 +215,16 @@ def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Pat
             f"{path}: annotations: image_id {min(strange)} is not in images ({len(strange)} such "
             "annotations); fetch the file again"
         )
-
-
-def _check_files(folder: Path, names: Iterable[str], path: Path) -> None:
-    """All listed images are there: one listing of the folder, before any work."""
     try:
         present = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise InputError(
             f"{folder}: no folder of images ({error.strerror}); unpack them"
         ) from error
-    missing = sorted(set(names) - present)
-    if missing:
+    if lost := sorted({record["file_name"] for record in records.values()} - present):
         raise InputError(
-            f"{folder / missing[0]}: listed in {path} but missing ({len(missing)} such images); "
-            "unpack the images of this split again"
+            f"{folder / lost[0]}: listed in {path} but missing ({len(lost)} such images); unpack "
+            "the images of this split again"
         )
 
 
@@ -251,8 +236,7 @@ def _instances(
         return None, 0
     data = _read(path, ("images", "annotations", "categories"))
     things = {c.upstream_id: c.index for c in categories if c.is_thing}
-    grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    skipped = 0
+    grouped, skipped = defaultdict[int, list[dict[str, Any]]](list), 0
     for key, entry in _unique(data["annotations"], "id", path, "annotations").items():
         category = _get(entry, "category_id", path, "annotations")
         if category not in things:
@@ -264,13 +248,9 @@ def _instances(
         if image not in images:
             skipped += 1
             continue
-        kept = {
-            name: _get(entry, name, path, "annotations") for name in ("area", "bbox", "iscrowd")
-        }
-        mask = _get(entry, "segmentation", path, "annotations")
-        grouped[image].append(
-            {"id": key, "category_id": things[category], **kept, "segmentation": mask}
-        )
+        fields = ("area", "bbox", "iscrowd", "segmentation")
+        kept = {name: _get(entry, name, path, "annotations") for name in fields}
+        grouped[image].append({"id": key, "category_id": things[category], **kept})
     return grouped, skipped
 
 
@@ -278,19 +258,15 @@ def _convert(
     task: Task,
     *,
     categories: Sequence[Category],
-    index: Mapping[int, int],
-    json_name: str,
-    instances_name: str,
+    json_name: Path,
+    instances_name: Path | None,
 ) -> Converted:
-    from possam.datasets.conversion import things_as_instances
-    from possam.datasets.photos import check_photo
-    from possam.datasets.pixels import class_map, decode_file, decode_ids
+    from possam.datasets.images import check_photo, things_as_instances
+    from possam.datasets.pixels import class_map, read_ids
 
-    payload = task.payload
+    payload, png = task.payload, task.sources[0]
     photo_size, image_sha256 = check_photo(task.image)
-    png = task.sources[0]
-    pixels, _ = decode_file(png)
-    ids = decode_ids(pixels, png)
+    ids = read_ids(png)
     size = (payload["height"], payload["width"])
     for path, shape in ((task.image, photo_size), (png, ids.shape)):
         if shape != size:
@@ -298,6 +274,7 @@ def _convert(
                 f"{path}: {shape[1]}x{shape[0]} pixels, but {json_name} says {size[1]}x{size[0]} "
                 f"for image {task.id}; unpack image and annotation again"
             )
+    index = {category.upstream_id: category.index for category in categories}
     segments = _segments(ids, payload["segments"], index, f"{json_name}: image {task.id}", png)
     semantic = class_map(ids, {segment.id: segment.category for segment in segments})
     if payload["instances"] is None:
@@ -308,8 +285,6 @@ def _convert(
             for entry in payload["instances"]
         ]
     return Converted(
-        width=size[1],
-        height=size[0],
         image=image_sha256,
         ids=ids,
         semantic=semantic,
@@ -342,8 +317,7 @@ def _segments(
                 f"{where}: segment {key} has no pixel in {png}; JSON and PNGs must be of "
                 "one release"
             )
-        area, box = counted[key]
-        crowd = bool(entry.get("iscrowd", 0))
+        (area, box), crowd = counted[key], bool(entry.get("iscrowd", 0))
         segments[key] = Segment(
             id=key, category=index[category], area=area, bbox=box, is_crowd=crowd
         )
@@ -362,14 +336,13 @@ def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dic
     mask = entry["segmentation"]
     try:
         if isinstance(mask, list):
-            encoded = run_length.merge(run_length.frPyObjects(mask, height, width))
+            mask = run_length.merge(run_length.frPyObjects(mask, height, width))
         elif isinstance(mask["counts"], list):
-            encoded = run_length.frPyObjects(mask, height, width)
-        else:
-            encoded = {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
-        if list(encoded["size"]) != [height, width]:
-            raise ValueError(f"size {encoded['size']}, the image has {[height, width]}")
-        text = encoded["counts"].decode("ascii")
+            mask = run_length.frPyObjects(mask, height, width)
+        if list(mask["size"]) != [height, width]:
+            raise ValueError(f"size {mask['size']}, the image has {[height, width]}")
+        text = str(mask["counts"], "ascii") if isinstance(mask["counts"], bytes) else mask["counts"]
+        text.encode("ascii")
     except Exception as error:  # pycocotools raises bare Exception on shapes that it does not know
         raise InputError(
             f"{where}: segmentation cannot be read ({error}); fetch the file again"

@@ -1,20 +1,18 @@
 """PASCAL Context with all 459 classes (PC-459).
 
-Photographs and lists are PASCAL VOC 2010's; each has a MATLAB file whose ``LabelMap`` holds 1..K
-and 0 for void. Published figures are of the 5,105 images of ``ImageSets/Main/val.txt``, at their
-own size.
+Photographs and lists are PASCAL VOC 2010's. Published figures are of the 5,105 images of
+``ImageSets/Main/val.txt``, at their own size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_label_names
-from possam.datasets.records import Converted, Source, Task
+from possam.datasets.records import Converted, Source, Task, stuff_categories
 from possam.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,21 +23,6 @@ _ABOVE = ("VOCdevkit/VOC2010/", "VOC2010/", "")
 """Folders that VOC 2010 lies in, as the archive has them and as users keep them."""
 
 
-def _from_assets(parts: Mapping[str, Path], split: str) -> Source:
-    return read_pascal_context(
-        voc=parts["images"] / "VOCdevkit" / "VOC2010",
-        labels=parts["labels"] / "trainval",
-        class_names=parts["class_names"],
-        split=split,
-    )
-
-
-def _from_folder(root: Path, split: str, *, class_names: Path) -> Source:
-    return read_pascal_context(
-        voc=root, labels=root / "trainval", class_names=class_names, split=split
-    )
-
-
 DECLARATION = UpstreamDataset(
     images={"val": 5105},
     metrics=("semantic",),
@@ -48,11 +31,18 @@ DECLARATION = UpstreamDataset(
         "labels": "pascal_context_459",
         "class_names": "pascal_context_459_class_names",
     },
-    read=_from_assets,
+    read=lambda parts, split: read_pascal_context(
+        voc=parts["images"] / "VOCdevkit" / "VOC2010",
+        labels=parts["labels"] / "trainval",
+        class_names=parts["class_names"],
+        split=split,
+    ),
     folder=FolderLayout(
         root="VOC2010, with trainval/*.mat in it",
         splits={"train": "train", "val": "val"},
-        read=_from_folder,
+        read=lambda root, split, class_names: read_pascal_context(
+            voc=root, labels=root / "trainval", class_names=class_names, split=split
+        ),
     ),
     on_disk={
         "pascal_voc_2010": {
@@ -84,14 +74,12 @@ def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: st
     Args:
         voc: folder ``VOC2010``, with ``JPEGImages`` and ``ImageSets/Main``.
         labels: folder of ``<image name>.mat``; those of other splits are not read.
-        class_names: class-name file, indices 1..K as in the label maps.
-        split: ``train`` or ``val``: VOC's list of that name.
+        class_names: class-name file, indices 1..K as in the label maps, whose 0 is void.
+        split: VOC's list of that name.
 
     Raises:
         InputError: names the file, what is wrong and what to do.
     """
-    from possam.datasets.regions import stuff_categories
-
     names = read_label_names(class_names)
     images = voc / "JPEGImages"
     return Source(
@@ -126,8 +114,7 @@ def _read_listing(path: Path) -> dict[int, str]:
 
 
 def _convert(task: Task, *, num_classes: int) -> Converted:
-    from possam.datasets.photos import check_photo, check_size
-    from possam.datasets.regions import convert_regions
+    from possam.datasets.images import check_photo, check_size, convert_regions
 
     size, image_sha256 = check_photo(task.image)
     labels = read_label_map(task.sources[0], num_classes)
@@ -136,11 +123,7 @@ def _convert(task: Task, *, num_classes: int) -> Converted:
 
 
 def read_label_map(path: Path, num_classes: int) -> Array:
-    """Class indices of a ``.mat`` file's ``LabelMap``, int32 (H, W), -1 void.
-
-    Raises:
-        InputError: damaged, without a label map, or with a label that is no class.
-    """
+    """Classes, int32 (H, W), -1 void, of a ``.mat`` file; InputError if they cannot be had."""
     import numpy as np
     from scipy.io import loadmat
 

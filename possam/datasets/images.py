@@ -1,0 +1,153 @@
+"""What readers of upstream layouts share: photographs, and label maps to panoptic maps.
+
+Resizing is as published preparations do it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from possam.datasets.label_runs import compact, encode_masks, segment_table
+from possam.datasets.pixels import Array, open_image, read_upstream, runs
+from possam.datasets.records import Category, Converted, Segment
+from possam.runtime.errors import InputError
+
+
+def check_photo(path: Path) -> tuple[tuple[int, int], str]:
+    """Height and width in pixels of a whole image file, and its SHA-256.
+
+    The whole file is decoded, JPEGs at an eighth of their size, which takes half the time.
+
+    Raises:
+        InputError: missing, truncated or damaged file.
+    """
+    content = read_upstream(path)
+    with open_image(content, path) as image:
+        width, height = image.size
+        image.draft("L", (1, 1))
+        image.load()
+    return (height, width), hashlib.sha256(content).hexdigest()
+
+
+def check_size(labels: Array, labels_path: Path, size: tuple[int, int], photo_path: Path) -> None:
+    """Raise InputError unless ``labels`` (H, W, ...) have the size of their photograph."""
+    if labels.shape[:2] != size:
+        raise InputError(
+            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
+            f"{size[1]}x{size[0]}; unpack both again"
+        )
+
+
+def limited_size(height: int, width: int, *, shorter_side: int) -> tuple[int, int]:
+    """Height and width in pixels after resizing: the shorter side is at most ``shorter_side``."""
+    shorter, longer = sorted((height, width))
+    if shorter <= shorter_side:
+        return height, width
+    longer = round(longer / shorter * shorter_side)
+    return (shorter_side, longer) if height <= width else (longer, shorter_side)
+
+
+def resize_labels(labels: Array, height: int, width: int) -> Array:
+    """Nearest pixel, (H, W) -> (height, width): the one at or before each new pixel's corner."""
+    rows, columns = (
+        np.arange(new) * old // new for old, new in zip(labels.shape, (height, width), strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def resize_image(image: Array, height: int, width: int) -> Array:
+    """Bilinear between pixel centres, uint8 (H, W, 3) -> uint8 (height, width, 3).
+
+    Pillow would filter first; torch, which would not, costs each conversion process seconds.
+    """
+    low, high, weight = _taps(image.shape[0], height)
+    rows = _mix(image[low], image[high], weight[:, None, None])
+    low, high, weight = _taps(image.shape[1], width)
+    return np.rint(_mix(rows[:, low], rows[:, high], weight[:, None])).astype(np.uint8)
+
+
+def _taps(old: int, new: int) -> tuple[Array, Array, Array]:
+    """The two old pixels that each new one lies between, and the weight of the second."""
+    centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    low = np.floor(centre).astype(np.int64)
+    return low, np.minimum(low + 1, old - 1), (centre - low).astype(np.float32)
+
+
+def _mix(first: Array, second: Array, weight: Array) -> Array:
+    return first * (1 - weight) + second * weight
+
+
+def find_segments(ids: Array, class_of: Callable[[int], int]) -> tuple[Segment, ...]:
+    """Every segment of a panoptic map, integer (H, W), from the class of an id."""
+    return tuple(
+        Segment(id=key, category=class_of(key), area=area, bbox=box)
+        for key, area, box in segment_table(ids)
+    )
+
+
+def things_as_instances(
+    ids: Array, segments: Iterable[Segment], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """Instance annotations (COCO, RLE) of the thing segments of one panoptic map."""
+    things = [segment for segment in segments if categories[segment.category].is_thing]
+    masks = encode_masks(ids, {segment.id for segment in things})
+    return [
+        {
+            "category_id": segment.category,
+            "area": segment.area,
+            "bbox": list(segment.bbox),
+            "iscrowd": int(segment.is_crowd),
+            "segmentation": masks[segment.id],
+        }
+        for segment in things
+    ]
+
+
+def convert_regions(labels: Array, *, image: str | bytes) -> Converted:
+    """One image from its label map: class indices, int32 (H, W), -1 void.
+
+    Segment ids are class index + 1. ``image``: see :class:`possam.datasets.records.Converted`.
+    """
+    ids = labels + 1
+    segments = find_segments(ids, lambda key: key - 1)
+    return Converted(image=image, ids=ids, semantic=labels, segments=segments, instances=[])
+
+
+def merge_maps(
+    labels: Array, instances: Array | None, categories: Sequence[Category]
+) -> tuple[Array, dict[int, int]]:
+    """Panoptic map of one image.
+
+    Args:
+        labels: class indices, integer (H, W), -1 void.
+        instances: ``class index * 256 + instance id``, integer (H, W), 0 none; None: no annotation,
+            thing classes are segments as they are.
+
+    Returns:
+        Segment ids, unsigned (H, W), 0 void, 1..S (stuff by class, then things by class and
+        instance); and the class of each id.
+    """
+    is_thing = np.array([category.is_thing for category in categories])
+    offset = 256 * len(categories)  # stuff keys lie below all thing keys
+    shape = labels.shape
+    starts, lengths = runs(labels) if instances is None else runs(labels, instances)
+    labels = labels.ravel()[starts].astype(np.int32)
+    stuff_keys = np.where(labels >= 0, labels + 1, 0)
+    if instances is None:
+        keys = np.where((labels >= 0) & is_thing[labels], offset + 256 * labels + 1, stuff_keys)
+    else:
+        instances = instances.ravel()[starts].astype(np.int32)
+        keys = np.where((labels >= 0) & ~is_thing[labels], stuff_keys, 0)
+        keys = np.where(instances > 0, offset + instances, keys)
+    values, numbers = np.unique(keys, return_inverse=True)
+    first = 1 if values[0] != 0 else 0
+    ids = np.repeat(compact(numbers + first), lengths).reshape(shape)
+    classes = {
+        number: (value - offset) // 256 if value >= offset else value - 1
+        for number, value in enumerate(values.tolist(), start=first)
+        if value
+    }
+    return ids, classes
