@@ -1,15 +1,13 @@
 """MLflow as a view of the result files, built by an ingester that can be run again at any time.
 
-One MLflow experiment per scale. Each record (:mod:`possam.reporting.records`) becomes one MLflow
-run. Its tag ``possam.key`` (what it is) is set at the start, ``possam.content`` (hash of its files)
-at the very end. A run without the second tag was left by a killed ingester and is made anew. A run
-with another content is superseded: the new one is completed first, then the old one is deleted
-(MLflow keeps deleted runs until ``mlflow gc``). A growing training log is appended to. The result
-files are never touched.
+Each record (:mod:`possam.reporting.records`) becomes one run of MLflow. Its tag ``possam.key`` is
+set at the start, ``possam.content`` (hash of its files) at the very end: a run without it was left
+by a killed ingester and is made anew. A run with another content is superseded: the new one is
+completed first, then the old one is deleted (MLflow keeps it until ``mlflow gc``). A growing
+training log is appended to. The result files are never touched.
 
-MLflow gives a run one parent. An evaluation belongs to exactly one training and lies below it.
-Tables share evaluations, so tags link a table to them (``possam.link.*``) and them to all their
-tables (``possam.shown_in.*``); the table's description links to the list of its evaluations.
+An evaluation lies below its training. Tables share evaluations, and MLflow gives a run one parent:
+tags link a table to them (``possam.link.*``) and them to their tables (``possam.shown_in.*``).
 """
 
 import contextlib
@@ -66,10 +64,8 @@ class Summary:
     runs: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        counts = (
-            f"{len(getattr(self, name))} {name}"
-            for name in ("created", "extended", "replaced", "unchanged")
-        )
+        outcomes = ("created", "extended", "replaced", "unchanged")
+        counts = (f"{len(getattr(self, name))} {name}" for name in outcomes)
         return f"{self.experiment} in {self.tracking_uri}: {', '.join(counts)}"
 
 
@@ -95,19 +91,32 @@ def ingest(
         InputError: a result file is malformed (found before anything is sent).
     """
     name = experiment or f"possam-{project.name}"
-    shown = redact(tracking_uri)
+    summary = Summary(experiment=name, tracking_uri=redact(tracking_uri))
     _check_address(tracking_uri)
     records = read_records(results, project)
-    with (
-        _lock(_lock_file(tracking_uri, results), lock_timeout),
-        _explained(shown),
-    ):
-        client = _connect(tracking_uri)
-        writer = _Writer(client, _experiment_id(client, name, tracking_uri))
-        summary = Summary(experiment=name, tracking_uri=shown)
-        for record in records:
-            writer.bring_up_to_date(record, summary)
-        writer.link(records, summary)
+    lock = results / ".tracking.lock"  # for a server; for a SQLite file beside it
+    if tracking_uri.startswith(_SQLITE):
+        database = _database(tracking_uri)
+        lock = database.with_name(f".{database.name}.lock")
+
+    def report_wait() -> None:
+        print(f"waiting for another ingester ({lock})", file=sys.stderr, flush=True)
+
+    try:
+        with (
+            hold(lock, timeout=lock_timeout, on_wait=report_wait),
+            _explained(summary.tracking_uri),
+        ):
+            client = _connect(tracking_uri)
+            writer = _Writer(client, _experiment_id(client, name, tracking_uri))
+            for record in records:
+                writer.bring_up_to_date(record, summary)
+            writer.link(records, summary)
+    except TimeoutError as error:
+        raise TrackingError(
+            f"{lock}: another ingester has held this lock for {lock_timeout:g} s; wait "
+            "for it to end, then run this again"
+        ) from error
     return summary
 
 
@@ -144,15 +153,14 @@ class _Writer:
     def __init__(self, client: Any, experiment_id: str) -> None:
         self._client, self._experiment_id = client, experiment_id
         self._runs: dict[str, list[Any]] = {}
-        token = None
-        while True:
-            page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-            for run in page:
-                if KEY in run.data.tags:
-                    self._runs.setdefault(run.data.tags[KEY], []).append(run)
-            token = page.token
-            if not token:
-                break
+        page = client.search_runs([experiment_id], max_results=1000)
+        found = list(page)
+        while page.token:
+            page = client.search_runs([experiment_id], max_results=1000, page_token=page.token)
+            found += page
+        for run in found:
+            if KEY in run.data.tags:
+                self._runs.setdefault(run.data.tags[KEY], []).append(run)
 
     def bring_up_to_date(self, record: Record, summary: Summary) -> None:
         """Leave exactly one run that shows ``record``, complete."""
@@ -185,7 +193,10 @@ class _Writer:
             if record.parent in summary.runs:
                 tags[PARENT] = summary.runs[record.parent]
             if record.links:
-                tags[NOTE] = f"{self._evaluations_of(record)}\n\n{record.tags.get(NOTE, '')}"
+                query = quote(f"tags.`{_SHOWN_IN}{record.tags[TABLE]}` = 'yes'", safe="")
+                page = f"#/experiments/{self._experiment_id}/runs?searchFilter={query}"
+                link = f"[Evaluations and trainings behind this table]({page})"
+                tags[NOTE] = f"{link}\n\n{record.tags.get(NOTE, '')}"
             before = [run for run in self._runs.get(record.key, []) if run.info.run_id == run_id]
             present = before[0].data.tags if before else {}
             for name, value in sorted(tags.items()):
@@ -194,12 +205,6 @@ class _Writer:
             for name in sorted(present.keys() - tags.keys()):
                 if name.startswith((_LINK, _SHOWN_IN)):
                     self._client.delete_tag(run_id, name)
-
-    def _evaluations_of(self, table: Record) -> str:
-        """A link to the list of runs that the table shows."""
-        query = f"tags.`{_SHOWN_IN}{table.tags[TABLE]}` = 'yes'"
-        address = f"#/experiments/{self._experiment_id}/runs?searchFilter={quote(query, safe='')}"
-        return f"[Evaluations and trainings behind this table]({address})"
 
     @staticmethod
     def _continues(run: Any, record: Record) -> bool:
@@ -224,10 +229,7 @@ class _Writer:
     def _fill(self, run_id: str, record: Record, points: tuple[Point, ...]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        logged = {
-            "points": len(record.points),
-            "hash": points_hash(record.points),
-        }
+        logged = {"points": len(record.points), "hash": points_hash(record.points)}
         metrics = [Metric(point.name, point.value, point.time, point.step) for point in points]
         params = [Param(key, value) for key, value in sorted(record.parameters.items())]
         tags = [RunTag(key, value) for key, value in sorted(record.tags.items())]
@@ -320,29 +322,3 @@ def _explained(shown: str) -> Iterator[None]:
             "untouched; start the server or set POSSAM_TRACKING_URI to another one, then run this "
             "again."
         ) from error
-
-
-def _lock_file(uri: str, results: Path) -> Path:
-    """Beside a SQLite file; for a server, in the results folder that is sent to it."""
-    if uri.startswith(_SQLITE):
-        database = _database(uri)
-        return database.with_name(f".{database.name}.lock")
-    return results / ".tracking.lock"
-
-
-@contextlib.contextmanager
-def _lock(path: Path, timeout: float) -> Iterator[None]:
-    """Hold the lock of the only ingester."""
-
-    def report_wait() -> None:
-        print(f"waiting for another ingester ({path})", file=sys.stderr, flush=True)
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold(path, timeout=timeout, on_wait=report_wait))
-        except TimeoutError as error:
-            raise TrackingError(
-                f"{path}: another ingester has held this lock for {timeout:g} s; wait "
-                "for it to end, then run this again"
-            ) from error
-        yield
