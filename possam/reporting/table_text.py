@@ -14,54 +14,44 @@ _PLACE = ("run", "benchmark", "variant")
 
 def markdown(card: Card) -> str:
     """The whole page: the table by direction, controls, supplement, slips, protocol, provenance."""
-    return "\n".join(
-        [
-            f"# {card['title']}",
-            "",
-            *_introduction(card),
-            *(line for group in card["groups"] for line in _direction(card, group)),
-            *_gaps(card),
-            *_comparison(card),
-            *_ranks(card),
-            *_controls(card),
-            *_supplement(card),
-            *_slips(card),
-            *_protocol(card),
-            *_provenance(card),
-        ]
-    )
+    parts = _gaps, _comparison, _ranks, _controls, _supplement, _slips, _protocol, _provenance
+    paragraphs = [
+        f"# {card['title']}",
+        *_introduction(card),
+        *(text for group in card["groups"] for text in _direction(card, group)),
+        *(text for part in parts for text in part(card)),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _level(card: Card) -> str:
+    return f"{100 * card['confidence']:g} %"
 
 
 def _introduction(card: Card) -> list[str]:
-    level = f"{100 * card['confidence']:g} %"
-    lines = [f"Scale: `{card['scale']}`, {card['scale_title']}.", ""]
+    texts = [f"Scale: `{card['scale']}`, {card['scale_title']}."]
     if card["synthetic"]:
-        lines += [
+        texts.append(
             "> **Synthetic data.** Reproduced rows were measured on a procedural world with small "
             "towers. The published numbers are of the real COCO and ADE20K: the two are **not "
-            "comparable**, and the differences say nothing about the method.",
-            "",
-        ]
-    value = "value"
-    if len(card["seeds"]) > 1:
-        value = f"mean ± standard deviation over {len(card['seeds'])} trainings (seeds " + (
-            f"{', '.join(map(str, card['seeds']))})"
+            "comparable**, and the differences say nothing about the method."
         )
+    value, seeds = "value", ", ".join(map(str, card["seeds"]))
+    if (count := len(card["seeds"])) > 1:
+        value = f"mean ± standard deviation over {count} trainings (seeds {seeds})"
     units = "All values in percent."
     if any(column["metric"] in METRICS_OF[EFFICIENCY] for column in card["columns"]):
         units = "FPS is in images per second, parameters in millions, all other values in percent."
-    lines += [
-        f"{units} Reproduced: {value} [{level} bootstrap interval over test "
-        "images]; below it the published value and, in brackets, the difference.",
-        "",
-    ]
+    texts.append(
+        f"{units} Reproduced: {value} [{_level(card)} bootstrap interval over test "
+        "images]; below it the published value and, in brackets, the difference."
+    )
     if _external(card):
-        lines += [
+        texts.append(
             "External: predictions of another system, measured here by the same code; they do not "
-            "depend on seeds.",
-            "",
-        ]
-    return lines
+            "depend on seeds."
+        )
+    return texts
 
 
 def _external(card: Card) -> list[str]:
@@ -69,11 +59,11 @@ def _external(card: Card) -> list[str]:
     return [row["row"] for row in card["rows"] if row["source"] == EXTERNAL]
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: first column to the left, the others to the right."""
-    ruler = [":--", *["--:"] * (len(header) - 1)]
-    table = [list(header), ruler, *(list(row) for row in rows)]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
+    table = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in table]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def interval(cell: Mapping[str, Any], decimals: int = 1) -> str:
@@ -115,7 +105,7 @@ def _direction(card: Card, group: str) -> list[str]:
     ]
     titles = (column["title"] for column in columns)
     header = ["Method", *card["labels"].values(), "Source", *titles]
-    return [f"## {card['groups'][group]}", "", *markdown_table(header, rows), ""]
+    return [f"## {card['groups'][group]}", markdown_table(header, rows)]
 
 
 def _gaps(card: Card) -> list[str]:
@@ -126,7 +116,7 @@ def _gaps(card: Card) -> list[str]:
         for column in card["columns"]
         if (reason := row["cells"][column["key"]].get("missing"))
     ]
-    return ["## Empty cells", "", *notes, ""] if notes else []
+    return ["## Empty cells", "\n".join(notes)] if notes else []
 
 
 def _comparison(card: Card) -> list[str]:
@@ -139,18 +129,14 @@ def _comparison(card: Card) -> list[str]:
             rows.append([row["row"], *(_versus(difference) for difference in found)])
     if not rows:
         return []
-    level = f"{100 * card['confidence']:g} %"
+    end = ", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."
     return [
         f"## Against {card['reference']}",
-        "",
-        f"The row minus *{card['reference']}*, in percentage points, with the {level} interval of "
-        "a paired bootstrap (both on the same resampled images). **Bold**: the interval excludes "
-        "zero, so other test images would hardly reverse the difference. The interval does not "
-        "cover chance in training"
-        + (", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."),
-        "",
-        *markdown_table(["Method", *(column_title(card, column) for column in columns)], rows),
-        "",
+        f"The row minus *{card['reference']}*, in percentage points, with the {_level(card)} "
+        "interval of a paired bootstrap (both on the same resampled images). **Bold**: the "
+        "interval excludes zero, so other test images would hardly reverse the difference. The "
+        f"interval does not cover chance in training{end}",
+        markdown_table(["Method", *(column_title(card, column) for column in columns)], rows),
     ]
 
 
@@ -169,35 +155,31 @@ def _versus(difference: Mapping[str, float] | None) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def _ranks(card: Card) -> list[str]:
-    if not card["agreement"]:
-        return []
+def agreement_rows(card: Card) -> list[tuple[str, str, str]]:
+    """Title, tau with its interval, and number of rows of each column with an agreement."""
     titles = {column["key"]: column_title(card, column) for column in card["columns"]}
-    rows = [
-        [
+    return [
+        (
             titles[key],
             f"{found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
             str(found["rows"]),
-        ]
+        )
         for key, found in card["agreement"].items()
     ]
-    level = f"{100 * card['confidence']:g} %"
+
+
+def _ranks(card: Card) -> list[str]:
+    if not card["agreement"]:
+        return []
+    names = _external(card)
     return [
         "## Agreement with the published order",
-        "",
         "Kendall's tau-b between the published order of the reproduced rows and ours: 1 is the "
-        f"same order, -1 the reverse. Brackets: the middle {level} over resampled test images. No "
-        "row was tuned for this agreement.",
-        "",
-        *_left_out(card),
-        *markdown_table(["Column", "tau", "Rows"], rows),
-        "",
+        f"same order, -1 the reverse. Brackets: the middle {_level(card)} over resampled test "
+        "images. No row was tuned for this agreement.",
+        *([f"Left out because external: {', '.join(names)}."] if names else []),
+        markdown_table(["Column", "tau", "Rows"], agreement_rows(card)),
     ]
-
-
-def _left_out(card: Card) -> list[str]:
-    names = _external(card)
-    return [f"Left out because external: {', '.join(names)}.", ""] if names else []
 
 
 def _controls(card: Card) -> list[str]:
@@ -208,44 +190,32 @@ def _controls(card: Card) -> list[str]:
     for control in card["controls"]:
         cells = []
         for metric in control["metrics"].values():
-            text = interval(metric)
-            if metric["trained"] is not None:
-                text += f"<br>trained {metric['trained']:.1f}"
-            cells.append(text)
+            trained = metric["trained"]
+            below = "" if trained is None else f"<br>trained {trained:.1f}"
+            cells.append(interval(metric) + below)
         rows.append([control["name"], f"`{control['benchmark']}`", *cells])
     return [
         "## Controls",
-        "",
         "These must score low: they show how much of a value comes from training, and how much "
         "from the class names.",
-        "",
-        *markdown_table(["Control", "Benchmark", *titles], rows),
-        "",
+        markdown_table(["Control", "Benchmark", *titles], rows),
     ]
 
 
 def _supplement(card: Card) -> list[str]:
-    names = list(card["metrics"])
     rows = []
     for row in card["rows"]:
         for group, run in row["runs"].items():
-            if not run["supplement"]:
-                continue
-            cells = []
-            for name in names:
-                found = run["supplement"].get(name)
-                cells.append("" if found is None else interval(found))
-            rows.append([row["row"], card["groups"][group], *cells, _agreement(run)])
+            if found := run["supplement"]:
+                cells = [interval(found[name]) if name in found else "" for name in card["metrics"]]
+                rows.append([row["row"], card["groups"][group], *cells, _agreement(run)])
     if not rows:
         return []
     header = ["Method", "Direction", *card["metrics"].values(), "panopticapi"]
     return [
         "## Seen and unseen classes, segments without names",
-        "",
-        *markdown_table(header, rows),
-        "",
+        markdown_table(header, rows),
         "*panopticapi*: PQ by the reference program from the same predictions.",
-        "",
     ]
 
 
@@ -256,9 +226,8 @@ def _agreement(run: Mapping[str, Any]) -> str:
     if None in run["check"]:
         return "not run"
     theirs = [check["panopticapi_pq"] for check in run["check"]]
-    return ", ".join(
-        [*(f"{pq:.4f}" for pq in theirs), "equal" if theirs == run["pq"] else "DIFFERENT"]
-    )
+    verdict = "equal" if theirs == run["pq"] else "DIFFERENT"
+    return ", ".join([*(f"{pq:.4f}" for pq in theirs), verdict])
 
 
 def _slips(card: Card) -> list[str]:
@@ -266,65 +235,46 @@ def _slips(card: Card) -> list[str]:
         return []
     return [
         "## Published numbers to doubt",
-        "",
         "They are shown as published; arithmetic casts doubt on them.",
-        "",
-        *(f"- {note}." for note in card["slips"]),
-        "",
+        "\n".join(f"- {note}." for note in card["slips"]),
     ]
 
 
 def _protocol(card: Card) -> list[str]:
     """The protocol of each benchmark and variant; the runs of one benchmark share it."""
-    lines: list[str] = []
-    shown: list[tuple[str, str, str]] = []
+    shown: dict[tuple[str, str, str], str] = {}
     for protocol in card["protocol"]:
         benchmark, variant = protocol["benchmark"], protocol["variant"]
         texts = {k: v for k, v in protocol.items() if isinstance(v, str) and k not in _PLACE}
-        settings = ", ".join(f"{k} {v}" for k, v in protocol.get("inference", {}).items())
-        body = "\n".join(
-            [
-                *(f"- {key}: {value}" for key, value in texts.items()),
-                *([f"- inference: {settings}"] if settings else []),
-            ]
-        )
-        if (benchmark, variant, body) not in shown:
-            shown.append((benchmark, variant, body))
-            how = f"inference `{variant}`" if variant else f"predictions of `{protocol['run']}`"
-            lines += [f"### Benchmark `{benchmark}`, {how}", "", body, ""]
-    if not lines:
+        if settings := protocol.get("inference"):
+            texts["inference"] = ", ".join(f"{k} {v}" for k, v in settings.items())
+        body = "\n".join(f"- {key}: {value}" for key, value in texts.items())
+        how = f"inference `{variant}`" if variant else f"predictions of `{protocol['run']}`"
+        heading = f"### Benchmark `{benchmark}`, {how}"
+        shown.setdefault((benchmark, variant, body), heading)
+    if not shown:
         return []
     return [
         "## Protocol",
-        "",
         "The weights that count are those of the last iteration.",
-        "",
-        *lines,
+        *(text for (_, _, body), heading in shown.items() for text in (heading, body)),
     ]
 
 
 def _provenance(card: Card) -> list[str]:
+    names = ("run_identity", "identity", "content_hash")
     rows = [
-        [
-            f"`{name}`",
-            f"`{str(found.get('run_identity', ''))[:12]}`",
-            f"`{str(found.get('identity', ''))[:12]}`",
-            f"`{found['content_hash'][:12]}`",
-        ]
-        for name, found in card["evaluations"].items()
+        [f"`{evaluation}`", *(f"`{str(found.get(name, ''))[:12]}`" for name in names)]
+        for evaluation, found in card["evaluations"].items()
     ]
     if not rows:
         return []
+    header = ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"]
     return [
         "## Provenance",
-        "",
         f"Published values: `params/published/{card['published_file']}`. Full hashes, inputs and "
         f"unrounded values: `{card['table']}.json`.",
-        "",
-        *markdown_table(
-            ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"], rows
-        ),
-        "",
+        markdown_table(header, rows),
     ]
 
 
