@@ -6,6 +6,7 @@ Shapes: H W of an image.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,20 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from possam.reporting.figures.style import NOTE, add_heading, width_with_title, wrap_note
+from possam.reporting.figures.style import start_figure
 from possam.reporting.overlay import (
     INK,
     PALETTE,
     SHADE,
+    Colour,
     compact_labels,
     contrast,
     enlarge,
+    largest_first,
     roomiest_spots,
     shorten,
     tint,
 )
-
-Colour = tuple[int, int, int]
 
 _PICTURE, _TALLEST = 2.3, 3.4
 """Width of a picture, and the greatest height, in inches."""
@@ -71,12 +72,21 @@ class Row:
 
     def classes(self) -> list[int]:
         """Every class of the row's panels, those with most pixels first: legend and numbers."""
-        area: dict[int, int] = {}
-        for panel in self.panels:
-            for key, index in panel.segments.items():
-                if index is not None and (pixels := int((panel.ids == key).sum())):
-                    area[index] = area.get(index, 0) + pixels
-        return sorted(area, key=lambda index: (-area[index], index))
+        return largest_first(
+            (index, pixels)
+            for panel in self.panels
+            for key, index in panel.segments.items()
+            if index is not None and (pixels := int((panel.ids == key).sum()))
+        )
+
+
+class _Line(NamedTuple):
+    """One line of a row's legend."""
+
+    number: str
+    colour: Colour
+    name: str
+    unseen: bool = False
 
 
 def draw_panels(
@@ -96,39 +106,31 @@ def draw_panels(
     """
     if any(len(row.panels) != len(columns) for row in rows):
         raise ValueError(f"draw_panels: {len(columns)} panels are expected in every row")
-    legends = [_legend_lines(row) for row in rows]
-    heights = [_height(row) for row in rows]
-    per_column = [max(1, int((height - _LEGEND_HEAD) / _LINE)) for height in heights]
-    legend_columns = max(
-        math.ceil(len(lines) / fit) for lines, fit in zip(legends, per_column, strict=True)
-    )
+    legends, heights = [_legend_lines(row) for row in rows], [_height(row) for row in rows]
+    fits = [max(1, int((height - _LEGEND_HEAD) / _LINE)) for height in heights]
     # At most two columns of names; with more names the row becomes higher.
-    legend_columns = min(max(1, legend_columns), 2)
-    per_column = [
+    fewest = max(math.ceil(len(lines) / fit) for lines, fit in zip(legends, fits, strict=True))
+    legend_columns = min(max(1, fewest), 2)
+    fits = [
         max(fit, math.ceil(len(lines) / legend_columns))
-        for lines, fit in zip(legends, per_column, strict=True)
+        for lines, fit in zip(legends, fits, strict=True)
     ]
     heights = [
-        max(height, _LEGEND_HEAD + _LINE * (fit if len(lines) else 0))
-        for height, fit, lines in zip(heights, per_column, legends, strict=True)
+        max(height, _LEGEND_HEAD + _LINE * (fit if lines else 0))
+        for height, fit, lines in zip(heights, fits, legends, strict=True)
     ]
-    longest = max(
-        [24, *(len(row.name) for row in rows), *(len(e[2]) for lines in legends for e in lines)]
-    )
-    column = _SWATCH + 2 * _GAP + longest * _LETTER
+    names = [*(row.name for row in rows), *(line.name for lines in legends for line in lines)]
+    column = _SWATCH + 2 * _GAP + max(24, *map(len, names)) * _LETTER
     pictures = (len(columns) + 1) * (_PICTURE + _GAP) + _GAP
-    width = width_with_title(title, pictures + legend_columns * column)
-    foot = wrap_note(note, width=width)
-    bottom = 0.15 + 0.14 * (foot.count("\n") + 1)
-    height = _TOP + _TITLES + sum(heights) + (_CAPTION + _GAP) * len(rows) + bottom
-    figure = Figure(figsize=(width, height))
-    add_heading(figure, title=title, subtitle=subtitle)
+    tall = _TOP + _TITLES + sum(heights) + (_CAPTION + _GAP) * len(rows)
+    wide = pictures + legend_columns * column
+    figure, _ = start_figure(wide, tall, title=title, subtitle=subtitle, note=note, margin=0.15)
+    width, height = figure.get_size_inches()
     for place, text in enumerate(("image", *columns)):
         x = _GAP + place * (_PICTURE + _GAP) + _PICTURE / 2
         figure.text(x / width, 1 - (_TOP + 0.15) / height, text, ha="center", weight="bold")
-    figure.text(0.1 / width, 0.1 / height, foot, fontsize=NOTE, color="0.35", va="bottom")
     top = _TOP + _TITLES
-    for row, lines, fit, tall in zip(rows, legends, per_column, heights, strict=True):
+    for row, lines, fit, tall in zip(rows, legends, fits, heights, strict=True):
         _draw_row(figure, row, lines, fit, top=top, tall=tall, column=column)
         top += tall + _CAPTION + _GAP
     return figure
@@ -142,7 +144,7 @@ def _height(row: Row) -> float:
 def _draw_row(
     figure: Figure,
     row: Row,
-    lines: Sequence[tuple[str, Colour, str, bool]],
+    lines: Sequence[_Line],
     per_column: int,
     *,
     top: float,
@@ -196,27 +198,26 @@ def _draw_panel(axes: Axes, image: NDArray[np.uint8], panel: Panel, order: Seque
             )  # fmt: skip
 
 
-def _unit(colour: Colour) -> tuple[float, float, float]:
-    red, green, blue = colour
-    return red / 255, green / 255, blue / 255
+def _unit(colour: Colour) -> tuple[float, ...]:
+    return tuple(value / 255 for value in colour)
 
 
-def _legend_lines(row: Row) -> list[tuple[str, Colour, str, bool]]:
-    """(Number, colour, name, unseen) of every class, and a line for what no segment covers."""
+def _legend_lines(row: Row) -> list[_Line]:
+    """A line of every class, and one for what no segment covers."""
     lines = []
     for position, index in enumerate(row.classes()):
         colour, unseen = PALETTE[position % len(PALETTE)], index in row.unseen
         name = shorten(row.names[index]) + (" (unseen)" if unseen else "")
-        lines.append((str(position + 1), colour, name, unseen))
+        lines.append(_Line(str(position + 1), colour, name, unseen))
     if any(not np.isin(panel.ids, list(panel.segments)).all() for panel in row.panels):
-        lines.append(("", SHADE, "no segment", False))
+        lines.append(_Line("", SHADE, "no segment"))
     return lines
 
 
 def _draw_legend(
     axes: Axes,
     row: Row,
-    lines: Sequence[tuple[str, Colour, str, bool]],
+    lines: Sequence[_Line],
     per_column: int,
     *,
     width: float,

@@ -65,17 +65,6 @@ class DrawnImages:
         segments = {s.id: s.category for s in record.segments if not s.is_crowd}
         return panel(self.dataset.panoptic(position), segments, "segment")
 
-    def entry(self, position: int, panels: Sequence[Panel], columns: Sequence[str]) -> Any:
-        """The image in the card."""
-        record = self.dataset.images[position]
-        return {
-            "benchmark": self.benchmark,
-            "id": record.id,
-            "file": record.file.name,
-            "position": position,
-            "panels": {name: panel.caption for name, panel in zip(columns, panels, strict=True)},
-        }
-
 
 def panel(ids: NDArray[np.integer], segments: dict[int, Any], what: str) -> Panel:
     """A panel whose caption counts the segments, each a ``what``."""
@@ -125,7 +114,16 @@ def collect(
         for position in drawn.positions:
             panels = make(drawn, position)
             rows.append(drawn.row(position, panels))
-            entries.append(drawn.entry(position, panels, columns))
+            record, shown = drawn.dataset.images[position], zip(columns, panels, strict=True)
+            entries.append(
+                {
+                    "benchmark": drawn.benchmark,
+                    "id": record.id,
+                    "file": record.file.name,
+                    "position": position,
+                    "panels": {name: panel.caption for name, panel in shown},
+                }
+            )
     lot = ", ".join(f"{params.images} of the {len(d.dataset)} of {d.benchmark}" for d in lots)
     rule = f"Images drawn by lot with seed {params.seed}: {lot}."
     return Pictures(
