@@ -12,10 +12,11 @@ from possam.evaluation.statistics import Resampled, resample
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.published import read_published
-from possam.params.tables import ColumnParams, Origin, TableParams
+from possam.params.tables import Origin, TableParams
 from possam.runtime.files import read_json
 
 Numbers = dict[str, dict[str, float]]
+Resamples = Mapping[Origin, Resampled]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +109,13 @@ def compare_rows(project: Project, table: TableParams) -> Comparisons:
     if table.reference is None and not table.agreement:
         return Comparisons()
     resampled = _resample(project, table)
-    columns = [column for column in table.columns if column.metric in PER_IMAGE]
     return Comparisons(
-        differences=_differences(project, table, columns, resampled),
-        agreement=_agreement(project, table, columns, resampled) if table.agreement else {},
+        differences=_differences(project, table, resampled),
+        agreement=_agreement(project, table, resampled) if table.agreement else {},
     )
 
 
-def _resample(project: Project, table: TableParams) -> dict[Origin, Resampled]:
+def _resample(project: Project, table: TableParams) -> Resamples:
     layout, scale = Layout(project), project.scale
     found: dict[Origin, Resampled] = {}
     for row in table.rows:
@@ -128,45 +128,33 @@ def _resample(project: Project, table: TableParams) -> dict[Origin, Resampled]:
     return found
 
 
-def _differences(
-    project: Project,
-    table: TableParams,
-    columns: Sequence[ColumnParams],
-    resampled: Mapping[Origin, Resampled],
-) -> dict[str, Numbers]:
+def _differences(project: Project, table: TableParams, resampled: Resamples) -> dict[str, Numbers]:
     confidence = project.scale.evaluation.confidence
-    reference = {
-        group: cell
-        for row in table.rows
-        if row.name == table.reference
-        for group, cell in row.cells.items()
-    }
+    cells = {row.name: row.cells for row in table.rows}
+    reference = cells.pop(table.reference, {}) if table.reference else {}
     result: dict[str, Numbers] = {}
-    for row in table.rows:
-        for group, cell in row.cells.items():
+    for name, groups in cells.items():
+        for group, cell in groups.items():
             other = reference.get(group)
-            if row.name == table.reference or not other or other.benchmark != cell.benchmark:
+            if other is None or other.benchmark != cell.benchmark:
                 continue
             found = paired_differences(
                 resampled[cell.origin], resampled[other.origin], confidence=confidence
             )
-            for column in columns:
-                difference = found.get(column.metric)
-                if column.group != group or difference is None or math.isnan(difference.value):
-                    continue  # external predictions do not give every metric
-                result.setdefault(row.name, {})[column.key] = asdict(difference)
+            for column in table.columns:
+                if column.group == group and column.metric in found.keys() & PER_IMAGE:
+                    difference = asdict(found[column.metric])
+                    if not math.isnan(difference["value"]):  # as some of external predictions are
+                        result.setdefault(name, {})[column.key] = difference
     return result
 
 
-def _agreement(
-    project: Project,
-    table: TableParams,
-    columns: Sequence[ColumnParams],
-    resampled: Mapping[Origin, Resampled],
-) -> Numbers:
+def _agreement(project: Project, table: TableParams, resampled: Resamples) -> Numbers:
     published = read_published(project.folder / "published" / table.published, table)
     result = {}
-    for column in columns:
+    for column in table.columns:
+        if column.metric not in PER_IMAGE:
+            continue
         rows = [
             row
             for row in table.rows

@@ -1,7 +1,6 @@
 """Segments drawn over an image, with numbered marks and a legend beside it.
 
-Colours are distinguishable with the common colour vision deficiencies; with more classes than
-colours the numbers tell them apart.
+Common colour vision deficiencies keep the colours apart; numbers tell classes of one colour apart.
 """
 
 import math
@@ -16,20 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 
 # Okabe and Ito's set without black, then Tol's "muted" ones that differ from it.
-PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (204, 121, 167),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (136, 34, 85),
-    (17, 119, 51),
-    (221, 204, 119),
-    (51, 34, 136),
-    (170, 68, 153),
+_CODES = (
+    *("e69f00", "56b4e9", "009e73", "cc79a7", "f0e442", "0072b2", "d55e00"),
+    *("882255", "117733", "ddcc77", "332288", "aa4499"),
 )
+PALETTE: tuple[Colour, ...] = tuple((r, g, b) for r, g, b in map(bytes.fromhex, _CODES))
 
 INK, PAPER, SHADE = (25, 25, 25), (255, 255, 255), (150, 150, 150)
 """Colours of borders and dark text, of light text, and (in legends) of what no segment covers."""
@@ -67,8 +57,8 @@ def draw_overlay(
     Args:
         image: RGB (H,W,3) uint8.
         ids: segment ids (H,W); 0, and ids that ``segments`` does not list, belong to no segment.
-        segments: segment id -> class index; ids without a pixel are left out of the legend.
-        names: the classes' names, by index.
+        segments: segment id -> class index, the place of the class in ``names``; ids without a
+            pixel are left out of the legend.
 
     Returns:
         RGB picture: the image, enlarged or reduced to a longest side of 640 to 2048 pixels, its

@@ -59,10 +59,10 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
                 "table": f"{_number(card)}. {card['title']}",
                 "column": column,
                 "tau": tau,
-                "rows": rows,
+                "rows": count,
             }
             for card in cards
-            for column, tau, rows in agreement_rows(card)
+            for column, tau, count in agreement_rows(card)
         ],
         tables=[_table(card) for card in cards],
         figures=[_figure(path) for path in files.figures],

@@ -66,6 +66,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _section(title: str, text: str, header: Sequence[str], rows: Sequence[list[str]]) -> list[str]:
+    """Heading, text and table; nothing if the table has no row."""
+    return [f"## {title}", text, markdown_table(header, rows)] if rows else []
+
+
 def interval(cell: Mapping[str, Any], decimals: int = 1) -> str:
     """``41.2 [39.8, 42.7]``, of several seeds ``41.2 ± 0.3 [39.8, 42.7]``.
 
@@ -127,17 +132,16 @@ def _comparison(card: Card) -> list[str]:
         found = [row["cells"][column["key"]].get("versus") for column in columns]
         if any(found):
             rows.append([row["row"], *(_versus(difference) for difference in found)])
-    if not rows:
-        return []
     end = ", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."
-    return [
-        f"## Against {card['reference']}",
+    return _section(
+        f"Against {card['reference']}",
         f"The row minus *{card['reference']}*, in percentage points, with the {_level(card)} "
         "interval of a paired bootstrap (both on the same resampled images). **Bold**: the "
         "interval excludes zero, so other test images would hardly reverse the difference. The "
         f"interval does not cover chance in training{end}",
-        markdown_table(["Method", *(column_title(card, column) for column in columns)], rows),
-    ]
+        ["Method", *(column_title(card, column) for column in columns)],
+        rows,
+    )
 
 
 def column_title(card: Card, column: Mapping[str, Any]) -> str:
@@ -155,51 +159,46 @@ def _versus(difference: Mapping[str, float] | None) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def agreement_rows(card: Card) -> list[tuple[str, str, str]]:
+def agreement_rows(card: Card) -> list[list[str]]:
     """Title, tau with its interval, and number of rows of each column with an agreement."""
     titles = {column["key"]: column_title(card, column) for column in card["columns"]}
-    return [
-        (
-            titles[key],
-            f"{found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
-            str(found["rows"]),
-        )
-        for key, found in card["agreement"].items()
-    ]
+    rows = []
+    for key, found in card["agreement"].items():
+        tau, low, high = (f"{found[part]:+.2f}" for part in ("tau", "low", "high"))
+        rows.append([titles[key], f"{tau} [{low}, {high}]", str(found["rows"])])
+    return rows
 
 
 def _ranks(card: Card) -> list[str]:
-    if not card["agreement"]:
-        return []
-    names = _external(card)
-    return [
-        "## Agreement with the published order",
+    names = ", ".join(_external(card))
+    left_out = f"\n\nLeft out because external: {names}." if names else ""
+    return _section(
+        "Agreement with the published order",
         "Kendall's tau-b between the published order of the reproduced rows and ours: 1 is the "
         f"same order, -1 the reverse. Brackets: the middle {_level(card)} over resampled test "
-        "images. No row was tuned for this agreement.",
-        *([f"Left out because external: {', '.join(names)}."] if names else []),
-        markdown_table(["Column", "tau", "Rows"], agreement_rows(card)),
-    ]
+        f"images. No row was tuned for this agreement.{left_out}",
+        ["Column", "tau", "Rows"],
+        agreement_rows(card),
+    )
 
 
 def _controls(card: Card) -> list[str]:
-    if not card["controls"]:
-        return []
-    titles = [metric["title"] for metric in card["controls"][0]["metrics"].values()]
-    rows = []
+    rows, titles = [], list[str]()
     for control in card["controls"]:
+        titles = [metric["title"] for metric in control["metrics"].values()]
         cells = []
         for metric in control["metrics"].values():
             trained = metric["trained"]
             below = "" if trained is None else f"<br>trained {trained:.1f}"
             cells.append(interval(metric) + below)
         rows.append([control["name"], f"`{control['benchmark']}`", *cells])
-    return [
-        "## Controls",
+    return _section(
+        "Controls",
         "These must score low: they show how much of a value comes from training, and how much "
         "from the class names.",
-        markdown_table(["Control", "Benchmark", *titles], rows),
-    ]
+        ["Control", "Benchmark", *titles],
+        rows,
+    )
 
 
 def _supplement(card: Card) -> list[str]:
@@ -267,15 +266,13 @@ def _provenance(card: Card) -> list[str]:
         [f"`{evaluation}`", *(f"`{str(found.get(name, ''))[:12]}`" for name in names)]
         for evaluation, found in card["evaluations"].items()
     ]
-    if not rows:
-        return []
-    header = ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"]
-    return [
-        "## Provenance",
+    return _section(
+        "Provenance",
         f"Published values: `params/published/{card['published_file']}`. Full hashes, inputs and "
         f"unrounded values: `{card['table']}.json`.",
-        markdown_table(header, rows),
-    ]
+        ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"],
+        rows,
+    )
 
 
 def terminal(card: Card) -> str:
@@ -287,15 +284,12 @@ def terminal(card: Card) -> str:
         columns = [column for column in card["columns"] if column["group"] == group]
         lines += ["", title, _text_line("", (column["title"] for column in columns))]
         for row in card["rows"]:
-            cells = [row["cells"][column["key"]] for column in columns]
+            cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
             measured = group in row["runs"]
             mark = (" +" if row["source"] == EXTERNAL else " *") if measured else ""
-            digits = [column["decimals"] for column in columns]
-            values = (_text_value(c, d) for c, d in zip(cells, digits, strict=True))
-            lines.append(_text_line(row["row"] + mark, values))
+            lines.append(_text_line(row["row"] + mark, (_text_value(*cell) for cell in cells)))
             if measured:
-                spans = (_text_span(c, d) for c, d in zip(cells, digits, strict=True))
-                lines.append(_text_line("", spans))
+                lines.append(_text_line("", (_text_span(*cell) for cell in cells)))
     if card["controls"]:
         titles = (metric["title"] for metric in card["controls"][0]["metrics"].values())
         lines += ["", _text_line("Controls", titles)]

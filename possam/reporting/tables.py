@@ -36,19 +36,23 @@ class _Source:
     """Finds measurements; its errors say how to make those that are missing."""
 
     project: Project
-    table: str
+    name: str
     measurements: Measurements
+
+    @property
+    def table(self) -> TableParams:
+        return self.project.table(self.name)
 
     def find(self, origin: Origin) -> Measurement:
         scale, keys = self.project.name, origin.evaluations(self.project.scale.seeds)
         if origin not in self.measurements:
-            commands = []
-            for key in keys:
-                which = f"--seed {key.seed} --condition {key.condition} "
-                which = "" if key.is_external else which
-                commands.append(f"possam evaluate {key.run} {key.benchmark} {which}--scale {scale}")
-            missing = f"{self.where(origin)}: no evaluation; make it: {'; '.join(commands)}"
-            raise InputError(missing)
+            commands = "; ".join(
+                f"possam evaluate {key.run} {key.benchmark} "
+                + ("" if key.is_external else f"--seed {key.seed} --condition {key.condition} ")
+                + f"--scale {scale}"
+                for key in keys
+            )
+            raise InputError(f"{self.where(origin)}: no evaluation; make it: {commands}")
         found = self.measurements[origin]
         stated = [tuple(one.get(name) for name in Evaluation._fields) for one in found.evaluations]
         scales = {evaluation.get("scale") for evaluation in found.evaluations}
@@ -62,7 +66,7 @@ class _Source:
     def where(self, origin: Origin) -> str:
         """``origin`` in an error message."""
         run, benchmark, condition, variant = origin
-        return f"{self.table}: run {run!r} on {benchmark!r} ({condition}, {variant})"
+        return f"{self.name}: run {run!r} on {benchmark!r} ({condition}, {variant})"
 
     def cell(self, origin: Origin, name: str) -> dict[str, Any]:
         """As :meth:`metric`; ``missing``, the reason, where external predictions do not give it."""
@@ -100,8 +104,7 @@ def build_table(
     """Write a table as CSV (for machines), Markdown (for people), TeX (for papers) and a card.
 
     Args:
-        measurements: what the table and its controls show, by origin.
-        comparisons: of its rows with each other.
+        measurements: what the table and its controls show.
         out: the CSV; the others lie beside it, as ``.md``, ``.tex`` and ``.json``.
 
     Returns:
@@ -125,18 +128,18 @@ def _card(
     project: Project, table: str, measurements: Measurements, comparisons: Comparisons
 ) -> dict[str, Any]:
     """What the other files are written from."""
-    params, source = project.table(table), _Source(project, table, measurements)
+    source = _Source(project, table, measurements)
+    params, scale, seeds = source.table, project.scale, project.scale.seeds
     published = read_published(project.folder / "published" / params.published, params)
-    origins, seeds = params.origins(), project.scale.seeds
     return {
         "table": table,
         "title": params.title,
         "scale": project.name,
-        "scale_title": project.scale.title,
-        "synthetic": project.scale.synthetic,
-        "comparable": not project.scale.synthetic,
+        "scale_title": scale.title,
+        "synthetic": scale.synthetic,
+        "comparable": not scale.synthetic,
         "seeds": list(seeds),
-        "confidence": project.scale.evaluation.confidence,
+        "confidence": scale.evaluation.confidence,
         "labels": dict(params.labels),
         "groups": dict(params.groups),
         "columns": [
@@ -145,25 +148,21 @@ def _card(
         "metrics": {name: METRICS[name] for name in SUPPLEMENT},
         "reference": params.reference,
         "rows": [
-            _row(row, params, source, published[row.name], comparisons) for row in params.rows
+            _row(row, source, published[row.name], comparisons.differences.get(row.name, {}))
+            for row in params.rows
         ],
         "agreement": {key: dict(found) for key, found in comparisons.agreement.items()},
-        "controls": [_control(control, params, source) for control in params.controls],
+        "controls": [_control(control, source) for control in params.controls],
         "slips": slips(params, published),
         "published_file": params.published,
         "protocol": [
-            {
-                "run": origin.run,
-                "benchmark": origin.benchmark,
-                "variant": _variant(origin),
-                **source.find(origin).parts()[0].get("protocol", {}),
-            }
-            for origin in origins
+            _place(origin) | source.find(origin).parts()[0].get("protocol", {})
+            for origin in params.origins()
             if origin.condition in (TRAINED, EXTERNAL)
         ],
         "evaluations": {
             key.name: _provenance(evaluation)
-            for origin in origins
+            for origin in params.origins()
             for key, evaluation in zip(
                 origin.evaluations(seeds), source.find(origin).evaluations, strict=True
             )
@@ -173,14 +172,12 @@ def _card(
 
 def _row(
     row: RowParams,
-    table: TableParams,
     source: _Source,
     published: PublishedRow,
-    comparisons: Comparisons,
+    versus: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    versus = comparisons.differences.get(row.name, {})
     cells = {}
-    for column in table.columns:
+    for column in source.table.columns:
         stated = published.values.get(column.key)
         cell: dict[str, Any] = {"published": stated, "printed": published.texts.get(column.key, "")}
         if column.group in row.cells:
@@ -199,9 +196,9 @@ def _row(
     }
 
 
-def _variant(origin: Origin) -> str:
-    """The inference variant; external predictions have none."""
-    return "" if origin.is_external else origin.variant
+def _place(origin: Origin) -> dict[str, Any]:
+    variant = "" if origin.is_external else origin.variant
+    return {"run": origin.run, "benchmark": origin.benchmark, "variant": variant}
 
 
 def _run(origin: Origin, source: _Source) -> dict[str, Any]:
@@ -211,9 +208,7 @@ def _run(origin: Origin, source: _Source) -> dict[str, Any]:
     """
     found = source.find(origin)
     return {
-        "run": origin.run,
-        "benchmark": origin.benchmark,
-        "variant": _variant(origin),
+        **_place(origin),
         "run_identity": [one.get("run_identity", "") for one in found.evaluations],
         "evaluation_identity": [one.get("identity", "") for one in found.evaluations],
         "evaluation_hash": [hash_json(one) for one in found.evaluations],
@@ -225,10 +220,10 @@ def _run(origin: Origin, source: _Source) -> dict[str, Any]:
     }
 
 
-def _control(control: ControlParams, table: TableParams, source: _Source) -> dict[str, Any]:
+def _control(control: ControlParams, source: _Source) -> dict[str, Any]:
     """A control and, where it was measured, the trained run on the same benchmark."""
     titles: dict[str, str] = {}
-    for column in table.columns:
+    for column in source.table.columns:
         titles.setdefault(column.metric, column.title)
     known = control.origin in source.measurements
     return {
@@ -284,9 +279,7 @@ def csv_text(card: Mapping[str, Any]) -> str:
     writer.writeheader()
     for row in card["rows"]:
         line = {
-            "row": row["row"],
-            **row["labels"],
-            "source": row["source"],
+            **{"row": row["row"], **row["labels"], "source": row["source"]},
             "comparable": str(card["comparable"]).lower(),
         }
         for key, cell in row["cells"].items():

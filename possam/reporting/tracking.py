@@ -16,7 +16,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,16 @@ class _Writer:
 
     def link(self, records: list[Record], summary: Summary) -> None:
         """Point evaluations to their training and tables to their evaluations (run ids change)."""
+        parents = {record.key: record.parent for record in records}
+        shown_in = defaultdict[str | None, set[str]](set)
+        for table in records:
+            for key in table.links:
+                shown_in[key].add(table.tags[TABLE])
+                shown_in[parents[key]].add(table.tags[TABLE])
         for record in records:
             run_id = summary.runs[record.key]
             tags = {f"{_LINK}{key}": summary.runs[key] for key in record.links}
-            tags |= {f"{_SHOWN_IN}{name}": "yes" for name in _tables_of(record, records)}
+            tags |= {f"{_SHOWN_IN}{name}": "yes" for name in shown_in[record.key]}
             if record.parent in summary.runs:
                 tags[PARENT] = summary.runs[record.parent]
             if record.links:
@@ -197,8 +204,8 @@ class _Writer:
                 page = f"#/experiments/{self._experiment_id}/runs?searchFilter={query}"
                 link = f"[Evaluations and trainings behind this table]({page})"
                 tags[NOTE] = f"{link}\n\n{record.tags.get(NOTE, '')}"
-            before = [run for run in self._runs.get(record.key, []) if run.info.run_id == run_id]
-            present = before[0].data.tags if before else {}
+            before = (run for run in self._runs.get(record.key, []) if run.info.run_id == run_id)
+            present: dict[str, str] = next((run.data.tags for run in before), {})
             for name, value in sorted(tags.items()):
                 if present.get(name) != value:
                     self._client.set_tag(run_id, name, value)
@@ -246,14 +253,6 @@ class _Writer:
             self._client.set_terminated(run_id, record.status, end_time=record.end)
         self._client.log_batch(run_id, tags=[*tags, RunTag(LOGGED, json.dumps(logged))])
         self._client.set_tag(run_id, CONTENT, record.content)
-
-
-def _tables_of(record: Record, records: Iterable[Record]) -> Iterator[str]:
-    """Names of the tables that show the evaluation, or an evaluation of the training."""
-    for table in records:
-        evaluations = [other for other in records if other.key in table.links]
-        if any(record.key in (other.key, other.parent) for other in evaluations):
-            yield table.tags[TABLE]
 
 
 def _connect(uri: str) -> Any:

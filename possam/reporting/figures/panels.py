@@ -1,7 +1,4 @@
-"""Rows of pictures: one image per row, with segments over it, numbered legend and counts.
-
-Shapes: H W of an image.
-"""
+"""Rows of pictures: one image (H,W) per row, with segments over it, numbered legend and counts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -131,7 +128,10 @@ def draw_panels(
         figure.text(x / width, 1 - (_TOP + 0.15) / height, text, ha="center", weight="bold")
     top = _TOP + _TITLES
     for row, lines, fit, tall in zip(rows, legends, fits, heights, strict=True):
-        _draw_row(figure, row, lines, fit, top=top, tall=tall, column=column)
+        left = _draw_row(figure, row, top)
+        legend = _axes(figure, left, top, width - left, tall)
+        legend.set(xlim=(0, width - left), ylim=(tall, 0))
+        _draw_legend(legend, row, lines, fit, width=column)
         top += tall + _CAPTION + _GAP
     return figure
 
@@ -141,41 +141,29 @@ def _height(row: Row) -> float:
     return min(_TALLEST, _PICTURE * row.image.shape[0] / row.image.shape[1])
 
 
-def _draw_row(
-    figure: Figure,
-    row: Row,
-    lines: Sequence[_Line],
-    per_column: int,
-    *,
-    top: float,
-    tall: float,
-    column: float,
-) -> None:
-    width, height = figure.get_size_inches()
-    picture = _height(row)
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes without a frame; where they lie, in inches from the upper left corner."""
+    wide, high = figure.get_size_inches()
+    box = (left / wide, 1 - (top + height) / high, width / wide, height / high)
+    axes: Axes = figure.add_axes(box)
+    axes.set_axis_off()
+    return axes
 
-    def add(place: int) -> Axes:
-        left = _GAP + place * (_PICTURE + _GAP)
-        box = (left / width, 1 - (top + picture) / height, _PICTURE / width, picture / height)
-        axes: Axes = figure.add_axes(box)
-        axes.set_axis_off()
-        return axes
 
+def _draw_row(figure: Figure, row: Row, top: float) -> float:
+    """Draw the pictures; returns where the legend begins, from the left."""
+    height, left, order = _height(row), _GAP, row.classes()
     pixels, _ = enlarge(row.image, np.zeros(row.image.shape[:2], np.int32))
-    add(0).imshow(pixels, interpolation="antialiased")
-    order = row.classes()
+    axes = _axes(figure, left, top, _PICTURE, height)
+    axes.imshow(pixels, interpolation="antialiased")
     for place, panel in enumerate(row.panels, start=1):
-        axes = add(place)
+        left = _GAP + place * (_PICTURE + _GAP)
+        axes = _axes(figure, left, top, _PICTURE, height)
         _draw_panel(axes, row.image, panel, order)
         axes.text(
             0.5, -0.03, panel.caption, transform=axes.transAxes, ha="center", va="top", fontsize=8
         )
-    left = _GAP + (len(row.panels) + 1) * (_PICTURE + _GAP)
-    box = (left / width, 1 - (top + tall) / height, 1 - left / width, tall / height)
-    legend: Axes = figure.add_axes(box)
-    legend.set_xlim(0, width - left)
-    legend.set_ylim(tall, 0)
-    _draw_legend(legend, row, lines, per_column, width=column)
+    return _GAP + (len(row.panels) + 1) * (_PICTURE + _GAP)
 
 
 def _draw_panel(axes: Axes, image: NDArray[np.uint8], panel: Panel, order: Sequence[int]) -> None:
@@ -215,15 +203,9 @@ def _legend_lines(row: Row) -> list[_Line]:
 
 
 def _draw_legend(
-    axes: Axes,
-    row: Row,
-    lines: Sequence[_Line],
-    per_column: int,
-    *,
-    width: float,
+    axes: Axes, row: Row, lines: Sequence[_Line], per_column: int, *, width: float
 ) -> None:
     """Fill ``axes``, whose units are inches, with columns of ``width``."""
-    axes.set_axis_off()
     axes.text(0, 0.02, row.name, weight="bold", va="top", fontsize=8)
     axes.text(0, 0.19, row.source, va="top", fontsize=7, color="0.35")
     for position, (number, colour, name, unseen) in enumerate(lines):
