@@ -3,12 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from possam.evaluation.checkout_comparison import (
-    Change,
-    compare_trainings,
-    has_seeds,
-    mean_change,
-)
+from possam.evaluation.checkout_comparison import Change, compare_trainings, has_seeds, mean_change
 from possam.evaluation.metrics import DECIMALS, METRICS, PER_IMAGE
 from possam.evaluation.seeds import load_seeds
 from possam.evaluation.statistics import ImageStatistics
@@ -38,10 +33,10 @@ def compare_checkouts(project: Project, name: str, before: Path) -> str:
         raise InputError(f"{before}: no such folder; name the root of another checkout")
     origins = _origins(project.table(name), name)
     layouts = Layout(project, root=before), Layout(project)
+    (old, data_before), (new, data_after) = (_inputs(each, origins.values()) for each in layouts)
     other_data = {
-        origin.benchmark for origin in origins.values() if len(_data_sets(layouts, origin)) > 1
+        each.benchmark for each in data_before if len(data_before[each] | data_after[each]) > 1
     }
-    old, new = (_commits(layout, origins.values()) for layout in layouts)
     cells = _cells(project, name, origins, layouts)
     seeds, confidence = project.scale.seeds, project.scale.evaluation.confidence
     covered = (
@@ -129,10 +124,14 @@ def _cells(
     return found
 
 
-def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
-    """Hashes of the converted data sets behind the evaluations; checks that these are there."""
-    contents = set()
-    for layout in layouts:
+def _inputs(layout: Layout, origins: Iterable[Origin]) -> tuple[str, dict[Origin, set[str]]]:
+    """Commits of the code behind the evaluations, and hashes of the data sets by origin.
+
+    Raises:
+        InputError: an evaluation or the variant is missing.
+    """
+    commits, data_sets = set(), dict[Origin, set[str]]()
+    for origin in origins:
         for key in origin.evaluations(layout.project.scale.seeds):
             file = layout.evaluation(*key) / RESULT
             if not file.is_file():
@@ -144,18 +143,10 @@ def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
             evaluation = read_json(file)
             if origin.variant not in evaluation["variants"]:
                 raise InputError(f"{file}: has no variant {origin.variant!r}; evaluate it again")
-            contents.add(evaluation["inputs"]["dataset"])
-    return contents
-
-
-def _commits(layout: Layout, origins: Iterable[Origin]) -> str:
-    """Commits of the code behind the evaluations, from their provenance."""
-    found = set()
-    for origin in origins:
-        for key in origin.evaluations(layout.project.scale.seeds):
-            git = read_json(layout.evaluation(*key) / "provenance.json")["git"]
-            found.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
-    return ", ".join(sorted(found))
+            data_sets.setdefault(origin, set()).add(evaluation["inputs"]["dataset"])
+            git = read_json(file.with_name("provenance.json"))["git"]
+            commits.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
+    return ", ".join(sorted(commits)), data_sets
 
 
 def _statistics(
@@ -164,4 +155,4 @@ def _statistics(
     keys = origin.evaluations(layout.project.scale.seeds)
     folders = [layout.evaluation(*key) for key in keys]
     tables = load_seeds(folders, origin.variant, ap="map" in metrics)
-    return {key.seed: one for key, one in zip(keys, tables, strict=True)}
+    return dict(zip((key.seed for key in keys), tables, strict=True))

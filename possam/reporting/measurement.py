@@ -24,7 +24,6 @@ class Measurement:
     """Metrics in percent, with the evaluations that they are from.
 
     Attributes:
-        variant: the inference variant.
         evaluations: contents of ``evaluation.json``, one per seed.
         metrics: the value, or the mean over several seeds; None where it is undefined.
         std: the standard deviation over the seeds (``ddof`` 1); empty with one seed.
@@ -34,7 +33,7 @@ class Measurement:
     variant: str
     evaluations: tuple[Mapping[str, Any], ...]
     metrics: Mapping[str, float | None]
-    std: Mapping[str, float | None]
+    std: Mapping[str, float | None] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float] | None]
 
     @classmethod
@@ -45,7 +44,6 @@ class Measurement:
             variant=variant,
             evaluations=(evaluation,),
             metrics=found["metrics"],
-            std={},
             intervals=found["intervals"],
         )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 # Okabe and Ito's set without black, then Tol's "muted" ones that differ from it.
 _CODES = (
@@ -30,12 +31,13 @@ _NAME_LENGTH = 28
 _SMALLEST_TEXT, _LINE_HEIGHT, _COLUMNS = 14, 1.7, 3
 
 
-class _Entry(NamedTuple):
+class LegendLine(NamedTuple):
     """A class in the legend; ``number`` is also on its segments."""
 
     number: str
     colour: Colour
     text: str
+    unseen: bool = False
 
 
 class Spot(NamedTuple):
@@ -73,13 +75,12 @@ def draw_overlay(
         raise ValueError(f"draw_overlay: image {image.shape} and ids {ids.shape} differ in size")
     if any(not 0 <= index < len(names) for index in segments.values()):
         raise ValueError(f"draw_overlay: a segment's class has no name ({len(names)} names)")
-    present = set(np.unique(ids).tolist())
-    segments = {key: index for key, index in segments.items() if key in present}
+    segments = {key: segments[key] for key in segments.keys() & set(np.unique(ids).tolist())}
     pixels, labels = enlarge(image, compact_labels(ids, segments))
     classes = [segments[key] for key in sorted(segments)]  # of labels 1, 2, ...
     area = np.bincount(labels.ravel(), minlength=len(classes) + 1)
     entry_of = {
-        index: _Entry(str(place + 1), PALETTE[place % len(PALETTE)], names[index])
+        index: LegendLine(str(place + 1), PALETTE[place % len(PALETTE)], names[index])
         for place, index in enumerate(largest_first(zip(classes, area[1:].tolist(), strict=True)))
     }
     entries = [entry_of[index] for index in classes]
@@ -91,8 +92,8 @@ def draw_overlay(
         times = f"  \u00d7 {classes.count(index)}" if classes.count(index) > 1 else ""
         lines.append(entry._replace(text=shorten(entry.text) + times))
     if labels.size and (labels == 0).mean() > 0.002:
-        lines.append(_Entry("", SHADE, "no word"))
-    lines = lines or [_Entry("", SHADE, "no segment")]
+        lines.append(LegendLine("", SHADE, "no word"))
+    lines = lines or [LegendLine("", SHADE, "no segment")]
     legend = _legend(lines, height=picture.height, text_size=text_size)
     size = (picture.width + legend.width, max(picture.height, legend.height))
     canvas = Image.new("RGB", size, PAPER)
@@ -113,11 +114,7 @@ def compact_labels(ids: NDArray[np.integer], listed: Collection[int]) -> NDArray
 def enlarge(
     image: NDArray[np.uint8], labels: NDArray[np.int32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Both enlarged or reduced to a longest side of 640 to 2048 pixels, the labels unmixed.
-
-    Args:
-        image: RGB (H,W,3) uint8; labels: (H,W).
-    """
+    """RGB (H,W,3) and labels (H,W), resized to a longest side of 640 to 2048 pixels."""
     height, width = labels.shape
     scale = min(max(1.0, _SHORTEST / max(height, width)), _LONGEST / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -165,10 +162,7 @@ def tint(
 
 
 def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
-    """Where a mark fits best in each of the segments 1 to ``count`` of ``labels`` (H,W).
-
-    ``None`` for a label without a pixel.
-    """
+    """Where a mark fits best in the segments 1 to ``count`` of ``labels`` (H,W); None: no pixel."""
     from scipy.ndimage import distance_transform_edt, find_objects
 
     places: list[Spot | None] = []
@@ -187,10 +181,7 @@ def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
 
 
 def _draw_numbers(
-    picture: Image.Image,
-    labels: NDArray[np.int32],
-    entries: Sequence[_Entry],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    picture: Image.Image, labels: NDArray[np.int32], entries: Sequence[LegendLine], font: Font
 ) -> None:
     """Put each segment's number where most room is, if it has room for it."""
     draw = ImageDraw.Draw(picture)
@@ -210,11 +201,8 @@ def contrast(colour: Colour) -> Colour:
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else PAPER
 
 
-def _legend(lines: Sequence[_Entry], *, height: int, text_size: int) -> Image.Image:
-    """The lines in at most three columns.
-
-    Many lines get smaller text; the legend is higher than ``height`` only if that is not enough.
-    """
+def _legend(lines: Sequence[LegendLine], *, height: int, text_size: int) -> Image.Image:
+    """At most three columns; text gets smaller before the legend exceeds ``height``."""
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     fewest = math.ceil(len(lines) / _COLUMNS)
     fitting = int(height / (fewest + 1) / _LINE_HEIGHT)
@@ -229,7 +217,7 @@ def _legend(lines: Sequence[_Entry], *, height: int, text_size: int) -> Image.Im
     legend = Image.new("RGB", size, PAPER)
     draw, x = ImageDraw.Draw(legend), gap
     for column, width in zip(columns, widths, strict=True):
-        for index, (number, colour, text) in enumerate(column):
+        for index, (number, colour, text, _) in enumerate(column):
             y = gap + index * row
             box = (x, y + 2, x + swatch, y + row - 3)
             draw.rounded_rectangle(box, radius=4, fill=colour, outline=INK, width=1)
@@ -245,7 +233,7 @@ def shorten(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3].rstrip() + "..."
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     """DejaVu Sans where the system has it (it knows more scripts), else the font inside Pillow."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", size)

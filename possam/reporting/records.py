@@ -133,10 +133,8 @@ def _training(folder: Path, common: Mapping[str, str]) -> Record:
         points += [Point(f"final.{name}", value, last, 0) for name, value in numbers(final).items()]
     tags = {**common, "possam.kind": "training", "possam.run": run, **_git_tags(origin)}
     tags["possam.seed"] = seed.removeprefix("seed")
-    tags |= {
-        f"possam.{clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
-    }
-    tags |= _input_tags(summary)
+    texts = {key: value for key, value in scalars.items() if isinstance(value, str)}
+    tags |= {f"possam.{clean(key)}": text for key, text in texts.items()} | _input_tags(summary)
     weights = folder / "weights.safetensors"
     if weights.is_file():
         tags["possam.checkpoint"] = weights.as_posix()
@@ -171,7 +169,15 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     if behind:
         config["trained"] = _mapping(trained).get("parameters") or {}
     tags = {**common, "possam.kind": "evaluation", **_git_tags(origin), **_input_tags(data)}
-    tags |= {f"possam.{key}": value for key, value in where.items()} | _variant_tags(config)
+    tags |= {f"possam.{key}": value for key, value in where.items()}
+    inference = config.get("inference") or {}
+    default = inference.get(DEFAULT_VARIANT, {})
+    for name, settings in inference.items():
+        if name != DEFAULT_VARIANT:
+            differing = {key: value for key, value in settings.items() if value != default.get(key)}
+            tags[f"possam.variant.{clean(name)}"] = json.dumps(differing)
+    # The run's name says nothing that its parameters do not say; other variants are tags.
+    compared = {key: value for key, value in config.items() if key != "run"}
     for name, found in variants.items():
         prefix = "" if name == DEFAULT_VARIANT else f"{name}."
         if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
@@ -188,31 +194,12 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
         parent=None if external else f"training/{run}/{seed}",
         start=start,
         end=end,
-        parameters=flatten(_compared(config)),
+        parameters=flatten(compared | {"inference": default}),
         config=config,
         points=tuple(Point(clean(name), value, end, 0) for name, value in values.items()),
         tags=tags,
         artifacts=files,
     )
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What two evaluations are compared by: the run's parameters, not its name; one variant."""
-    inference = (config.get("inference") or {}).get(DEFAULT_VARIANT, {})
-    return {key: value for key, value in config.items() if key != "run"} | {"inference": inference}
-
-
-def _variant_tags(config: Mapping[str, Any]) -> dict[str, str]:
-    """Every other variant, as its difference from the default."""
-    inference = config.get("inference") or {}
-    default = inference.get(DEFAULT_VARIANT, {})
-    return {
-        f"possam.variant.{clean(name)}": json.dumps(
-            {key: value for key, value in settings.items() if value != default.get(key)}
-        )
-        for name, settings in inference.items()
-        if name != DEFAULT_VARIANT
-    }
 
 
 def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,18 +55,13 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
         synthetic=scale.synthetic,
         confidence=f"{100 * scale.evaluation.confidence:g} %",
         agreement=[
-            {
-                "table": f"{_number(card)}. {card['title']}",
-                "column": column,
-                "tau": tau,
-                "rows": count,
-            }
+            (f"{card['table'].removeprefix('table')}. {card['title']}", *row)
             for card in cards
-            for column, tau, count in agreement_rows(card)
+            for row in agreement_rows(card)
         ],
         tables=[_table(card) for card in cards],
         figures=[_figure(path) for path in files.figures],
-        decisions=_html(_without_title(files.decisions.read_text(encoding="utf-8"))),
+        decisions=_html(files.decisions.read_text(encoding="utf-8")),
         **_jobs(files.jobs),
     )
     with atomic_write(out) as stream:
@@ -74,28 +69,21 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
 
 
 def _html(text: str) -> str:
-    """Markdown as HTML; headings go down by one level, since the page has its own."""
+    """Markdown as HTML without its title; headings go down by one level: the page has its own."""
     from markdown_it import MarkdownIt
 
+    text = re.sub(r"\A# .*\n", "", text)
     deeper = re.sub(r"^(#{2,4}) ", r"#\1 ", text, flags=re.MULTILINE)
     # Raw HTML is allowed for the line breaks in cells; all text is this project's own.
     return str(MarkdownIt("commonmark", {"html": True}).enable("table").render(deeper))
 
 
-def _without_title(text: str) -> str:
-    return re.sub(r"\A# .*\n", "", text)
-
-
-def _number(card: Mapping[str, Any]) -> str:
-    return str(card["table"]).removeprefix("table")
-
-
 def _table(card: Mapping[str, Any]) -> dict[str, str]:
-    text = _without_title(markdown(card))
+    text = markdown(card)
     cut = min((text.index(title) for title in FOLDED if title in text), default=len(text))
     return {
         "name": card["table"],
-        "number": _number(card),
+        "number": card["table"].removeprefix("table"),
         "title": card["title"],
         "body": _html(text[:cut]),
         "card": _html(text[cut:]),

@@ -202,10 +202,7 @@ def _place(origin: Origin) -> dict[str, Any]:
 
 
 def _run(origin: Origin, source: _Source) -> dict[str, Any]:
-    """The results behind one group of columns, with the metrics that the table does not show.
-
-    Identities and checks are lists with one entry per seed.
-    """
+    """The results behind a group of columns, one per seed, with metrics that are not shown."""
     found = source.find(origin)
     return {
         **_place(origin),

@@ -51,8 +51,7 @@ class TrackingError(PossamError):
 class Summary:
     """What one ingestion did: the keys of the records, by what happened to them.
 
-    ``runs`` maps every record's key to its MLflow run id; ``removed`` counts deleted MLflow runs
-    (superseded, half-written or double ones).
+    ``runs``: MLflow's run id of each; ``removed``: how many superseded, half or double runs went.
     """
 
     experiment: str
@@ -82,8 +81,7 @@ def ingest(
 
     Args:
         results: the folder of the project's scale (``results/mini``).
-        tracking_uri: any MLflow address; ``sqlite:///mlflow.db`` keeps artifacts in
-            ``mlartifacts/`` beside the file.
+        tracking_uri: any MLflow address; SQLite's artifacts lie in ``mlartifacts/`` beside it.
         experiment: the MLflow experiment, ``possam-<scale>`` if None.
         lock_timeout: seconds to wait for another ingester.
 

@@ -45,21 +45,17 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; train the run again") from error
-    lines: list[Mapping[str, Any]] = []
+    values: dict[str, list[Any]] = {key: [] for key in ("step", *TERMS)}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             entry = json.loads(line)
-            lines.append({key: entry[key] for key in ("step", *TERMS)})
+            for key, column in values.items():
+                column.append(entry[key])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{path}: line {number}: not a line of metrics ({error})") from error
-    if not lines:
+    if not values["step"]:
         raise InputError(f"{path}: holds no step; train the run again")
-    return Curve(
-        run=run,
-        seed=seed,
-        steps=[entry["step"] for entry in lines],
-        values={term: [entry[term] for entry in lines] for term in TERMS},
-    )
+    return Curve(run=run, seed=seed, steps=values.pop("step"), values=values)
 
 
 def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str) -> Figure:
