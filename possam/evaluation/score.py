@@ -195,9 +195,11 @@ def count_predictions(
         InputError: the first image, in the order of the data set, that is malformed.
         PossamError: a worker died.
     """
-    predicted, annotations = predictions, dict[int, dict[str, Any]]()
+    predicted: PanopticFormat | LabelFormat
     if isinstance(predictions, PredictionReader):
         predicted, annotations = predictions.format, predictions.annotations
+    else:
+        predicted, annotations = predictions, {}
     with no_collection():
         images = [
             _Image(

@@ -224,12 +224,16 @@ class ImageStatistics:
         if "instances" in frame:
             matches = _read_table(directory / MATCH_FILE)
             levels = np.arange(len(IOU_LEVELS))
-            bits = (matches[name].to_numpy(np.int64)[:, None] for name in ("matched", "ignored"))
+            matched, ignored = (
+                (matches[name].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool)
+                for name in ("matched", "ignored")
+            )
             instances = InstanceMatches(
                 row.loc[matches["image_id"]].to_numpy(np.int64),
                 matches["class"].to_numpy(np.int64),
                 matches["score"].to_numpy(np.float64),
-                *((flags >> levels & 1).astype(bool) for flags in bits),
+                matched,
+                ignored,
                 targets=table("instances", np.int64),
             )
         return cls(

@@ -1,22 +1,25 @@
-"""A table's cells in two checkouts: found, checked and compared."""
+"""How a table differs from that of another checkout: its cells checked, compared and written."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from possam.evaluation.comparison import Change, compare_trainings, load_seeds
-from possam.evaluation.metrics import PER_IMAGE
+from possam.evaluation.comparison import (
+    Change,
+    compare_trainings,
+    has_seeds,
+    load_seeds,
+    mean_change,
+)
+from possam.evaluation.metrics import DECIMALS, METRICS, PER_IMAGE
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import RESULT
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.tables import Origin
-from possam.reporting.checkout_text import checkout_text
+from possam.params.tables import Origin, TableParams
+from possam.reporting.table_text import markdown_table
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.runtime.progress import Progress
-
-Cells = dict[str, dict[tuple[str, str], Change]]
-"""By metric, and by row and the title of the group of columns."""
 
 
 def compare_checkouts(project: Project, name: str, before: Path) -> str:
@@ -33,26 +36,56 @@ def compare_checkouts(project: Project, name: str, before: Path) -> str:
     """
     if not before.is_dir():
         raise InputError(f"{before}: no such folder; name the root of another checkout")
-    origins = _origins(project, name)
+    origins = _origins(project.table(name), name)
     layouts = Layout(project, root=before), Layout(project)
+    (old, data_before), (new, data_after) = (_inputs(each, origins.values()) for each in layouts)
     other_data = {
-        origin.benchmark for origin in origins.values() if len(_data_sets(layouts, origin)) > 1
+        each.benchmark for each in data_before if len(data_before[each] | data_after[each]) > 1
     }
-    old, new = (_commits(layout, origins.values()) for layout in layouts)
-    return checkout_text(
-        _cells(project, name, origins, layouts),
-        table=name,
-        commits=(old, new),
-        other_data=sorted(other_data),
-        scale=project.scale.title,
-        seeds=project.scale.seeds,
-        confidence=project.scale.evaluation.confidence,
+    cells = _cells(project, name, origins, layouts)
+    seeds, confidence = project.scale.seeds, project.scale.evaluation.confidence
+    covered = (
+        "of other test images only, paired: with one seed they do not cover what another training "
+        "would give."
     )
+    if has_seeds([change for found in cells.values() for change in found.values()]):
+        covered = "of other test images and other seeds, both paired."
+    texts = [
+        f"# {name}: after minus before",
+        f"Commits: {old} before, {new} after.",
+        f"Scale: {project.scale.title}. Seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}. Percent; differences in percentage points, with "
+        f"{100 * confidence:g} % intervals {covered}",
+    ]
+    if other_data:
+        texts.append(
+            f"The converted data sets differ: {', '.join(sorted(other_data))} (same images; "
+            "another version of the conversion may write the same labels in other bytes)."
+        )
+    for metric, found in cells.items():
+        rows = [
+            [row, group, *_figures([change], confidence, DECIMALS[metric])]
+            for (row, group), change in found.items()
+        ]
+        mean = _figures(list(found.values()), confidence, DECIMALS[metric])
+        header = ("Row", "Benchmark", "Before", "After", "Difference")
+        rows.append([f"mean of {len(found)}", "", *mean])
+        texts += [f"## {METRICS[metric]}", markdown_table(header, rows)]
+    return "\n\n".join(texts) + "\n"
 
 
-def _origins(project: Project, name: str) -> dict[tuple[str, str], Origin]:
+def _figures(results: Sequence[Change], confidence: float, places: int) -> tuple[str, str, str]:
+    """Means of ``results`` before and after, and their difference with its interval."""
+    before, after = (
+        sum(getattr(each, when) for each in results) / len(results) for when in ("before", "after")
+    )
+    change = mean_change(results, confidence=confidence)
+    difference = f"{change.value:+.{places}f} [{change.low:+.{places}f}, {change.high:+.{places}f}]"
+    return f"{before:.{places}f}", f"{after:.{places}f}", difference
+
+
+def _origins(table: TableParams, name: str) -> dict[tuple[str, str], Origin]:
     """By row and group: the origins that are trained here and measured per image."""
-    table = project.table(name)
     origins = {
         (row.name, group): cell.origin
         for row in table.rows
@@ -73,20 +106,20 @@ def _cells(
     name: str,
     origins: Mapping[tuple[str, str], Origin],
     layouts: tuple[Layout, Layout],
-) -> Cells:
-    table, scale = project.tables[name], project.scale
-    found: Cells = {}
+) -> dict[str, dict[tuple[str, str], Change]]:
+    """By metric, and by row and the title of the group of columns."""
+    table, found = project.tables[name], dict[str, dict[tuple[str, str], Change]]()
     progress = Progress(len(origins), label=f"compare {name}", unit="evaluations")
     for (row, group), origin in origins.items():
-        columns = [column for column in table.columns if column.group == group]
-        metrics = [column.metric for column in columns if column.metric in PER_IMAGE]
+        shown = (column.metric for column in table.columns if column.group == group)
+        metrics = [metric for metric in shown if metric in PER_IMAGE]
         old, new = (_statistics(layout, origin, metrics) for layout in layouts)
         results = compare_trainings(
             old,
             new,
             run=origin.run,
             benchmark=origin.benchmark,
-            bootstrap=scale.evaluation.bootstrap,
+            bootstrap=project.scale.evaluation.bootstrap,
         )
         for metric in metrics:
             if metric in results:
@@ -96,16 +129,14 @@ def _cells(
     return found
 
 
-def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
-    """Hashes of the converted data sets behind the evaluations of both checkouts.
-
-    They may differ: another version of the conversion may write the same labels in other bytes.
+def _inputs(layout: Layout, origins: Iterable[Origin]) -> tuple[str, dict[Origin, set[str]]]:
+    """Commits of the code behind the evaluations, and hashes of the data sets by origin.
 
     Raises:
         InputError: an evaluation or the variant is missing.
     """
-    contents = set()
-    for layout in layouts:
+    commits, data_sets = set(), dict[Origin, set[str]]()
+    for origin in origins:
         for key in origin.evaluations(layout.project.scale.seeds):
             file = layout.evaluation(*key) / RESULT
             if not file.is_file():
@@ -117,18 +148,10 @@ def _data_sets(layouts: tuple[Layout, Layout], origin: Origin) -> set[str]:
             evaluation = read_json(file)
             if origin.variant not in evaluation["variants"]:
                 raise InputError(f"{file}: has no variant {origin.variant!r}; evaluate it again")
-            contents.add(evaluation["inputs"]["dataset"])
-    return contents
-
-
-def _commits(layout: Layout, origins: Iterable[Origin]) -> str:
-    """Commits of the code behind the evaluations, from their provenance."""
-    found = set()
-    for origin in origins:
-        for key in origin.evaluations(layout.project.scale.seeds):
-            git = read_json(layout.evaluation(*key) / "provenance.json")["git"]
-            found.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
-    return ", ".join(sorted(found))
+            data_sets.setdefault(origin, set()).add(evaluation["inputs"]["dataset"])
+            git = read_json(file.with_name("provenance.json"))["git"]
+            commits.add(git["commit"][:10] + (" with changes" if git["dirty"] else ""))
+    return ", ".join(sorted(commits)), data_sets
 
 
 def _statistics(
@@ -137,4 +160,4 @@ def _statistics(
     keys = origin.evaluations(layout.project.scale.seeds)
     folders = [layout.evaluation(*key) for key in keys]
     tables = load_seeds(folders, origin.variant, ap="map" in metrics)
-    return {key.seed: one for key, one in zip(keys, tables, strict=True)}
+    return dict(zip((key.seed for key in keys), tables, strict=True))

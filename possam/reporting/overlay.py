@@ -1,33 +1,26 @@
 """Segments drawn over an image, with numbered marks and a legend beside it.
 
-Colours are distinguishable with the common colour vision deficiencies; with more classes than
-colours the numbers tell them apart.
+Common colour vision deficiencies keep the colours apart; numbers tell classes of one colour apart.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+Colour = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 # Okabe and Ito's set without black, then Tol's "muted" ones that differ from it.
-PALETTE: tuple[tuple[int, int, int], ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (204, 121, 167),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (136, 34, 85),
-    (17, 119, 51),
-    (221, 204, 119),
-    (51, 34, 136),
-    (170, 68, 153),
+_CODES = (
+    *("e69f00", "56b4e9", "009e73", "cc79a7", "f0e442", "0072b2", "d55e00"),
+    *("882255", "117733", "ddcc77", "332288", "aa4499"),
 )
+PALETTE: tuple[Colour, ...] = tuple((r, g, b) for r, g, b in map(bytes.fromhex, _CODES))
 
 INK, PAPER, SHADE = (25, 25, 25), (255, 255, 255), (150, 150, 150)
 """Colours of borders and dark text, of light text, and (in legends) of what no segment covers."""
@@ -38,13 +31,13 @@ _NAME_LENGTH = 28
 _SMALLEST_TEXT, _LINE_HEIGHT, _COLUMNS = 14, 1.7, 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """One legend line."""
+class LegendLine(NamedTuple):
+    """A class in the legend; ``number`` is also on its segments."""
 
-    number: int
-    colour: tuple[int, int, int]
+    number: str
+    colour: Colour
     text: str
+    unseen: bool = False
 
 
 class Spot(NamedTuple):
@@ -66,8 +59,8 @@ def draw_overlay(
     Args:
         image: RGB (H,W,3) uint8.
         ids: segment ids (H,W); 0, and ids that ``segments`` does not list, belong to no segment.
-        segments: segment id -> class index; ids without a pixel are left out of the legend.
-        names: the classes' names, by index.
+        segments: segment id -> class index, the place of the class in ``names``; ids without a
+            pixel are left out of the legend.
 
     Returns:
         RGB picture: the image, enlarged or reduced to a longest side of 640 to 2048 pixels, its
@@ -82,26 +75,26 @@ def draw_overlay(
         raise ValueError(f"draw_overlay: image {image.shape} and ids {ids.shape} differ in size")
     if any(not 0 <= index < len(names) for index in segments.values()):
         raise ValueError(f"draw_overlay: a segment's class has no name ({len(names)} names)")
-    present = set(np.unique(ids).tolist())
-    segments = {key: index for key, index in segments.items() if key in present}
+    segments = {key: segments[key] for key in segments.keys() & set(np.unique(ids).tolist())}
     pixels, labels = enlarge(image, compact_labels(ids, segments))
-    order = sorted(segments)  # label i + 1 is segment order[i]
-    classes = _classes_by_area(labels, [segments[key] for key in order])
+    classes = [segments[key] for key in sorted(segments)]  # of labels 1, 2, ...
+    area = np.bincount(labels.ravel(), minlength=len(classes) + 1)
     entry_of = {
-        index: _Entry(
-            number=position + 1, colour=PALETTE[position % len(PALETTE)], text=names[index]
-        )
-        for position, index in enumerate(classes)
+        index: LegendLine(str(place + 1), PALETTE[place % len(PALETTE)], names[index])
+        for place, index in enumerate(largest_first(zip(classes, area[1:].tolist(), strict=True)))
     }
-    entries = [entry_of[segments[key]] for key in order]
+    entries = [entry_of[index] for index in classes]
     picture = Image.fromarray(tint(pixels, labels, [entry.colour for entry in entries]))
     text_size = max(_SMALLEST_TEXT, round(max(picture.size) / 42))
     _draw_numbers(picture, labels, entries, _font(text_size))
-    void = bool((labels == 0).mean() > 0.002) if labels.size else False
-    counts = [sum(segments[key] == index for key in order) for index in classes]
-    legend = _legend(
-        list(entry_of.values()), counts, void=void, height=picture.height, text_size=text_size
-    )
+    lines = []
+    for index, entry in entry_of.items():
+        times = f"  \u00d7 {classes.count(index)}" if classes.count(index) > 1 else ""
+        lines.append(entry._replace(text=shorten(entry.text) + times))
+    if labels.size and (labels == 0).mean() > 0.002:
+        lines.append(LegendLine("", SHADE, "no word"))
+    lines = lines or [LegendLine("", SHADE, "no segment")]
+    legend = _legend(lines, height=picture.height, text_size=text_size)
     size = (picture.width + legend.width, max(picture.height, legend.height))
     canvas = Image.new("RGB", size, PAPER)
     canvas.paste(picture, (0, 0))
@@ -121,11 +114,7 @@ def compact_labels(ids: NDArray[np.integer], listed: Collection[int]) -> NDArray
 def enlarge(
     image: NDArray[np.uint8], labels: NDArray[np.int32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Both enlarged or reduced to a longest side of 640 to 2048 pixels, the labels unmixed.
-
-    Args:
-        image: RGB (H,W,3) uint8; labels: (H,W).
-    """
+    """RGB (H,W,3) and labels (H,W), resized to a longest side of 640 to 2048 pixels."""
     height, width = labels.shape
     scale = min(max(1.0, _SHORTEST / max(height, width)), _LONGEST / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -135,23 +124,24 @@ def enlarge(
     return pixels, labels[rows][:, columns]
 
 
-def _classes_by_area(labels: NDArray[np.int32], classes: Sequence[int]) -> list[int]:
-    """Distinct classes, the one with most pixels first."""
-    area = np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:]
-    total: dict[int, int] = {}
-    for index, pixels in zip(classes, area.tolist(), strict=True):
-        total[index] = total.get(index, 0) + pixels
+def largest_first(areas: Iterable[tuple[int, int]]) -> list[int]:
+    """The distinct classes of (class, pixels), the one with most pixels first."""
+    total: Counter[int] = Counter()
+    for index, pixels in areas:
+        total[index] += pixels
     return sorted(total, key=lambda index: (-total[index], index))
 
 
 def tint(
-    pixels: NDArray[np.uint8], labels: NDArray[np.int32], colours: Sequence[tuple[int, int, int]]
+    pixels: NDArray[np.uint8], labels: NDArray[np.int32], colours: Sequence[Colour]
 ) -> NDArray[np.uint8]:
     """Colour the segments, grey what belongs to none, and draw the borders (white on dark).
 
     Args:
         pixels: RGB (H,W,3) uint8; labels: (H,W), 0 for no segment; colours: of labels 1, 2, ...
     """
+    from scipy.ndimage import maximum_filter
+
     table = np.array([SHADE, *colours], dtype=np.float32)
     base = pixels.astype(np.float32)
     grey = base.mean(axis=2, keepdims=True)
@@ -166,27 +156,13 @@ def tint(
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
     line = max(1, round(max(labels.shape) / 640))
-    result[_thicken(edge, line)] = INK
-    result[_thicken(edge, line - 1)] = PAPER
+    for side, colour in ((2 * line + 1, INK), (2 * line - 1, PAPER)):
+        result[maximum_filter(edge, side, mode="constant")] = colour
     return result.round().clip(0, 255).astype(np.uint8)
 
 
-def _thicken(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Dilate by a square of side 2 ``radius`` + 1."""
-    for axis in (0, 1):
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (radius, radius)
-        padded, length = np.pad(mask, padding), mask.shape[axis]
-        shifts = [np.take(padded, range(s, s + length), axis=axis) for s in range(2 * radius + 1)]
-        mask = np.logical_or.reduce(shifts)
-    return mask
-
-
 def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
-    """Where a mark fits best in each of the segments 1 to ``count`` of ``labels`` (H,W).
-
-    ``None`` for a label without a pixel.
-    """
+    """Where a mark fits best in the segments 1 to ``count`` of ``labels`` (H,W); None: no pixel."""
     from scipy.ndimage import distance_transform_edt, find_objects
 
     places: list[Spot | None] = []
@@ -194,7 +170,7 @@ def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
         if box is None:
             places.append(None)
             continue
-        step = max(1, max(box[0].stop - box[0].start, box[1].stop - box[1].start) // 200)
+        step = max(1, max(side.stop - side.start for side in box) // 200)
         mask = np.pad(labels[box][::step, ::step] == position + 1, 1)
         distance = distance_transform_edt(mask)
         row, column = np.unravel_index(int(distance.argmax()), distance.shape)
@@ -205,49 +181,28 @@ def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
 
 
 def _draw_numbers(
-    picture: Image.Image,
-    labels: NDArray[np.int32],
-    entries: Sequence[_Entry],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    picture: Image.Image, labels: NDArray[np.int32], entries: Sequence[LegendLine], font: Font
 ) -> None:
     """Put each segment's number where most room is, if it has room for it."""
     draw = ImageDraw.Draw(picture)
     for entry, place in zip(entries, roomiest_spots(labels, len(entries)), strict=True):
-        left, top, right, bottom = draw.textbbox((0, 0), str(entry.number), font=font, anchor="mm")
+        left, top, right, bottom = draw.textbbox((0, 0), entry.number, font=font, anchor="mm")
         if place is None or place.radius < 0.45 * (bottom - top):
             continue
         x, y, margin = place.x, place.y, max(3, (bottom - top) // 3)
         plate = (x + left - margin, y + top - margin, x + right + margin, y + bottom + margin)
         draw.rounded_rectangle(plate, radius=margin, fill=entry.colour, outline=INK, width=2)
-        draw.text((x, y), str(entry.number), fill=contrast(entry.colour), font=font, anchor="mm")
+        draw.text((x, y), entry.number, fill=contrast(entry.colour), font=font, anchor="mm")
 
 
-def contrast(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def contrast(colour: Colour) -> Colour:
     """Black or white, whichever is easier to read on ``colour``."""
     red, green, blue = colour
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else PAPER
 
 
-def _legend(
-    entries: Sequence[_Entry],
-    counts: Sequence[int],
-    *,
-    void: bool,
-    height: int,
-    text_size: int,
-) -> Image.Image:
-    """One line per class (number, name, count if several), in at most three columns.
-
-    Many classes get smaller text; the legend is higher than ``height`` only if that is not enough.
-    """
-    lines = []
-    for entry, count in zip(entries, counts, strict=True):
-        times = f"  \u00d7 {count}" if count > 1 else ""
-        lines.append((str(entry.number), entry.colour, shorten(entry.text) + times))
-    if void:
-        lines.append(("", SHADE, "no word"))
-    if not lines:
-        lines.append(("", SHADE, "no segment"))
+def _legend(lines: Sequence[LegendLine], *, height: int, text_size: int) -> Image.Image:
+    """At most three columns; text gets smaller before the legend exceeds ``height``."""
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     fewest = math.ceil(len(lines) / _COLUMNS)
     fitting = int(height / (fewest + 1) / _LINE_HEIGHT)
@@ -255,22 +210,19 @@ def _legend(
     font, row, swatch = _font(text_size), round(_LINE_HEIGHT * text_size), 2 * text_size
     gap = max(6, row // 3)
     per_column = max(fewest, (height - 2 * gap) // row)
-    widths, columns = [], [lines[i : i + per_column] for i in range(0, len(lines), per_column)]
-    for column in columns:
-        longest = max(ruler.textlength(text, font=font) for _, _, text in column)
-        widths.append(round(longest) + swatch + 3 * gap)
-    rows = max(len(column) for column in columns)
-    legend = Image.new("RGB", (sum(widths) + gap, rows * row + 2 * gap), PAPER)
+    columns = [lines[i : i + per_column] for i in range(0, len(lines), per_column)]
+    longest = [max(ruler.textlength(line.text, font=font) for line in each) for each in columns]
+    widths = [round(length) + swatch + 3 * gap for length in longest]
+    size = (sum(widths) + gap, len(columns[0]) * row + 2 * gap)
+    legend = Image.new("RGB", size, PAPER)
     draw, x = ImageDraw.Draw(legend), gap
     for column, width in zip(columns, widths, strict=True):
-        for index, (number, colour, text) in enumerate(column):
+        for index, (number, colour, text, _) in enumerate(column):
             y = gap + index * row
             box = (x, y + 2, x + swatch, y + row - 3)
             draw.rounded_rectangle(box, radius=4, fill=colour, outline=INK, width=1)
-            middle = y + row // 2
-            draw.text(
-                (x + swatch // 2, middle), number, fill=contrast(colour), font=font, anchor="mm"
-            )
+            middle, ink = y + row // 2, contrast(colour)
+            draw.text((x + swatch // 2, middle), number, fill=ink, font=font, anchor="mm")
             draw.text((x + swatch + gap, middle), text, fill=INK, font=font, anchor="lm")
         x += width
     return legend
@@ -281,7 +233,7 @@ def shorten(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3].rstrip() + "..."
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     """DejaVu Sans where the system has it (it knows more scripts), else the font inside Pillow."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", size)

@@ -1,11 +1,8 @@
-"""A photograph and words from the command line, segmented into files (``possam predict``).
-
-Words are written as one text: classes separated by ``;``, synonyms of a class by ``,``, for example
-``"cat; dog, puppy; road"``.
-"""
+"""A photograph and words from the command line, segmented into files (``possam predict``)."""
 
 import struct
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,23 +25,23 @@ if TYPE_CHECKING:
 
 
 def parse_words(text: str) -> list[Names]:
-    """Parse ``"cat; dog, puppy"`` into ``[("cat",), ("dog", "puppy")]``.
+    """Classes and their synonyms: ``"cat; dog, puppy"`` is ``[("cat",), ("dog", "puppy")]``.
 
     Runs of white space become one space; empty pieces are left out.
 
     Raises:
         InputError: no word at all, or a word that is written twice (in upper or lower case).
     """
-    classes = []
+    classes = [
+        names
+        for group in text.split(";")
+        if (names := tuple(filter(None, (" ".join(piece.split()) for piece in group.split(",")))))
+    ]
     known: set[str] = set()
-    for group in text.split(";"):
-        names = tuple(name for piece in group.split(",") if (name := " ".join(piece.split())))
-        for name in names:
-            if name.casefold() in known:
-                raise InputError(f"--words: {name!r} is written twice; name every word once")
-            known.add(name.casefold())
-        if names:
-            classes.append(names)
+    for name in chain.from_iterable(classes):
+        if name.casefold() in known:
+            raise InputError(f"--words: {name!r} is written twice; name every word once")
+        known.add(name.casefold())
     if not classes:
         raise InputError('--words: no word is given; write for example "cat; dog, puppy; road"')
     return classes
@@ -57,13 +54,13 @@ def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
         InputError: a listed name is not one of the vocabulary's.
     """
     listed = parse_words(text) if text.strip() else []
-    stuff = {name.casefold() for names in listed for name in names}
-    known = {name.casefold() for names in vocabulary for name in names}
-    if unknown := sorted(stuff - known):
-        raise InputError(
-            f"--stuff: {', '.join(unknown)}: not among the words; valid choices: "
-            f"{', '.join(sorted(known))}"
-        )
+    stuff, known = (
+        {name.casefold() for name in chain.from_iterable(classes)}
+        for classes in (listed, vocabulary)
+    )
+    if unknown := ", ".join(sorted(stuff - known)):
+        choices = ", ".join(sorted(known))
+        raise InputError(f"--stuff: {unknown}: not among the words; valid choices: {choices}")
     return [not any(name.casefold() in stuff for name in names) for names in vocabulary]
 
 
@@ -125,15 +122,13 @@ def segment_photograph(
     Args:
         image: the photograph, any size and mode.
         words, stuff: see :func:`parse_words`, :func:`parse_stuff`.
-        segmenter: the model, on any device.
-        embed, training_vocabulary, inference: see
+        segmenter, embed, training_vocabulary, inference: see
             :func:`possam.evaluation.segment.segment_words`.
         out: folder; other files in it stay. Each file appears complete, the JSON last.
 
     Returns:
         The annotation in ``panoptic.json`` (COCO panoptic format): its ``segments_info`` holds each
-        segment's ``name``, ``score`` (0..1), ``area`` and ``bbox`` (pixels of the upright
-        photograph).
+        segment's ``name``, ``score`` (0..1), ``area`` and ``bbox`` (pixels, photograph upright).
 
     Raises:
         InputError: unreadable photograph, empty or double words, ``out`` is a file.

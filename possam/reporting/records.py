@@ -1,18 +1,17 @@
-"""Result files as records that a tracking server can show: one for each run, evaluation,
-table and figure.
+"""Result files as records that a tracking server can show: runs, evaluations, tables, figures.
 
-Reads files only. A record holds everything that is sent, with timestamps taken from the files, so
-that sending it twice sends the same thing.
-
-What ``params/`` decides is a parameter; what only the result knows (hashes, paths, the evaluation's
-protocol) is a tag. So two runs side by side differ in the parameters that were set differently.
+A record holds everything that is sent, with timestamps taken from the files, so that sending it
+twice sends the same thing. What ``params/`` decides is a parameter; what only the result knows
+(hashes, paths, the evaluation's protocol) is a tag.
 """
 
 import csv
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 from possam.params.layout import RUN_LOCK
 from possam.params.project import Project
 from possam.params.tables import DEFAULT_VARIANT, EXTERNAL
-from possam.reporting.flat import LONGEST, clean, flatten, flatten_values, numbers
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json, read_json, sha256_file
 from possam.runtime.locks import is_held
@@ -29,12 +27,11 @@ from possam.runtime.locks import is_held
 FORMAT = 2
 """Part of every content hash: raise it when the same files shall be shown in another way."""
 
-_NOT_METRICS = {"step", "time"}
-_SEED = "seed"
-_WEIGHTS = "weights.safetensors"
-
 TABLE, NOTE = "possam.table", "mlflow.note.content"
 """Tags: a table's name; a run's description in MLflow's pages (Markdown)."""
+
+_LONGEST = 5000
+"""Characters of a text."""
 
 Status = Literal["FINISHED", "RUNNING", "KILLED"]
 
@@ -56,8 +53,7 @@ class Record:
         key: ``training/<run>/seed<N>``, ``evaluation/<run>/seed<N>/<benchmark>/<condition>``,
             ``table/<name>`` or ``figure/<name>``.
         content: hash of the files behind it.
-        parent: key of the training behind an evaluation, else None (external predictions have
-            none).
+        parent: key of the training behind an evaluation (external predictions have none).
         links: keys of the evaluations behind a table.
         status: a training without a summary is ``RUNNING`` while a process works on it, else
             ``KILLED``.
@@ -96,7 +92,7 @@ def read_records(results: Path, project: Project) -> list[Record]:
     trainings = [
         _training(path, common)
         for path in sorted((results / "runs").glob("*/seed*"))
-        if (path / "run.json").is_file() or (path / "metrics.jsonl").is_file()
+        if _existing(path / "run.json", path / "metrics.jsonl")
     ]
     evaluations = [
         _evaluation(path, common)
@@ -104,15 +100,16 @@ def read_records(results: Path, project: Project) -> list[Record]:
     ]
     known = {record.key for record in evaluations}
     tables = [
-        _table(results / f"{name}.csv", project, known, common)
+        _table(path, project, known, common)
         for name in sorted(project.tables)
-        if (results / f"{name}.csv").is_file()
+        if (path := results / f"{name}.csv").is_file()
     ]
     figures = [_figure(path, common) for path in sorted((results / "figures").glob("*.json"))]
     return trainings + evaluations + tables + figures
 
 
 def _training(folder: Path, common: Mapping[str, str]) -> Record:
+    run, seed = folder.parts[-2:]
     summary_file, log = folder / "run.json", folder / "metrics.jsonl"
     held = is_held(folder / RUN_LOCK)  # before the summary is looked for: it may end just now
     files = _existing(summary_file, folder / "provenance.json", folder / "identity.json", log)
@@ -121,28 +118,26 @@ def _training(folder: Path, common: Mapping[str, str]) -> Record:
     # Before the log is read: a live run may append to it.
     content = _content(files, {**common, "status": status})
     summary = _mapping(summary_file) if finished else {}
-    origin = _provenance(folder) if finished else {}
+    origin = _optional(folder / "provenance.json") if finished else {}
     # A live run has no provenance yet: its identity is written first, and once.
     start, last = _times(origin, files[0])
-    text = log.read_text(encoding="utf-8") if log.is_file() else ""
-    points = _step_points(_lines(text, log, finished=finished), log, start)
+    points = _step_points(log, start, finished=finished) if log in files else []
     if not finished:
         last = points[-1].time if points else start
-    parameters = (summary or _begun(folder)).get("parameters") or {}
+    begun = summary or _optional(folder / "identity.json").get("identity") or {}
+    parameters = begun.get("parameters") or {}
     scalars = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
-    results = scalars | flatten_values(summary.get("summary") or {})
-    results |= {key: origin.get(key) for key in ("wall_time_s", "peak_memory_mib")}
-    values = numbers(results) if finished else {}
-    final = [Point(f"final.{name}", value, last, 0) for name, value in values.items()]
-    run, seed = folder.parts[-2:]
+    if finished:
+        final = scalars | flatten_values(summary.get("summary") or {})
+        final |= {key: origin.get(key) for key in ("wall_time_s", "peak_memory_mib")}
+        points += [Point(f"final.{name}", value, last, 0) for name, value in numbers(final).items()]
     tags = {**common, "possam.kind": "training", "possam.run": run, **_git_tags(origin)}
-    tags["possam.seed"] = seed.removeprefix(_SEED)
-    tags |= {
-        f"possam.{clean(key)}": value for key, value in scalars.items() if isinstance(value, str)
-    }
-    tags |= _input_tags(summary)
-    if (folder / _WEIGHTS).is_file():
-        tags["possam.checkpoint"] = (folder / _WEIGHTS).as_posix()
+    tags["possam.seed"] = seed.removeprefix("seed")
+    texts = {key: value for key, value in scalars.items() if isinstance(value, str)}
+    tags |= {f"possam.{clean(key)}": text for key, text in texts.items()} | _input_tags(summary)
+    weights = folder / "weights.safetensors"
+    if weights.is_file():
+        tags["possam.checkpoint"] = weights.as_posix()
     return Record(
         key=f"training/{run}/{seed}",
         content=content,
@@ -151,28 +146,22 @@ def _training(folder: Path, common: Mapping[str, str]) -> Record:
         end=None if status == "RUNNING" else last,
         parameters=flatten(parameters),
         config=parameters,
-        points=(*points, *final),
+        points=tuple(points),
         tags=tags,
         artifacts=files,
     )
 
 
-def _begun(folder: Path) -> dict[str, Any]:
-    """What a training wrote before its first step."""
-    path = folder / "identity.json"
-    return dict(_mapping(path).get("identity") or {}) if path.is_file() else {}
-
-
 def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     run, seed, benchmark, condition = path.parts[-5:-1]
-    data, origin = _mapping(path), _provenance(path.parent)
+    data, origin = _mapping(path), _optional(path.with_name("provenance.json"))
     variants = data.get("variants")
     if not isinstance(variants, dict) or DEFAULT_VARIANT not in variants:
         raise InputError(f"{path}: variants: a mapping with {DEFAULT_VARIANT!r} is expected")
     start, end = _times(origin, path)
     values = numbers(flatten_values(data.get("counts") or {}, "counts"))
     external = condition == EXTERNAL
-    where = {"external": run} if external else {"run": run, "seed": seed.removeprefix(_SEED)}
+    where = {"external": run} if external else {"run": run, "seed": seed.removeprefix("seed")}
     where |= {"benchmark": benchmark, "condition": condition}
     trained = path.parents[5] / "runs" / run / seed / "run.json"
     config = dict(origin.get("parameters") or {}) | where
@@ -180,7 +169,15 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     if behind:
         config["trained"] = _mapping(trained).get("parameters") or {}
     tags = {**common, "possam.kind": "evaluation", **_git_tags(origin), **_input_tags(data)}
-    tags |= {f"possam.{key}": value for key, value in where.items()} | _variant_tags(config)
+    tags |= {f"possam.{key}": value for key, value in where.items()}
+    inference = config.get("inference") or {}
+    default = inference.get(DEFAULT_VARIANT, {})
+    for name, settings in inference.items():
+        if name != DEFAULT_VARIANT:
+            differing = {key: value for key, value in settings.items() if value != default.get(key)}
+            tags[f"possam.variant.{clean(name)}"] = json.dumps(differing)
+    # The run's name says nothing that its parameters do not say; other variants are tags.
+    compared = {key: value for key, value in config.items() if key != "run"}
     for name, found in variants.items():
         prefix = "" if name == DEFAULT_VARIANT else f"{name}."
         if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
@@ -197,34 +194,12 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
         parent=None if external else f"training/{run}/{seed}",
         start=start,
         end=end,
-        parameters=flatten(_compared(config)),
+        parameters=flatten(compared | {"inference": default}),
         config=config,
         points=tuple(Point(clean(name), value, end, 0) for name, value in values.items()),
         tags=tags,
         artifacts=files,
     )
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What two evaluations are compared by: without the name of the run and the other variants.
-
-    The name says nothing that the run's parameters do not say.
-    """
-    inference = (config.get("inference") or {}).get(DEFAULT_VARIANT, {})
-    return {key: value for key, value in config.items() if key != "run"} | {"inference": inference}
-
-
-def _variant_tags(config: Mapping[str, Any]) -> dict[str, str]:
-    """Every other variant, as its difference from the default."""
-    inference = config.get("inference") or {}
-    default = inference.get(DEFAULT_VARIANT, {})
-    return {
-        f"possam.variant.{clean(name)}": json.dumps(
-            {key: value for key, value in settings.items() if value != default.get(key)}
-        )
-        for name, settings in inference.items()
-        if name != DEFAULT_VARIANT
-    }
 
 
 def _measured(variant: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,13 +216,13 @@ def _table(path: Path, project: Project, known: set[str], common: Mapping[str, s
     shown = [f"evaluation/{key.name}" for key in table.evaluations(project.scale.seeds)]
     cells = _table_numbers(path, tuple(column.key for column in table.columns))
     links = tuple(key for key in shown if key in known)
-    files = _existing(path, path.with_suffix(".md"), path.with_suffix(".json"))
-    card = _mapping(path.with_suffix(".json")) if path.with_suffix(".json") in files else {}
+    note, card_file = path.with_suffix(".md"), path.with_suffix(".json")
+    files, card = _existing(path, note, card_file), _optional(card_file)
     start, end = _times(card, path)
     tags = {**common, "possam.kind": "table", TABLE: name, **_git_tags(card)}
     tags["possam.title"] = table.title
-    if path.with_suffix(".md") in files:
-        tags[NOTE] = path.with_suffix(".md").read_text(encoding="utf-8")[:LONGEST]
+    if note in files:
+        tags[NOTE] = note.read_text(encoding="utf-8")[:_LONGEST]
     return Record(
         key=f"table/{name}",
         content=_content(files, {**common, "links": ",".join(links)}),
@@ -266,21 +241,15 @@ def _table_numbers(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
 
     Only columns of ``keys`` and their parts (``<key>_low``) count: a hash may look like a number.
     """
+    found: dict[str, float] = {}
     with open(path, encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    numbers: dict[str, float] = {}
-    for row in rows:
-        (_, label), *cells = row.items()
-        for column, text in cells:
-            if not any(column == key or str(column).startswith(f"{key}_") for key in keys):
-                continue
-            try:
-                value = float(text)
-            except (TypeError, ValueError):
-                continue
-            if math.isfinite(value):
-                numbers[clean(f"{label}/{column}")] = value
-    return numbers
+        for row in csv.DictReader(stream):
+            (_, label), *cells = row.items()
+            for column, text in cells:
+                if any(column == key or str(column).startswith(f"{key}_") for key in keys):
+                    with suppress(TypeError, ValueError):
+                        found[f"{label}/{column}"] = float(text)
+    return numbers(found)
 
 
 def _figure(path: Path, common: Mapping[str, str]) -> Record:
@@ -303,34 +272,25 @@ def _figure(path: Path, common: Mapping[str, str]) -> Record:
     )
 
 
-def _lines(text: str, path: Path, *, finished: bool) -> list[dict[str, Any]]:
-    rows = text.split("\n")
-    tail = rows.pop()
+def _step_points(log: Path, start: int, *, finished: bool) -> list[Point]:
+    """One point per metric and step; the ``time`` of a line is in seconds of training so far."""
+    *rows, tail = log.read_text(encoding="utf-8").split("\n")
     if tail and finished:
-        raise InputError(f"{path}: the last line has no end; the file is truncated")
-    lines = []
+        raise InputError(f"{log}: the last line has no end; the file is truncated")
+    points: dict[tuple[str, int], Point] = {}
     for number, row in enumerate(rows, 1):
         try:
             line = json.loads(row)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error})") from error
+            raise InputError(f"{log}:{number}: not valid JSON ({error})") from error
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise InputError(f"{path}:{number}: an object with a whole number 'step' is expected")
-        lines.append(line)
-    return lines
-
-
-def _step_points(lines: Iterable[dict[str, Any]], path: Path, start: int) -> list[Point]:
-    """One point per metric and step; the ``time`` of a line is in seconds of training so far."""
-    points: dict[tuple[str, int], Point] = {}
-    for line in lines:
-        seconds = line.get("time", 0.0)
+            raise InputError(f"{log}:{number}: an object with a whole number 'step' is expected")
+        step, seconds = line.pop("step"), line.pop("time", 0.0)
         if not isinstance(seconds, int | float):
-            raise InputError(f"{path}: step {line['step']}: time: a number of seconds is expected")
+            raise InputError(f"{log}: step {step}: time: a number of seconds is expected")
         time = start + int(1000 * seconds)
-        values = flatten_values({k: v for k, v in line.items() if k not in _NOT_METRICS})
-        for name, value in numbers(values).items():
-            points[name, line["step"]] = Point(name, value, time, line["step"])
+        for name, value in numbers(flatten_values(line)).items():
+            points[name, step] = Point(name, value, time, step)
     return list(points.values())
 
 
@@ -341,8 +301,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    path = folder / "provenance.json"
+def _optional(path: Path) -> dict[str, Any]:
     return _mapping(path) if path.is_file() else {}
 
 
@@ -377,13 +336,8 @@ def _existing(*paths: Path) -> tuple[Path, ...]:
 
 
 def _content(files: Iterable[Path], context: Mapping[str, str]) -> str:
-    return hash_json(
-        {
-            "format": FORMAT,
-            "context": dict(context),
-            "files": {path.name: sha256_file(path) for path in files},
-        }
-    )
+    hashes = {path.name: sha256_file(path) for path in files}
+    return hash_json({"format": FORMAT, "context": dict(context), "files": hashes})
 
 
 def points_hash(points: Iterable[Point]) -> str:
@@ -392,3 +346,39 @@ def points_hash(points: Iterable[Point]) -> str:
     for point in points:
         digest.update(repr(tuple(point)).encode())
     return digest.hexdigest()
+
+
+def flatten_values(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; lists and scalars are leaves."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten_values(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested parameters as text: dotted keys, strings as they are, everything else as JSON."""
+    flat = {}
+    for key, item in flatten_values(value, prefix).items():
+        text = item if isinstance(item, str) else json.dumps(item, sort_keys=True)
+        if len(text) > _LONGEST:
+            text = f"{text[:_LONGEST]} ... ({len(text)} characters)"
+        if key:
+            flat[clean(key)] = text
+    return flat
+
+
+def clean(name: str) -> str:
+    """A name with the characters that MLflow allows in keys (brackets and others become ``_``)."""
+    return re.sub(r"[^\w\-. /]", "_", name).strip("/ ")[:240]
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among ``values``, under clean names."""
+    return {
+        clean(key): float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }

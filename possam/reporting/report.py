@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from possam.params.project import Project
-from possam.reporting.table_text import column_title, markdown
+from possam.reporting.table_text import agreement_rows, markdown
 from possam.runtime.files import atomic_write, read_json
 
 FOLDED = ("## Protocol", "## Provenance")
@@ -54,10 +54,14 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
         seeds=scale.seeds,
         synthetic=scale.synthetic,
         confidence=f"{100 * scale.evaluation.confidence:g} %",
-        agreement=[line for card in cards for line in _agreement(card)],
+        agreement=[
+            (f"{card['table'].removeprefix('table')}. {card['title']}", *row)
+            for card in cards
+            for row in agreement_rows(card)
+        ],
         tables=[_table(card) for card in cards],
         figures=[_figure(path) for path in files.figures],
-        decisions=_html(_without_title(files.decisions.read_text(encoding="utf-8"))),
+        decisions=_html(files.decisions.read_text(encoding="utf-8")),
         **_jobs(files.jobs),
     )
     with atomic_write(out) as stream:
@@ -65,62 +69,36 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
 
 
 def _html(text: str) -> str:
-    """Markdown as HTML; headings go down by one level, since the page has its own."""
+    """Markdown as HTML without its title; headings go down by one level: the page has its own."""
     from markdown_it import MarkdownIt
 
+    text = re.sub(r"\A# .*\n", "", text)
     deeper = re.sub(r"^(#{2,4}) ", r"#\1 ", text, flags=re.MULTILINE)
     # Raw HTML is allowed for the line breaks in cells; all text is this project's own.
     return str(MarkdownIt("commonmark", {"html": True}).enable("table").render(deeper))
 
 
-def _without_title(text: str) -> str:
-    return re.sub(r"\A# .*\n", "", text)
-
-
-def _number(table: str) -> str:
-    return table.removeprefix("table")
-
-
 def _table(card: Mapping[str, Any]) -> dict[str, str]:
-    text = _without_title(markdown(card))
-    places = [text.index(title) for title in FOLDED if title in text]
-    cut = min(places, default=len(text))
+    text = markdown(card)
+    cut = min((text.index(title) for title in FOLDED if title in text), default=len(text))
     return {
         "name": card["table"],
-        "number": _number(card["table"]),
+        "number": card["table"].removeprefix("table"),
         "title": card["title"],
         "body": _html(text[:cut]),
         "card": _html(text[cut:]),
     }
 
 
-def _agreement(card: Mapping[str, Any]) -> list[dict[str, str]]:
-    titles = {column["key"]: column_title(card, column) for column in card["columns"]}
-    return [
-        {
-            "table": f"{_number(card['table'])}. {card['title']}",
-            "column": titles[key],
-            "tau": f"{found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
-            "rows": str(found["rows"]),
-        }
-        for key, found in card["agreement"].items()
-    ]
-
-
 def _figure(path: Path) -> dict[str, str]:
-    card = read_json(path)
-    webp = base64.b64encode(_webp(path.with_suffix(".png"))).decode("ascii")
-    return {"name": card["figure"], "title": card["title"], "note": card["note"], "webp": webp}
-
-
-def _webp(png: Path) -> bytes:
-    """The picture in full size at about a sixth of the PNG's bytes."""
+    """The card's texts, and the picture in full size at about a sixth of the PNG's bytes."""
     from PIL import Image
 
-    stream = io.BytesIO()
-    with Image.open(png) as image:
+    card, stream = read_json(path), io.BytesIO()
+    with Image.open(path.with_suffix(".png")) as image:
         image.convert("RGB").save(stream, "WEBP", quality=90, method=6)
-    return stream.getvalue()
+    webp = base64.b64encode(stream.getvalue()).decode("ascii")
+    return {"name": card["figure"], "title": card["title"], "note": card["note"], "webp": webp}
 
 
 def _jobs(jobs: Mapping[str, Path]) -> dict[str, Any]:
@@ -139,7 +117,6 @@ def _jobs(jobs: Mapping[str, Path]) -> dict[str, Any]:
                 "commit": f"{git['commit'][:10]}{dirty}",
             }
         )
-        gpus = ", ".join(hardware["gpus"])
         parts = [hardware["cpu"], f"{hardware['cores']} cores", f"{hardware['memory_gib']} GiB"]
-        machines.add(", ".join([*parts, gpus] if gpus else parts))
+        machines.add(", ".join([*parts, *hardware["gpus"]]))
     return {"runs": runs, "hours": f"{total / 3600:.1f}", "machine": "; ".join(sorted(machines))}

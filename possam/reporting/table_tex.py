@@ -40,16 +40,23 @@ def tex(card: Mapping[str, Any]) -> str:
         r"\toprule",
     ]
     if len(groups) > 1:
-        lines += [_group_line(card, groups, first=2 + len(labels))]
+        start = 2 + len(labels)
+        cells, rules = [""] * (start - 1), []
+        for key, group in groups.items():
+            title, end = escape(card["groups"][key]), start + len(group) - 1
+            cells.append(rf"\multicolumn{{{len(group)}}}{{c}}{{{title}}}")
+            rules.append(rf"\cmidrule(lr){{{start}-{end}}}")
+            start = end + 1
+        lines += [_line(cells), " ".join(rules)]
     titles = ["Method", *labels, *(column["title"] for column in columns)]
     lines += [_line([escape(title) for title in titles]), r"\midrule"]
     for row in card["rows"]:
-        cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
+        shown = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
         mark = _EXTERNAL_MARK if row["source"] == EXTERNAL else ""
         head = [escape(row["row"]) + mark, *(escape(row["labels"][key]) for key in card["labels"])]
-        lines.append(_line([*head, *(_value(*cell) for cell in cells)]))
-        if any("value" in cell for cell, _ in cells):
-            lines.append(_line([*[""] * len(head), *(_interval(*cell) for cell in cells)]))
+        lines.append(_line([*head, *(_value(*cell) for cell in shown)]))
+        if any("value" in cell for cell, _ in shown):
+            lines.append(_line([*[""] * len(head), *(_interval(*cell) for cell in shown)]))
     external = any(row["source"] == EXTERNAL for row in card["rows"])
     note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
     if card["synthetic"]:
@@ -62,19 +69,6 @@ def tex(card: Mapping[str, Any]) -> str:
         rf"\par\smallskip{{\footnotesize {escape(note)}{marked}}}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _group_line(
-    card: Mapping[str, Any], groups: Mapping[str, list[Mapping[str, Any]]], *, first: int
-) -> str:
-    """Titles over the column groups, with a rule below each."""
-    cells, rules, start = [""] * (first - 1), [], first
-    for key, columns in groups.items():
-        title = escape(card["groups"][key])
-        cells.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{title}}}")
-        rules.append(rf"\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
-        start += len(columns)
-    return _line(cells) + "\n" + " ".join(rules)
 
 
 def _line(cells: list[str]) -> str:

@@ -14,54 +14,44 @@ _PLACE = ("run", "benchmark", "variant")
 
 def markdown(card: Card) -> str:
     """The whole page: the table by direction, controls, supplement, slips, protocol, provenance."""
-    return "\n".join(
-        [
-            f"# {card['title']}",
-            "",
-            *_introduction(card),
-            *(line for group in card["groups"] for line in _direction(card, group)),
-            *_gaps(card),
-            *_comparison(card),
-            *_ranks(card),
-            *_controls(card),
-            *_supplement(card),
-            *_slips(card),
-            *_protocol(card),
-            *_provenance(card),
-        ]
-    )
+    parts = _gaps, _comparison, _ranks, _controls, _supplement, _slips, _protocol, _provenance
+    paragraphs = [
+        f"# {card['title']}",
+        *_introduction(card),
+        *(text for group in card["groups"] for text in _direction(card, group)),
+        *(text for part in parts for text in part(card)),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _level(card: Card) -> str:
+    return f"{100 * card['confidence']:g} %"
 
 
 def _introduction(card: Card) -> list[str]:
-    level = f"{100 * card['confidence']:g} %"
-    lines = [f"Scale: `{card['scale']}`, {card['scale_title']}.", ""]
+    texts = [f"Scale: `{card['scale']}`, {card['scale_title']}."]
     if card["synthetic"]:
-        lines += [
+        texts.append(
             "> **Synthetic data.** Reproduced rows were measured on a procedural world with small "
             "towers. The published numbers are of the real COCO and ADE20K: the two are **not "
-            "comparable**, and the differences say nothing about the method.",
-            "",
-        ]
-    value = "value"
-    if len(card["seeds"]) > 1:
-        value = f"mean ± standard deviation over {len(card['seeds'])} trainings (seeds " + (
-            f"{', '.join(map(str, card['seeds']))})"
+            "comparable**, and the differences say nothing about the method."
         )
+    value, seeds = "value", ", ".join(map(str, card["seeds"]))
+    if (count := len(card["seeds"])) > 1:
+        value = f"mean ± standard deviation over {count} trainings (seeds {seeds})"
     units = "All values in percent."
     if any(column["metric"] in METRICS_OF[EFFICIENCY] for column in card["columns"]):
         units = "FPS is in images per second, parameters in millions, all other values in percent."
-    lines += [
-        f"{units} Reproduced: {value} [{level} bootstrap interval over test "
-        "images]; below it the published value and, in brackets, the difference.",
-        "",
-    ]
+    texts.append(
+        f"{units} Reproduced: {value} [{_level(card)} bootstrap interval over test "
+        "images]; below it the published value and, in brackets, the difference."
+    )
     if _external(card):
-        lines += [
+        texts.append(
             "External: predictions of another system, measured here by the same code; they do not "
-            "depend on seeds.",
-            "",
-        ]
-    return lines
+            "depend on seeds."
+        )
+    return texts
 
 
 def _external(card: Card) -> list[str]:
@@ -69,11 +59,16 @@ def _external(card: Card) -> list[str]:
     return [row["row"] for row in card["rows"] if row["source"] == EXTERNAL]
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: first column to the left, the others to the right."""
-    ruler = [":--", *["--:"] * (len(header) - 1)]
-    table = [list(header), ruler, *(list(row) for row in rows)]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
+    table = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in table]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _section(title: str, text: str, header: Sequence[str], rows: Sequence[list[str]]) -> list[str]:
+    """Heading, text and table; nothing if the table has no row."""
+    return [f"## {title}", text, markdown_table(header, rows)] if rows else []
 
 
 def interval(cell: Mapping[str, Any], decimals: int = 1) -> str:
@@ -115,7 +110,7 @@ def _direction(card: Card, group: str) -> list[str]:
     ]
     titles = (column["title"] for column in columns)
     header = ["Method", *card["labels"].values(), "Source", *titles]
-    return [f"## {card['groups'][group]}", "", *markdown_table(header, rows), ""]
+    return [f"## {card['groups'][group]}", markdown_table(header, rows)]
 
 
 def _gaps(card: Card) -> list[str]:
@@ -126,7 +121,7 @@ def _gaps(card: Card) -> list[str]:
         for column in card["columns"]
         if (reason := row["cells"][column["key"]].get("missing"))
     ]
-    return ["## Empty cells", "", *notes, ""] if notes else []
+    return ["## Empty cells", "\n".join(notes)] if notes else []
 
 
 def _comparison(card: Card) -> list[str]:
@@ -137,21 +132,16 @@ def _comparison(card: Card) -> list[str]:
         found = [row["cells"][column["key"]].get("versus") for column in columns]
         if any(found):
             rows.append([row["row"], *(_versus(difference) for difference in found)])
-    if not rows:
-        return []
-    level = f"{100 * card['confidence']:g} %"
-    return [
-        f"## Against {card['reference']}",
-        "",
-        f"The row minus *{card['reference']}*, in percentage points, with the {level} interval of "
-        "a paired bootstrap (both on the same resampled images). **Bold**: the interval excludes "
-        "zero, so other test images would hardly reverse the difference. The interval does not "
-        "cover chance in training"
-        + (", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."),
-        "",
-        *markdown_table(["Method", *(column_title(card, column) for column in columns)], rows),
-        "",
-    ]
+    end = ", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."
+    return _section(
+        f"Against {card['reference']}",
+        f"The row minus *{card['reference']}*, in percentage points, with the {_level(card)} "
+        "interval of a paired bootstrap (both on the same resampled images). **Bold**: the "
+        "interval excludes zero, so other test images would hardly reverse the difference. The "
+        f"interval does not cover chance in training{end}",
+        ["Method", *(column_title(card, column) for column in columns)],
+        rows,
+    )
 
 
 def column_title(card: Card, column: Mapping[str, Any]) -> str:
@@ -169,83 +159,62 @@ def _versus(difference: Mapping[str, float] | None) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def _ranks(card: Card) -> list[str]:
-    if not card["agreement"]:
-        return []
+def agreement_rows(card: Card) -> list[list[str]]:
+    """Title, tau with its interval, and number of rows of each column with an agreement."""
     titles = {column["key"]: column_title(card, column) for column in card["columns"]}
-    rows = [
-        [
-            titles[key],
-            f"{found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]",
-            str(found["rows"]),
-        ]
-        for key, found in card["agreement"].items()
-    ]
-    level = f"{100 * card['confidence']:g} %"
-    return [
-        "## Agreement with the published order",
-        "",
+    rows = []
+    for key, found in card["agreement"].items():
+        tau, low, high = (f"{found[part]:+.2f}" for part in ("tau", "low", "high"))
+        rows.append([titles[key], f"{tau} [{low}, {high}]", str(found["rows"])])
+    return rows
+
+
+def _ranks(card: Card) -> list[str]:
+    names = ", ".join(_external(card))
+    left_out = f"\n\nLeft out because external: {names}." if names else ""
+    return _section(
+        "Agreement with the published order",
         "Kendall's tau-b between the published order of the reproduced rows and ours: 1 is the "
-        f"same order, -1 the reverse. Brackets: the middle {level} over resampled test images. No "
-        "row was tuned for this agreement.",
-        "",
-        *_left_out(card),
-        *markdown_table(["Column", "tau", "Rows"], rows),
-        "",
-    ]
-
-
-def _left_out(card: Card) -> list[str]:
-    names = _external(card)
-    return [f"Left out because external: {', '.join(names)}.", ""] if names else []
+        f"same order, -1 the reverse. Brackets: the middle {_level(card)} over resampled test "
+        f"images. No row was tuned for this agreement.{left_out}",
+        ["Column", "tau", "Rows"],
+        agreement_rows(card),
+    )
 
 
 def _controls(card: Card) -> list[str]:
-    if not card["controls"]:
-        return []
-    titles = [metric["title"] for metric in card["controls"][0]["metrics"].values()]
-    rows = []
+    rows, titles = [], list[str]()
     for control in card["controls"]:
+        titles = [metric["title"] for metric in control["metrics"].values()]
         cells = []
         for metric in control["metrics"].values():
-            text = interval(metric)
-            if metric["trained"] is not None:
-                text += f"<br>trained {metric['trained']:.1f}"
-            cells.append(text)
+            trained = metric["trained"]
+            below = "" if trained is None else f"<br>trained {trained:.1f}"
+            cells.append(interval(metric) + below)
         rows.append([control["name"], f"`{control['benchmark']}`", *cells])
-    return [
-        "## Controls",
-        "",
+    return _section(
+        "Controls",
         "These must score low: they show how much of a value comes from training, and how much "
         "from the class names.",
-        "",
-        *markdown_table(["Control", "Benchmark", *titles], rows),
-        "",
-    ]
+        ["Control", "Benchmark", *titles],
+        rows,
+    )
 
 
 def _supplement(card: Card) -> list[str]:
-    names = list(card["metrics"])
     rows = []
     for row in card["rows"]:
         for group, run in row["runs"].items():
-            if not run["supplement"]:
-                continue
-            cells = []
-            for name in names:
-                found = run["supplement"].get(name)
-                cells.append("" if found is None else interval(found))
-            rows.append([row["row"], card["groups"][group], *cells, _agreement(run)])
+            if found := run["supplement"]:
+                cells = [interval(found[name]) if name in found else "" for name in card["metrics"]]
+                rows.append([row["row"], card["groups"][group], *cells, _agreement(run)])
     if not rows:
         return []
     header = ["Method", "Direction", *card["metrics"].values(), "panopticapi"]
     return [
         "## Seen and unseen classes, segments without names",
-        "",
-        *markdown_table(header, rows),
-        "",
+        markdown_table(header, rows),
         "*panopticapi*: PQ by the reference program from the same predictions.",
-        "",
     ]
 
 
@@ -256,9 +225,8 @@ def _agreement(run: Mapping[str, Any]) -> str:
     if None in run["check"]:
         return "not run"
     theirs = [check["panopticapi_pq"] for check in run["check"]]
-    return ", ".join(
-        [*(f"{pq:.4f}" for pq in theirs), "equal" if theirs == run["pq"] else "DIFFERENT"]
-    )
+    verdict = "equal" if theirs == run["pq"] else "DIFFERENT"
+    return ", ".join([*(f"{pq:.4f}" for pq in theirs), verdict])
 
 
 def _slips(card: Card) -> list[str]:
@@ -266,66 +234,45 @@ def _slips(card: Card) -> list[str]:
         return []
     return [
         "## Published numbers to doubt",
-        "",
         "They are shown as published; arithmetic casts doubt on them.",
-        "",
-        *(f"- {note}." for note in card["slips"]),
-        "",
+        "\n".join(f"- {note}." for note in card["slips"]),
     ]
 
 
 def _protocol(card: Card) -> list[str]:
     """The protocol of each benchmark and variant; the runs of one benchmark share it."""
-    lines: list[str] = []
-    shown: list[tuple[str, str, str]] = []
+    shown: dict[tuple[str, str, str], str] = {}
     for protocol in card["protocol"]:
         benchmark, variant = protocol["benchmark"], protocol["variant"]
         texts = {k: v for k, v in protocol.items() if isinstance(v, str) and k not in _PLACE}
-        settings = ", ".join(f"{k} {v}" for k, v in protocol.get("inference", {}).items())
-        body = "\n".join(
-            [
-                *(f"- {key}: {value}" for key, value in texts.items()),
-                *([f"- inference: {settings}"] if settings else []),
-            ]
-        )
-        if (benchmark, variant, body) not in shown:
-            shown.append((benchmark, variant, body))
-            how = f"inference `{variant}`" if variant else f"predictions of `{protocol['run']}`"
-            lines += [f"### Benchmark `{benchmark}`, {how}", "", body, ""]
-    if not lines:
+        if settings := protocol.get("inference"):
+            texts["inference"] = ", ".join(f"{k} {v}" for k, v in settings.items())
+        body = "\n".join(f"- {key}: {value}" for key, value in texts.items())
+        how = f"inference `{variant}`" if variant else f"predictions of `{protocol['run']}`"
+        heading = f"### Benchmark `{benchmark}`, {how}"
+        shown.setdefault((benchmark, variant, body), heading)
+    if not shown:
         return []
     return [
         "## Protocol",
-        "",
         "The weights that count are those of the last iteration.",
-        "",
-        *lines,
+        *(text for (_, _, body), heading in shown.items() for text in (heading, body)),
     ]
 
 
 def _provenance(card: Card) -> list[str]:
+    names = ("run_identity", "identity", "content_hash")
     rows = [
-        [
-            f"`{name}`",
-            f"`{str(found.get('run_identity', ''))[:12]}`",
-            f"`{str(found.get('identity', ''))[:12]}`",
-            f"`{found['content_hash'][:12]}`",
-        ]
-        for name, found in card["evaluations"].items()
+        [f"`{evaluation}`", *(f"`{str(found.get(name, ''))[:12]}`" for name in names)]
+        for evaluation, found in card["evaluations"].items()
     ]
-    if not rows:
-        return []
-    return [
-        "## Provenance",
-        "",
+    return _section(
+        "Provenance",
         f"Published values: `params/published/{card['published_file']}`. Full hashes, inputs and "
         f"unrounded values: `{card['table']}.json`.",
-        "",
-        *markdown_table(
-            ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"], rows
-        ),
-        "",
-    ]
+        ["Run / seed / benchmark / condition", "Run", "Evaluation", "Result's content"],
+        rows,
+    )
 
 
 def terminal(card: Card) -> str:
@@ -337,15 +284,12 @@ def terminal(card: Card) -> str:
         columns = [column for column in card["columns"] if column["group"] == group]
         lines += ["", title, _text_line("", (column["title"] for column in columns))]
         for row in card["rows"]:
-            cells = [row["cells"][column["key"]] for column in columns]
+            cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
             measured = group in row["runs"]
             mark = (" +" if row["source"] == EXTERNAL else " *") if measured else ""
-            digits = [column["decimals"] for column in columns]
-            values = (_text_value(c, d) for c, d in zip(cells, digits, strict=True))
-            lines.append(_text_line(row["row"] + mark, values))
+            lines.append(_text_line(row["row"] + mark, (_text_value(*cell) for cell in cells)))
             if measured:
-                spans = (_text_span(c, d) for c, d in zip(cells, digits, strict=True))
-                lines.append(_text_line("", spans))
+                lines.append(_text_line("", (_text_span(*cell) for cell in cells)))
     if card["controls"]:
         titles = (metric["title"] for metric in card["controls"][0]["metrics"].values())
         lines += ["", _text_line("Controls", titles)]

@@ -13,7 +13,6 @@ from possam.params.published import PublishedRow, read_published, slips
 from possam.params.tables import (
     EXTERNAL,
     TRAINED,
-    ColumnParams,
     ControlParams,
     Evaluation,
     Origin,
@@ -37,38 +36,37 @@ class _Source:
     """Finds measurements; its errors say how to make those that are missing."""
 
     project: Project
-    table: str
+    name: str
     measurements: Measurements
 
+    @property
+    def table(self) -> TableParams:
+        return self.project.table(self.name)
+
     def find(self, origin: Origin) -> Measurement:
-        scale, seeds = self.project.name, self.project.scale.seeds
-        run, benchmark, condition, variant = origin
-        where = f"{self.table}: run {run!r} on {benchmark!r} ({condition}, {variant})"
-        keys = origin.evaluations(seeds)
-        if origin not in self.measurements and origin.is_external:
-            raise InputError(
-                f"{where}: no evaluation; make it: possam evaluate {run} {benchmark} "
-                f"--scale {scale}"
-            )
+        scale, keys = self.project.name, origin.evaluations(self.project.scale.seeds)
         if origin not in self.measurements:
             commands = "; ".join(
-                f"possam evaluate {run} {benchmark} --seed {seed} --condition {condition} "
-                f"--scale {scale}"
-                for seed in seeds
+                f"possam evaluate {key.run} {key.benchmark} "
+                + ("" if key.is_external else f"--seed {key.seed} --condition {key.condition} ")
+                + f"--scale {scale}"
+                for key in keys
             )
-            raise InputError(f"{where}: no evaluation; make it: {commands}")
+            raise InputError(f"{self.where(origin)}: no evaluation; make it: {commands}")
         found = self.measurements[origin]
-        stated = [
-            tuple(evaluation.get(name) for name in Evaluation._fields)
-            for evaluation in found.evaluations
-        ]
+        stated = [tuple(one.get(name) for name in Evaluation._fields) for one in found.evaluations]
         scales = {evaluation.get("scale") for evaluation in found.evaluations}
         if stated != [tuple(key) for key in keys] or scales != {scale}:
             raise InputError(
-                f"{where}: the evaluations say that they are of {stated}, "
+                f"{self.where(origin)}: the evaluations say that they are of {stated}, "
                 f"scale {', '.join(map(repr, scales))}; evaluate the run again"
             )
         return found
+
+    def where(self, origin: Origin) -> str:
+        """``origin`` in an error message."""
+        run, benchmark, condition, variant = origin
+        return f"{self.name}: run {run!r} on {benchmark!r} ({condition}, {variant})"
 
     def cell(self, origin: Origin, name: str) -> dict[str, Any]:
         """As :meth:`metric`; ``missing``, the reason, where external predictions do not give it."""
@@ -77,21 +75,20 @@ class _Source:
             return self.metric(origin, name)
         if name in found.metrics:
             return {"missing": "no such class occurs in this test set"}
+        reason = "label maps do not tell segments apart"
         if name in METRICS_OF["instance"]:
-            return {
-                "missing": "it ranks masks by scores, which panoptic predictions and label maps "
-                "do not have"
-            }
-        return {"missing": "label maps do not tell segments apart"}
+            reason = (
+                "it ranks masks by scores, which panoptic predictions and label maps do not have"
+            )
+        return {"missing": reason}
 
     def metric(self, origin: Origin, name: str) -> dict[str, float | None]:
         """``value``, ``low``, ``high`` and ``std`` in percent."""
         found = self.find(origin).get(name)
         if found is None:
             raise InputError(
-                f"{self.table}: run {origin.run!r} on {origin.benchmark!r} ({origin.condition}, "
-                f"{origin.variant}): metric {name!r} is missing; add it to the benchmark's metrics "
-                "and evaluate again"
+                f"{self.where(origin)}: metric {name!r} is missing; add it to the benchmark's "
+                "metrics and evaluate again"
             )
         return found
 
@@ -107,8 +104,7 @@ def build_table(
     """Write a table as CSV (for machines), Markdown (for people), TeX (for papers) and a card.
 
     Args:
-        measurements: what the table and its controls show, by origin.
-        comparisons: of its rows with each other.
+        measurements: what the table and its controls show.
         out: the CSV; the others lie beside it, as ``.md``, ``.tex`` and ``.json``.
 
     Returns:
@@ -119,12 +115,7 @@ def build_table(
             or metric of a reproduced row (what external predictions cannot give is an empty cell,
             with a note).
     """
-    if table not in project.tables:
-        raise InputError(
-            f"{project.folder / 'tables.yaml'}: unknown table {table!r}; "
-            f"valid choices: {', '.join(project.tables)}"
-        )
-    card = make_card(project, table, measurements, comparisons)
+    card = _card(project, table, measurements, comparisons)
     write_json(out.with_suffix(".json"), card)
     write_json(out.with_suffix(".metrics.json"), cell_values(card))
     for suffix, text in ((".md", markdown), (".tex", tex), (".csv", csv_text)):
@@ -133,23 +124,22 @@ def build_table(
     return card
 
 
-def make_card(
+def _card(
     project: Project, table: str, measurements: Measurements, comparisons: Comparisons
 ) -> dict[str, Any]:
-    """The card of :func:`build_table`, from which the other files are written."""
-    params, source = project.tables[table], _Source(project, table, measurements)
-    path = project.folder / "published" / params.published
-    published = read_published(path, params)
-    origins = params.origins()
+    """What the other files are written from."""
+    source = _Source(project, table, measurements)
+    params, scale, seeds = source.table, project.scale, project.scale.seeds
+    published = read_published(project.folder / "published" / params.published, params)
     return {
         "table": table,
         "title": params.title,
         "scale": project.name,
-        "scale_title": project.scale.title,
-        "synthetic": project.scale.synthetic,
-        "comparable": not project.scale.synthetic,
-        "seeds": list(project.scale.seeds),
-        "confidence": project.scale.evaluation.confidence,
+        "scale_title": scale.title,
+        "synthetic": scale.synthetic,
+        "comparable": not scale.synthetic,
+        "seeds": list(seeds),
+        "confidence": scale.evaluation.confidence,
         "labels": dict(params.labels),
         "groups": dict(params.groups),
         "columns": [
@@ -158,29 +148,23 @@ def make_card(
         "metrics": {name: METRICS[name] for name in SUPPLEMENT},
         "reference": params.reference,
         "rows": [
-            _row(row, params, source, published[row.name], comparisons) for row in params.rows
+            _row(row, source, published[row.name], comparisons.differences.get(row.name, {}))
+            for row in params.rows
         ],
         "agreement": {key: dict(found) for key, found in comparisons.agreement.items()},
-        "controls": [_control(control, params, source) for control in params.controls],
+        "controls": [_control(control, source) for control in params.controls],
         "slips": slips(params, published),
         "published_file": params.published,
         "protocol": [
-            {
-                "run": origin.run,
-                "benchmark": origin.benchmark,
-                "variant": _variant(origin),
-                **source.find(origin).parts()[0].get("protocol", {}),
-            }
-            for origin in origins
+            _place(origin) | source.find(origin).parts()[0].get("protocol", {})
+            for origin in params.origins()
             if origin.condition in (TRAINED, EXTERNAL)
         ],
         "evaluations": {
-            key.name: _provenance(found)
-            for origin in origins
-            for key, found in zip(
-                origin.evaluations(project.scale.seeds),
-                source.find(origin).evaluations,
-                strict=True,
+            key.name: _provenance(evaluation)
+            for origin in params.origins()
+            for key, evaluation in zip(
+                origin.evaluations(seeds), source.find(origin).evaluations, strict=True
             )
         },
     }
@@ -188,14 +172,12 @@ def make_card(
 
 def _row(
     row: RowParams,
-    table: TableParams,
     source: _Source,
     published: PublishedRow,
-    comparisons: Comparisons,
+    versus: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    versus = comparisons.differences.get(row.name, {})
     cells = {}
-    for column in table.columns:
+    for column in source.table.columns:
         stated = published.values.get(column.key)
         cell: dict[str, Any] = {"published": stated, "printed": published.texts.get(column.key, "")}
         if column.group in row.cells:
@@ -214,21 +196,16 @@ def _row(
     }
 
 
-def _variant(origin: Origin) -> str:
-    """The inference variant; external predictions have none."""
-    return "" if origin.is_external else origin.variant
+def _place(origin: Origin) -> dict[str, Any]:
+    variant = "" if origin.is_external else origin.variant
+    return {"run": origin.run, "benchmark": origin.benchmark, "variant": variant}
 
 
 def _run(origin: Origin, source: _Source) -> dict[str, Any]:
-    """The results behind one group of columns, with the metrics that the table does not show.
-
-    Identities and checks are lists with one entry per seed.
-    """
+    """The results behind a group of columns, one per seed, with metrics that are not shown."""
     found = source.find(origin)
     return {
-        "run": origin.run,
-        "benchmark": origin.benchmark,
-        "variant": _variant(origin),
+        **_place(origin),
         "run_identity": [one.get("run_identity", "") for one in found.evaluations],
         "evaluation_identity": [one.get("identity", "") for one in found.evaluations],
         "evaluation_hash": [hash_json(one) for one in found.evaluations],
@@ -240,25 +217,21 @@ def _run(origin: Origin, source: _Source) -> dict[str, Any]:
     }
 
 
-def _control(control: ControlParams, table: TableParams, source: _Source) -> dict[str, Any]:
+def _control(control: ControlParams, source: _Source) -> dict[str, Any]:
     """A control and, where it was measured, the trained run on the same benchmark."""
-    metrics: dict[str, ColumnParams] = {}
-    for column in table.columns:
-        metrics.setdefault(column.metric, column)
+    titles: dict[str, str] = {}
+    for column in source.table.columns:
+        titles.setdefault(column.metric, column.title)
     known = control.origin in source.measurements
     return {
-        "name": control.name,
-        "run": control.run,
-        "benchmark": control.benchmark,
-        "condition": control.condition,
-        "variant": control.variant,
+        **{key: getattr(control, key) for key in ("name", *Origin._fields)},
         "metrics": {
             metric: {
-                "title": column.title,
+                "title": title,
                 **source.metric(control.own_origin, metric),
                 "trained": source.metric(control.origin, metric)["value"] if known else None,
             }
-            for metric, column in metrics.items()
+            for metric, title in titles.items()
         },
     }
 
@@ -289,61 +262,50 @@ def csv_text(card: Mapping[str, Any]) -> str:
     ``_std`` is over seeds, empty with one seed; ``_difference`` is to the published value,
     ``_versus`` to the table's reference row; hashes of several seeds are joined by a space.
     """
+    run_parts, run_hashes = ("run", "variant"), ("run_identity", "evaluation_hash")
     reproduced = {group for row in card["rows"] for group in row["runs"]}
     header = ["row", *card["labels"], "source", "comparable"]
     for column in card["columns"]:
-        header.append(column["key"])
-        if column["group"] in reproduced:
-            header += [f"{column['key']}_{part}" for part in _PARTS]
+        parts = _CELL_PARTS if column["group"] in reproduced else ("",)
+        header += [f"{column['key']}{part}" for part in parts]
     for group in card["groups"]:
         if group in reproduced:
-            header += [f"{group}_{part}" for part in _RUN_PARTS]
+            header += [f"{group}_{part}" for part in (*run_parts, *run_hashes)]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
     writer.writeheader()
     for row in card["rows"]:
         line = {
-            "row": row["row"],
-            **row["labels"],
-            "source": row["source"],
+            **{"row": row["row"], **row["labels"], "source": row["source"]},
             "comparable": str(card["comparable"]).lower(),
         }
-        for column in card["columns"]:
-            key, cell = column["key"], row["cells"][column["key"]]
-            if "missing" in cell:
-                line[f"{key}_published"] = cell["printed"]
-                continue
-            if "value" not in cell:
-                line[key] = cell["printed"]
-                continue
-            line[key] = f"{cell['value']:.4f}"
-            line[f"{key}_published"] = cell["printed"]
-            for part in ("low", "high", "std", "difference"):
-                if cell[part] is not None:
-                    line[f"{key}_{part}"] = f"{cell[part]:.4f}"
-            if cell["versus"] is not None:
-                line[f"{key}_versus"] = f"{cell['versus']['value']:.4f}"
-                for part in ("low", "high"):
-                    line[f"{key}_versus_{part}"] = f"{cell['versus'][part]:.4f}"
+        for key, cell in row["cells"].items():
+            line |= {f"{key}{part}": text for part, text in _csv_cell(cell).items()}
         for group, run in row["runs"].items():
-            line |= {f"{group}_{part}": run[part] for part in ("run", "variant")}
-            for part in ("run_identity", "evaluation_hash"):
-                line[f"{group}_{part}"] = " ".join(run[part])
+            line |= {f"{group}_{part}": run[part] for part in run_parts}
+            line |= {f"{group}_{part}": " ".join(run[part]) for part in run_hashes}
         writer.writerow(line)
     return stream.getvalue()
 
 
-_PARTS = (
-    *("low", "high", "std", "published", "difference"),
-    *("versus", "versus_low", "versus_high"),
+_CELL_PARTS = (
+    *("", "_low", "_high", "_std", "_published", "_difference"),
+    *("_versus", "_versus_low", "_versus_high"),
 )
-_RUN_PARTS = ("run", "variant", "run_identity", "evaluation_hash")
+
+
+def _csv_cell(cell: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of a cell by :data:`_CELL_PARTS`."""
+    if "value" not in cell:
+        return {"_published" if "missing" in cell else "": cell["printed"]}
+    values = {f"_{part}": cell[part] for part in ("low", "high", "std", "difference")}
+    versus = cell["versus"] or {}
+    values |= {f"_versus_{part}": versus.get(part) for part in ("low", "high")}
+    values |= {"": cell["value"], "_versus": versus.get("value")}
+    texts = {part: f"{value:.4f}" for part, value in values.items() if value is not None}
+    return texts | {"_published": cell["printed"]}
 
 
 def print_table(path: Path) -> None:
-    """Print a finished table, narrow enough for a terminal of 80 columns.
-
-    Args:
-        path: the CSV; the card lies beside it.
-    """
+    """Print a finished table for a terminal of 80 columns: the CSV ``path``, its card beside it."""
     print(terminal(read_json(path.with_suffix(".json"))), end="")

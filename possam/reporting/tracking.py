@@ -1,15 +1,13 @@
 """MLflow as a view of the result files, built by an ingester that can be run again at any time.
 
-One MLflow experiment per scale. Each record (:mod:`possam.reporting.records`) becomes one MLflow
-run. Its tag ``possam.key`` (what it is) is set at the start, ``possam.content`` (hash of its files)
-at the very end. A run without the second tag was left by a killed ingester and is made anew. A run
-with another content is superseded: the new one is completed first, then the old one is deleted
-(MLflow keeps deleted runs until ``mlflow gc``). A growing training log is appended to. The result
-files are never touched.
+Each record (:mod:`possam.reporting.records`) becomes one run of MLflow. Its tag ``possam.key`` is
+set at the start, ``possam.content`` (hash of its files) at the very end: a run without it was left
+by a killed ingester and is made anew. A run with another content is superseded: the new one is
+completed first, then the old one is deleted (MLflow keeps it until ``mlflow gc``). A growing
+training log is appended to. The result files are never touched.
 
-MLflow gives a run one parent. An evaluation belongs to exactly one training and lies below it.
-Tables share evaluations, so tags link a table to them (``possam.link.*``) and them to all their
-tables (``possam.shown_in.*``); the table's description links to the list of its evaluations.
+An evaluation lies below its training. Tables share evaluations, and MLflow gives a run one parent:
+tags link a table to them (``possam.link.*``) and them to their tables (``possam.shown_in.*``).
 """
 
 import contextlib
@@ -18,7 +16,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,7 @@ class TrackingError(PossamError):
 class Summary:
     """What one ingestion did: the keys of the records, by what happened to them.
 
-    ``runs`` maps every record's key to its MLflow run id; ``removed`` counts deleted MLflow runs
-    (superseded, half-written or double ones).
+    ``runs``: MLflow's run id of each; ``removed``: how many superseded, half or double runs went.
     """
 
     experiment: str
@@ -66,10 +64,8 @@ class Summary:
     runs: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        counts = (
-            f"{len(getattr(self, name))} {name}"
-            for name in ("created", "extended", "replaced", "unchanged")
-        )
+        outcomes = ("created", "extended", "replaced", "unchanged")
+        counts = (f"{len(getattr(self, name))} {name}" for name in outcomes)
         return f"{self.experiment} in {self.tracking_uri}: {', '.join(counts)}"
 
 
@@ -85,8 +81,7 @@ def ingest(
 
     Args:
         results: the folder of the project's scale (``results/mini``).
-        tracking_uri: any MLflow address; ``sqlite:///mlflow.db`` keeps artifacts in
-            ``mlartifacts/`` beside the file.
+        tracking_uri: any MLflow address; SQLite's artifacts lie in ``mlartifacts/`` beside it.
         experiment: the MLflow experiment, ``possam-<scale>`` if None.
         lock_timeout: seconds to wait for another ingester.
 
@@ -95,19 +90,32 @@ def ingest(
         InputError: a result file is malformed (found before anything is sent).
     """
     name = experiment or f"possam-{project.name}"
-    shown = redact(tracking_uri)
+    summary = Summary(experiment=name, tracking_uri=redact(tracking_uri))
     _check_address(tracking_uri)
     records = read_records(results, project)
-    with (
-        _lock(_lock_file(tracking_uri, results), lock_timeout),
-        _explained(shown),
-    ):
-        client = _connect(tracking_uri)
-        writer = _Writer(client, _experiment_id(client, name, tracking_uri))
-        summary = Summary(experiment=name, tracking_uri=shown)
-        for record in records:
-            writer.bring_up_to_date(record, summary)
-        writer.link(records, summary)
+    lock = results / ".tracking.lock"  # for a server; for a SQLite file beside it
+    if tracking_uri.startswith(_SQLITE):
+        database = _database(tracking_uri)
+        lock = database.with_name(f".{database.name}.lock")
+
+    def report_wait() -> None:
+        print(f"waiting for another ingester ({lock})", file=sys.stderr, flush=True)
+
+    try:
+        with (
+            hold(lock, timeout=lock_timeout, on_wait=report_wait),
+            _explained(summary.tracking_uri),
+        ):
+            client = _connect(tracking_uri)
+            writer = _Writer(client, _experiment_id(client, name, tracking_uri))
+            for record in records:
+                writer.bring_up_to_date(record, summary)
+            writer.link(records, summary)
+    except TimeoutError as error:
+        raise TrackingError(
+            f"{lock}: another ingester has held this lock for {lock_timeout:g} s; wait "
+            "for it to end, then run this again"
+        ) from error
     return summary
 
 
@@ -144,15 +152,14 @@ class _Writer:
     def __init__(self, client: Any, experiment_id: str) -> None:
         self._client, self._experiment_id = client, experiment_id
         self._runs: dict[str, list[Any]] = {}
-        token = None
-        while True:
-            page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-            for run in page:
-                if KEY in run.data.tags:
-                    self._runs.setdefault(run.data.tags[KEY], []).append(run)
-            token = page.token
-            if not token:
-                break
+        page = client.search_runs([experiment_id], max_results=1000)
+        found = list(page)
+        while page.token:
+            page = client.search_runs([experiment_id], max_results=1000, page_token=page.token)
+            found += page
+        for run in found:
+            if KEY in run.data.tags:
+                self._runs.setdefault(run.data.tags[KEY], []).append(run)
 
     def bring_up_to_date(self, record: Record, summary: Summary) -> None:
         """Leave exactly one run that shows ``record``, complete."""
@@ -178,28 +185,31 @@ class _Writer:
 
     def link(self, records: list[Record], summary: Summary) -> None:
         """Point evaluations to their training and tables to their evaluations (run ids change)."""
+        parents = {record.key: record.parent for record in records}
+        shown_in = defaultdict[str | None, set[str]](set)
+        for table in records:
+            for key in table.links:
+                shown_in[key].add(table.tags[TABLE])
+                shown_in[parents[key]].add(table.tags[TABLE])
         for record in records:
             run_id = summary.runs[record.key]
             tags = {f"{_LINK}{key}": summary.runs[key] for key in record.links}
-            tags |= {f"{_SHOWN_IN}{name}": "yes" for name in _tables_of(record, records)}
+            tags |= {f"{_SHOWN_IN}{name}": "yes" for name in shown_in[record.key]}
             if record.parent in summary.runs:
                 tags[PARENT] = summary.runs[record.parent]
             if record.links:
-                tags[NOTE] = f"{self._evaluations_of(record)}\n\n{record.tags.get(NOTE, '')}"
-            before = [run for run in self._runs.get(record.key, []) if run.info.run_id == run_id]
-            present = before[0].data.tags if before else {}
+                query = quote(f"tags.`{_SHOWN_IN}{record.tags[TABLE]}` = 'yes'", safe="")
+                page = f"#/experiments/{self._experiment_id}/runs?searchFilter={query}"
+                link = f"[Evaluations and trainings behind this table]({page})"
+                tags[NOTE] = f"{link}\n\n{record.tags.get(NOTE, '')}"
+            before = (run for run in self._runs.get(record.key, []) if run.info.run_id == run_id)
+            present: dict[str, str] = next((run.data.tags for run in before), {})
             for name, value in sorted(tags.items()):
                 if present.get(name) != value:
                     self._client.set_tag(run_id, name, value)
             for name in sorted(present.keys() - tags.keys()):
                 if name.startswith((_LINK, _SHOWN_IN)):
                     self._client.delete_tag(run_id, name)
-
-    def _evaluations_of(self, table: Record) -> str:
-        """A link to the list of runs that the table shows."""
-        query = f"tags.`{_SHOWN_IN}{table.tags[TABLE]}` = 'yes'"
-        address = f"#/experiments/{self._experiment_id}/runs?searchFilter={quote(query, safe='')}"
-        return f"[Evaluations and trainings behind this table]({address})"
 
     @staticmethod
     def _continues(run: Any, record: Record) -> bool:
@@ -224,10 +234,7 @@ class _Writer:
     def _fill(self, run_id: str, record: Record, points: tuple[Point, ...]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        logged = {
-            "points": len(record.points),
-            "hash": points_hash(record.points),
-        }
+        logged = {"points": len(record.points), "hash": points_hash(record.points)}
         metrics = [Metric(point.name, point.value, point.time, point.step) for point in points]
         params = [Param(key, value) for key, value in sorted(record.parameters.items())]
         tags = [RunTag(key, value) for key, value in sorted(record.tags.items())]
@@ -244,14 +251,6 @@ class _Writer:
             self._client.set_terminated(run_id, record.status, end_time=record.end)
         self._client.log_batch(run_id, tags=[*tags, RunTag(LOGGED, json.dumps(logged))])
         self._client.set_tag(run_id, CONTENT, record.content)
-
-
-def _tables_of(record: Record, records: Iterable[Record]) -> Iterator[str]:
-    """Names of the tables that show the evaluation, or an evaluation of the training."""
-    for table in records:
-        evaluations = [other for other in records if other.key in table.links]
-        if any(record.key in (other.key, other.parent) for other in evaluations):
-            yield table.tags[TABLE]
 
 
 def _connect(uri: str) -> Any:
@@ -320,29 +319,3 @@ def _explained(shown: str) -> Iterator[None]:
             "untouched; start the server or set POSSAM_TRACKING_URI to another one, then run this "
             "again."
         ) from error
-
-
-def _lock_file(uri: str, results: Path) -> Path:
-    """Beside a SQLite file; for a server, in the results folder that is sent to it."""
-    if uri.startswith(_SQLITE):
-        database = _database(uri)
-        return database.with_name(f".{database.name}.lock")
-    return results / ".tracking.lock"
-
-
-@contextlib.contextmanager
-def _lock(path: Path, timeout: float) -> Iterator[None]:
-    """Hold the lock of the only ingester."""
-
-    def report_wait() -> None:
-        print(f"waiting for another ingester ({path})", file=sys.stderr, flush=True)
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold(path, timeout=timeout, on_wait=report_wait))
-        except TimeoutError as error:
-            raise TrackingError(
-                f"{path}: another ingester has held this lock for {timeout:g} s; wait "
-                "for it to end, then run this again"
-            ) from error
-        yield

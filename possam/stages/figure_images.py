@@ -20,9 +20,9 @@ from possam.model.encoders.text import TextEmbeddings
 from possam.params.figures import CLIP, ClustersParams, OversegmentationParams, QualitativeParams
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.reporting.figures.panels import Panel
-from possam.reporting.figures.pictures import (
+from possam.reporting.figures.panels import (
     DrawnImages,
+    Panel,
     Pictures,
     clusters_note,
     collect,

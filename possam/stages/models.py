@@ -21,7 +21,7 @@ from possam.model.options import CLIP
 from possam.model.possam import build_possam
 from possam.model.segmenter import Segmenter
 from possam.params.layout import Layout
-from possam.params.runs import RunParams
+from possam.params.scale import RunParams
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path, hash_json
 from possam.runtime.progress import Progress

@@ -14,8 +14,7 @@ def make_table(project: Project, name: str) -> None:
     Raises:
         InputError: no such table, or something that it shows was not evaluated.
     """
-    from possam.reporting.measurement import Comparisons, measure
-    from possam.reporting.row_comparison import compare_rows
+    from possam.reporting.measurement import Comparisons, compare_rows, measure
     from possam.reporting.tables import build_table
 
     table = project.table(name)

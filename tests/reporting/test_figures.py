@@ -15,9 +15,9 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from possam.params.published import read_columns
-from possam.reporting.figures.bars import Value, draw_bars
 from possam.reporting.figures.curves import TERMS, Curve, draw_curves, read_curve
 from possam.reporting.figures.panels import Panel, Row, draw_panels
+from possam.reporting.figures.seen_unseen import Value, draw_bars
 from possam.reporting.figures.style import house_style, save_figure
 from possam.runtime.errors import InputError
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from possam.reporting.flat import flatten
-from possam.reporting.records import read_records
+from possam.reporting.records import flatten, read_records
 from possam.reporting.tracking import ingest
 from possam.runtime.errors import InputError
 from tests.support.tracked_results import project, write_results

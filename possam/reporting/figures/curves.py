@@ -9,13 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from possam.reporting.figures.style import (
-    LINE_COLOURS,
-    NOTE,
-    add_heading,
-    width_with_title,
-    wrap_note,
-)
+from possam.reporting.figures.style import LINE_COLOURS, start_figure
 from possam.runtime.errors import InputError
 
 TERMS: Mapping[str, str] = {
@@ -51,35 +45,27 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; train the run again") from error
-    lines: list[Mapping[str, Any]] = []
+    values: dict[str, list[Any]] = {key: [] for key in ("step", *TERMS)}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             entry = json.loads(line)
-            lines.append({key: entry[key] for key in ("step", *TERMS)})
+            for key, column in values.items():
+                column.append(entry[key])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{path}: line {number}: not a line of metrics ({error})") from error
-    if not lines:
+    if not values["step"]:
         raise InputError(f"{path}: holds no step; train the run again")
-    return Curve(
-        run=run,
-        seed=seed,
-        steps=[entry["step"] for entry in lines],
-        values={term: [entry[term] for entry in lines] for term in TERMS},
-    )
+    return Curve(run=run, seed=seed, steps=values.pop("step"), values=values)
 
 
 def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str) -> Figure:
     """One axes per term, one line per training; runs differ in colour, then in line style."""
-    width, rows = width_with_title(title, 9.6), -(-(len(TERMS) + 1) // _COLUMNS)
-    foot = wrap_note(note, width=width)
-    bottom = 0.2 + 0.14 * (foot.count("\n") + 1)
-    height = 0.6 + 2.5 * rows + bottom
-    figure = Figure(figsize=(width, height))
-    add_heading(figure, title=title, subtitle=subtitle)
-    figure.text(0.1 / width, 0.1 / height, foot, fontsize=NOTE, color="0.35", va="bottom")
+    rows = -(-(len(TERMS) + 1) // _COLUMNS)
+    figure, foot = start_figure(9.6, 0.6 + 2.5 * rows, title=title, subtitle=subtitle, note=note)
+    width, height = figure.get_size_inches()
     grid = figure.add_gridspec(
         rows, _COLUMNS, wspace=0.25, hspace=0.45, left=0.55 / width, right=1 - 0.15 / width,
-        bottom=(bottom + 0.45) / height, top=1 - 0.85 / height,
+        bottom=(foot + 0.45) / height, top=1 - 0.85 / height,
     )  # fmt: skip
     runs = list(dict.fromkeys(curve.run for curve in curves))
     for place, (term, name) in enumerate(TERMS.items()):

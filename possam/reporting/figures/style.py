@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from possam.params.project import Project
 from possam.reporting.overlay import PALETTE
@@ -22,10 +23,7 @@ COLOURS: tuple[tuple[float, float, float], ...] = tuple(
 LINE_COLOURS = tuple(c for c in COLOURS if 0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] < 0.75)
 """Those that are dark enough for thin lines on white."""
 
-HEADING, NOTE = 11.0, 7.5
-"""Font sizes in points."""
-
-_DPI = 150
+_NOTE, _DPI = 7.5, 150
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8.5,
@@ -66,22 +64,31 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def add_heading(figure: Figure, *, title: str, subtitle: str) -> None:
-    """Title and subtitle in the upper left corner; they take the upper 0.5 inches."""
-    height = figure.get_figheight()
-    left = 0.1 / figure.get_figwidth()
-    figure.text(left, 1 - 0.1 / height, title, fontsize=HEADING, weight="bold", va="top")
-    figure.text(left, 1 - 0.32 / height, subtitle, fontsize=NOTE, color="0.35", va="top")
+def start_figure(
+    width: float, height: float, *, title: str, subtitle: str, note: str, margin: float = 0.2
+) -> tuple[Figure, float]:
+    """A figure with its heading, which takes the upper 0.5 inches, and the note at its foot.
 
+    Args:
+        width: in inches; the figure is wider if the title needs it.
+        height: in inches, without the foot.
+        margin: above and below the note together, in inches.
 
-def width_with_title(title: str, width: float) -> float:
-    """``width`` in inches, or as much as the title needs."""
-    return max(width, 0.3 + 0.1 * len(title))
-
-
-def wrap_note(text: str, *, width: float) -> str:
-    """``text`` broken into lines that fit ``width`` inches at the size of notes."""
-    return textwrap.fill(text, width=max(40, int(width * 16.5)))
+    Returns:
+        The figure, and the height of its foot in inches.
+    """
+    width = max(width, 0.3 + 0.1 * len(title))
+    note = textwrap.fill(note, width=max(40, int(width * 16.5)))
+    foot = margin + 0.14 * (note.count("\n") + 1)
+    height += foot
+    figure, left, grey = Figure(figsize=(width, height)), 0.1 / width, "0.35"
+    figure.text(left, 1 - 0.1 / height, title, fontsize=11, weight="bold", va="top")
+    figure.text(left, 1 - 0.32 / height, subtitle, fontsize=_NOTE, color=grey, va="top")
+    # The order of drawing is part of a PDF: the note follows all other text of the figure.
+    figure.text(
+        left, 0.1 / height, note, fontsize=_NOTE, color=grey, va="bottom", zorder=Text.zorder + 0.5
+    )
+    return figure, foot
 
 
 def save_figure(figure: Figure, *, png: Path, pdf: Path) -> dict[str, str]:
