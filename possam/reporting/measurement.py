@@ -104,9 +104,8 @@ class Comparisons:
 def compare_rows(project: Project, table: TableParams) -> Comparisons:
     """Paired differences from the reference row, and agreement with the published order.
 
-    The order is that of the reproduced rows: external predictions are no reproduction. Rows are
-    paired column by column where both are measured on one benchmark. Only metrics that
-    are counted image by image can be resampled; the others have neither.
+    Rows are paired column by column where both are measured on one benchmark. External predictions
+    have no place in the order. Only metrics that are counted image by image can be resampled.
     """
     if table.reference is None and not table.agreement:
         return Comparisons()

@@ -95,8 +95,8 @@ def draw_overlay(
         lines.append(LegendLine("", SHADE, "no word"))
     lines = lines or [LegendLine("", SHADE, "no segment")]
     legend = _legend(lines, height=picture.height, text_size=text_size)
-    size = (picture.width + legend.width, max(picture.height, legend.height))
-    canvas = Image.new("RGB", size, PAPER)
+    height = max(picture.height, legend.height)
+    canvas = Image.new("RGB", (picture.width + legend.width, height), PAPER)
     canvas.paste(picture, (0, 0))
     canvas.paste(legend, (picture.width, 0))
     return canvas

@@ -55,8 +55,7 @@ class Record:
         content: hash of the files behind it.
         parent: key of the training behind an evaluation (external predictions have none).
         links: keys of the evaluations behind a table.
-        status: a training without a summary is ``RUNNING`` while a process works on it, else
-            ``KILLED``.
+        status: without a summary ``RUNNING`` while a process works on it, else ``KILLED``.
         start, end: milliseconds since 1970; ``end`` is None for a live run.
         config: nested parameters, shown as a file.
     """
@@ -76,11 +75,9 @@ class Record:
 
 
 def read_records(results: Path, project: Project) -> list[Record]:
-    """All records below ``results``, the folder of the project's scale (``results/mini``).
+    """Trainings, evaluations, tables and figures below ``results``, the folder of a scale.
 
-    Returns:
-        Trainings, evaluations, tables and figures, each sorted by name. A folder without a result
-        file (a stage that was killed) is no record.
+    Each kind is sorted by name. A folder without a result file (of a killed stage) is no record.
 
     Raises:
         InputError: a result file is malformed; the message names it.
@@ -237,15 +234,12 @@ def _table(path: Path, project: Project, known: set[str], common: Mapping[str, s
 
 
 def _table_numbers(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
-    """``row/column`` -> number, from a wide CSV whose first column is the row's name.
-
-    Only columns of ``keys`` and their parts (``<key>_low``) count: a hash may look like a number.
-    """
+    """``row/column`` -> number, of the columns of ``keys`` and their parts (``<key>_low``)."""
     found: dict[str, float] = {}
     with open(path, encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             (_, label), *cells = row.items()
-            for column, text in cells:
+            for column, text in cells:  # of these columns only: a hash may look like a number
                 if any(column == key or str(column).startswith(f"{key}_") for key in keys):
                     with suppress(TypeError, ValueError):
                         found[f"{label}/{column}"] = float(text)

@@ -1,5 +1,6 @@
 """A table's card as a LaTeX table (package booktabs), ready for ``\\input``."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,11 +28,8 @@ def tex(card: Mapping[str, Any]) -> str:
 
     The comments say what the numbers are; at synthetic scales the caption does as well.
     """
-    groups = {
-        key: [column for column in card["columns"] if column["group"] == key]
-        for key in card["groups"]
-    }
-    columns = [column for group in groups.values() for column in group]
+    columns = [c for group in card["groups"] for c in card["columns"] if c["group"] == group]
+    widths = Counter(column["group"] for column in columns)
     labels = list(card["labels"].values())
     lines = [
         f"% {card['title']}; scale {card['scale']}; made by possam, see {card['table']}.json",
@@ -39,14 +37,13 @@ def tex(card: Mapping[str, Any]) -> str:
         rf"\begin{{tabular}}{{l{'l' * len(labels)}{'r' * len(columns)}}}",
         r"\toprule",
     ]
-    if len(groups) > 1:
+    if len(card["groups"]) > 1:
         start = 2 + len(labels)
         cells, rules = [""] * (start - 1), []
-        for key, group in groups.items():
-            title, end = escape(card["groups"][key]), start + len(group) - 1
-            cells.append(rf"\multicolumn{{{len(group)}}}{{c}}{{{title}}}")
-            rules.append(rf"\cmidrule(lr){{{start}-{end}}}")
-            start = end + 1
+        for group, title in card["groups"].items():
+            cells.append(rf"\multicolumn{{{widths[group]}}}{{c}}{{{escape(title)}}}")
+            rules.append(rf"\cmidrule(lr){{{start}-{start + widths[group] - 1}}}")
+            start += widths[group]
         lines += [_line(cells), " ".join(rules)]
     titles = ["Method", *labels, *(column["title"] for column in columns)]
     lines += [_line([escape(title) for title in titles]), r"\midrule"]
@@ -57,10 +54,10 @@ def tex(card: Mapping[str, Any]) -> str:
         lines.append(_line([*head, *(_value(*cell) for cell in shown)]))
         if any("value" in cell for cell, _ in shown):
             lines.append(_line([*[""] * len(head), *(_interval(*cell) for cell in shown)]))
-    external = any(row["source"] == EXTERNAL for row in card["rows"])
     note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
     if card["synthetic"]:
         note += " Bold values are of synthetic data and not comparable with published ones."
+    external = any(row["source"] == EXTERNAL for row in card["rows"])
     marked = rf" {_EXTERNAL_MARK}External predictions, measured here." if external else ""
     # Below the tabular: a long line in it would widen its last column.
     lines += [

@@ -112,8 +112,7 @@ def build_table(
 
     Raises:
         InputError: an unknown table, a published file that does not fit, or a missing evaluation
-            or metric of a reproduced row (what external predictions cannot give is an empty cell,
-            with a note).
+            or metric of a reproduced row.
     """
     card = _card(project, table, measurements, comparisons)
     write_json(out.with_suffix(".json"), card)
@@ -275,10 +274,8 @@ def csv_text(card: Mapping[str, Any]) -> str:
     writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
     writer.writeheader()
     for row in card["rows"]:
-        line = {
-            **{"row": row["row"], **row["labels"], "source": row["source"]},
-            "comparable": str(card["comparable"]).lower(),
-        }
+        line = {"row": row["row"], **row["labels"], "source": row["source"]}
+        line["comparable"] = str(card["comparable"]).lower()
         for key, cell in row["cells"].items():
             line |= {f"{key}{part}": text for part, text in _csv_cell(cell).items()}
         for group, run in row["runs"].items():

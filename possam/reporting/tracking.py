@@ -31,12 +31,10 @@ from possam.runtime.locks import hold
 
 KEY, CONTENT, LOGGED = "possam.key", "possam.content", "possam.logged"
 SUPERSEDED = "possam.superseded_by"
-CONFIG = "config.yaml"
-PARENT = "mlflow.parentRunId"
+CONFIG, PARENT = "config.yaml", "mlflow.parentRunId"
 _LINK, _SHOWN_IN = "possam.link.", "possam.shown_in."
 
-_METRICS_A_BATCH = 1000
-_ENTRIES_A_BATCH = 100
+_METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100
 _LARGEST_ARTIFACT = 5 << 20
 _SQLITE = "sqlite:///"
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -217,7 +215,7 @@ class _Writer:
         logged = json.loads(run.data.tags.get(LOGGED, "{}"))
         if not logged or run.info.status != "RUNNING":
             return False
-        if any(record.parameters.get(key) != value for key, value in run.data.params.items()):
+        if not run.data.params.items() <= record.parameters.items():
             return False
         return points_hash(record.points[: logged["points"]]) == logged["hash"]
 
@@ -235,13 +233,13 @@ class _Writer:
         from mlflow.entities import Metric, Param, RunTag
 
         logged = {"points": len(record.points), "hash": points_hash(record.points)}
-        metrics = [Metric(point.name, point.value, point.time, point.step) for point in points]
-        params = [Param(key, value) for key, value in sorted(record.parameters.items())]
-        tags = [RunTag(key, value) for key, value in sorted(record.tags.items())]
-        for start in range(0, len(metrics), _METRICS_A_BATCH):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
-        for start in range(0, len(params), _ENTRIES_A_BATCH):
-            self._client.log_batch(run_id, params=params[start : start + _ENTRIES_A_BATCH])
+        metrics = [Metric(*point) for point in points]
+        params = [Param(*item) for item in sorted(record.parameters.items())]
+        tags = [RunTag(*item) for item in sorted(record.tags.items())]
+        for start in range(0, len(metrics), _METRICS_PER_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
+        for start in range(0, len(params), _PARAMS_PER_BATCH):
+            self._client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
         for path in record.artifacts:
             if path.stat().st_size <= _LARGEST_ARTIFACT:
                 self._client.log_artifact(run_id, str(path))

@@ -92,10 +92,6 @@ def draw_panels(
     A class has one colour and number within a row. Segments without a class take the colours in
     the order of their ids.
 
-    Args:
-        columns: titles of the panels' columns.
-        title, subtitle: heading; note: the text at the foot.
-
     Raises:
         ValueError: the numbers of panels in a row and of columns differ.
     """
@@ -225,8 +221,7 @@ class Pictures:
 
     Attributes:
         rows: one per image; columns: titles of their panels.
-        note: how it was made, for readers.
-        facts: the same for machines, a part of the card.
+        note: how it was made, for readers; facts: for machines, a part of the card.
     """
 
     rows: list[Row]
