@@ -6,6 +6,7 @@ Shapes: B images, Q queries, K classes, M instances, H W of the output, h w of m
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -75,12 +76,9 @@ class Geometry(NamedTuple):
 
     def restore(self, mask_logits: Tensor) -> Tensor:
         """(Q, h, w) logits -> (Q, H, W) float32 logits at the original image's size."""
-        maps = _resize(mask_logits.float(), self.padded)
-        return _resize(maps[:, : self.content[0], : self.content[1]], self.output)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+        resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+        maps = resize(mask_logits.float()[None], size=self.padded)
+        return resize(maps[..., : self.content[0], : self.content[1]], size=self.output)[0]
 
 
 @dataclass(frozen=True)
@@ -120,10 +118,7 @@ def classify(
     """Classify masks by both branches and combine them.
 
     Args:
-        raw: predictions.
-        text: the vocabulary with K classes.
-        possam: for its temperature and void embedding.
-        clip_logit_scale: CLIP's own.
+        possam: for its temperature and void embedding; ``clip_logit_scale``: CLIP's own.
         seen: (K,) bool, True for classes with a training synonym.
         options: the ensemble, its weights, and whether masks are weighted by their expected IoU; a
             model without an IoU head expects none and gives weights of one.
@@ -176,15 +171,12 @@ def panoptic_inference(
         (H, W) int32 ids, 0 = void, and the segments, in the order of their ids, best mask first.
     """
     kept = (scores.objectness[image] > object_threshold).nonzero().flatten()
-    ranking = scores.scores[image][kept].argsort(descending=True, stable=True)
-    kept = kept[ranking]
+    kept = kept[scores.scores[image][kept].argsort(descending=True, stable=True)]
     mask_scores, labels = scores.scores[image][kept], scores.labels[image][kept]
-    device = mask_logits.device
+    device, count = mask_logits.device, len(kept)
     ids = torch.zeros(geometry.output, dtype=torch.int32, device=device)
-    if not len(kept):
+    if not count:
         return ids, []
-
-    count = len(kept)
     winner = torch.empty(geometry.output, dtype=torch.int64, device=device)
     inside = torch.empty(geometry.output, dtype=torch.bool, device=device)
     area = torch.zeros(count, dtype=torch.int64, device=device)
@@ -228,12 +220,7 @@ def instance_inference(
     """The ``top_k`` best (mask, class) pairs that are things (Mask2Former's rules).
 
     The pairs are taken among all classes, then stuff is dropped. Scores are multiplied by the mean
-    mask probability inside the mask.
-
-    Args:
-        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
-        is_thing: (K,) bool.
-        probabilities: what ``full_probabilities`` made of ``mask_logits``, if it was called.
+    mask probability inside the mask. Arguments as of :func:`panoptic_inference`.
     """
     pairs = scores.class_scores[image]
     classes = pairs.shape[-1]
@@ -264,12 +251,7 @@ def semantic_inference(
 ) -> Tensor:
     """The class of every pixel: the highest sum over masks of class score times mask probability.
 
-    Args:
-        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
-        probabilities: what ``full_probabilities`` made of ``mask_logits``, if it was called.
-
-    Returns:
-        (H, W) int64 class indices.
+    Arguments as of :func:`panoptic_inference`. Returns (H, W) int64 class indices.
     """
     weights = scores.class_scores[image].T.contiguous()
     label = torch.empty(geometry.output, dtype=torch.int64, device=weights.device)

@@ -64,12 +64,9 @@ class TwoWayDecoder(RegionDecoder):
         with torch.autocast(image.device.type, enabled=False):
             positions = self.positions(size).flatten(1).T
         queries = self.queries.expand(len(image), -1, -1)
+        tokens = image.flatten(2).transpose(1, 2)
         features, tokens = run_two_way(
-            self.transformer,
-            queries,
-            image.flatten(2).transpose(1, 2),
-            positions,
-            all_layers=all_layers,
+            self.transformer, queries, tokens, positions, all_layers=all_layers
         )
         mask_features = self.upscaling(tokens.transpose(1, 2).unflatten(2, size))
         return Regions(mask_features, features, self.mask_head(features))
@@ -86,7 +83,6 @@ def run_two_way(
     """``TwoWayTransformer.forward`` that also keeps what its inner layers find.
 
     Args:
-        transformer: of ``segment_anything``.
         queries: (B, Q, C), the initial ones; SAM adds them as positions in every layer.
         tokens: (B, N, C), of the image; positions: (N, C), theirs.
         all_layers: the queries of every layer, the initial ones first; else only of the last.

@@ -73,7 +73,7 @@ def evaluate(
     from possam.evaluation.efficiency import count_parameters
     from possam.evaluation.evaluate import evaluate_run
     from possam.evaluation.speed import measure_efficiency
-    from possam.model.compilation import compiled
+    from possam.model.ops.compilation import compiled
     from possam.model.possam import build_possam
     from possam.model.segmenter import Segmenter
     from possam.training.checkpoint import load_trained
