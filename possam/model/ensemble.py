@@ -53,8 +53,7 @@ def mase(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptio
     """Mask-aware selective ensembling: a geometric mean whose weights follow the confidences.
 
     The listing of Algorithm 1 is lost; this realises its description (see :func:`mase_weight`).
-    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`. See
-    :class:`Ensemble`.
+    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`.
     """
     return _geometric_mean(p_ldp, p_clip, seen, options, selective=True)
 

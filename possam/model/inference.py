@@ -6,17 +6,15 @@ Shapes: B images, Q queries, K classes, M instances, H W of the output, h w of m
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.ensemble import Ensemble
 from possam.model.ops.fast_linear import fast_linear
-from possam.model.ops.strips import first_argmax, strips
+from possam.model.ops.strips import Geometry, first_argmax, strips
 from possam.model.options import InferenceOptions
 from possam.model.possam import PosSAM
 from possam.model.registry import ENSEMBLES, load_part
@@ -62,23 +60,6 @@ class MaskScores:
     def scores(self) -> Tensor:
         """(B, Q): the final score of the most probable class, by which masks compete."""
         return self.class_probs.amax(-1) * self.mask_weight
-
-
-class Geometry(NamedTuple):
-    """Where mask maps lie: they cover ``padded``; ``content`` is cut out and becomes ``output``.
-
-    All are (height, width); ``output`` is the size of the original image.
-    """
-
-    padded: tuple[int, int]
-    content: tuple[int, int]
-    output: tuple[int, int]
-
-    def restore(self, mask_logits: Tensor) -> Tensor:
-        """(Q, h, w) logits -> (Q, H, W) float32 logits at the original image's size."""
-        resize = partial(F.interpolate, mode="bilinear", align_corners=False)
-        maps = resize(mask_logits.float()[None], size=self.padded)
-        return resize(maps[..., : self.content[0], : self.content[1]], size=self.output)[0]
 
 
 @dataclass(frozen=True)
@@ -136,9 +117,8 @@ def classify(
     p_ldp = logits[..., :-1].softmax(-1)
     p_clip = (clip_logit_scale * text.similarity(raw.clip_embeddings)).softmax(-1)
     probs = ensemble(p_ldp, p_clip, seen=seen, options=options)
-    if raw.iou is None or not options.iou_weighting:
-        return MaskScores(probs, void, torch.ones_like(void))
-    return MaskScores(probs, void, raw.iou)
+    iou = raw.iou if options.iou_weighting else None
+    return MaskScores(probs, void, torch.ones_like(void) if iou is None else iou)
 
 
 @torch.no_grad()
@@ -193,16 +173,13 @@ def panoptic_inference(
     things = is_thing.to(device)[labels]
     segment_of = torch.zeros(count, dtype=torch.int32, device=device)
     segments: list[SegmentPrediction] = []
-    stuff: dict[int, int] = {}
+    newest: dict[int, int] = {}  # by category
     for k in accepted.nonzero().flatten().tolist():
-        category, thing = int(labels[k]), bool(things[k])
-        number = stuff.get(category, 0)
-        if not number:
-            number = len(segments) + 1
-            segments.append(SegmentPrediction(number, category, float(mask_scores[k]), thing))
-            if not thing:
-                stuff[category] = number
-        segment_of[k] = number
+        category, thing, score = int(labels[k]), bool(things[k]), float(mask_scores[k])
+        if thing or category not in newest:
+            newest[category] = len(segments) + 1
+            segments.append(SegmentPrediction(newest[category], category, score, thing))
+        segment_of[k] = newest[category]
     return torch.where(inside, segment_of[winner], ids), segments
 
 

@@ -73,17 +73,15 @@ class MaskDecoder(nn.Module):
         shapes: Sequence[Size],
         all_layers: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Decode.
+        """Refine the queries on three token maps (B, H_i * W_i, C), coarsest first.
 
         Args:
-            levels: three token maps (B, H_i * W_i, C), coarsest first; ``shapes`` their (H_i, W_i).
-            mask_features: (B, C_mask, H, W).
+            mask_features: (B, C_mask, H, W); ``shapes``: (H_i, W_i) of the levels.
             all_layers: return every layer, the initial queries first; else only the last layer.
 
         Returns:
             region features (B, L, Q, C), normalised, and mask embeddings (B, L, Q, C_mask), with
-            L = layers + 1 or 1. A mask's logits are the product of its embedding with
-            ``mask_features``.
+            L = layers + 1 or 1; a mask's logits are its embedding times ``mask_features``.
         """
         values = [tokens + embed for tokens, embed in zip(levels, self.level_embed, strict=True)]
         keys = [

@@ -12,7 +12,7 @@ CLIP = "clip"
 """Name of a feature tower beside the SAM sizes: the stages of CLIP, its dense map the last."""
 
 Backbone = Literal["sam", "clip"]
-"""The maps that masks are made from: SAM's one, or the four stages of CLIP."""
+"""The maps that masks are made from: SAM's one, or CLIP's four stages, as in FC-CLIP."""
 Interaction = Literal["mask", "image"]
 """Which tokens attend to each other in LDP: the two of one mask, or those of all masks."""
 RegionFeatures = Literal["mask_features", "neck", "queries"]
@@ -40,8 +40,7 @@ def _one_of(kinds: Mapping[str, str]) -> AfterValidator:
 class ModelOptions(Options):
     """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).
 
-    ``backbone: clip`` makes masks from the stages of CLIP only, as FC-CLIP does. ``two_way`` is
-    SAM's decoder: it reads SAM's one map, without pyramid and pixel decoder.
+    ``decoder: two_way`` is SAM's: it reads SAM's one map, without pyramid and pixel decoder.
     """
 
     backbone: Backbone
@@ -104,10 +103,9 @@ class ModelOptions(Options):
 class ResolutionOptions(Options):
     """Test resolution in pixels.
 
-    ``shortest_edge``: the shorter side becomes ``size``, unless the longer one would exceed
-    ``max_size`` (then that becomes ``max_size``), as detectron2 and ODISE do. ``letterbox``: the
-    longer side becomes ``size``, as SAM does, and the image is padded to a square. ``native``:
-    unchanged.
+    ``shortest_edge``: the shorter side becomes ``size``, or the longer one ``max_size`` where it
+    would exceed that (detectron2, ODISE). ``letterbox``: the longer side becomes ``size``, and the
+    image is padded to a square (SAM). ``native``: unchanged.
     """
 
     policy: ResolutionPolicy

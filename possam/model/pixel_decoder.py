@@ -24,9 +24,7 @@ LEVELS = 3
 
 
 class DeformableAttention(nn.Module):
-    """Each query samples P places on each level and sums them with its own weights (Deformable
-    DETR).
-    """
+    """Deformable DETR's: each query sums samples of P places on each level, by its own weights."""
 
     def __init__(self, *, channels: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -52,16 +50,10 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query: Tensor, value: Tensor, *, references: Tensor, shapes: Sequence[Size]
     ) -> Tensor:
-        """Attend.
+        """(B, Q, C) queries with positions added, (B, N, C) values -> (B, Q, C).
 
-        Args:
-            query: (B, Q, C), with positions added.
-            value: (B, N, C), the levels' maps one after another, rows first.
-            references: (Q, 2) x, y in 0..1 of the image.
-            shapes: (H, W) of each level.
-
-        Returns:
-            (B, Q, C).
+        ``value``: the levels' maps one after another, rows first; ``shapes``: their (H, W);
+        ``references``: (Q, 2) x, y in 0..1 of the image.
         """
         sites = (self.heads, self.levels, self.points)
         values = self.value_proj(value).unflatten(-1, (self.heads, -1)).float()
@@ -107,7 +99,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Four maps in; three refined coarse maps and the mask features out."""
+    """Four maps of ``in_channels``, finest first -> three refined coarse maps and mask features."""
 
     def __init__(
         self,
@@ -120,7 +112,6 @@ class PixelDecoder(nn.Module):
         ffn: int,
         points: int,
     ) -> None:
-        """``in_channels``: of the four input maps, finest first."""
         super().__init__()
         self.input_projections = nn.ModuleList(
             nn.Sequential(_conv(width, channels, 1, nn.init.xavier_uniform_), GroupNorm(channels))
@@ -198,6 +189,5 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
         # Of maps with their channels innermost PyTorch's backward pass is eight times slower.
         return super().forward(input.contiguous())

@@ -80,12 +80,12 @@ class PosSAM(nn.Module):
     def forward(
         self, backbone: Sequence[Tensor], clip_features: Tensor, *, all_layers: bool = False
     ) -> PosSAMOutput:
-        """Predict masks and embeddings.
+        """Predict masks and embeddings from maps of one extent, of any float type.
 
         Args:
-            backbone: the maps that masks are made from, finest first, any float type: SAM's one
-                output (B, Cs, h, w), or the four stages of CLIP.
-            clip_features: (B, Cc, h', w'), CLIP's dense map of the same extent.
+            backbone: what masks are made from, finest first: SAM's one map (B, Cs, h, w), or the
+                four stages of CLIP.
+            clip_features: (B, Cc, h', w'), CLIP's dense map.
             all_layers: predictions of all layers (training), else only of the last.
         """
         dtype = self.void_embed.dtype
@@ -96,12 +96,13 @@ class PosSAM(nn.Module):
         mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
         mask_logits = mask_logits.unflatten(2, mask_features.shape[-2:])
         masks = hard_masks(mask_logits)
-        if self.region_features == "queries":
-            region_tokens = regions.flatten(1, 2)
-        else:
-            pooled_map = mask_features if self.region_features == "mask_features" else backbone[0]
-            region_tokens = mask_pool(pooled_map, masks)
         clip_tokens = mask_pool(clip_features, masks)
+        if self.region_features == "mask_features":
+            region_tokens = mask_pool(mask_features, masks)
+        elif self.region_features == "neck":
+            region_tokens = mask_pool(backbone[0], masks)
+        else:
+            region_tokens = regions.flatten(1, 2)
         # Masks of different layers never meet in the pooling: (B, L * Q, C) -> (B * L, Q, C).
         by_layer = (t.unflatten(1, (layers, queries)) for t in (region_tokens, clip_tokens))
         classes = self.pooling(*(tokens.flatten(0, 1) for tokens in by_layer))

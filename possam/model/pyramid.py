@@ -15,14 +15,12 @@ SCALES = 4
 
 
 class Pyramid(nn.Module):
-    """Interface of the classes of ``registry.PYRAMIDS``.
+    """Interface of ``registry.PYRAMIDS``, built with the ``channels`` of the backbone's maps.
 
-    Built with the ``channels`` of the backbone's maps, and the ``out_channels`` that the four maps
-    get, unless a pyramid leaves them as they are.
+    The four maps get ``out_channels``, unless a pyramid leaves them as they are.
     """
 
     out_channels: tuple[int, ...]
-    """Of the four maps."""
 
     def forward(self, *maps: Tensor) -> list[Tensor]:
         """Maps (B, C_i, H_i, W_i), finest first -> four maps, each half as fine as the last."""
@@ -67,7 +65,7 @@ class SimplePyramid(Pyramid):
 
 
 class ResampledPyramid(Pyramid):
-    """Table 4's "no FPN": the single map resampled to four scales, each with a 1 x 1 projection."""
+    """Table 4's "no FPN": the single map resampled to the same scales, each projected by 1 x 1."""
 
     def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -76,7 +74,6 @@ class ResampledPyramid(Pyramid):
         self.out = nn.ModuleList(nn.Conv2d(full, out_channels, 1) for _ in range(SCALES))
 
     def forward(self, *maps: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> four maps of out_channels, finest first: 4H, 2H, H, ceil(H / 2)."""
         (features,) = maps
         # A 1 x 1 convolution and a resampling commute, so each runs on the smaller map.
         fine = [

@@ -18,8 +18,7 @@ class Regions(NamedTuple):
     """What a decoder finds.
 
     Attributes:
-        mask_features: (B, C_mask, H, W), of SAM's map upscaled four times, or of the size of the
-            finest of CLIP's stages: stride 4 at the paper's scale.
+        mask_features: (B, C_mask, H, W), of stride 4 at the paper's scale.
         features: (B, L, Q, C), normalised.
         embeddings: (B, L, Q, C_mask); a mask's logits are their product with ``mask_features``.
     """
@@ -32,8 +31,7 @@ class Regions(NamedTuple):
 class RegionDecoder(nn.Module):
     """Interface, built with the model's options and the ``backbone_channels`` of the maps."""
 
-    mask_channels: int
-    """Channels of the mask features."""
+    mask_channels: int  # of the mask features
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
         """Maps (B, C_i, H_i, W_i), finest first -> regions of all layers, or only of the last.

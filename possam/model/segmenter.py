@@ -68,8 +68,8 @@ class TowerFeatures(nn.Module):
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         finest = clip.stage_strides[0]
         coarsest = finest * 2 ** (SCALES - 1) if sam is None else 2 * sam.stride
+        # Of the sides of padded images, so that the maps of all scales cover one extent.
         self.multiple = math.lcm(coarsest, clip.stride)
-        """Padded sides are multiples of this, so that the maps of all scales cover one extent."""
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The size to which images of ``image_size`` are padded."""
@@ -80,9 +80,8 @@ class TowerFeatures(nn.Module):
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Images (B, 3, H, W), float RGB, 0..255, padded here on the right and below -> maps.
 
-        Returns:
-            The backbone's maps, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
-            CLIP's dense map (B, Cc, h', w'), in the towers' precision.
+        These are the backbone's, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
+        CLIP's dense map (B, Cc, h', w'), in the towers' precision.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"images: (B, 3, H, W) is expected, not {tuple(images.shape)}")

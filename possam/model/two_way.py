@@ -25,9 +25,8 @@ class TwoWayDecoder(RegionDecoder):
 
     Every layer predicts, as in Mask2Former: its queries pass through SAM's final attention and
     norm, which all layers share, so that layer k gives what a transformer of k layers would. All
-    masks are made on one upscaled map, that of the last layer's image tokens.
-
-    SAM has one hypernetwork MLP for each of its four output tokens; here all queries share one.
+    masks are made on one upscaled map, that of the last layer's image tokens. All queries share one
+    hypernetwork MLP, where SAM has one for each of its four output tokens.
     """
 
     def __init__(self, options: ModelOptions, *, backbone_channels: Sequence[int]) -> None:
