@@ -16,8 +16,7 @@ from possam.model.layers import FeedForward, LayerNorm, sine_positions
 from possam.model.ops.attention import softmax_of_short_rows
 from possam.model.ops.deformable import sample_sum
 
-Size = tuple[int, int]
-"""Height and width."""
+Size = tuple[int, int]  # height, width
 
 LEVELS = 3
 """Scales that attend to each other: 1/32, 1/16 and 1/8."""

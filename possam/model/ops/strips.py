@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 STRIP_CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""How many numbers are at full size at a time: on a CPU they fit into the cache."""
+"""How many numbers of full size are computed at a time: on a CPU they fit into the cache."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -53,7 +53,7 @@ def strips(
         mask_logits: (Q, h, w).
         chosen: (N,) indices of masks; ``None``: all of them.
         probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
-        beside: how many numbers per pixel the caller keeps beside them.
+        beside: how many more numbers per pixel the caller keeps.
     """
     count = len(mask_logits) if chosen is None else len(chosen)
     if not count:
@@ -143,8 +143,8 @@ def _interpolate(maps: Tensor, taps: _Taps, width: int, *, first: int) -> Tensor
 def first_argmax(maps: Tensor) -> Tensor:
     """``maps.argmax(0)`` (N, H, W) -> (H, W) int64, of equals the first.
 
-    In passes that a CPU makes eight numbers at a time, where ``argmax`` takes one after another: a
-    tenth of the time.
+    On a CPU each pass here takes eight numbers at a time, where ``argmax`` takes one: a tenth of
+    the time.
     """
     last = len(maps) - 1
     places = torch.arange(last, -1, -1, dtype=maps.dtype, device=maps.device)
