@@ -213,7 +213,7 @@ class FrozenClip(nn.Module):
         return self.encode_stages(images)[-1]
 
     def project(self, pooled: Tensor) -> Tensor:
-        """CLIP's head (norm, projection): pooled dense features (..., Cc) -> (..., E), unnormalised.
+        """CLIP's head: pooled dense features (..., Cc) -> (..., E), not normalised.
 
         The mean over the whole map gives open_clip's ``encode_image``. Gradients reach ``pooled``.
         """
