@@ -72,7 +72,7 @@ def _deformable_on(device: "torch.device") -> Iterator[Case]:
         Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention as Reference,
     )
 
-    from possam.model.deformable import DeformableAttention, reference_points
+    from possam.model.pixel_decoder import DeformableAttention, reference_points
 
     torch.manual_seed(0)
     channels, heads, points = 256, 8, 4

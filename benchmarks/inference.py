@@ -126,7 +126,7 @@ def compiled_cases(
     import torch
 
     from benchmarks.post_processing import DIFFERENCE, difference
-    from possam.model.compilation import compiled
+    from possam.model.ops.compilation import compiled
 
     segmenter, image = _network(project, "b", device=device, precision=precision, side=side)
     with torch.inference_mode():

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.encoders.mask2former import convert_mask2former
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.inference import Geometry, MaskScores, classify
 from possam.model.options import InferenceOptions, ModelOptions
 from possam.model.pooling import hard_masks, mask_pool
 from possam.model.region_decoder import Mask2FormerDecoder
 from possam.model.segmenter import RawPrediction, Segmenter
+from possam.training.mask2former import convert_mask2former
 
 
 class NaiveTowers(nn.Module):

@@ -28,7 +28,7 @@ class Bootstrap(NamedTuple):
 class EvaluationOptions(Options):
     """Bootstrap settings and the optional cross-check against panopticapi.
 
-    ``compile``: how the network runs (:func:`possam.model.compilation.compiled`).
+    ``compile``: how the network runs (:func:`possam.model.ops.compilation.compiled`).
     """
 
     bootstrap_samples: Positive

@@ -1,10 +1,7 @@
 """Ensembles of the two classifications of a mask (paper, section 3.5, Algorithm 1, Table 7).
 
-They take class probabilities without void and give probabilities that sum to 1. The weight ``w`` of
-the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 is only the LDP branch, 1
-only the CLIP branch. Everything is computed in float32, in the log domain.
-
-The functions stand in ``registry.ENSEMBLES``.
+The weight ``w`` of the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 is only
+the LDP branch, 1 only the CLIP branch. The functions stand in ``registry.ENSEMBLES``.
 
 Shapes: K classes; leading dimensions are free.
 """
@@ -23,10 +20,9 @@ class Ensemble(Protocol):
     def __call__(
         self, p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions
     ) -> Tensor:
-        """Combine.
+        """Combine probabilities without void, (..., K), each summing to 1 over the classes.
 
         Args:
-            p_ldp, p_clip: (..., K), each summing to 1 over the classes.
             seen: (K,) bool, True for classes with a training synonym.
             options: ``alpha`` and ``beta``, CLIP's weights, and ``mase_confidence``.
 
@@ -49,49 +45,44 @@ def clip_only(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: Inference
 def geometric_ensemble(
     p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions
 ) -> Tensor:
-    """Weighted geometric mean with fixed weights: p_ldp^(1 - w) * p_clip^w, normalised.
-
-    See :class:`Ensemble`.
-    """
-    if options.alpha == options.beta and options.alpha in (0.0, 1.0):
-        return _single_branch(p_ldp if options.alpha == 0.0 else p_clip)
-    return _mean(_log(p_ldp), _log(p_clip), _base_weight(seen, options, p_ldp.device))
+    """Geometric mean with fixed weights: p_ldp^(1 - w) * p_clip^w; see :class:`Ensemble`."""
+    return _geometric_mean(p_ldp, p_clip, seen, options, selective=False)
 
 
 def mase(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions) -> Tensor:
     """Mask-aware selective ensembling: a geometric mean whose weights follow the confidences.
 
     The listing of Algorithm 1 is lost; this realises its description (see :func:`mase_weight`).
-    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`. See
-    :class:`Ensemble`.
+    IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`.
     """
-    if options.alpha == options.beta and options.alpha in (0.0, 1.0):
-        return _single_branch(p_ldp if options.alpha == 0.0 else p_clip)
-    log_ldp, log_clip = _log(p_ldp), _log(p_clip)
-    base = _base_weight(seen, options, p_ldp.device)
-    return _mean(log_ldp, log_clip, _weight(log_ldp, log_clip, base, options.mase_confidence))
+    return _geometric_mean(p_ldp, p_clip, seen, options, selective=True)
 
 
 def mase_weight(p_ldp: Tensor, p_clip: Tensor, *, weight: Tensor, confidence: Confidence) -> Tensor:
     """CLIP's adapted weight w': its odds are those of ``weight`` times c_clip / c_ldp.
 
     Equal confidences leave the weight as it is, 0 and 1 stay 0 and 1, and it rises smoothly with
-    CLIP's confidence and falls with LDP's.
-
-    Args:
-        p_ldp, p_clip: (..., K); weight: (K,) of 0..1.
-
-    Returns:
-        (..., K) float32 of 0..1.
+    CLIP's confidence and falls with LDP's. ``p_ldp``, ``p_clip`` (..., K) and ``weight`` (K,) of
+    0..1 -> (..., K) float32 of 0..1.
     """
-    return _weight(_log(p_ldp), _log(p_clip), weight.float(), confidence)
+    return _adapt(weight.float(), _log(p_ldp), _log(p_clip), confidence)
 
 
-def _base_weight(seen: Tensor, options: InferenceOptions, device: torch.device) -> Tensor:
-    return torch.where(seen, options.alpha, options.beta).to(device, torch.float32)
+def _geometric_mean(
+    p_ldp: Tensor, p_clip: Tensor, seen: Tensor, options: InferenceOptions, *, selective: bool
+) -> Tensor:
+    """Normalised weighted mean in the log domain; ``selective``: confidences adapt the weights."""
+    if options.alpha == options.beta and options.alpha in (0.0, 1.0):
+        only = (p_ldp if options.alpha == 0.0 else p_clip).float()
+        return only / only.sum(-1, keepdim=True)
+    log_ldp, log_clip = _log(p_ldp), _log(p_clip)
+    weight = torch.where(seen, options.alpha, options.beta).to(p_ldp.device, torch.float32)
+    if selective:
+        weight = _adapt(weight, log_ldp, log_clip, options.mase_confidence)
+    return torch.lerp(log_ldp, log_clip, weight.expand_as(log_ldp)).softmax(-1)
 
 
-def _weight(log_ldp: Tensor, log_clip: Tensor, weight: Tensor, confidence: Confidence) -> Tensor:
+def _adapt(weight: Tensor, log_ldp: Tensor, log_clip: Tensor, confidence: Confidence) -> Tensor:
     ratio = log_clip - log_ldp
     if confidence == "mask":
         ratio = log_clip.amax(-1, keepdim=True) - log_ldp.amax(-1, keepdim=True)
@@ -101,12 +92,3 @@ def _weight(log_ldp: Tensor, log_clip: Tensor, weight: Tensor, confidence: Confi
 def _log(probabilities: Tensor) -> Tensor:
     """Logarithm with a floor: an underflowed probability must not veto the other branch by NaN."""
     return probabilities.float().clamp(min=torch.finfo(torch.float32).tiny).log()
-
-
-def _mean(log_ldp: Tensor, log_clip: Tensor, weight: Tensor) -> Tensor:
-    return torch.lerp(log_ldp, log_clip, weight.expand_as(log_ldp)).softmax(-1)
-
-
-def _single_branch(probabilities: Tensor) -> Tensor:
-    probabilities = probabilities.float()
-    return probabilities / probabilities.sum(-1, keepdim=True)

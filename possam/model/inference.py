@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.ensemble import Ensemble
 from possam.model.ops.fast_linear import fast_linear
-from possam.model.ops.strips import first_argmax, strips
+from possam.model.ops.strips import Geometry, first_argmax, strips
 from possam.model.options import InferenceOptions
 from possam.model.possam import PosSAM
 from possam.model.registry import ENSEMBLES, load_part
@@ -63,26 +62,6 @@ class MaskScores:
         return self.class_probs.amax(-1) * self.mask_weight
 
 
-class Geometry(NamedTuple):
-    """Where mask maps lie: they cover ``padded``; ``content`` is cut out and becomes ``output``.
-
-    All are (height, width); ``output`` is the size of the original image.
-    """
-
-    padded: tuple[int, int]
-    content: tuple[int, int]
-    output: tuple[int, int]
-
-    def restore(self, mask_logits: Tensor) -> Tensor:
-        """(Q, h, w) logits -> (Q, H, W) float32 logits at the original image's size."""
-        maps = _resize(mask_logits.float(), self.padded)
-        return _resize(maps[:, : self.content[0], : self.content[1]], self.output)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
 @dataclass(frozen=True)
 class SegmentPrediction:
     """One segment of a panoptic result; ``id`` is its value in the map."""
@@ -120,10 +99,7 @@ def classify(
     """Classify masks by both branches and combine them.
 
     Args:
-        raw: predictions.
-        text: the vocabulary with K classes.
-        possam: for its temperature and void embedding.
-        clip_logit_scale: CLIP's own.
+        possam: for its temperature and void embedding; ``clip_logit_scale``: CLIP's own.
         seen: (K,) bool, True for classes with a training synonym.
         options: the ensemble, its weights, and whether masks are weighted by their expected IoU; a
             model without an IoU head expects none and gives weights of one.
@@ -141,9 +117,8 @@ def classify(
     p_ldp = logits[..., :-1].softmax(-1)
     p_clip = (clip_logit_scale * text.similarity(raw.clip_embeddings)).softmax(-1)
     probs = ensemble(p_ldp, p_clip, seen=seen, options=options)
-    if raw.iou is None or not options.iou_weighting:
-        return MaskScores(probs, void, torch.ones_like(void))
-    return MaskScores(probs, void, raw.iou)
+    iou = raw.iou if options.iou_weighting else None
+    return MaskScores(probs, void, torch.ones_like(void) if iou is None else iou)
 
 
 @torch.no_grad()
@@ -176,15 +151,12 @@ def panoptic_inference(
         (H, W) int32 ids, 0 = void, and the segments, in the order of their ids, best mask first.
     """
     kept = (scores.objectness[image] > object_threshold).nonzero().flatten()
-    ranking = scores.scores[image][kept].argsort(descending=True, stable=True)
-    kept = kept[ranking]
+    kept = kept[scores.scores[image][kept].argsort(descending=True, stable=True)]
     mask_scores, labels = scores.scores[image][kept], scores.labels[image][kept]
-    device = mask_logits.device
+    device, count = mask_logits.device, len(kept)
     ids = torch.zeros(geometry.output, dtype=torch.int32, device=device)
-    if not len(kept):
+    if not count:
         return ids, []
-
-    count = len(kept)
     winner = torch.empty(geometry.output, dtype=torch.int64, device=device)
     inside = torch.empty(geometry.output, dtype=torch.bool, device=device)
     area = torch.zeros(count, dtype=torch.int64, device=device)
@@ -201,16 +173,13 @@ def panoptic_inference(
     things = is_thing.to(device)[labels]
     segment_of = torch.zeros(count, dtype=torch.int32, device=device)
     segments: list[SegmentPrediction] = []
-    stuff: dict[int, int] = {}
+    newest: dict[int, int] = {}  # by category
     for k in accepted.nonzero().flatten().tolist():
-        category, thing = int(labels[k]), bool(things[k])
-        number = stuff.get(category, 0)
-        if not number:
-            number = len(segments) + 1
-            segments.append(SegmentPrediction(number, category, float(mask_scores[k]), thing))
-            if not thing:
-                stuff[category] = number
-        segment_of[k] = number
+        category, thing, score = int(labels[k]), bool(things[k]), float(mask_scores[k])
+        if thing or category not in newest:
+            newest[category] = len(segments) + 1
+            segments.append(SegmentPrediction(newest[category], category, score, thing))
+        segment_of[k] = newest[category]
     return torch.where(inside, segment_of[winner], ids), segments
 
 
@@ -228,12 +197,7 @@ def instance_inference(
     """The ``top_k`` best (mask, class) pairs that are things (Mask2Former's rules).
 
     The pairs are taken among all classes, then stuff is dropped. Scores are multiplied by the mean
-    mask probability inside the mask.
-
-    Args:
-        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
-        is_thing: (K,) bool.
-        probabilities: what ``full_probabilities`` made of ``mask_logits``, if it was called.
+    mask probability inside the mask. Arguments as of :func:`panoptic_inference`.
     """
     pairs = scores.class_scores[image]
     classes = pairs.shape[-1]
@@ -264,12 +228,7 @@ def semantic_inference(
 ) -> Tensor:
     """The class of every pixel: the highest sum over masks of class score times mask probability.
 
-    Args:
-        mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
-        probabilities: what ``full_probabilities`` made of ``mask_logits``, if it was called.
-
-    Returns:
-        (H, W) int64 class indices.
+    Arguments as of :func:`panoptic_inference`. Returns (H, W) int64 class indices.
     """
     weights = scores.class_scores[image].T.contiguous()
     label = torch.empty(geometry.output, dtype=torch.int64, device=weights.device)

@@ -4,6 +4,7 @@ Shapes: B images, Q queries, N tokens, C channels, H W.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ class LayerNorm2d(LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), in the input's type."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -50,12 +50,9 @@ class MLP(nn.Sequential):
 
     def __init__(self, channels: int, hidden: int, out: int, *, layers: int) -> None:
         widths = [channels, *[hidden] * (layers - 1), out]
-        modules: list[nn.Module] = []
-        for index in range(layers):
-            modules.append(nn.Linear(widths[index], widths[index + 1]))
-            if index + 1 < layers:
-                modules.append(nn.ReLU())
-        super().__init__(*modules)
+        linears = [nn.Linear(*pair) for pair in pairwise(widths)]
+        hidden_layers = [part for linear in linears[:-1] for part in (linear, nn.ReLU())]
+        super().__init__(*hidden_layers, linears[-1])
 
 
 class MultiHeadAttention(nn.Module):
@@ -75,15 +72,10 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None
     ) -> Tensor:
-        """Attend.
+        """(B, Q, C) queries, (B, N, C) keys and values -> (B, Q, C).
 
-        Args:
-            query: (B, Q, C); key, value: (B, N, C).
-            allowed: (B, Q, N) bool, True where a query may look, at least once per row; ``None``:
-                everywhere.
-
-        Returns:
-            (B, Q, C).
+        ``allowed``: (B, Q, N) bool, True where a query may look, at least once per row; ``None``:
+        everywhere.
         """
         projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
         heads = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected)
@@ -100,7 +92,6 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
         return self.fc2(F.relu(self.fc1(tokens)))
 
 

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.layers import (
-    MLP,
-    FeedForward,
-    LayerNorm,
-    MultiHeadAttention,
-    sine_positions,
-)
-from possam.model.pixel_decoder import LEVELS
+from possam.model.layers import MLP, FeedForward, LayerNorm, MultiHeadAttention, sine_positions
+from possam.model.pixel_decoder import LEVELS, Size
 
 
 class MaskedDecoderLayer(nn.Module):
@@ -43,18 +37,12 @@ class MaskedDecoderLayer(nn.Module):
             nn.init.zeros_(attention.out_proj.bias)
 
     def forward(
-        self,
-        queries: Tensor,
-        query_positions: Tensor,
-        *,
-        keys: Tensor,
-        values: Tensor,
-        allowed: Tensor,
+        self, queries: Tensor, positions: Tensor, *, keys: Tensor, values: Tensor, allowed: Tensor
     ) -> Tensor:
         """(B, Q, C) queries, (Q, C) their positions, (B, N, C) keys and values, (B, Q, N) mask."""
-        mixed = self.cross_attention(queries + query_positions, keys, values, allowed=allowed)
+        mixed = self.cross_attention(queries + positions, keys, values, allowed=allowed)
         queries = self.cross_norm(queries + mixed)
-        placed = queries + query_positions
+        placed = queries + positions
         queries = self.self_norm(queries + self.self_attention(placed, placed, queries))
         return self.ffn_norm(queries + self.ffn(queries))
 
@@ -82,20 +70,18 @@ class MaskDecoder(nn.Module):
         levels: Sequence[Tensor],
         mask_features: Tensor,
         *,
-        shapes: Sequence[tuple[int, int]],
+        shapes: Sequence[Size],
         all_layers: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Decode.
+        """Refine the queries on three token maps (B, H_i * W_i, C), coarsest first.
 
         Args:
-            levels: three token maps (B, H_i * W_i, C), coarsest first; ``shapes`` their (H_i, W_i).
-            mask_features: (B, C_mask, H, W).
+            mask_features: (B, C_mask, H, W); ``shapes``: (H_i, W_i) of the levels.
             all_layers: return every layer, the initial queries first; else only the last layer.
 
         Returns:
             region features (B, L, Q, C), normalised, and mask embeddings (B, L, Q, C_mask), with
-            L = layers + 1 or 1. A mask's logits are the product of its embedding with
-            ``mask_features``.
+            L = layers + 1 or 1; a mask's logits are its embedding times ``mask_features``.
         """
         values = [tokens + embed for tokens, embed in zip(levels, self.level_embed, strict=True)]
         keys = [

@@ -12,20 +12,18 @@ CLIP = "clip"
 """Name of a feature tower beside the SAM sizes: the stages of CLIP, its dense map the last."""
 
 Backbone = Literal["sam", "clip"]
-"""The maps that masks are made from: SAM's one, or the four stages of CLIP."""
+"""The maps that masks are made from: SAM's one, or CLIP's four stages, as in FC-CLIP."""
 Interaction = Literal["mask", "image"]
 """Which tokens attend to each other in LDP: the two of one mask, or those of all masks."""
 RegionFeatures = Literal["mask_features", "neck", "queries"]
-"""The paper's "SAM features" of a mask: the decoder's mask features or SAM's output, pooled inside
-the mask, or the features of the mask's query.
-"""
+"""The paper's "SAM features": mask features or SAM's output inside the mask, or its query's."""
 Confidence = Literal["class", "mask"]
 """What MASE compares: each class's own probability, or the mask's highest one."""
 ResolutionPolicy = Literal["shortest_edge", "letterbox", "native"]
 Precision = Literal["fp32", "bf16"]
 """What networks compute in: float32, or bfloat16 by autocast."""
 Compilation = Literal["none", "inductor", "cuda_graphs"]
-"""How a network runs at test time: see ``possam.model.compilation``."""
+"""How a network runs at test time: see ``possam.model.ops.compilation``."""
 
 
 def _one_of(kinds: Mapping[str, str]) -> AfterValidator:
@@ -42,8 +40,7 @@ def _one_of(kinds: Mapping[str, str]) -> AfterValidator:
 class ModelOptions(Options):
     """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).
 
-    ``backbone: clip`` makes masks from the stages of CLIP only, as FC-CLIP does. ``two_way`` is
-    SAM's decoder: it reads SAM's one map, without pyramid and pixel decoder.
+    ``decoder: two_way`` is SAM's: it reads SAM's one map, without pyramid and pixel decoder.
     """
 
     backbone: Backbone
@@ -73,16 +70,12 @@ class ModelOptions(Options):
         return tuple(sorted(found))
 
     @model_validator(mode="after")
-    def _divisible(self) -> "ModelOptions":
+    def _parts_fit(self) -> "ModelOptions":
+        """Heads divide their width, and every choice is read: a missing part has no choices."""
         if self.hidden_dim % self.heads or self.hidden_dim % 4:
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of heads and of 4")
         if self.pooling_dim % self.pooling_heads:
             raise ValueError(f"pooling_dim {self.pooling_dim} must be a multiple of pooling_heads")
-        return self
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "ModelOptions":
-        """Every choice is read: a part that is not there has no choices."""
         pyramids: tuple[str | None, ...] = tuple(PYRAMIDS[self.backbone])
         if self.decoder == "two_way":
             if self.backbone != "sam":
@@ -110,10 +103,9 @@ class ModelOptions(Options):
 class ResolutionOptions(Options):
     """Test resolution in pixels.
 
-    ``shortest_edge``: the shorter side becomes ``size``, unless the longer one would exceed
-    ``max_size`` (then that becomes ``max_size``), as detectron2 and ODISE do. ``letterbox``: the
-    longer side becomes ``size``, as SAM does, and the image is padded to a square. ``native``:
-    unchanged.
+    ``shortest_edge``: the shorter side becomes ``size``, or the longer one ``max_size`` where it
+    would exceed that (detectron2, ODISE). ``letterbox``: the longer side becomes ``size``, and the
+    image is padded to a square (SAM). ``native``: unchanged.
     """
 
     policy: ResolutionPolicy
@@ -141,11 +133,10 @@ class InferenceOptions(Options):
 
 
 class AutomaticMaskOptions(Options):
-    """SAM's automatic masks (figures): its point grid and thresholds on IoU, stability, overlap.
+    """SAM's automatic masks (figures), from a grid of ``points_per_side`` squared points.
 
-    The grid has the square of ``points_per_side``. ``iou_threshold``: lowest predicted IoU;
-    ``stability_threshold``: lowest IoU of a mask's versions with a stricter and a laxer cut;
-    ``nms_threshold``: highest IoU of two masks' boxes.
+    ``iou_threshold``: lowest predicted IoU; ``stability_threshold``: lowest IoU of a mask with its
+    stricter and laxer cuts; ``nms_threshold``: highest IoU of two masks' boxes.
     """
 
     points_per_side: Positive

@@ -1,20 +1,77 @@
 """Mask2Former's pixel decoder: deformable attention over three scales, then one step of an FPN.
 
-Shapes: B images, N tokens of the three coarse levels, C channels, H W.
+Shapes: B images, Q queries, N tokens of the three coarse levels, C channels, H W; of deformable
+attention: M heads, L levels, P points, D channels per head.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from possam.model.deformable import DeformableAttention, reference_points
 from possam.model.layers import FeedForward, LayerNorm, sine_positions
+from possam.model.ops.attention import softmax_of_short_rows
+from possam.model.ops.deformable import sample_sum
+
+Size = tuple[int, int]  # height, width
 
 LEVELS = 3
 """Scales that attend to each other: 1/32, 1/16 and 1/8."""
+
+
+class DeformableAttention(nn.Module):
+    """Deformable DETR's: each query sums samples of P places on each level, by its own weights."""
+
+    def __init__(self, *, channels: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(channels, heads * levels * points)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        # Offsets start as rays, one direction per head, 1..P cells long; weights start equal.
+        angle = torch.arange(heads) * (2 * math.pi / heads)
+        ray = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        ray = ray / ray.abs().amax(-1, keepdim=True)
+        rays = ray[:, None, None] * torch.arange(1, points + 1)[:, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(rays.expand(-1, levels, -1, -1).flatten())
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, query: Tensor, value: Tensor, *, references: Tensor, shapes: Sequence[Size]
+    ) -> Tensor:
+        """(B, Q, C) queries with positions added, (B, N, C) values -> (B, Q, C).
+
+        ``value``: the levels' maps one after another, rows first; ``shapes``: their (H, W);
+        ``references``: (Q, 2) x, y in 0..1 of the image.
+        """
+        sites = (self.heads, self.levels, self.points)
+        values = self.value_proj(value).unflatten(-1, (self.heads, -1)).float()
+        # Sampling places need float32: bfloat16 resolves 1/256 of the image at best.
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (*sites, 2))
+        weights = self.attention_weights(query).float().unflatten(-1, (self.heads, -1))
+        weights = softmax_of_short_rows(weights).unflatten(-1, sites[1:])
+        mixed = sample_sum(values, offsets, weights, references=references, shapes=shapes)
+        return self.output_proj(mixed)
+
+
+def reference_points(shapes: Sequence[Size], *, device: torch.device) -> Tensor:
+    """Centres of all cells of all levels, (N, 2) x, y in 0..1."""
+    points = []
+    for height, width in shapes:
+        y = (torch.arange(height, device=device) + 0.5) / height
+        x = (torch.arange(width, device=device) + 0.5) / width
+        points.append(torch.cartesian_prod(y, x).flip(-1))
+    return torch.cat(points)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -32,12 +89,7 @@ class DeformableEncoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.ffn.fc2.weight)
 
     def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        *,
-        references: Tensor,
-        shapes: Sequence[tuple[int, int]],
+        self, tokens: Tensor, positions: Tensor, *, references: Tensor, shapes: Sequence[Size]
     ) -> Tensor:
         """(B, N, C) tokens and (N, C) positions -> (B, N, C)."""
         mixed = self.attention(tokens + positions, tokens, references=references, shapes=shapes)
@@ -46,7 +98,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Four maps in; three refined coarse maps and the mask features out."""
+    """Four maps of ``in_channels``, finest first -> three refined coarse maps and mask features."""
 
     def __init__(
         self,
@@ -59,11 +111,9 @@ class PixelDecoder(nn.Module):
         ffn: int,
         points: int,
     ) -> None:
-        """``in_channels``: of the four input maps, finest first."""
         super().__init__()
-        self.mask_channels = mask_channels
         self.input_projections = nn.ModuleList(
-            nn.Sequential(_projection(width, channels), GroupNorm(channels))
+            nn.Sequential(_conv(width, channels, 1, nn.init.xavier_uniform_), GroupNorm(channels))
             for width in reversed(in_channels[-LEVELS:])
         )
         # Without layers nothing reads it, and parameters without gradients stop parallel training.
@@ -73,20 +123,17 @@ class PixelDecoder(nn.Module):
             for _ in range(layers)
         )
         self.lateral = nn.Sequential(
-            _fpn_conv(in_channels[0], channels, 1, bias=False), GroupNorm(channels)
+            _conv(in_channels[0], channels, 1, _by_fan_in, bias=False), GroupNorm(channels)
         )
         self.output = nn.Sequential(
-            _fpn_conv(channels, channels, 3, bias=False), GroupNorm(channels), nn.ReLU()
+            _conv(channels, channels, 3, _by_fan_in, bias=False), GroupNorm(channels), nn.ReLU()
         )
-        self.mask_projection = _fpn_conv(channels, mask_channels, 1, bias=True)
+        self.mask_projection = _conv(channels, mask_channels, 1, _by_fan_in)
         if self.level_embed is not None:
             nn.init.normal_(self.level_embed)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[tuple[int, int]]]:
-        """Decode.
-
-        Args:
-            maps: four maps (B, C_i, H_i, W_i), finest (1/4) first.
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Size]]:
+        """Four maps (B, C_i, H_i, W_i), finest (1/4) first -> mask features and refined levels.
 
         Returns:
             mask features (B, C_mask, H, W) at the finest scale; the three refined coarse maps as
@@ -120,19 +167,15 @@ class PixelDecoder(nn.Module):
         return self.mask_projection(self.output(lateral + upsampled)), levels, shapes
 
 
-def _projection(channels: int, out: int) -> nn.Conv2d:
-    """A 1 x 1 convolution with Mask2Former's initial weights for its encoder's inputs."""
-    conv = nn.Conv2d(channels, out, 1)
-    nn.init.xavier_uniform_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
+_by_fan_in = partial(nn.init.kaiming_uniform_, a=1)
 
 
-def _fpn_conv(channels: int, out: int, kernel: int, *, bias: bool) -> nn.Conv2d:
-    """A convolution with Mask2Former's initial weights for its FPN (uniform, by fan-in)."""
+def _conv(
+    channels: int, out: int, kernel: int, init: Callable[..., Tensor], *, bias: bool = True
+) -> nn.Conv2d:
+    """A convolution with the initial weights of Mask2Former's: Xavier's, in its FPN by fan-in."""
     conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=bias)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
+    init(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
@@ -145,6 +188,5 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
         # Of maps with their channels innermost PyTorch's backward pass is eight times slower.
         return super().forward(input.contiguous())

@@ -1,6 +1,6 @@
 """Mask pooling and what turns pooled features into embeddings (paper, section 3.4, Table 5).
 
-The classes stand in ``registry.POOLINGS``: a new one needs a class and a line there.
+A new pooling is a class here and a line in ``registry.POOLINGS``.
 
 Shapes: B images, Q masks, N tokens, C channels, E CLIP embedding, H W of masks, h w of features.
 """
@@ -22,15 +22,10 @@ def hard_masks(mask_logits: Tensor) -> Tensor:
 
 
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
-    """Mean of the features inside each mask.
+    """Mean of the features (B, C, h, w) inside each mask: (B, Q, C) float32, zeros if it is empty.
 
-    Args:
-        features: (B, C, h, w).
-        masks: (B, Q, H, W) from :func:`hard_masks`, covering the same extent as the features;
-            they are resampled to the features' size by area.
-
-    Returns:
-        (B, Q, C) float32; zeros where a mask is empty.
+    ``masks``: (B, Q, H, W) from :func:`hard_masks`, covering the same extent as the features; they
+    are resampled to the features' size by area.
     """
     masks = resample_area(masks, (features.shape[-2], features.shape[-1]))
     weights = masks.to(features.dtype).flatten(2)
@@ -97,12 +92,11 @@ class LocalDiscriminativePooling(RegionPooling):
         nn.init.normal_(self.stream_embed, std=0.02)
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
         streams = (self.region_stream(region_tokens), self.clip_stream(clip_tokens))
         tokens = torch.stack(streams, dim=2) + self.stream_embed  # (B, Q, 2, D)
-        placed = self.attention_norm(tokens)
+        normed = self.attention_norm(tokens)
         # A sequence is what attends within itself: a mask's two tokens, or an image's 2Q.
-        sequence = placed.flatten(0, 1) if self.interaction == "mask" else placed.flatten(1, 2)
+        sequence = normed.flatten(0, 1) if self.interaction == "mask" else normed.flatten(1, 2)
         mixed = self.attention(sequence, sequence, sequence).view(tokens.shape)
         tokens = self.mixer(tokens + mixed)
         return F.normalize(self.output(tokens.flatten(2)).float(), dim=-1)
@@ -111,8 +105,8 @@ class LocalDiscriminativePooling(RegionPooling):
 class CrossAttentionPooling(RegionPooling):
     """Table 5's cross-attention: region features are queries, CLIP features keys and values.
 
-    A mask attends to the CLIP tokens of all masks of its image: its own token only would be one
-    key, and so no choice to make.
+    A mask attends to the CLIP tokens of all masks of its image: with only its own token there
+    would be one key, and nothing to choose.
     """
 
     def __init__(
@@ -129,49 +123,40 @@ class CrossAttentionPooling(RegionPooling):
         self.output = nn.Sequential(LayerNorm(dim), nn.Linear(dim, embed_dim))
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
         tokens = self.region_stream(region_tokens)
         keys = self.key_norm(self.clip_stream(clip_tokens))
         tokens = self.mixer(tokens + self.attention(self.query_norm(tokens), keys, keys))
         return F.normalize(self.output(tokens).float(), dim=-1)
 
 
-class SingleStreamPooling(RegionPooling):
-    """Table 5's mask pooling of one kind of features, projected and normalised."""
+class RegionOnlyPooling(RegionPooling):
+    """Table 5's mask pooling of only the region features ("SAM features")."""
 
-    def __init__(self, options: ModelOptions, *, channels: int, embed_dim: int) -> None:
+    def __init__(
+        self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
+    ) -> None:
         super().__init__()
         dim = options.pooling_dim
-        self.stream = Stream(channels, dim)
+        self.stream = Stream(region_channels, dim)
         self.mixer = Mixer(dim)
         self.output = nn.Sequential(LayerNorm(dim), nn.Linear(dim, embed_dim))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(B, Q, C) -> (B, Q, E) float32 of unit norm."""
-        return F.normalize(self.output(self.mixer(self.stream(tokens))).float(), dim=-1)
+    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
+        return F.normalize(self.output(self.mixer(self.stream(region_tokens))).float(), dim=-1)
 
 
-class RegionOnlyPooling(SingleStreamPooling):
-    """Only the region features, "SAM features" in Table 5."""
+class ClipOnlyPooling(RegionOnlyPooling):
+    """The same of only CLIP's features."""
 
     def __init__(
         self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
     ) -> None:
-        super().__init__(options, channels=region_channels, embed_dim=embed_dim)
+        super().__init__(
+            options,
+            region_channels=clip_channels,
+            clip_channels=region_channels,
+            embed_dim=embed_dim,
+        )
 
     def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
-        return self.embed(region_tokens)
-
-
-class ClipOnlyPooling(SingleStreamPooling):
-    """Only CLIP's features."""
-
-    def __init__(
-        self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int
-    ) -> None:
-        super().__init__(options, channels=clip_channels, embed_dim=embed_dim)
-
-    def forward(self, region_tokens: Tensor, clip_tokens: Tensor) -> Tensor:
-        """(B, Q, Cr) and (B, Q, Cc) -> (B, Q, E) float32 of unit norm."""
-        return self.embed(clip_tokens)
+        return super().forward(clip_tokens, region_tokens)

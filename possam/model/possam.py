@@ -42,10 +42,10 @@ class LayerOutput:
 
 @dataclass(frozen=True)
 class PosSAMOutput:
-    """Predictions of the layers asked for, the last layer last.
+    """Predictions.
 
     Attributes:
-        layers: one entry, or decoder_layers + 1 (the first from the initial queries).
+        layers: only the last, or decoder_layers + 1 (the first from the initial queries).
         mask_logits: (L, B, Q, H, W), those of all ``layers``.
         clip_pooled: (B, Q, Cc) float32: CLIP's dense features inside the last layer's masks.
     """
@@ -56,10 +56,7 @@ class PosSAMOutput:
 
 
 class PosSAM(nn.Module):
-    """Region decoder, IoU head and region pooling.
-
-    It does not hold the frozen towers and the vocabulary: its state dict is what is trained.
-    """
+    """Region decoder, IoU head and region pooling: what is trained, without the frozen towers."""
 
     def __init__(
         self,
@@ -83,52 +80,44 @@ class PosSAM(nn.Module):
     def forward(
         self, backbone: Sequence[Tensor], clip_features: Tensor, *, all_layers: bool = False
     ) -> PosSAMOutput:
-        """Predict masks and embeddings.
+        """Predict masks and embeddings from maps of one extent, of any float type.
 
         Args:
-            backbone: the maps that masks are made from, finest first, any float type: SAM's one
-                output (B, Cs, h, w), or the four stages of CLIP.
-            clip_features: (B, Cc, h', w'), CLIP's dense map of the same extent.
+            backbone: what masks are made from, finest first: SAM's one map (B, Cs, h, w), or the
+                four stages of CLIP.
+            clip_features: (B, Cc, h', w'), CLIP's dense map.
             all_layers: predictions of all layers (training), else only of the last.
         """
         dtype = self.void_embed.dtype
         backbone, clip_features = [m.to(dtype) for m in backbone], clip_features.to(dtype)
         mask_features, regions, embeddings = self.decoder(backbone, all_layers=all_layers)
-        count, queries = regions.shape[1:3]
         # All layers of an image go through the heads together, as L * Q masks.
+        layers, queries = regions.shape[1:3]
         mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
         mask_logits = mask_logits.unflatten(2, mask_features.shape[-2:])
-        inside = hard_masks(mask_logits)
-        clip_tokens = mask_pool(clip_features, inside)
+        masks = hard_masks(mask_logits)
+        clip_tokens = mask_pool(clip_features, masks)
         if self.region_features == "mask_features":
-            region_tokens = mask_pool(mask_features, inside)
+            region_tokens = mask_pool(mask_features, masks)
         elif self.region_features == "neck":
-            region_tokens = mask_pool(backbone[0], inside)
+            region_tokens = mask_pool(backbone[0], masks)
         else:
             region_tokens = regions.flatten(1, 2)
         # Masks of different layers never meet in the pooling: (B, L * Q, C) -> (B * L, Q, C).
-        by_layer = (t.unflatten(1, (count, queries)) for t in (region_tokens, clip_tokens))
-        pooled = self.pooling(*(tokens.flatten(0, 1) for tokens in by_layer))
+        by_layer = (t.unflatten(1, (layers, queries)) for t in (region_tokens, clip_tokens))
+        classes = self.pooling(*(tokens.flatten(0, 1) for tokens in by_layer))
         # unbind, not indexing: its backward pass fills the stacked gradient once.
-        stacked = mask_logits.unflatten(1, (count, queries)).transpose(0, 1)
-        classes = pooled.unflatten(0, (-1, count)).unbind(1)
-        ious: Sequence[Tensor | None] = [None] * count
+        stacked = mask_logits.unflatten(1, (layers, queries)).transpose(0, 1)
+        ious: Sequence[Tensor | None] = [None] * layers
         if self.iou_head is not None:
             ious = self.iou_head(regions).squeeze(-1).unbind(1)
-        layers = map(LayerOutput, stacked.unbind(0), classes, ious)
-        return PosSAMOutput(
-            layers=tuple(layers), mask_logits=stacked, clip_pooled=clip_tokens[:, -queries:]
-        )
+        outputs = map(LayerOutput, stacked, classes.unflatten(0, (-1, layers)).unbind(1), ious)
+        return PosSAMOutput(tuple(outputs), stacked, clip_pooled=clip_tokens[:, -queries:])
 
     def class_logits(self, embeddings: Tensor, text: TextEmbeddings) -> Tensor:
         """Temperature-scaled cosine with every class's best synonym, and with void.
 
-        Args:
-            embeddings: (..., E), unit norm.
-            text: the vocabulary.
-
-        Returns:
-            (..., K + 1) float32, void last.
+        ``embeddings`` (..., E) of unit norm -> (..., K + 1) float32, void last.
         """
         if text.names.shape[-1] != self.void_embed.shape[-1]:
             raise InputError(
@@ -152,18 +141,11 @@ def build_possam(
     logit_scale: float,
     seed: int,
 ) -> PosSAM:
-    """Assemble PosSAM; its initial weights depend only on ``seed`` and the widths.
+    """Assemble PosSAM from the parts that ``options`` name in :mod:`possam.model.registry`.
 
-    Args:
-        options: widths and choices; :mod:`possam.model.registry` has the parts that they name.
-        backbone_channels: of the backbone's maps, finest first: SAM's one, or CLIP's four.
-        clip_channels: of CLIP's dense map.
-        embed_dim: of CLIP's text embeddings.
-        logit_scale: CLIP's, the initial temperature.
-        seed: of the initial weights; the global random state is left as it was.
-
-    Raises:
-        InputError: the backbone has another number of maps.
+    The initial weights depend only on ``seed`` and the widths, and the initial temperature on
+    ``logit_scale``, CLIP's. The global random state is left as it was. ``backbone_channels``: of
+    the backbone's maps, finest first, SAM's one or CLIP's four (else an InputError).
     """
     if len(backbone_channels) != (1 if options.backbone == "sam" else SCALES):
         raise InputError(
@@ -176,20 +158,22 @@ def build_possam(
         decoder: RegionDecoder = load_part(DECODERS, options.decoder)(
             options, backbone_channels=backbone_channels
         )
+        iou_head = MLP(width, width, 1, layers=3) if options.iou_head else None
         region_channels = {
             "mask_features": decoder.mask_channels,
             "neck": backbone_channels[0],
             "queries": width,
         }
+        pooling = load_part(POOLINGS, options.pooling)(
+            options,
+            region_channels=region_channels[options.region_features],
+            clip_channels=clip_channels,
+            embed_dim=embed_dim,
+        )
         return PosSAM(
             decoder=decoder,
-            iou_head=MLP(width, width, 1, layers=3) if options.iou_head else None,
-            pooling=load_part(POOLINGS, options.pooling)(
-                options,
-                region_channels=region_channels[options.region_features],
-                clip_channels=clip_channels,
-                embed_dim=embed_dim,
-            ),
+            iou_head=iou_head,
+            pooling=pooling,
             region_features=options.region_features,
             embed_dim=embed_dim,
             logit_scale=logit_scale,
@@ -197,10 +181,7 @@ def build_possam(
 
 
 def rebuild_possam(description: Mapping[str, Any], *, seed: int) -> PosSAM:
-    """As :func:`build_possam`, from its arguments as trained weights carry them: one flat mapping.
-
-    ``description``: the fields of :class:`ModelOptions` and the other arguments but ``seed``.
-    """
+    """As :func:`build_possam`, from the flat mapping of its arguments that weights carry."""
     fields = {name: description[name] for name in ModelOptions.model_fields}
     others = {name: value for name, value in description.items() if name not in fields}
     return build_possam(ModelOptions.model_validate(fields), **others, seed=seed)

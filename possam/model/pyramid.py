@@ -1,7 +1,5 @@
 """Four scales for the pixel decoder: from SAM's one map (paper, section 3.3: "FPN"), or CLIP's.
 
-The classes stand in ``registry.PYRAMIDS``.
-
 Shapes: B images, C channels, H W (of SAM's map, stride 16 at patch size 16).
 """
 
@@ -17,13 +15,9 @@ SCALES = 4
 
 
 class Pyramid(nn.Module):
-    """Interface: the backbone's maps -> four maps, finest first.
+    """Interface of ``registry.PYRAMIDS``, built with the ``channels`` of the backbone's maps.
 
-    A pyramid is built with the ``channels`` of the backbone's maps, and ``out_channels``, those of
-    its own four, unless it leaves them as they are.
-
-    Attributes:
-        out_channels: of the four maps.
+    The four maps get ``out_channels``, unless a pyramid leaves them as they are.
     """
 
     out_channels: tuple[int, ...]
@@ -36,9 +30,8 @@ class Pyramid(nn.Module):
 class SimplePyramid(Pyramid):
     """Convolutions and deconvolutions to 1/4, 1/8, 1/16 and 1/32, as ViTDet's simple pyramid.
 
-    ViTDet halves the channels with each deconvolution and gives each scale a 1 x 1 and a 3 x 3
-    convolution with layer norms; so does this. Its max-pooling to 1/32 is a strided convolution
-    here, since the paper names convolutions and deconvolutions only.
+    Where ViTDet pools to 1/32 there is a strided convolution, since the paper names convolutions
+    and deconvolutions only.
     """
 
     def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
@@ -72,7 +65,7 @@ class SimplePyramid(Pyramid):
 
 
 class ResampledPyramid(Pyramid):
-    """Table 4's "no FPN": the single map resampled to four scales, each with a 1 x 1 projection."""
+    """Table 4's "no FPN": the single map resampled to the same scales, each projected by 1 x 1."""
 
     def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -81,7 +74,6 @@ class ResampledPyramid(Pyramid):
         self.out = nn.ModuleList(nn.Conv2d(full, out_channels, 1) for _ in range(SCALES))
 
     def forward(self, *maps: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> four maps of out_channels, finest first: 4H, 2H, H, ceil(H / 2)."""
         (features,) = maps
         # A 1 x 1 convolution and a resampling commute, so each runs on the smaller map.
         fine = [
@@ -97,9 +89,8 @@ class ResampledPyramid(Pyramid):
 class StagePyramid(Pyramid):
     """FC-CLIP's scales: the four stages of CLIP's ConvNeXt, each half as fine as the one before.
 
-    Stages that halve the resolution are taken as they are; those that keep it (the synthetic CLIP
-    has strides 4, 8, 8 and 8) are averaged down to their scale. Nothing is learned here: the pixel
-    decoder projects and normalises each stage.
+    Stages that keep the resolution (the synthetic CLIP has strides 4, 8, 8 and 8) are averaged down
+    to their scale. Nothing is learned here: the pixel decoder projects and normalises each stage.
     """
 
     def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:

@@ -1,6 +1,4 @@
-"""From a backbone's maps to regions: the interface of the decoders, and Mask2Former's.
-
-The classes stand in ``registry.DECODERS``.
+"""From a backbone's maps to regions: the interface of ``registry.DECODERS``, and Mask2Former's.
 
 Shapes: B images, Q queries, L layers, C channels, H W.
 """
@@ -20,8 +18,7 @@ class Regions(NamedTuple):
     """What a decoder finds.
 
     Attributes:
-        mask_features: (B, C_mask, H, W), of SAM's map upscaled four times, or of the size of the
-            finest of CLIP's stages: stride 4 at the paper's scale.
+        mask_features: (B, C_mask, H, W), of stride 4 at the paper's scale.
         features: (B, L, Q, C), normalised.
         embeddings: (B, L, Q, C_mask); a mask's logits are their product with ``mask_features``.
     """
@@ -32,18 +29,15 @@ class Regions(NamedTuple):
 
 
 class RegionDecoder(nn.Module):
-    """Interface: the backbone's maps -> regions of all layers, or only of the last.
+    """Interface, built with the model's options and the ``backbone_channels`` of the maps."""
 
-    A decoder is built with the options of the model, and ``backbone_channels`` of the maps.
-
-    Attributes:
-        mask_channels: channels of the mask features.
-    """
-
-    mask_channels: int
+    mask_channels: int  # of the mask features
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
-        """Maps (B, C_i, H_i, W_i), finest first; L is layers + 1 (initial queries first) or 1."""
+        """Maps (B, C_i, H_i, W_i), finest first -> regions of all layers, or only of the last.
+
+        L is layers + 1 (initial queries first) or 1.
+        """
         raise NotImplementedError
 
 
@@ -75,7 +69,6 @@ class Mask2FormerDecoder(RegionDecoder):
         )
 
     def forward(self, backbone: Sequence[Tensor], *, all_layers: bool) -> Regions:
-        """Maps (B, C_i, H_i, W_i), finest first -> regions of the finest scale."""
         mask_features, levels, shapes = self.pixel_decoder(self.pyramid(*backbone))
         features, embeddings = self.mask_decoder(
             levels, mask_features, shapes=shapes, all_layers=all_layers

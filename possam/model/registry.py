@@ -1,8 +1,7 @@
 """The parts of the model that come in several kinds: what an option may name, and what it names.
 
-A new pooling is a class and one line here: the valid choices of ``model.pooling`` follow from
-:data:`POOLINGS`. An entry is written ``module:name``, so that reading parameters imports no
-PyTorch, and so that a training's code hash counts only the kinds that the training uses.
+A new pooling is a class and one line here. An entry is written ``module:name``, so that reading
+parameters imports no PyTorch, and a training's code hash counts only the kinds that it uses.
 """
 
 from collections.abc import Mapping
@@ -44,11 +43,7 @@ ENSEMBLES = {
 
 
 def load_part(kinds: Mapping[str, str], name: str | None) -> Any:
-    """The class or function that ``kinds`` has under ``name``.
-
-    Raises:
-        InputError: there is no such name; the message lists the valid ones.
-    """
+    """The class or function called ``name``, or an InputError that lists the valid names."""
     if name is None or name not in kinds:
         raise InputError(f"unknown part {name!r}; valid choices: {', '.join(kinds)}")
     module, _, attribute = kinds[name].partition(":")

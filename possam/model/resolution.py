@@ -1,7 +1,4 @@
-"""Test resolutions.
-
-Shapes: H W of images.
-"""
+"""Images at test resolution."""
 
 from dataclasses import dataclass
 
@@ -43,16 +40,10 @@ def target_size(original: tuple[int, int], options: ResolutionOptions) -> tuple[
 
 
 def resize_for_test(image: Tensor, options: ResolutionOptions) -> ResizedImage:
-    """Resize with antialiased bilinear interpolation, as PIL does; ``letterbox`` also pads.
+    """Resize (3, H, W) uint8 RGB with antialiased bilinear interpolation, as PIL does.
 
-    Padding is to a square of ``size`` on the right and below, with :data:`PADDING`.
-
-    Args:
-        image: (3, H, W) uint8 RGB.
-        options: the policy and its sizes.
-
-    Raises:
-        InputError: the image has another shape.
+    ``letterbox`` also pads to a square of ``size`` on the right and below, with :data:`PADDING`. An
+    image of another shape is an InputError.
     """
     if image.dim() != 3 or image.shape[0] != 3:
         raise InputError(f"image: (3, H, W) is expected, not {tuple(image.shape)}")

@@ -20,27 +20,22 @@ from possam.runtime.errors import InputError
 
 
 class SamTower(Protocol):
-    """What the SAM encoder needs to have."""
+    """What the SAM encoder needs to have: see ``encoders.sam.SamEncoder``."""
 
     @property
     def stride(self) -> int: ...
-
     def __call__(self, images: Tensor) -> Tensor: ...
 
 
 class ClipTower(Protocol):
-    """What CLIP's image side needs to have."""
+    """What CLIP's image side needs to have: see ``encoders.clip.FrozenClip``."""
 
     @property
     def stride(self) -> int: ...
-
     @property
     def stage_strides(self) -> tuple[int, ...]: ...
-
     def encode_dense(self, images: Tensor) -> Tensor: ...
-
     def encode_stages(self, images: Tensor) -> tuple[Tensor, ...]: ...
-
     def project(self, pooled: Tensor) -> Tensor: ...
 
 
@@ -67,17 +62,14 @@ class TowerFeatures(nn.Module):
     """The frozen towers: images to the backbone's maps and CLIP's dense map, over one extent."""
 
     def __init__(self, *, sam: SamTower | None, clip: ClipTower, precision: Precision) -> None:
-        """``sam``, ``clip``: modules with these interfaces, run in ``precision``.
-
-        Without SAM the stages of CLIP are the backbone, as in FC-CLIP.
-        """
+        """Without SAM the stages of CLIP are the backbone, as in FC-CLIP."""
         super().__init__()
         self.sam, self.clip = sam, clip
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         finest = clip.stage_strides[0]
         coarsest = finest * 2 ** (SCALES - 1) if sam is None else 2 * sam.stride
+        # Of the sides of padded images, so that the maps of all scales cover one extent.
         self.multiple = math.lcm(coarsest, clip.stride)
-        """Padded sides are multiples of this, so that the maps of all scales cover one extent."""
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The size to which images of ``image_size`` are padded."""
@@ -86,21 +78,16 @@ class TowerFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Run the towers.
+        """Images (B, 3, H, W), float RGB, 0..255, padded here on the right and below -> maps.
 
-        Args:
-            images: (B, 3, H, W) float RGB, 0..255; padded here on the right and below.
-
-        Returns:
-            The backbone's maps, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
-            CLIP's dense map (B, Cc, h', w'), in the towers' precision.
+        These are the backbone's, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
+        CLIP's dense map (B, Cc, h', w'), in the towers' precision.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"images: (B, 3, H, W) is expected, not {tuple(images.shape)}")
         padded = pad_image(images, self.padded_size((images.shape[-2], images.shape[-1])))
         reduced = self.dtype != torch.float32
-        precision = torch.autocast(images.device.type, torch.bfloat16, enabled=reduced)
-        with precision, FastLinears():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced), FastLinears():
             if self.sam is None:
                 backbone = self.clip.encode_stages(padded)
                 dense = backbone[-1]
@@ -115,7 +102,6 @@ class Segmenter(nn.Module):
     def __init__(
         self, *, sam: SamTower | None, clip: ClipTower, possam: PosSAM, precision: Precision
     ) -> None:
-        """``sam``, ``clip``, ``precision``: see :class:`TowerFeatures`."""
         super().__init__()
         self.features = TowerFeatures(sam=sam, clip=clip, precision=precision)
         self.possam = possam
@@ -131,11 +117,7 @@ class Segmenter(nn.Module):
         return self.predict_from_features(*self.features(images), image_size=size)
 
     def predict_from_features(
-        self,
-        backbone: tuple[Tensor, ...],
-        clip_features: Tensor,
-        *,
-        image_size: tuple[int, int],
+        self, backbone: tuple[Tensor, ...], clip_features: Tensor, *, image_size: tuple[int, int]
     ) -> RawPrediction:
         """Predict from what ``features`` returned for images of ``image_size``."""
         with FastLinears():

@@ -25,9 +25,8 @@ class TwoWayDecoder(RegionDecoder):
 
     Every layer predicts, as in Mask2Former: its queries pass through SAM's final attention and
     norm, which all layers share, so that layer k gives what a transformer of k layers would. All
-    masks are made on one upscaled map, that of the last layer's image tokens.
-
-    SAM has one hypernetwork MLP for each of its four output tokens; here all queries share one.
+    masks are made on one upscaled map, that of the last layer's image tokens. All queries share one
+    hypernetwork MLP, where SAM has one for each of its four output tokens.
     """
 
     def __init__(self, options: ModelOptions, *, backbone_channels: Sequence[int]) -> None:
@@ -64,12 +63,9 @@ class TwoWayDecoder(RegionDecoder):
         with torch.autocast(image.device.type, enabled=False):
             positions = self.positions(size).flatten(1).T
         queries = self.queries.expand(len(image), -1, -1)
+        tokens = image.flatten(2).transpose(1, 2)
         features, tokens = run_two_way(
-            self.transformer,
-            queries,
-            image.flatten(2).transpose(1, 2),
-            positions,
-            all_layers=all_layers,
+            self.transformer, queries, tokens, positions, all_layers=all_layers
         )
         mask_features = self.upscaling(tokens.transpose(1, 2).unflatten(2, size))
         return Regions(mask_features, features, self.mask_head(features))
@@ -86,7 +82,6 @@ def run_two_way(
     """``TwoWayTransformer.forward`` that also keeps what its inner layers find.
 
     Args:
-        transformer: of ``segment_anything``.
         queries: (B, Q, C), the initial ones; SAM adds them as positions in every layer.
         tokens: (B, N, C), of the image; positions: (N, C), theirs.
         all_layers: the queries of every layer, the initial ones first; else only of the last.

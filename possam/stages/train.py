@@ -153,11 +153,11 @@ def train(project: Project, name: str, *, seed: int | None, device: str) -> None
 
 def _train(project: Project, name: str, *, seed: int | None, process: "TrainingProcess") -> None:
     from possam.datasets.format import ConvertedDataset
-    from possam.model.encoders.mask2former import start_from_mask2former
     from possam.model.possam import build_possam
     from possam.stages.models import embed_names, load_towers, tower_widths
     from possam.training.checkpoint import WeightsMetadata
     from possam.training.loop import train_run
+    from possam.training.mask2former import start_from_mask2former
 
     set_up_process(project)
     layout, run = Layout(project), project.run(name, seed=seed)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress, and the file of its trained weights.
+"""The directory of a run, the checkpoints in it, and the file of its trained weights.
 
 A checkpoint is a directory ``step_<finished steps>`` that gets its name when it is complete, with
 the hashes of its files in ``manifest.json``. Only tensors and plain values are unpickled.
@@ -104,8 +104,7 @@ def save_checkpoint(
 def rotate(folder: Path, *, needed: Path | None = None) -> None:
     """Remove all but the newest :data:`KEPT` checkpoints.
 
-    Args:
-        needed: a checkpoint to keep, with all newer ones: those may be damaged.
+    ``needed``: a checkpoint to keep, with all newer ones, which may be damaged.
     """
     found = _checkpoints(folder)
     kept = KEPT if needed is None else max(KEPT, found.index(needed) + 1)
@@ -128,11 +127,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
-    """Read one checkpoint.
-
-    Raises:
-        InputError: a file is missing or differs from its hash, or the checkpoint is of another run.
-    """
+    """Read one; an InputError if a file is missing or damaged, or if it is of another run."""
     manifest = read_json(path / "manifest.json")
     if manifest["identity"] != identity_hash:
         raise InputError(f"{path}: is of run {manifest['identity']}, not of run {identity_hash}")
@@ -155,10 +150,7 @@ def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
 def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
     """The newest checkpoint that can be read; None if there is no checkpoint.
 
-    For every damaged one a line is printed.
-
-    Raises:
-        InputError: there are checkpoints, and all of them are damaged.
+    For every damaged one a line is printed. If all of them are damaged, that is an InputError.
     """
     faults: list[str] = []
     for path in _checkpoints(folder):
@@ -178,9 +170,7 @@ def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
 def remove_leftovers(folder: Path, *, of: str = "") -> None:
     """Remove the temporary files and directories that a killed process left in ``folder``.
 
-    Args:
-        folder: where the process wrote; nobody else may be writing there.
-        of: only those of the file or directory with this name.
+    Nobody else may be writing there. ``of``: only those of the file or directory with this name.
     """
     pattern = f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"
     for path in folder.glob(pattern) if folder.is_dir() else ():
@@ -188,6 +178,56 @@ def remove_leftovers(folder: Path, *, of: str = "") -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+class RunFiles:
+    """Paths in the directory of a run, which belongs to one identity.
+
+    Attributes:
+        identity: everything that the weights depend on: ``{hash, identity}``; written first.
+        metrics: one JSON object per logged step.
+        checkpoints: those of the run in progress.
+        summary: of the finished run.
+        weights: the trained ones; their presence says that the run is complete.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.identity = directory / "identity.json"
+        self.metrics = directory / "metrics.jsonl"
+        self.checkpoints = directory / "checkpoints"
+        self.summary = directory / "training.json"
+        self.weights = directory / "weights.safetensors"
+
+    def begun(self, identity: Mapping[str, Any]) -> bool:
+        """Whether it holds a checkpoint or the trained weights of this run."""
+        return (
+            self.identity.exists()
+            and read_json(self.identity).get("hash") == hash_json(identity)
+            and (self.weights.exists() or latest_checkpoint(self.checkpoints) is not None)
+        )
+
+    def prepare(self, identity: Mapping[str, Any]) -> None:
+        """Make the directory ready for the run, and empty it if it holds another run."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.directory)
+        remove_leftovers(self.checkpoints)
+        own = hash_json(identity)
+        found = read_json(self.identity).get("hash") if self.identity.exists() else None
+        if found != own:
+            files = [self.weights, self.summary, self.metrics]
+            if found or self.checkpoints.exists() or any(path.exists() for path in files):
+                print(
+                    f"{self.directory}: holds another run ({found or 'unknown'}, not {own}); "
+                    "training starts over",
+                    flush=True,
+                )
+            for path in files:
+                path.unlink(missing_ok=True)
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+            # last, so that a process killed on the way starts over again
+            write_json(self.identity, {"hash": own, "identity": identity})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +249,7 @@ class WeightsMetadata:
 
 
 def save_trained(path: Path, model: nn.Module, metadata: WeightsMetadata, *, step: int) -> None:
-    """Write every tensor of the state dict of ``model`` after ``step`` steps to ``path``.
-
-    The ``.safetensors`` file is replaced atomically.
-    """
+    """Write the state dict of ``model`` after ``step`` steps to a ``.safetensors`` file."""
     values = {
         "format": FORMAT,
         "identity": hash_json(metadata.identity),
@@ -228,10 +265,9 @@ def save_trained(path: Path, model: nn.Module, metadata: WeightsMetadata, *, ste
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata of a file of trained weights: format, identity, frozen, model, vocabulary, step.
+    """Metadata of trained weights: format, identity, frozen, model, vocabulary, step.
 
-    Raises:
-        InputError: missing, truncated, or not such a file.
+    A file that is missing, truncated, or of another kind is an InputError.
     """
     try:
         with safe_open(path, framework="pt") as stream:
@@ -252,14 +288,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_trained(path: str | Path, *, frozen: Mapping[str, str]) -> PosSAM:
-    """Build the model that a file of trained weights describes, and load them.
+    """The model that a file of :func:`save_trained` describes, on the CPU in evaluation mode.
 
-    Args:
-        path: written by :func:`save_trained`.
-        frozen: tower name -> hash of the towers that the model will be used with.
-
-    Returns:
-        The model on the CPU in evaluation mode.
+    ``frozen``: tower name -> hash of the towers that the model will be used with.
 
     Raises:
         InputError: missing, truncated or inconsistent file.

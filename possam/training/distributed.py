@@ -1,9 +1,8 @@
 """The processes of one training: who is who, and how they exchange values.
 
-Plain ``torch.distributed``, without a wrapper around the model. The gradients of the 51 M trained
-parameters are summed once per step (``sharding``): 200 MB against a second of computing need no
-overlap with the backward pass, and our own order of additions makes the result independent of the
-number of processes.
+Plain ``torch.distributed``, without a wrapper around the model: gradients are summed once per step
+(``sharding``), in an order that makes the result independent of the number of processes. The 200 MB
+of 51 M parameters, against a second of computing, need no overlap with the backward pass.
 
 Counts, decisions and messages travel over gloo on the CPU, so that a process that ended is noticed
 at once; on CUDA only gradients travel over NCCL.
@@ -70,11 +69,7 @@ class TrainingProcess:
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
-        """Wrap an exchange with the other processes.
-
-        Raises:
-            LostProcessError: one of them ended or does not answer; the message says why, if known.
-        """
+        """Wrap an exchange; a process that ended or does not answer is a LostProcessError."""
         try:
             yield
         except RuntimeError as error:
@@ -129,11 +124,7 @@ class TrainingProcess:
         return values
 
     def agree(self, what: str, value: str) -> None:
-        """Check that ``value`` is the same in all processes.
-
-        Raises:
-            InputError: it is not.
-        """
+        """Raise an InputError unless ``value`` is the same in all processes."""
         values = self.collect(value)
         strange = [rank for rank, other in enumerate(values) if other != values[0]]
         if strange:
@@ -144,11 +135,7 @@ class TrainingProcess:
 
 
 def single_process(device: str | torch.device) -> TrainingProcess:
-    """The only process of a training.
-
-    Raises:
-        InputError: no such device.
-    """
+    """The only process of a training, or an InputError: no such device."""
     return TrainingProcess(device=resolve_device(device))
 
 
@@ -176,14 +163,8 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Tr
     own = _own_device(device, names.local_rank, names.world_size)
     group = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     try:
-        store, _, _ = next(
-            rendezvous(
-                f"tcp://{names.address}:{names.port}",
-                names.rank,
-                names.world_size,
-                timeout=TIMEOUT,
-            )
-        )
+        url = f"tcp://{names.address}:{names.port}"
+        store, _, _ = next(rendezvous(url, names.rank, names.world_size, timeout=TIMEOUT))
         dist.init_process_group(
             group,
             store=dist.PrefixStore("possam", store),

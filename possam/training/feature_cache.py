@@ -82,7 +82,6 @@ def cache_features(
     Args:
         encode: (B, 3, H, W) float32 in 0..255, RGB, on the CPU -> a fixed number of maps
             (B, C, h, w), on any device.
-        dataset: a converted data set whose images all have one size.
         out: the cache directory; an older one is replaced.
         tower_hash: identity of the tower, checked by :meth:`CachedFeatures.open`.
         flipped: also store the features of the mirrored images (twice the time and space).
@@ -159,7 +158,7 @@ class CachedFeatures:
 
     @staticmethod
     def open(path: str | Path, *, dataset_content: str, tower_hash: str) -> "CachedFeatures":
-        """Open ``path`` if it was made from this data set by this tower.
+        """Open ``path``, which must have been made from this data set by this tower.
 
         Raises:
             InputError: missing, damaged, or made from another data set.

@@ -75,7 +75,7 @@ class _Keys(Sampler[list[tuple[int, int]]]):
 
 
 class LiveSource:
-    """Batches of augmented images, which the frozen towers encode step by step."""
+    """A :class:`~possam.training.sources.Source` of augmented, encoded images."""
 
     def __init__(
         self,
@@ -125,8 +125,7 @@ class LiveSource:
 
     @torch.no_grad()
     def _batch(self, samples: list[Sample]) -> Batch:
-        height = max(sample.image.shape[1] for sample in samples)
-        width = max(sample.image.shape[2] for sample in samples)
+        height, width = (max(sample.image.shape[side] for sample in samples) for side in (1, 2))
         images = torch.stack([_pad(sample.image, height, width) for sample in samples])
         full = [-(-side // self._multiple) * self._multiple for side in (height, width)]
         backbone, clip = self._encode(images.to(self._device).float())

@@ -10,6 +10,8 @@ Every process runs the same loop and takes the same decisions; only rank 0 write
 """
 
 import contextlib
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +28,7 @@ from possam.runtime.progress import Progress
 from possam.runtime.provenance import peak_memory_mib
 from possam.training.checkpoint import (
     Checkpoint,
+    RunFiles,
     WeightsMetadata,
     checkpoint_path,
     fingerprint,
@@ -36,9 +39,8 @@ from possam.training.checkpoint import (
     save_trained,
 )
 from possam.training.distributed import TrainingProcess
-from possam.training.metrics import Counters, MetricsFile, last_line
+from possam.training.metrics import Counters
 from possam.training.options import LossOptions, TrainingOptions
-from possam.training.run_files import RunFiles
 from possam.training.schedule import learning_rate
 from possam.training.sharding import BatchSharding
 from possam.training.sources import Source
@@ -66,12 +68,9 @@ def train_run(
     Args:
         model: freshly initialised; it is trained in place (not touched if the run was finished).
         source: this process's micro-batches by step, over the same classes as ``text``.
-        text: embeddings of the training vocabulary.
-        directory: receives ``metrics.jsonl``, ``checkpoints/``, ``identity.json``,
-            ``training.json`` (the summary) and, last, ``weights.safetensors``.
+        directory: receives the files of :class:`RunFiles`. One of another identity than that of
+            ``metadata`` is emptied and trained anew, which is printed.
         seed: of points and dropout (the source has its own).
-        metadata: stored with the weights. A directory of another identity is emptied and trained
-            anew, which is printed.
         process: this process among those that train the run together; all of them call this.
         initialise: puts the weights that the run starts from into ``model``. Called once, before
             the first step and before anything is written; a run that goes on does not call it.
@@ -112,8 +111,8 @@ def train_run(
     with contextlib.ExitStack() as stack:
         record = None
         if process.is_first:
-            record = stack.enter_context(
-                _Record(trainer, files, counters, identity_hash=identity_hash, start=start)
+            record = _Record(
+                trainer, files, counters, stack, identity_hash=identity_hash, start=start
             )
         _run_steps(trainer, source, files, counters, record, start=start)
     return process.first(lambda: _finish(trainer, files, counters, metadata))
@@ -199,6 +198,7 @@ def _finish(
     training, model = trainer.training, trainer.model
     staged = files.weights.with_name(f".{files.weights.name}.tmp")
     save_trained(staged, model, metadata, step=training.iterations)
+    lines = files.metrics.read_text(encoding="utf-8").splitlines()
     summary = {
         "identity": hash_json(metadata.identity),
         "steps": training.iterations,
@@ -209,7 +209,7 @@ def _finish(
         "device": str(trainer.process.device),
         "processes": trainer.process.world_size,
         "weights_sha256": sha256_file(staged),
-        "last": last_line(files.metrics),
+        "last": json.loads(lines[-1]) if lines else None,
     }
     write_json(files.summary, summary)
     staged.replace(files.weights)  # its presence says that the run is complete
@@ -224,47 +224,42 @@ class _Record:
         trainer: Trainer,
         files: RunFiles,
         counters: Counters,
+        stack: contextlib.ExitStack,
         *,
         identity_hash: str,
         start: int,
     ) -> None:
+        """``stack`` closes what is open at the end."""
         self._trainer, self._files, self._counters = trainer, files, counters
         self._training, self._identity_hash = trainer.training, identity_hash
-        self._metrics = MetricsFile(files.metrics)
+        self._metrics = open(files.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+        stack.callback(self._metrics.close)
         self._memory = 0
         label = f"train {files.directory.name}"
-        self._progress = Progress(
-            self._training.iterations, label=label, unit="steps", initial=start
+        self._progress = stack.enter_context(
+            Progress(self._training.iterations, label=label, unit="steps", initial=start)
         )
-
-    def __enter__(self) -> "_Record":
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._progress.__exit__(*error)
-        self._metrics.close()
 
     def log(self, done: int, means: Mapping[str, float | None], *, memory: int) -> None:
         """Write the metrics line of ``done`` steps; ``memory`` in bytes."""
         rate = self._counters.seconds / done
         self._memory = memory
-        self._metrics.write(
-            {
-                "step": done,
-                "time": self._counters.seconds,
-                **means,
-                "lr": learning_rate(done - 1, self._training),
-                "skipped": self._counters.skipped,
-                "images_per_s": self._training.batch_size / rate,
-                "memory_gib": round(memory / 2**30, 3),
-                "eta_s": rate * (self._training.iterations - done),
-            }
-        )
+        values = {
+            "step": done,
+            "time": self._counters.seconds,
+            **means,
+            "lr": learning_rate(done - 1, self._training),
+            "skipped": self._counters.skipped,
+            "images_per_s": self._training.batch_size / rate,
+            "memory_gib": round(memory / 2**30, 3),
+            "eta_s": rate * (self._training.iterations - done),
+        }
+        self._metrics.write(json.dumps(values, allow_nan=False) + "\n")
+        self._metrics.flush()  # for readers that follow the file
 
     def save(self, done: int) -> None:
         """Write the checkpoint of ``done`` steps."""
-        self._metrics.sync()
+        os.fsync(self._metrics.fileno())
         save_checkpoint(
             self._files.checkpoints,
             step=done,

@@ -4,9 +4,8 @@ Shape letters: L decoder outputs, B images, Q queries, K classes, N targets of a
 M matched pairs of all layers and images, P points, H W target size, h w mask-logit size.
 
 Each decoder output is matched and penalised on its own; the terms of all outputs are summed. Mask
-terms are summed over matched pairs and divided by the number of target masks of the batch. A batch
-may come in micro-batches: each is divided by what the whole batch has (as Mask2Former does for
-masks), so that their losses add up to the loss of the batch, however it is split.
+terms are summed over matched pairs and divided by the number of target masks of the whole batch, so
+that the losses of its micro-batches add up to that of the batch, however it is split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,8 +67,7 @@ class Criterion:
             mask_logits: (L, B, Q, h, w), or its L layers.
             class_logits: (L, B, Q, K+1), void last.
             iou_logits: (L, B, Q), or None for a model without IoU head (its term is 0).
-            targets: B targets on the same device.
-            generator: source of the points, on the same device.
+            generator: source of the points, on the same device as all.
             counts: targets per image of the whole batch, if the B images are a micro-batch of it.
         """
         if not isinstance(mask_logits, Tensor):

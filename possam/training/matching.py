@@ -47,11 +47,7 @@ class PaddedTargets:
 
     @staticmethod
     def stack(targets: Sequence[Target]) -> "PaddedTargets":
-        """Pad to the largest count of the batch.
-
-        Raises:
-            InputError: masks of different sizes.
-        """
+        """Pad to the largest count of the batch; masks of different sizes are an InputError."""
         sizes = {tuple(target.masks.shape[1:]) for target in targets}
         if len(sizes) != 1:
             raise InputError(f"targets of one batch must have one mask size, got {sorted(sizes)}")
@@ -82,9 +78,7 @@ def matching_costs(
     Args:
         mask_samples: (B, Q, P) mask logits at the points.
         class_probs: (B, Q, K+1) softmax with void.
-        target_samples: (B, N, P) in 0..1.
-        labels: (B, N) int64.
-        options: the three weights.
+        target_samples: (B, N, P) in 0..1; labels: (B, N) int64.
 
     Returns:
         (B, Q, N) float32. Costs that are not finite become the largest finite number: such a pair

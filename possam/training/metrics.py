@@ -1,11 +1,7 @@
-"""What a run records: its counters, and the metrics file with one JSON object per line."""
+"""What a run counts, and which of the fields of its metrics file depend on time."""
 
-import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 TIME_FIELDS = ("time", "images_per_s", "memory_gib", "eta_s")
@@ -64,35 +60,3 @@ class Counters:
         count, sums = self.window.count, self.window.sums
         self.window = Window(0, [0.0] * len(sums))
         return [total / count if count else None for total in sums]
-
-
-class MetricsFile:
-    """Appends lines, each flushed at once for readers that follow the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._stream.write(json.dumps(values, allow_nan=False) + "\n")
-        self._stream.flush()
-
-    def sync(self) -> None:
-        """Return when everything written is on the disk."""
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
-
-def finite(values: Sequence[float]) -> bool:
-    """Whether all of ``values`` are finite."""
-    return all(math.isfinite(value) for value in values)
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last object of a metrics file, None if it has none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(json.loads(lines[-1])) if lines else None

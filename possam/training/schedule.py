@@ -1,22 +1,11 @@
 """Optimiser groups and the learning-rate schedule (section 4.1 of the paper and Mask2Former)."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 from possam.training.options import TrainingOptions
 
 _DECAYED = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
-
-
-def _owned(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    seen: set[int] = set()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield module, parameter
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
@@ -26,10 +15,14 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     embeddings, learned queries and tokens, the temperature (Mask2Former exempts normalisation and
     embeddings; a decayed temperature would drift to 1).
     """
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
-    for module, parameter in _owned(model):
-        (decayed if isinstance(module, _DECAYED) else exempt).append(parameter)
+    # A parameter that several modules share belongs to the first.
+    owners: dict[nn.Parameter, nn.Module] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                owners.setdefault(parameter, module)
+    decayed = [p for p, owner in owners.items() if isinstance(owner, _DECAYED)]
+    exempt = [p for p, owner in owners.items() if not isinstance(owner, _DECAYED)]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": exempt, "weight_decay": 0.0},

@@ -6,9 +6,8 @@ gradients are summed in one fixed order. So any number of processes trains the s
 
 That order is a binary tree over the numbers of a step's micro-batches: neighbours are added first,
 then neighbouring pairs, and so on (what is left over is added from the right). A rank adds what it
-can within its own block of micro-batches; what remains are whole branches of the tree, and rank 0
-adds those of all ranks. On a CPU the sum is the same to the last bit for any number of processes.
-On CUDA, NCCL adds the sums of the ranks in an order of its own, which can change the last bits.
+can within its own block, and rank 0 the remaining branches of all ranks. On a CPU the sum is the
+same to the last bit; on CUDA, NCCL adds the ranks' sums in an order of its own.
 """
 
 from collections.abc import Sequence
@@ -38,11 +37,7 @@ class BatchSharding:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what would train with another batch size than the recipe's.
-
-        Raises:
-            InputError: no whole number of micro-batches, or the ranks cannot share them equally.
-        """
+        """Refuse, by an InputError, what would train with another batch size than the recipe's."""
         if self.batch_size % self.micro_batch:
             raise InputError(
                 f"training.batch_size {self.batch_size} is no multiple of training.micro_batch "
@@ -152,8 +147,7 @@ def sum_over_ranks(
 ) -> list[Tensor]:
     """The sum over all micro-batches of a step, in every rank.
 
-    Args:
-        own: the micro-batches of this rank; used up. Tensors have the same shapes in all ranks.
+    ``own``: this rank's, used up; tensors have the same shapes in all ranks.
     """
     if process.world_size == 1:
         return own.total()

@@ -54,11 +54,10 @@ class Batch:
 
 
 def target_from_ids(ids: np.ndarray, segments: Sequence[tuple[int, int]]) -> Target:
-    """Masks of the segments of an id map; segments without pixels are dropped.
+    """Masks of the segments of an id map (H, W); segments without pixels are dropped.
 
-    Args:
-        ids: (H, W) integer segment ids; ids that no segment names are void.
-        segments: (id, category) pairs, without crowds (no training targets, as in Mask2Former).
+    ``segments``: (id, category) pairs, without crowds (no training targets, as in Mask2Former);
+    other ids are void.
     """
     names = np.asarray([identity for identity, _ in segments], dtype=ids.dtype)
     masks = torch.from_numpy(ids[None] == names[:, None, None])

@@ -1,6 +1,7 @@
 """One optimisation step, in any number of micro-batches and processes."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,7 +13,6 @@ from possam.training.checkpoint import Checkpoint
 from possam.training.distributed import TrainingProcess
 from possam.training.losses import TERMS, Criterion, Losses
 from possam.training.memory import checkpoint_activations
-from possam.training.metrics import finite
 from possam.training.options import LossOptions, TrainingOptions
 from possam.training.schedule import build_optimizer, learning_rate
 from possam.training.sharding import BatchSharding, TreeSum, sum_over_ranks
@@ -46,11 +46,7 @@ class Trainer:
             checkpoint_activations(model)
 
     def step(self, step: int, batches: Sequence[Batch]) -> tuple[bool, list[float]]:
-        """One optimisation step, together with the other processes.
-
-        Args:
-            step: number of the step.
-            batches: the micro-batches of this process.
+        """One optimisation step on the micro-batches of this and of the other processes.
 
         Returns:
             Whether loss and gradient were finite (if not, nothing was changed), and the values of
@@ -70,9 +66,10 @@ class Trainer:
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
         logged = torch.cat([values[:1], norm.view(1), values[1:]]).tolist()
-        if finite(logged):
+        finite = all(map(math.isfinite, logged))
+        if finite:
             self.optimizer.step()
-        return finite(logged), logged
+        return finite, logged
 
     def _gradients(self, number: int, batch: Batch, counts: Sequence[int]) -> list[Tensor]:
         """Gradients of micro-batch ``number``'s share of the loss, and its logged values."""
@@ -92,7 +89,6 @@ class Trainer:
 
         Args:
             number: of the micro-batch, over the whole run; decides its random points.
-            batch: the micro-batch.
             counts: targets per image of the whole step, over all micro-batches and processes.
         """
         bf16 = self.training.precision == "bf16"

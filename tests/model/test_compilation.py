@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from possam.model.compilation import compiled
+from possam.model.ops.compilation import compiled
 from possam.model.segmenter import Segmenter
 from possam.runtime.errors import InputError, PossamError
 from tests.support.model_fakes import FakeClip, FakeSam, small_possam

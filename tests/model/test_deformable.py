@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from possam.model.deformable import DeformableAttention, reference_points
 from possam.model.ops.deformable import sample_plain, sample_sum
+from possam.model.pixel_decoder import DeformableAttention, reference_points
 
 CPU = torch.device("cpu")
 SHAPES = [(2, 3), (4, 1)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from possam.model.deformable import DeformableAttention
-from possam.model.encoders.mask2former import rename_mask2former
+from possam.model.pixel_decoder import DeformableAttention
+from possam.training.mask2former import rename_mask2former
 from tests.support.mask2former_reference import PAPER, config_of, our_decoders, reference
 from tests.support.parity_report import Parity
 

@@ -1,6 +1,6 @@
 """The deformable attention and both decoders against transformers' Mask2Former.
 
-Weights reach ours through the converter (``encoders.mask2former``), which this tests too.
+Weights reach ours through the converter (``training.mask2former``), which this tests too.
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from possam.model import mask_decoder as mask_decoder_module
-from possam.model.deformable import (
+from possam.model.layers import MultiHeadAttention, sine_positions
+from possam.model.mask_decoder import attention_mask
+from possam.model.pixel_decoder import (
     DeformableAttention,
     reference_points,
 )
-from possam.model.layers import MultiHeadAttention, sine_positions
-from possam.model.mask_decoder import attention_mask
 from tests.support.mask2former_reference import (
     GRADIENT,
     LAYER,

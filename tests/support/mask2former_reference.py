@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from possam.model import mask_decoder as mask_decoder_module
-from possam.model.encoders.mask2former import convert_mask2former, rename_mask2former
 from possam.model.mask_decoder import MaskDecoder, attention_mask
 from possam.model.pixel_decoder import PixelDecoder
+from possam.training.mask2former import convert_mask2former, rename_mask2former
 from tests.support.lazy import LazyModule
 from tests.support.parity_report import Parity
 

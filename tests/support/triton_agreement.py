@@ -9,9 +9,9 @@ import json
 import torch
 from torch import Tensor
 
-from possam.model.deformable import DeformableAttention, reference_points
 from possam.model.ops import deformable, triton_sampling
 from possam.model.ops.deformable import sample_plain
+from possam.model.pixel_decoder import DeformableAttention, reference_points
 
 CPU = torch.device("cpu")
 CASES = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from possam.model.deformable import DeformableAttention
+from possam.model.pixel_decoder import DeformableAttention
 from possam.training.memory import checkpoint_activations, hold_in_bfloat16
 from tests.support.training_fakes import FakeSource, possam
 from tests.training.test_loop import trainer_of

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from possam.model.encoders.mask2former import convert_mask2former
 from possam.params.project import Project
 from possam.runtime.files import read_json, sha256_file
+from possam.training.mask2former import convert_mask2former
 from tests.support.lazy import LazyModule
 from tests.whole.conftest import Workspace
 from tests.whole.test_smoke import edited

@@ -4,13 +4,11 @@ Shapes: B images, N texts, C channels of the dense map (Cc), E CLIP embedding, H
 """
 
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import safetensors
 import timm
 import torch
 import torch.nn.functional as F
@@ -26,19 +24,18 @@ from open_clip.tokenizer import SimpleTokenizer
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
+from possam.model.encoders.state_dicts import READ_ERRORS
 from possam.runtime.errors import InputError, WrongVariantError
 
 SYNTHETIC_CONVNEXT = "synthetic_convnext"
-_READ_ERRORS = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError,
-                safetensors.SafetensorError)  # fmt: skip
 _TEXT_BATCH = 256
 
 
 def synthetic_convnext(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     """The image tower of the mini world: a ConvNeXt of 0.7 M parameters with output stride 8.
 
-    ``kwargs`` are timm's constructor arguments. No layer scale: timm's initial 1e-6 would leave the
-    blocks without effect over a short training.
+    ``kwargs`` are timm's. There is no layer scale: timm's initial value of 1e-6 would leave the
+    blocks without effect in a short training.
     """
     if pretrained:
         raise InputError(f"{SYNTHETIC_CONVNEXT}: no pretrained weights exist; load a checkpoint")
@@ -53,7 +50,7 @@ def synthetic_convnext(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
 
 
 def register_synthetic_towers() -> None:
-    """Make ``synthetic_convnext`` known to timm, so that open_clip can build it. Idempotent."""
+    """Make ``synthetic_convnext`` known to timm, unless it is, so that open_clip can build it."""
     if not timm.is_model(SYNTHETIC_CONVNEXT):
         timm.models.register_model(synthetic_convnext)
 
@@ -96,10 +93,10 @@ def _build_tokenizer(text: dict[str, Any], name: str, folder: Path | None) -> Si
 
 
 def build_open_clip(config: Path | str) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer, int]:
-    """A randomly initialised open_clip model, its tokenizer and its image size.
+    """A randomly initialised open_clip model, its tokenizer and its image size; nothing is fetched.
 
-    ``config``: an open_clip JSON file or the name of a built-in open_clip model. Nothing is fetched
-    from any hub. Raises :class:`InputError` for a configuration that cannot be built.
+    ``config``: an open_clip JSON file or the name of a built-in open_clip model. One that cannot be
+    built is an :class:`InputError`.
     """
     register_synthetic_towers()
     options, name, folder = _read_config(config)
@@ -125,7 +122,7 @@ def build_open_clip(config: Path | str) -> tuple[CLIP | CustomTextCLIP, SimpleTo
 def _load_weights(model: CLIP | CustomTextCLIP, checkpoint: Path, name: str) -> None:
     try:
         state = load_state_dict(str(checkpoint), weights_only=True)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{checkpoint}: not a readable checkpoint ({type(error).__name__}); it may be "
             "truncated: delete it and fetch it again"
@@ -145,19 +142,18 @@ def _load_weights(model: CLIP | CustomTextCLIP, checkpoint: Path, name: str) -> 
                 f"first {keys[0]}"
             )
     if shapes:
-        found, wanted = tuple(state[shapes[0]].shape), tuple(expected[shapes[0]].shape)
+        found, needed = tuple(state[shapes[0]].shape), tuple(expected[shapes[0]].shape)
         raise WrongVariantError(
-            f"{checkpoint}: another variant than {name}: {shapes[0]} is {found}, expected {wanted}"
+            f"{checkpoint}: another variant than {name}: {shapes[0]} is {found}, expected {needed}"
         )
     model.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
 
 
 class FrozenClip(nn.Module):
-    """A CLIP with a ConvNeXt image tower, frozen: no gradients, evaluation mode also after
-    ``train()``.
+    """A CLIP with a ConvNeXt image tower, frozen: no gradients, always in evaluation mode.
 
-    The dense map is the last stage's output before the head's norm; mask-pooling it and applying
-    :meth:`project` is FC-CLIP's mask-pooled CLIP feature (Yu et al. 2023, section 3.3).
+    The dense map is the output of the last stage, before the head's norm. Mask-pooled and passed
+    through :meth:`project` it is the CLIP feature of FC-CLIP (Yu et al. 2023, section 3.3).
     """
 
     image_mean: Tensor
@@ -201,10 +197,10 @@ class FrozenClip(nn.Module):
 
     @torch.no_grad()
     def encode_stages(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of the four stages, finest first, of RGB images.
+        """Outputs of the four stages, finest first; the last is the dense map.
 
-        ``images``: float (B, 3, H, W), 0 to 255, any H and W. Returns maps (B, C_i, about H / s_i,
-        about W / s_i) with ``stage_channels`` and ``stage_strides``; the last is the dense map.
+        Images (B, 3, H, W), float RGB, 0..255, of any size -> maps (B, C_i, about H / s_i, about
+        W / s_i), with C_i of ``stage_channels`` and s_i of ``stage_strides``.
         """
         trunk = self.model.visual.trunk
         maps = [trunk.stem((images - self.image_mean) / self.image_std)]
@@ -213,17 +209,13 @@ class FrozenClip(nn.Module):
         return (*maps[1:-1], trunk.norm_pre(maps[-1]))
 
     def encode_dense(self, images: Tensor) -> Tensor:
-        """The dense map of RGB images, the last of :meth:`encode_stages`: (B, Cc, h, w), before the
-        head's norm.
-        """
+        """Only the last map of :meth:`encode_stages`, (B, Cc, h, w)."""
         return self.encode_stages(images)[-1]
 
     def project(self, pooled: Tensor) -> Tensor:
-        """CLIP's own head (norm, then projection) on pooled dense features (..., Cc) -> (..., E),
-        not normalised.
+        """CLIP's head: pooled dense features (..., Cc) -> (..., E), not normalised.
 
-        On the mean over the whole map it gives open_clip's ``encode_image``. Gradients reach
-        ``pooled``.
+        The mean over the whole map gives open_clip's ``encode_image``. Gradients reach ``pooled``.
         """
         flat = pooled.reshape(-1, pooled.shape[-1], 1, 1)
         out: Tensor = self.model.visual.head(self.model.visual.trunk.forward_head(flat))
@@ -243,13 +235,16 @@ class FrozenClip(nn.Module):
 def load_clip(
     *, config: Path | str, checkpoint: Path | None, random_init: bool = False
 ) -> FrozenClip:
-    """Load a frozen CLIP in fp32 on the CPU.
+    """Load a frozen CLIP in float32 on the CPU.
 
-    ``config``: an open_clip JSON file or a built-in open_clip model name
-    (``convnext_large_d_320``). ``checkpoint``: ``.safetensors``, ``.pt`` or ``.bin`` with a state
-    dict of that model. Random weights only when ``random_init`` asks for them (then ``checkpoint``
-    must be None). Raises :class:`InputError` (missing, truncated, not ConvNeXt) and
-    :class:`WrongVariantError`.
+    Args:
+        config: an open_clip JSON file or a built-in open_clip model (``convnext_large_d_320``).
+        checkpoint: ``.safetensors``, ``.pt`` or ``.bin`` with a state dict of that model.
+        random_init: random weights and no ``checkpoint``.
+
+    Raises:
+        InputError: a missing or truncated file, or a tower that is no ConvNeXt.
+        WrongVariantError: the weights of another model.
     """
     if (checkpoint is None) != random_init:
         raise InputError(

@@ -86,18 +86,14 @@ ARCHITECTURES: Mapping[str, SamArchitecture] = MappingProxyType(
 
 
 def find_architecture(name: str) -> SamArchitecture:
-    """The architecture called ``name``; an unknown name is an :class:`InputError` that lists the
-    valid ones.
-    """
+    """The architecture called ``name``, or an :class:`InputError` that lists the valid names."""
     if name not in ARCHITECTURES:
         raise InputError(f"SAM {name!r}: unknown; choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 
 def build_sam(architecture: SamArchitecture) -> Sam:
-    """A randomly initialised ``segment_anything`` SAM with the official pixel statistics, in
-    evaluation mode.
-    """
+    """A randomly initialised ``segment_anything`` SAM in evaluation mode."""
     grid = architecture.image_size // architecture.patch_size
     width = architecture.out_channels
     encoder = ImageEncoderViT(
@@ -143,12 +139,11 @@ def build_sam(architecture: SamArchitecture) -> Sam:
 
 
 def describe_state_dict(state_dict: Mapping[str, Tensor]) -> SamArchitecture:
-    """Infer the architecture of a SAM state dict from the shapes of its tensors.
+    """The architecture that the shapes of a SAM state dict show; an InputError if it is no SAM.
 
-    The result carries the name of the variant with the same encoder, or ``"unknown"``. The window
-    size is the side of the smaller relative-position tables, the global layers are those with the
-    larger ones; ``decoder_heads`` leaves no trace in shapes and is taken from the known variant.
-    Raises :class:`InputError` when the tensors of a SAM are not there.
+    One that equals none of :data:`ARCHITECTURES` is called ``"unknown"``. The smaller tables of
+    relative positions show the window size, the larger ones which layers are global;
+    ``decoder_heads`` leaves no trace in shapes and is not compared.
     """
     try:
         patch = state_dict["image_encoder.patch_embed.proj.weight"]
@@ -189,7 +184,7 @@ def describe_state_dict(state_dict: Mapping[str, Tensor]) -> SamArchitecture:
 
 
 def load_sam(path: str | Path, *, architecture: str) -> Sam:
-    """Load a SAM checkpoint (official state-dict layout) in fp32 on the CPU.
+    """Load a SAM checkpoint (official names) in float32 on the CPU.
 
     ``architecture``: a key of :data:`ARCHITECTURES`. Raises :class:`InputError` for a missing,
     truncated or foreign file, :class:`WrongVariantError` for the weights of another variant.
@@ -216,10 +211,7 @@ def load_sam(path: str | Path, *, architecture: str) -> Sam:
 
 
 class SamEncoder(nn.Module):
-    """SAM's image encoder, frozen: no gradients, evaluation mode also after ``train()``.
-
-    It runs over the weights of the ``ImageEncoderViT`` that it is given (attribute ``encoder``).
-    """
+    """SAM's image encoder, frozen: no gradients, always in evaluation mode."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -248,11 +240,10 @@ class SamEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Encode RGB images, float (B, 3, H, W), 0 to 255, of any size, to (B, C, ceil(H / stride),
-        ceil(W / stride)).
+        """Images (B, 3, H, W), float RGB, 0..255, of any size -> (B, C, H / stride, W / stride).
 
-        Images are normalised with SAM's pixel statistics, then padded right and below with zeros to
-        a multiple of the patch, as SAM pads its inputs.
+        They are normalised, then padded on the right and below with zeros to a multiple of the
+        stride, as SAM pads its inputs.
         """
         x = (images - self.pixel_mean) / self.pixel_std
         height, width = x.shape[-2:]

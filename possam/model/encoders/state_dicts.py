@@ -10,7 +10,7 @@ from torch import Tensor
 
 from possam.runtime.errors import InputError
 
-_READ_ERRORS = (
+READ_ERRORS = (
     RuntimeError,
     EOFError,
     OSError,
@@ -19,18 +19,14 @@ _READ_ERRORS = (
     pickle.UnpicklingError,
     safetensors.SafetensorError,
 )
+"""What PyTorch and safetensors raise for files that are truncated or of another kind."""
 
 
 def read_state_dict(path: Path, *, kind: str) -> dict[str, Tensor]:
-    """The tensors of a file, by name, on the CPU.
+    """The tensors of a ``.safetensors`` file or one of ``torch.save``, by name, on the CPU.
 
-    Args:
-        path: ``*.safetensors``, or a file of ``torch.save``, from which only tensors and plain
-            values are unpickled.
-        kind: what the file should hold, in messages (``"SAM"``).
-
-    Raises:
-        InputError: missing, truncated, or not a mapping of names to tensors.
+    ``kind`` says in messages what the file should hold (``"SAM"``). A missing or truncated file, or
+    one that holds no mapping of names to tensors, is an InputError.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file (a {kind} checkpoint)")
@@ -39,7 +35,7 @@ def read_state_dict(path: Path, *, kind: str) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a readable PyTorch checkpoint ({type(error).__name__}); it may be "
             "truncated: delete it and fetch it again"

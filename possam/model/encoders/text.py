@@ -1,4 +1,4 @@
-"""Class names as CLIP text embeddings: the vocabulary, an argument of the model and never a weight.
+"""Class names as CLIP text embeddings: the vocabulary is an argument of the model, not a weight.
 
 Shapes: K classes, N names (K classes with one or more synonyms each), E CLIP embedding.
 """
@@ -84,7 +84,7 @@ def embed_vocabulary(
 
     Args:
         vocabulary: synonyms of each class, in the order of the classes.
-        templates: sentences with one ``{}`` for the name (decisions: ViLD's 14).
+        templates: sentences with one ``{}`` for the name.
         batch_size: sentences per call of the encoder.
         report: called after each batch with its number of sentences.
 

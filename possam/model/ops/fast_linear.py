@@ -1,9 +1,9 @@
-"""Linear layers in float32 on a CPU through oneDNN, which PyTorch links and uses for convolutions.
+"""Linear layers in float32 on a CPU by oneDNN, which PyTorch links and uses for convolutions.
 
-PyTorch's own float32 products go through MKL, which leaves processors of other makers than Intel's
-at half their width (AVX2): on an AMD EPYC with AVX-512 oneDNN is 2.2 times faster. The products
-differ by the order of sums, as between any two machines. Nothing here is for training: oneDNN's
-operator has no derivative.
+PyTorch's own float32 products go through MKL, which uses only half the vector width (AVX2) of
+processors that Intel did not make: on an AMD EPYC with AVX-512 oneDNN is 2.2 times faster. Results
+differ by the order of sums, as between any two machines. oneDNN's operator has no derivative, so
+nothing here is for training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _ROWS = 16
-"""Fewer rows are not worth the call."""
+"""From here on the call pays."""
 
 
 def serves(*operands: Tensor | None) -> bool:
-    """Whether oneDNN's operator can stand for ``F.linear`` here: float32 on a CPU, no gradients, no
-    autocast.
-    """
+    """Whether oneDNN can replace ``F.linear``: float32 on a CPU, no gradients, no autocast."""
     return (
         not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
@@ -41,14 +39,14 @@ def serves(*operands: Tensor | None) -> bool:
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``: (..., C) with (D, C) and (D,) -> (..., D), by oneDNN where it serves."""
+    """``F.linear``: (..., C) with (D, C) and (D,) -> (..., D), by oneDNN where it can."""
     if x.numel() >= _ROWS * x.shape[-1] and serves(x, weight, bias):
         return _onednn(x, weight, bias, "none")
     return F.linear(x, weight, bias)
 
 
 def fast_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.gelu(F.linear(...))``, the exact GELU, in one pass where oneDNN serves."""
+    """``F.gelu(F.linear(...))``, the exact GELU, in one pass where oneDNN can."""
     if x.numel() >= _ROWS * x.shape[-1] and serves(x, weight, bias):
         return _onednn(x, weight, bias, "gelu")
     return F.gelu(F.linear(x, weight, bias))

@@ -1,8 +1,8 @@
 """A fast forward pass of SAM's image encoder, over segment_anything's own weights.
 
 The plain function is ``ImageEncoderViT.forward``. Here the projections run before windows are
-filled up, through :mod:`~possam.model.ops.fast_linear`, and no bias of all pairs of tokens is ever
-stored: ViT-B at 1024 x 1024 takes a third of the time on a CPU.
+padded, by :mod:`~possam.model.ops.fast_linear`, and no bias of all pairs of tokens is ever stored:
+ViT-B at 1024 x 1024 takes a third of the time on a CPU.
 
 Shapes: B images, C channels, H W pixels, h w tokens (H / patch, W / patch, rounded up), n heads of
 D channels.
@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from possam.model.ops.fast_linear import fast_linear, fast_linear_gelu
 
 _MANY_TOKENS = 1024
-"""From here on attention on a CPU is faster in rows than fused."""
+"""From here on attention on a CPU is faster by rows than fused."""
 _ROWS = 512
-"""Queries of a head whose scores are there at a time: 8 MiB for the 64 x 64 tokens of an image."""
+"""Queries of a head whose scores are computed at a time: 8 MiB for an image of 64 x 64 tokens."""
 _MASK_CELLS = 1 << 21
-"""Biases of windows that are there at a time: 8 MiB."""
+"""Biases of windows that are stored at a time: 8 MiB."""
 
 
 def run_encoder(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def _attend_in_rows(
 ) -> Tensor:
     """The same on a CPU, a head and some rows of queries at a time, in float32.
 
-    The fused kernel works on appended biases and padded values three times as long as it did
-    without, and multiplies through MKL; here the bias is added to scores that lie in the cache.
+    With appended biases and padded values the fused kernel takes three times as long as without,
+    and multiplies by MKL; here the bias is added to scores that lie in the cache.
     """
     batch, heads, tokens, _ = query.shape
     height, width = bias_h.shape[-1], bias_w.shape[-1]
@@ -124,8 +124,9 @@ def _attend_in_rows(
 def _attend_in_windows(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:
-    """The same for many short sequences on a CPU, in float32: the biases of a few windows at a time
-    are a mask of the fused kernel, which is several times slower in bfloat16, and would round them.
+    """The same for many short sequences on a CPU, with a few windows' biases as the kernel's mask.
+
+    In float32: in bfloat16 the kernel is several times slower, and biases would be rounded.
     """
     windows, heads, tokens, _ = query.shape
     count = max(1, _MASK_CELLS // (heads * tokens**2))
@@ -158,8 +159,8 @@ def _to_windows(x: Tensor, size: int, fill: Tensor) -> Tensor:
 def _run_block(block: Block, x: Tensor) -> Tensor:
     """``Block.forward``, (B, h, w, C) -> the same.
 
-    Cells that only fill up windows are zeros before the projection to queries, keys and values,
-    which makes its bias of them; so they are added after it. What they attend to is dropped.
+    The cells that pad windows are zeros before the projection to queries, keys and values, and so
+    equal its bias after it, where they are added here. What they attend to is dropped.
     """
     attention, mlp, size = block.attn, block.mlp, (x.shape[1], x.shape[2])
     qkv = fast_linear(block.norm1(x), attention.qkv.weight, attention.qkv.bias)

@@ -1,30 +1,47 @@
 """Masks at the size of the image, a strip of rows at a time.
 
-The plain way makes all masks (Q, H, W) at once, with ``Geometry.restore``. In strips each number is
-used while it is still in a CPU's cache: a third of the time, and little memory.
+The plain way makes all masks (Q, H, W) at once, by :meth:`Geometry.restore`. In strips each number
+is used while it is still in a CPU's cache: a third of the time, and little memory.
 
 Shapes: Q masks, N chosen masks, H W of the output, h w of mask maps.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 STRIP_CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""How many numbers are at full size at a time: on a CPU they fit into the cache."""
+"""How many numbers of full size are computed at a time: on a CPU they fit into the cache."""
 
 Size = tuple[int, int]
 """Height and width."""
-Sizes = tuple[Size, Size, Size]
-"""What mask maps cover, which part of that is the image, and what that becomes: a ``Geometry``."""
+
+
+class Geometry(NamedTuple):
+    """Where mask maps lie: they cover ``padded``; ``content`` is cut out and becomes ``output``.
+
+    ``output`` is the size of the original image.
+    """
+
+    padded: Size
+    content: Size
+    output: Size
+
+    def restore(self, mask_logits: Tensor) -> Tensor:
+        """(Q, h, w) logits -> (Q, H, W) float32 logits at the original image's size."""
+        resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+        maps = resize(mask_logits.float()[None], size=self.padded)
+        return resize(maps[..., : self.content[0], : self.content[1]], size=self.output)[0]
 
 
 def strips(
     mask_logits: Tensor,
-    sizes: Sizes,
+    geometry: Geometry,
     *,
     chosen: Tensor | None = None,
     probabilities: Tensor | None = None,
@@ -36,39 +53,37 @@ def strips(
         mask_logits: (Q, h, w).
         chosen: (N,) indices of masks; ``None``: all of them.
         probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
-        beside: how many numbers per pixel the caller keeps beside them.
+        beside: how many more numbers per pixel the caller keeps.
     """
     count = len(mask_logits) if chosen is None else len(chosen)
     if not count:
         return
-    height, width = sizes[2]
+    height, width = geometry.output
     step = max(1, STRIP_CELLS[mask_logits.device.type] // ((count + beside) * width))
     own = mask_logits if probabilities is None else probabilities
     if chosen is not None:
         own = own[chosen]
     for start in range(0, height, step):
         rows = slice(start, min(height, start + step))
-        yield (
-            rows,
-            restore_rows(own, sizes, rows).sigmoid() if probabilities is None else own[:, rows],
-        )
+        made = probabilities is not None
+        yield rows, own[:, rows] if made else restore_rows(own, geometry, rows).sigmoid()
 
 
-def full_probabilities(mask_logits: Tensor, sizes: Sizes) -> Tensor | None:
+def full_probabilities(mask_logits: Tensor, geometry: Geometry) -> Tensor | None:
     """Probabilities (Q, H, W) of all masks (Q, h, w) of an image at its full size, if they fit.
 
     For several results of one image, which then share them; ``None`` where they are more than
     :data:`STRIP_CELLS` and each result makes them strip by strip.
     """
-    height, width = sizes[2]
+    height, width = geometry.output
     if len(mask_logits) * height * width > STRIP_CELLS[mask_logits.device.type]:
         return None
-    return restore_rows(mask_logits, sizes, slice(0, height)).sigmoid()
+    return restore_rows(mask_logits, geometry, slice(0, height)).sigmoid()
 
 
-def restore_rows(mask_logits: Tensor, sizes: Sizes, rows: slice) -> Tensor:
+def restore_rows(mask_logits: Tensor, geometry: Geometry, rows: slice) -> Tensor:
     """The ``rows`` (start and stop) of ``Geometry.restore``: (Q, h, w) -> (Q, rows, W) float32."""
-    padded, content, output = sizes
+    padded, content, output = geometry
     logits = mask_logits.float()
     if content == output:
         return _resize_rows(logits, rows, padded)[..., : output[1]]
@@ -128,8 +143,8 @@ def _interpolate(maps: Tensor, taps: _Taps, width: int, *, first: int) -> Tensor
 def first_argmax(maps: Tensor) -> Tensor:
     """``maps.argmax(0)`` (N, H, W) -> (H, W) int64, of equals the first.
 
-    In passes that a CPU makes eight numbers at a time, where ``argmax`` takes one after another: a
-    tenth of the time.
+    On a CPU each pass here takes eight numbers at a time, where ``argmax`` takes one: a tenth of
+    the time.
     """
     last = len(maps) - 1
     places = torch.arange(last, -1, -1, dtype=maps.dtype, device=maps.device)

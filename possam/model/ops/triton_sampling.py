@@ -1,10 +1,10 @@
 """Bilinear samples of deformable attention on CUDA: one Triton kernel forward, one backward.
 
-A program takes a block of queries of one head of one image through all levels and points, so that
-nothing as large as the samples is ever written. Where several samples touch a cell, its gradient is
-summed atomically, as by PyTorch's own ``grid_sample``: in no fixed order.
+Each program computes one block of queries, of one head of one image, over all levels and points, so
+that nothing as large as the samples is ever written. Where several samples touch a cell, its
+gradient is summed atomically, in no fixed order, as by PyTorch's own ``grid_sample``.
 
-Importing this module imports Triton, which exists on Linux only.
+Importing this module imports Triton, which exists only on Linux.
 
 Shapes: B images, Q queries, N cells of all levels, M heads, L levels, P points, D channels per
 head.
@@ -25,7 +25,7 @@ _BLOCK = 32
 
 @triton.jit
 def _read_cells(values, row, column, height, width, step, lanes, kept):
-    """Cells (BLOCK, LANES) of a map, zero outside it, and where they lie."""
+    """Cells (BLOCK, LANES) of a map, zero outside it; their places; and which lie inside."""
     inside = kept & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     places = ((row * width + column) * step)[:, None] + lanes[0][None, :]
     mask = inside[:, None] & lanes[1][None, :]
@@ -34,9 +34,9 @@ def _read_cells(values, row, column, height, width, step, lanes, kept):
 
 @triton.jit
 def _find(offsets, centre, side, kept):
-    """The cell before each sample along one side of the map, and how far behind it: (BLOCK, 1)."""
+    """Along one side of the map: the cell before each sample (BLOCK,), the rest (BLOCK, 1)."""
     place = tl.load(offsets, mask=kept, other=0.0) + centre * side - 0.5
-    # Beyond the cells around the map everything is zero, however far.
+    # Everything beyond the map is zero, however far away.
     place = tl.minimum(tl.maximum(place, -2.0), side + 1.0)
     cell = tl.floor(place)
     return cell.to(tl.int32), (place - cell)[:, None]
@@ -44,8 +44,8 @@ def _find(offsets, centre, side, kept):
 
 @triton.jit
 def _queries(references, queries, heads, BLOCK: tl.constexpr):
-    """What this program works on: image, head, which of its queries there are (BLOCK,), their rows
-    in (B, Q, M), and the x and y of their references.
+    """This program's image and head, which of its queries exist (BLOCK,), their rows in (B, Q, M),
+    and x and y of their references.
     """
     head = tl.program_id(1) % heads
     image = (tl.program_id(1) // heads).to(tl.int64)
@@ -67,8 +67,8 @@ def _level(sizes, level, image, cells):
 
 @triton.jit
 def _read(maps, offsets, weights, sample, centres, height, width, step, lanes, kept):
-    """A sample of each query: its weight (BLOCK,), how far it lies behind the cells before it along
-    x and y (BLOCK, 1), and the four cells around it, row by row, as :func:`_read_cells` gives them.
+    """One sample per query: its weight (BLOCK,), its distances in x and y (BLOCK, 1) from the cells
+    before it, and the four cells around it, row by row, as :func:`_read_cells` gives them.
     """
     weight = tl.load(weights + sample, mask=kept, other=0.0)
     column, right = _find(offsets + 2 * sample, centres[0], width, kept)
@@ -108,7 +108,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    values, offsets, weights, references, sizes, gradient,
+    values, offsets, weights, references, sizes, d_out,
     d_values, d_offsets, d_weights,
     queries, cells, heads, channels,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
@@ -118,7 +118,7 @@ def _backward(
     lanes = (lane, lane < channels)
     step = heads * channels
     places = own[:, None] * channels + lane[None, :]
-    grad_output = tl.load(gradient + places, mask=kept[:, None] & lanes[1][None, :], other=0.0)
+    grad_output = tl.load(d_out + places, mask=kept[:, None] & lanes[1][None, :], other=0.0)
     for level in range(LEVELS):
         height, width, first = _level(sizes, level, image, cells)
         start = first * step + head * channels
@@ -147,27 +147,20 @@ def _backward(
 
 class _SampleSum(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        offsets: Tensor,
-        weights: Tensor,
-        references: Tensor,
-        sizes: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        values, _, weights, *_ = inputs
         out = values.new_empty((*weights.shape[:3], values.shape[-1]))
-        inputs = (values, offsets, weights, references, sizes)
         _launch(_forward, inputs, (out,))
         ctx.save_for_backward(*inputs)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         values, offsets, weights, _, _ = inputs = ctx.saved_tensors
         d_values = torch.zeros_like(values)
         d_offsets, d_weights = torch.empty_like(offsets), torch.empty_like(weights)
-        _launch(_backward, inputs, (gradient.contiguous(), d_values, d_offsets, d_weights))
+        _launch(_backward, inputs, (grad_output.contiguous(), d_values, d_offsets, d_weights))
         return d_values, d_offsets, d_weights, None, None
 
 

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from possam.model.encoders.mask2former import (
+from possam.model.possam import PosSAM
+from possam.runtime.errors import InputError, WrongVariantError
+from possam.training.mask2former import (
     convert_mask2former,
     describe_decoders,
     start_from_mask2former,
 )
-from possam.model.possam import PosSAM
-from possam.runtime.errors import InputError, WrongVariantError
 from tests.support.lazy import LazyModule
 from tests.support.mask2former_reference import Sizes, config_of, our_decoders, randomise, reference
 from tests.support.model_fakes import TWO_WAY, small_possam

@@ -8,7 +8,7 @@ in every published checkpoint), and how the product of heads and points is divid
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -62,7 +62,7 @@ _PROJECTION = re.compile(r"(pixel_decoder\.(?:input_projections\.\d+|lateral))\.
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSizes:
-    """Sizes of both decoders that shapes tell, named as the ``model`` parameters."""
+    """Sizes of both decoders that shapes show, named as the ``model`` parameters."""
 
     hidden_dim: int
     queries: int
@@ -91,8 +91,8 @@ class Mask2FormerWeights:
 def rename_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """PosSAM's names and tensors of a Mask2Former state dict, whatever its sizes.
 
-    Fused projections of query, key and value are split. Raises :class:`WrongVariantError` for
-    tensors that no published Mask2Former has.
+    Fused projections of query, key and value are split. Tensors that no published Mask2Former has
+    are a :class:`WrongVariantError`.
     """
     prefix = "model." if any(key.startswith(f"model.{_QUERY}.") for key in state) else ""
     renamed: dict[str, Tensor] = {}
@@ -125,10 +125,9 @@ def _split(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def describe_decoders(tensors: Mapping[str, Tensor]) -> DecoderSizes:
-    """Sizes of the decoders whose tensors, by PosSAM's names, are given.
+    """Sizes of the decoders whose tensors, by PosSAM's names, are given; 0 of layers they lack.
 
-    A size of layers that are not there is 0. Raises :class:`InputError` if the queries or the mask
-    features are missing.
+    Raises :class:`InputError` if the queries or the mask features are missing.
     """
 
     def rows(key: str) -> int:
@@ -166,19 +165,19 @@ def convert_mask2former(
         target: PosSAM's state dict (or that of its two decoders); its shapes decide.
 
     Returns:
-        Every tensor of both decoders but the projections of the backbone's maps (three input
-        projections, one lateral), which are taken over only where their shapes agree.
+        Every tensor of both decoders, except that projections of the backbone's maps (three input
+        projections, one lateral) are taken over only where their shapes agree.
 
     Raises:
         InputError: not such a state dict, or tensors are missing or damaged.
         WrongVariantError: other sizes than the target's; both are named.
     """
     tensors = rename_mask2former(state)
-    found, wanted = describe_decoders(tensors), describe_decoders(target)
+    found, needed = asdict(describe_decoders(tensors)), asdict(describe_decoders(target))
     differences = [
-        f"{field.name} {getattr(found, field.name)} (here {getattr(wanted, field.name)})"
-        for field in fields(DecoderSizes)
-        if getattr(found, field.name) != getattr(wanted, field.name)
+        f"{name} {size} (here {needed[name]})"
+        for name, size in found.items()
+        if size != needed[name]
     ]
     if differences:
         raise WrongVariantError(
@@ -209,8 +208,8 @@ def convert_mask2former(
 def start_from_mask2former(model: PosSAM, path: Path) -> Mask2FormerWeights:
     """Put the weights of a checkpoint file into ``model`` and print what was copied.
 
-    Raises :class:`InputError` for a model with another decoder, for a file that cannot be read, and
-    as :func:`convert_mask2former`; the model is then as it was.
+    A model with another decoder and an unreadable file are an :class:`InputError`; else it raises
+    as :func:`convert_mask2former`. The model is then as it was.
     """
     if not isinstance(model.decoder, Mask2FormerDecoder):
         raise InputError(
