@@ -18,6 +18,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 PIPELINE = "tests/whole/"
+PINNED = ("tests/whole/test_documents.py", "tests/whole/test_dvc.py")
+"""Of them, those that share a copy whose results DVC has pinned."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The pipeline's tests share one finished pipeline: one process runs them all, in order.
+    """Tests that share one finished pipeline run in one process, in order: there are two groups.
 
     All other files are handed out one by one; of tests of full-size networks, which are named
     so, one function at a time: a file of them would keep one process busy for minutes.
@@ -57,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(PIPELINE):
-                return PIPELINE
+                return "pinned" if nodeid.startswith(PINNED) else PIPELINE
             return nodeid.split("[" if "full_size" in nodeid else "::")[0]
 
     return ByFile(config, log)
