@@ -150,7 +150,7 @@ def averaged(monkeypatch: pytest.MonkeyPatch) -> None:
         found.intervals.update(map=[9.0, 11.0], pq_unseen=[19.0, 21.0])
         return found
 
-    monkeypatch.setattr(comparison, "average_seeds", average)
+    monkeypatch.setattr("possam.reporting.measurement.average_seeds", average)
 
 
 def evaluate(project: Project) -> dict[str, dict[str, Any]]:

@@ -154,6 +154,19 @@ def copy_project(folder: Path) -> Workspace:
     return workspace
 
 
+@contextmanager
+def removing_what_is_made(workspace: Workspace) -> Iterator[None]:
+    """Runs and evaluations that are new at the end are removed: other tests count them."""
+    folders = [workspace.folder / "results/smoke" / kind for kind in ("runs", "evaluations")]
+    before = {path for folder in folders for path in folder.iterdir()}
+    try:
+        yield
+    finally:
+        for folder in folders:
+            for path in set(folder.iterdir()) - before:
+                shutil.rmtree(path)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The smoke pipeline, run once; tests that edit it put it back as it was."""

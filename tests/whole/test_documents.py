@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pages import HOW_TO, README, REPOSITORY, apply, commands_of, edits_of
-from tests.whole.conftest import Workspace, dvc, restore, served
+from tests.whole.conftest import Workspace, dvc, removing_what_is_made, restore, served
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,7 +30,8 @@ def prepared(finished: Workspace) -> Iterator[Workspace]:
     for edit in edits:
         apply(edit, finished.folder)
     write_examples(finished.folder)
-    yield finished
+    with removing_what_is_made(finished):
+        yield finished
     for file, text in before.items():
         (finished.folder / file).write_text(text)
 

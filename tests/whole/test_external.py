@@ -31,7 +31,7 @@ def test_the_ground_truth_as_another_system_s_predictions(finished: Workspace) -
     before = {
         path: path.read_bytes() for path in results.glob("table1.*") if "track" not in path.name
     }
-    assert len(before) == 5
+    assert len(before) == 6
     with (
         edited(params / "tables.yaml", ROWS, CELL),
         edited(entries, entries.read_text(), entries.read_text() + ENTRY),
