@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test parity bench paper-step test-slurm lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step test-slurm lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -44,6 +44,13 @@ smoke: ## the whole study on a handful of images (does every rule run?)
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
+
+# Rooms without networks, trainings and scoring: no compiled loops, no pipeline.
+FAST := assets datasets launch params pipeline reporting runtime stages synthetic
+
+test-fast: $(READY) ## the tests of everything around networks, trainings and scoring (less than two minutes)
+	$(BIN)/python -m pytest -n $(CORES) --dist loadscope -m "not (pipeline or slow or full_size or paper_step or slurm)" \
+	  $(FAST:%=tests/%) tests/test_*.py
 
 # The C library keeps freed tensors of up to 32 MB unless told; two networks would not fit 12 GiB.
 parity: $(READY) ## every borrowed part against its reference, full size; writes reports/parity.md

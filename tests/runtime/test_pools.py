@@ -14,6 +14,8 @@ import pytest
 from possam.runtime import pools as worker_pool
 from possam.runtime.errors import InputError, PossamError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PRELOAD = "possam.runtime.memory"
 

@@ -29,6 +29,8 @@ from possam.synthetic.towers import (
     tower_files,
 )
 
+pytestmark = pytest.mark.slow
+
 TOWERS = Path(__file__).resolve().parents[2] / "data" / "towers"
 MEBIBYTE = 2**20
 TINY_CLIP = ClipSettings(scenes=10, iterations=3, batch=4, crops=2)
