@@ -28,10 +28,10 @@ def test_the_ground_truth_as_another_system_s_predictions(finished: Workspace) -
     truth, folder = finished.folder / "data/smoke/datasets/ade20k_val", finished.folder / FOLDER
     params, results = finished.folder / "params", finished.folder / "results/smoke"
     entries = params / "external.yaml"
-    before = {
-        path: path.read_bytes() for path in results.glob("table1.*") if "track" not in path.name
-    }
-    assert len(before) == 6
+    # Not the record of MLflow's and Snakemake's: they say when the table was made.
+    files = [p for p in results.glob("table1.*") if p.suffix in (".csv", ".json", ".md", ".tex")]
+    before = {path: path.read_bytes() for path in files if "track" not in path.name}
+    assert len(before) == 5
     with (
         edited(params / "tables.yaml", ROWS, CELL),
         edited(entries, entries.read_text(), entries.read_text() + ENTRY),
