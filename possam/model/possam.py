@@ -89,7 +89,9 @@ class PosSAM(nn.Module):
             all_layers: predictions of all layers (training), else only of the last.
         """
         dtype = self.void_embed.dtype
-        backbone, clip_features = [m.to(dtype) for m in backbone], clip_features.to(dtype)
+        # Convolutions are fastest on maps with their channels innermost in memory.
+        backbone = [m.to(dtype, memory_format=torch.channels_last) for m in backbone]
+        clip_features = clip_features.to(dtype)
         mask_features, regions, embeddings = self.decoder(backbone, all_layers=all_layers)
         # All layers of an image go through the heads together, as L * Q masks.
         layers, queries = regions.shape[1:3]
