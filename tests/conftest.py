@@ -18,8 +18,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 PIPELINE = "tests/whole/"
-PINNED = ("tests/whole/test_documents.py", "tests/whole/test_dvc.py")
+PINNED = ("tests/whole/test_dvc.py", "tests/whole/test_documents.py::test_storing")
 """Of them, those that share a copy whose results DVC has pinned."""
+MEANWHILE = "tests/model/test_compilation.py"
+"""What another process does while the first makes the pipeline's results for all."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests that take longest come first: the pipeline's, then full-size networks."""
     items.sort(
         key=lambda item: (
+            not item.nodeid.startswith(PINNED),
+            not item.nodeid.startswith(MEANWHILE),
             not item.nodeid.startswith(PIPELINE),
             item.get_closest_marker("full_size") is None,
         )
@@ -49,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests that share one finished pipeline run in one process, in order: there are two groups.
+    """Tests that share the pinned pipeline run in one process, in order.
 
     All other files are handed out one by one; of tests of full-size networks, which are named
     so, one function at a time: a file of them would keep one process busy for minutes.
@@ -58,8 +62,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith(PIPELINE):
-                return "pinned" if nodeid.startswith(PINNED) else PIPELINE
+            if nodeid.startswith(PINNED):
+                return "pinned"
             return nodeid.split("[" if "full_size" in nodeid else "::")[0]
 
     return ByFile(config, log)

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -47,17 +47,30 @@ def lend(entry: str) -> None:
     """Start a server for the commands that this process starts; it ends with this process.
 
     ``entry``: ``module:function`` that a job calls with its arguments; it returns the exit code.
+    Where a server is lent already, the commands use that one.
     """
-    folder = Path(tempfile.mkdtemp(prefix="possam-"))
+    if not os.environ.get(FORKSERVER_VARIABLE):
+        os.environ[FORKSERVER_VARIABLE] = str(start(entry, Path.cwd(), os.environ))
+
+
+def start(entry: str, folder: Path, environment: Mapping[str, str]) -> Path:
+    """Start a server in ``folder`` whose jobs import what a command there would import.
+
+    Returns:
+        Its socket, which is there once the server listens; commands wait for nothing until then.
+    """
+    path = Path(tempfile.mkdtemp(prefix="possam-")) / "jobs"
     process = subprocess.Popen(
-        [sys.executable, "-m", "possam.runtime.forkserver", str(folder / "jobs"), entry],
+        [sys.executable, "-m", "possam.runtime.forkserver", str(path), entry],
+        cwd=folder,
+        env=environment,
         stdin=subprocess.PIPE,
         # Ctrl-C is for the jobs, which get it from their commands, not for the server.
         start_new_session=True,
     )
     assert process.stdin is not None
     atexit.register(process.stdin.close)
-    os.environ[FORKSERVER_VARIABLE] = str(folder / "jobs")
+    return path
 
 
 def serve(path: Path, entry: str) -> None:

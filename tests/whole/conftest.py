@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
+from possam.runtime.environment import FORKSERVER_VARIABLE
+from possam.runtime.forkserver import start
 from tests.support.sessions import signal_session
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,11 +30,39 @@ FILES = (
 TARGETS = ("results/smoke/table1.csv", "results/smoke/table1.tracking.json")
 
 
+COMMAND = """
+import sys
+from possam.runtime.forkserver import ask
+
+sys.exit(ask(sys.argv[1], sys.argv[2:]))
+"""
+"""The command line, in a child of the server at its first argument."""
+
+
 @dataclass
 class Workspace:
-    """A project folder whose own copy of the package is the one that runs."""
+    """A project folder whose own copy of the package is the one that runs.
+
+    Its jobs and commands are run by a fork server of its own, if it has one: the import of PyTorch
+    and the like would take most of these tests' time.
+    """
 
     folder: Path
+    server: Path | None = None
+
+    def serve(self) -> "Workspace":
+        """Start the fork server. It ends with the tests."""
+        self.server = start("possam.cli:main", self.folder, self.environment())
+        deadline = time.monotonic() + 120
+        while not self.server.exists():
+            assert time.monotonic() < deadline, "no fork server"
+            time.sleep(0.02)
+        return self
+
+    def copy(self, folder: Path) -> "Workspace":
+        """A copy of everything, compiled loops included, with a server of its own."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Workspace(folder).serve()
 
     def environment(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -41,6 +72,8 @@ class Workspace:
         )
         environment.setdefault("OMP_NUM_THREADS", "1")
         environment["POSSAM_SCALE"] = environment["SCALE"] = "smoke"
+        if self.server is not None:
+            environment[FORKSERVER_VARIABLE] = str(self.server)
         for role in ("AUTHOR", "COMMITTER"):
             environment |= {f"GIT_{role}_NAME": "test", f"GIT_{role}_EMAIL": "test@localhost"}
         for name in ("MLFLOW_TRACKING_URI", "POSSAM_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL"):
@@ -65,7 +98,10 @@ class Workspace:
         return done.stdout + done.stderr
 
     def possam(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "possam.cli", *arguments, check=check)
+        """The command line, by the server (which ``possam`` itself asks for long commands only)."""
+        if self.server is None:
+            return self.run(sys.executable, "-m", "possam", *arguments, check=check)
+        return self.run(sys.executable, "-c", COMMAND, str(self.server), *arguments, check=check)
 
     def commit(self, message: str) -> None:
         """Everything that git does not ignore."""
@@ -134,8 +170,9 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def copy_project(folder: Path) -> Workspace:
     """A fresh copy without results."""
+    # The loops that were compiled for the package are compiled for its copy.
+    ignored = shutil.ignore_patterns("cache", "tmp", "config.local")
     for name in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
         shutil.copy2(REPOSITORY / name, folder / name)
@@ -168,11 +205,19 @@ def removing_what_is_made(workspace: Workspace) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The smoke pipeline, run once; tests that edit it put it back as it was."""
-    workspace = copy_project(tmp_path_factory.mktemp("smoke"))
-    workspace.snakemake(*TARGETS)
-    return workspace
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
+    """The smoke pipeline, run once; tests that edit it put it back as it was.
+
+    Each process of the tests has a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "smoke"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            made = copy_project(tmp_path_factory.mktemp("made") / "project")
+            made.snakemake(*TARGETS)
+            made.folder.rename(folder)
+    return Workspace(folder).copy(tmp_path_factory.mktemp("finished") / "project")
 
 
 def dvc(workspace: Workspace, *arguments: str) -> str:
@@ -193,8 +238,7 @@ def pinned(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tup
     what DVC said.
     """
     folder = tmp_path_factory.mktemp("dvc") / "project"
-    shutil.copytree(finished.folder, folder, symlinks=True)
-    workspace = Workspace(folder)
+    workspace = finished.copy(folder)
     tables = folder / "params/tables.yaml"
     table = yaml.safe_load(tables.read_text())["table1"]
     del table["reference"]
