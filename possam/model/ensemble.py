@@ -1,7 +1,7 @@
 """Ensembles of the two classifications of a mask (paper, section 3.5, Algorithm 1, Table 7).
 
-The weight ``w`` of the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 is only
-the LDP branch, 1 only the CLIP branch. The functions stand in ``registry.ENSEMBLES``.
+The weight ``w`` of the CLIP branch is ``alpha`` for seen and ``beta`` for unseen classes; 0 uses
+only the LDP branch, 1 only the CLIP branch. ``registry.ENSEMBLES`` names the functions.
 
 Shapes: K classes; leading dimensions are free.
 """
@@ -15,12 +15,12 @@ from possam.model.options import Confidence, InferenceOptions
 
 
 class Ensemble(Protocol):
-    """What every function of ``registry.ENSEMBLES`` takes and gives."""
+    """What every function of ``registry.ENSEMBLES`` takes and returns."""
 
     def __call__(
         self, p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions
     ) -> Tensor:
-        """Combine probabilities without void, (..., K), each summing to 1 over the classes.
+        """Combine ``p_ldp`` and ``p_clip``, (..., K) without void, which sum to 1 over the classes.
 
         Args:
             seen: (K,) bool, True for classes with a training synonym.
@@ -52,7 +52,7 @@ def geometric_ensemble(
 def mase(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptions) -> Tensor:
     """Mask-aware selective ensembling: a geometric mean whose weights follow the confidences.
 
-    The listing of Algorithm 1 is lost; this realises its description (see :func:`mase_weight`).
+    The listing of Algorithm 1 is lost; this implements its description (see :func:`mase_weight`).
     IoU scores weigh masks against each other afterwards, in :mod:`possam.model.inference`.
     """
     return _geometric_mean(p_ldp, p_clip, seen, options, selective=True)
@@ -61,9 +61,9 @@ def mase(p_ldp: Tensor, p_clip: Tensor, *, seen: Tensor, options: InferenceOptio
 def mase_weight(p_ldp: Tensor, p_clip: Tensor, *, weight: Tensor, confidence: Confidence) -> Tensor:
     """CLIP's adapted weight w': its odds are those of ``weight`` times c_clip / c_ldp.
 
-    Equal confidences leave the weight as it is, 0 and 1 stay 0 and 1, and it rises smoothly with
-    CLIP's confidence and falls with LDP's. ``p_ldp``, ``p_clip`` (..., K) and ``weight`` (K,) of
-    0..1 -> (..., K) float32 of 0..1.
+    With equal confidences w' is ``weight``; weights 0 and 1 never change. w' rises smoothly with
+    CLIP's confidence and falls with LDP's. ``p_ldp``, ``p_clip`` (..., K) and ``weight`` (K,), all
+    in 0..1 -> (..., K) float32 in 0..1.
     """
     return _adapt(weight.float(), _log(p_ldp), _log(p_clip), confidence)
 

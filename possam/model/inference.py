@@ -76,8 +76,8 @@ class InstancePrediction(NamedTuple):
     """M instances of one image, best first.
 
     Attributes:
-        masks: (N, H, W) bool, each mask once, also where it is several instances.
-        place: (M,) int64, the mask of each instance; labels: (M,) int64; scores: (M,) float32.
+        masks: (N, H, W) bool; a mask that gives several instances is here once.
+        place: (M,) int64, index of each instance's mask; labels: (M,) int64; scores: (M,) float32.
     """
 
     masks: Tensor
@@ -101,8 +101,8 @@ def classify(
     Args:
         possam: for its temperature and void embedding; ``clip_logit_scale``: CLIP's own.
         seen: (K,) bool, True for classes with a training synonym.
-        options: the ensemble, its weights, and whether masks are weighted by their expected IoU; a
-            model without an IoU head expects none and gives weights of one.
+        options: the ensemble, its weights, and whether masks are weighted by their expected IoU;
+            without an IoU head every mask has weight one.
 
     Raises:
         InputError: ``seen`` has another length than the vocabulary.
@@ -139,13 +139,13 @@ def panoptic_inference(
     probability. A mask that keeps less than ``overlap_threshold`` of its own area (probability at
     least 0.5) is dropped, and its pixels stay void. Segments of one stuff class become one.
 
-    Mask2Former thresholds the best class's probability. With an open vocabulary that falls with
-    the number of similar names, so the probability of being an object at all is compared instead.
+    Mask2Former thresholds the best class's probability. With an open vocabulary that probability
+    falls with the number of similar names, so the objectness is compared instead.
 
     Args:
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
         is_thing: (K,) bool.
-        probabilities: what ``full_probabilities`` made of ``mask_logits``, if it was called.
+        probabilities: the result of ``full_probabilities`` for ``mask_logits``, if there is one.
 
     Returns:
         (H, W) int32 ids, 0 = void, and the segments, in the order of their ids, best mask first.

@@ -17,7 +17,7 @@ class LayerNorm(nn.LayerNorm):
     """``nn.LayerNorm`` over the last axis, computed in the weights' precision.
 
     PyTorch's own, given bfloat16 on a CPU, adds up the gradients of weight and bias in bfloat16:
-    of 50,000 terms of one sign a twentieth of the sum is left.
+    with 50,000 terms of one sign, only a twentieth of the sum is left.
     """
 
     def forward(self, input: Tensor) -> Tensor:

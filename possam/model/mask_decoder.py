@@ -48,7 +48,7 @@ class MaskedDecoderLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Queries that refine themselves on one scale after another, inside their own last mask."""
+    """Queries refined on one scale after another, each attending inside its own previous mask."""
 
     def __init__(
         self, *, channels: int, mask_channels: int, queries: int, heads: int, layers: int, ffn: int
@@ -113,6 +113,6 @@ class MaskDecoder(nn.Module):
 
 
 def attention_mask(logits: Tensor) -> Tensor:
-    """Where queries may look: inside their mask, or everywhere if it is empty: (B, Q, N) bool."""
+    """(B, Q, N) logits -> bool: a query may look inside its mask, or anywhere if that is empty."""
     inside = logits >= 0
     return inside | ~inside.any(dim=-1, keepdim=True)

@@ -9,7 +9,7 @@ from possam.model.registry import DECODERS, ENSEMBLES, POOLINGS, PYRAMIDS, modul
 from possam.runtime.options import Count, Options, Positive, Unit
 
 CLIP = "clip"
-"""Name of a feature tower beside the SAM sizes: the stages of CLIP, its dense map the last."""
+"""Name, beside those of SAMs, of the tower that gives CLIP's stages (the last: its dense map)."""
 
 Backbone = Literal["sam", "clip"]
 """The maps that masks are made from: SAM's one, or CLIP's four stages, as in FC-CLIP."""
@@ -27,7 +27,7 @@ Compilation = Literal["none", "inductor", "cuda_graphs"]
 
 
 def _one_of(kinds: Mapping[str, str]) -> AfterValidator:
-    """Check that a name is one of a registry's; read when parameters are, not at import."""
+    """Check that ``kinds`` has a name; looked up when parameters are read, not at import."""
 
     def check(name: str) -> str:
         if name not in kinds:
@@ -71,7 +71,7 @@ class ModelOptions(Options):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "ModelOptions":
-        """Heads divide their width, and every choice is read: a missing part has no choices."""
+        """Check that heads divide their widths, and that no choice is made for a missing part."""
         if self.hidden_dim % self.heads or self.hidden_dim % 4:
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of heads and of 4")
         if self.pooling_dim % self.pooling_heads:
@@ -135,8 +135,8 @@ class InferenceOptions(Options):
 class AutomaticMaskOptions(Options):
     """SAM's automatic masks (figures), from a grid of ``points_per_side`` squared points.
 
-    ``iou_threshold``: lowest predicted IoU; ``stability_threshold``: lowest IoU of a mask with its
-    stricter and laxer cuts; ``nms_threshold``: highest IoU of two masks' boxes.
+    ``iou_threshold``: lowest predicted IoU; ``stability_threshold``: lowest IoU between a
+    mask's stricter and laxer cuts; ``nms_threshold``: highest IoU of two masks' boxes.
     """
 
     points_per_side: Positive

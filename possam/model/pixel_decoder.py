@@ -173,7 +173,7 @@ _by_fan_in = partial(nn.init.kaiming_uniform_, a=1)
 def _conv(
     channels: int, out: int, kernel: int, init: Callable[..., Tensor], *, bias: bool = True
 ) -> nn.Conv2d:
-    """A convolution with the initial weights of Mask2Former's: Xavier's, in its FPN by fan-in."""
+    """A convolution initialised as in Mask2Former: Xavier's, but by fan-in in its FPN."""
     conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=bias)
     init(conv.weight)
     if conv.bias is not None:
@@ -188,6 +188,6 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        # Of maps with their channels innermost PyTorch's backward pass is eight times slower; all
-        # else, convolutions first, is faster on them.
+        # PyTorch's backward pass is eight times slower on maps with their channels innermost;
+        # everything else, above all convolutions, is faster on them.
         return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last)

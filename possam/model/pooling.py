@@ -1,4 +1,4 @@
-"""Mask pooling and what turns pooled features into embeddings (paper, section 3.4, Table 5).
+"""Mask pooling, and networks that embed the pooled features (paper, section 3.4, Table 5).
 
 A new pooling is a class here and a line in ``registry.POOLINGS``.
 
@@ -22,7 +22,7 @@ def hard_masks(mask_logits: Tensor) -> Tensor:
 
 
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
-    """Mean of the features (B, C, h, w) inside each mask: (B, Q, C) float32, zeros if it is empty.
+    """Mean of the features (B, C, h, w) inside each mask: (B, Q, C) float32, 0 if it is empty.
 
     ``masks``: (B, Q, H, W) from :func:`hard_masks`, covering the same extent as the features; they
     are resampled to the features' size by area.
@@ -95,7 +95,7 @@ class LocalDiscriminativePooling(RegionPooling):
         streams = (self.region_stream(region_tokens), self.clip_stream(clip_tokens))
         tokens = torch.stack(streams, dim=2) + self.stream_embed  # (B, Q, 2, D)
         normed = self.attention_norm(tokens)
-        # A sequence is what attends within itself: a mask's two tokens, or an image's 2Q.
+        # The tokens of a sequence attend to each other: two of a mask, or all 2Q of an image.
         sequence = normed.flatten(0, 1) if self.interaction == "mask" else normed.flatten(1, 2)
         mixed = self.attention(sequence, sequence, sequence).view(tokens.shape)
         tokens = self.mixer(tokens + mixed)
@@ -146,7 +146,7 @@ class RegionOnlyPooling(RegionPooling):
 
 
 class ClipOnlyPooling(RegionOnlyPooling):
-    """The same of only CLIP's features."""
+    """Table 5's mask pooling of only CLIP's features."""
 
     def __init__(
         self, options: ModelOptions, *, region_channels: int, clip_channels: int, embed_dim: int

@@ -32,7 +32,7 @@ class LayerOutput:
     Attributes:
         mask_logits: (B, Q, H, W) of the mask features' size, positive inside.
         embeddings: (B, Q, E) float32, unit norm.
-        iou_logits: (B, Q), sigmoid of which is the expected IoU; ``None`` without an IoU head.
+        iou_logits: (B, Q), whose sigmoid is the expected IoU; ``None`` without an IoU head.
     """
 
     mask_logits: Tensor
@@ -119,7 +119,7 @@ class PosSAM(nn.Module):
     def class_logits(self, embeddings: Tensor, text: TextEmbeddings) -> Tensor:
         """Temperature-scaled cosine with every class's best synonym, and with void.
 
-        ``embeddings`` (..., E) of unit norm -> (..., K + 1) float32, void last.
+        ``embeddings`` (..., E), unit norm -> (..., K + 1) float32, void last; or an InputError.
         """
         if text.names.shape[-1] != self.void_embed.shape[-1]:
             raise InputError(
@@ -146,8 +146,8 @@ def build_possam(
     """Assemble PosSAM from the parts that ``options`` name in :mod:`possam.model.registry`.
 
     The initial weights depend only on ``seed`` and the widths, and the initial temperature on
-    ``logit_scale``, CLIP's. The global random state is left as it was. ``backbone_channels``: of
-    the backbone's maps, finest first, SAM's one or CLIP's four (else an InputError).
+    CLIP's ``logit_scale``. The global random state is left as it was. ``backbone_channels``: one
+    number per map, finest first: one for SAM, four for CLIP (else an InputError).
     """
     if len(backbone_channels) != (1 if options.backbone == "sam" else SCALES):
         raise InputError(
@@ -183,7 +183,7 @@ def build_possam(
 
 
 def rebuild_possam(description: Mapping[str, Any], *, seed: int) -> PosSAM:
-    """As :func:`build_possam`, from the flat mapping of its arguments that weights carry."""
+    """As :func:`build_possam`, from the flat mapping of its arguments stored with weights."""
     fields = {name: description[name] for name in ModelOptions.model_fields}
     others = {name: value for name, value in description.items() if name not in fields}
     return build_possam(ModelOptions.model_validate(fields), **others, seed=seed)

@@ -17,21 +17,21 @@ SCALES = 4
 class Pyramid(nn.Module):
     """Interface of ``registry.PYRAMIDS``, built with the ``channels`` of the backbone's maps.
 
-    The four maps get ``out_channels``, unless a pyramid leaves them as they are.
+    The four maps get ``out_channels`` channels, unless a pyramid keeps the backbone's.
     """
 
     out_channels: tuple[int, ...]
 
     def forward(self, *maps: Tensor) -> list[Tensor]:
-        """Maps (B, C_i, H_i, W_i), finest first -> four maps, each half as fine as the last."""
+        """Maps (B, C_i, H_i, W_i), finest first -> four maps, each half as fine as the previous."""
         raise NotImplementedError
 
 
 class SimplePyramid(Pyramid):
     """Convolutions and deconvolutions to 1/4, 1/8, 1/16 and 1/32, as ViTDet's simple pyramid.
 
-    Where ViTDet pools to 1/32 there is a strided convolution, since the paper names convolutions
-    and deconvolutions only.
+    Where ViTDet pools to 1/32 there is a strided convolution, since the paper names only
+    convolutions and deconvolutions.
     """
 
     def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
@@ -98,7 +98,7 @@ class StagePyramid(Pyramid):
         self.out_channels = tuple(channels)
 
     def forward(self, *maps: Tensor) -> list[Tensor]:
-        """Four maps (B, C_i, H_i, W_i) -> the same of H, H / 2, H / 4, H / 8 (rounded up)."""
+        """Four maps (B, C_i, H_i, W_i) -> the same at H, H / 2, H / 4, H / 8 (rounded up)."""
         height, width = maps[0].shape[-2:]
         sizes = [(-(-height // 2**index), -(-width // 2**index)) for index in range(SCALES)]
         return [resample_area(stage, size) for stage, size in zip(maps, sizes, strict=True)]

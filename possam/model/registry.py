@@ -1,7 +1,7 @@
-"""The parts of the model that come in several kinds: what an option may name, and what it names.
+"""The parts of the model that come in several kinds: the names an option may give, and their code.
 
 A new pooling is a class and one line here. An entry is written ``module:name``, so that reading
-parameters imports no PyTorch, and a training's code hash counts only the kinds that it uses.
+parameters imports no PyTorch, and a training's code hash covers only the kinds that it uses.
 """
 
 from collections.abc import Mapping

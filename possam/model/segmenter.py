@@ -41,7 +41,7 @@ class ClipTower(Protocol):
 
 @dataclass(frozen=True)
 class RawPrediction:
-    """Predictions that know no vocabulary yet.
+    """Predictions that do not depend on a vocabulary.
 
     Attributes:
         mask_logits: (B, Q, h, w) float32, positive inside, covering the padded image.
@@ -68,7 +68,7 @@ class TowerFeatures(nn.Module):
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         finest = clip.stage_strides[0]
         coarsest = finest * 2 ** (SCALES - 1) if sam is None else 2 * sam.stride
-        # Of the sides of padded images, so that the maps of all scales cover one extent.
+        # Padded sides are multiples of it, so that the maps of all scales cover one extent.
         self.multiple = math.lcm(coarsest, clip.stride)
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -80,7 +80,7 @@ class TowerFeatures(nn.Module):
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Images (B, 3, H, W), float RGB, 0..255, padded here on the right and below -> maps.
 
-        These are the backbone's, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
+        The maps are the backbone's, finest first (SAM's one (B, Cs, h, w), or CLIP's stages), and
         CLIP's dense map (B, Cc, h', w'), in the towers' precision.
         """
         if images.dim() != 4 or images.shape[1] != 3:

@@ -59,7 +59,7 @@ class TwoWayDecoder(RegionDecoder):
         (image,) = backbone
         image = self.projection(image)
         size = (image.shape[-2], image.shape[-1])
-        # Angles of many turns: reduced precision would blur them.
+        # The angles span many turns: reduced precision would blur them.
         with torch.autocast(image.device.type, enabled=False):
             positions = self.positions(size).flatten(1).T
         queries = self.queries.expand(len(image), -1, -1)
@@ -83,8 +83,8 @@ def run_two_way(
 
     Args:
         queries: (B, Q, C), the initial ones; SAM adds them as positions in every layer.
-        tokens: (B, N, C), of the image; positions: (N, C), theirs.
-        all_layers: the queries of every layer, the initial ones first; else only of the last.
+        tokens: (B, N, C), of the image; positions: (N, C), of these tokens.
+        all_layers: return the queries of every layer, the initial ones first; else the last's.
 
     Returns:
         queries (B, L, Q, C) after the final attention and norm, and the last image tokens.

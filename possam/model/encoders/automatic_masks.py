@@ -17,7 +17,7 @@ def automatic_masks(
     """Masks of everything in ``image`` (Kirillov et al. 2023, section 5.3 and appendix B).
 
     Args:
-        sam: any size; the image is scaled to the size that it was trained on.
+        sam: any size; the image is scaled to the size that this SAM was trained on.
         image: RGB (H, W, 3) uint8.
         options: the grid of points and the thresholds.
 

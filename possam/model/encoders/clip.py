@@ -95,8 +95,8 @@ def _build_tokenizer(text: dict[str, Any], name: str, folder: Path | None) -> Si
 def build_open_clip(config: Path | str) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer, int]:
     """A randomly initialised open_clip model, its tokenizer and its image size; nothing is fetched.
 
-    ``config``: an open_clip JSON file or the name of a built-in open_clip model. One that cannot be
-    built is an :class:`InputError`.
+    ``config``: an open_clip JSON file or the name of a built-in open_clip model. A model that
+    cannot be built is an :class:`InputError`.
     """
     register_synthetic_towers()
     options, name, folder = _read_config(config)
@@ -152,8 +152,8 @@ def _load_weights(model: CLIP | CustomTextCLIP, checkpoint: Path, name: str) -> 
 class FrozenClip(nn.Module):
     """A CLIP with a ConvNeXt image tower, frozen: no gradients, always in evaluation mode.
 
-    The dense map is the output of the last stage, before the head's norm. Mask-pooled and passed
-    through :meth:`project` it is the CLIP feature of FC-CLIP (Yu et al. 2023, section 3.3).
+    The dense map is the output of the last stage, before the head's norm. Pooled inside a mask and
+    passed through :meth:`project`, it is the CLIP feature of FC-CLIP (Yu et al. 2023, section 3.3).
     """
 
     image_mean: Tensor
@@ -223,7 +223,7 @@ class FrozenClip(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised embeddings (N, E) of ``texts``, in the model's precision."""
+        """L2-normalised embeddings (N, E) of one or more ``texts``, in the model's precision."""
         if not texts:
             raise InputError("encode_text: no texts were given")
         device = self.image_mean.device

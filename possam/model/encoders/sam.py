@@ -41,7 +41,7 @@ class SamArchitecture:
     patch_size: int = 16
     window_size: int = 14
     image_size: int = 1024
-    """Side of the square images that it was trained on, in pixels."""
+    """Side of the square images that the model was trained on, in pixels."""
     out_channels: int = 256
     """Channels of the encoder's output and of the prompt encoder and mask decoder."""
     decoder_heads: int = 8
@@ -141,7 +141,7 @@ def build_sam(architecture: SamArchitecture) -> Sam:
 def describe_state_dict(state_dict: Mapping[str, Tensor]) -> SamArchitecture:
     """The architecture that the shapes of a SAM state dict show; an InputError if it is no SAM.
 
-    One that equals none of :data:`ARCHITECTURES` is called ``"unknown"``. The smaller tables of
+    One that is not in :data:`ARCHITECTURES` is called ``"unknown"``. The smaller tables of
     relative positions show the window size, the larger ones which layers are global;
     ``decoder_heads`` leaves no trace in shapes and is not compared.
     """
@@ -242,7 +242,7 @@ class SamEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), float RGB, 0..255, of any size -> (B, C, H / stride, W / stride).
 
-        They are normalised, then padded on the right and below with zeros to a multiple of the
+        Images are normalised, then padded on the right and below with zeros to a multiple of the
         stride, as SAM pads its inputs.
         """
         x = (images - self.pixel_mean) / self.pixel_std

@@ -16,12 +16,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def compiled(network: Network, compilation: Compilation) -> Network:
-    """``network`` as ``compilation`` says, over the same weights; only for use without gradients.
+    """``network`` compiled as ``compilation`` says, with the same weights; computes no gradients.
 
     ``inductor``: towers and decoders run as fused kernels. ``cuda_graphs``: the kernels are also
     launched all at once, only on CUDA, and each call overwrites what the last one returned.
     Results differ by rounding. Every size of images is compiled at its first use, which takes
-    minutes: it pays where many images share few sizes, and not on a CPU, where the uncompiled
+    minutes. This pays where many images share few sizes, and not on a CPU, where the uncompiled
     network is faster. Warm up before you measure.
 
     Raises:
@@ -44,10 +44,10 @@ def compiled(network: Network, compilation: Compilation) -> Network:
     limits: dict[str, Any] = {
         "recompile_limit": _SIZES,
         "accumulated_recompile_limit": _SIZES,
-        # Otherwise it would go on uncompiled, with a line in the log.
+        # Otherwise PyTorch would go on uncompiled, with a line in the log.
         "fail_on_recompile_limit_hit": True,
     }
-    # Weights that are constants are packed for oneDNN, once.
+    # Freezing makes weights constants, which are packed for oneDNN only once.
     inductor = {"freezing": device.type == "cpu"}
 
     @torch.no_grad()

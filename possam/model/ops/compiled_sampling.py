@@ -1,9 +1,9 @@
 """Bilinear samples of deformable attention on a CPU, by compiled loops, with derivatives.
 
-A sample is a weighted sum of four cells, so what a query takes from all levels and points is one
-weighted sum of ``4 L P`` cells. Kept as rows of channels these are contiguous in memory, which the
-planes of ``grid_sample`` are not, and nothing as large as the samples is ever written. A training
-step of the mini scale takes a third longer with ``grid_sample``.
+A sample is a weighted sum of four cells, so the output of a query, over all levels and points, is
+one weighted sum of ``4 L P`` cells. Each cell is a row of channels, contiguous in memory, unlike in
+the planes of ``grid_sample``, and nothing as large as the samples is ever written. A training step
+of the mini scale takes a third longer with ``grid_sample``.
 
 Shapes: B images, Q queries, N cells of all levels, M heads, L levels, P points, D channels per
 head.

@@ -23,7 +23,7 @@ def sample_sum(
     references: Tensor,
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """:func:`sample_plain` by what is fastest on the device of ``values``."""
+    """:func:`sample_plain` by the fastest code for the device of ``values``."""
     sample = _sampler(values.device)
     return sample(values, offsets, weights, references=references, shapes=shapes)
 
@@ -39,7 +39,7 @@ def sample_plain(
     """Weighted sum of bilinear samples, zero outside the maps, by PyTorch's ``grid_sample``.
 
     Args:
-        values: (B, N, M, D) floats, the type of all.
+        values: (B, N, M, D), of any float type, which the others share.
         offsets: (B, Q, M, L, P, 2), x, y in cells of the level.
         weights: (B, Q, M, L, P).
         references: (Q, 2), x, y in 0..1; gets no gradient.
@@ -68,7 +68,7 @@ def sample_plain(
 
 @torch.compiler.disable
 def _sampler(device: torch.device) -> Callable[..., Tensor]:
-    """What samples fastest on ``device``: a function with the arguments of :func:`sample_plain`."""
+    """The fastest sampling on ``device``: a function with the arguments of :func:`sample_plain`."""
     if device.type == "cpu":
         return compiled_sampling.sample_sum
     return _triton_sampler(device) or sample_plain
@@ -77,7 +77,7 @@ def _sampler(device: torch.device) -> Callable[..., Tensor]:
 @cache
 def _triton_sampler(device: torch.device) -> Callable[..., Tensor] | None:
     try:
-        # Triton exists on Linux only, and is needed only here.
+        # Triton exists only on Linux, and is needed only here.
         from possam.model.ops import triton_sampling
 
         triton_sampling.try_out(device)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _ROWS = 16
-"""From here on the call pays."""
+"""From this number of rows on, oneDNN is worth its call."""
 
 
 def serves(*operands: Tensor | None) -> bool:
@@ -60,7 +60,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
 
 
 class FastLinears(TorchFunctionMode):
-    """Within it every ``F.linear``, whoever's module calls it, is :func:`fast_linear`."""
+    """A context in which every ``F.linear``, in whatever module, is :func:`fast_linear`."""
 
     def __torch_function__(
         self,

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from possam.model.ops.fast_linear import fast_linear, fast_linear_gelu
 
 _MANY_TOKENS = 1024
-"""From here on attention on a CPU is faster by rows than fused."""
+"""From this number of tokens on, attention on a CPU is faster by rows than fused."""
 _ROWS = 512
-"""Queries of a head whose scores are computed at a time: 8 MiB for an image of 64 x 64 tokens."""
+"""Queries of a head whose scores are computed together: 8 MiB for an image of 64 x 64 tokens."""
 _MASK_CELLS = 1 << 21
-"""Biases of windows that are stored at a time: 8 MiB."""
+"""Numbers of window biases that are stored together: 8 MiB."""
 
 
 def run_encoder(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _attend_fused(
 def _attend_in_rows(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:
-    """The same on a CPU, a head and some rows of queries at a time, in float32.
+    """The same on a CPU, one head and at most ``_ROWS`` queries at a time, in float32.
 
     With appended biases and padded values the fused kernel takes three times as long as without,
     and multiplies by MKL; here the bias is added to scores that lie in the cache.
@@ -160,7 +160,7 @@ def _run_block(block: Block, x: Tensor) -> Tensor:
     """``Block.forward``, (B, h, w, C) -> the same.
 
     The cells that pad windows are zeros before the projection to queries, keys and values, and so
-    equal its bias after it, where they are added here. What they attend to is dropped.
+    equal its bias after it, where they are added here. Their own outputs are dropped.
     """
     attention, mlp, size = block.attn, block.mlp, (x.shape[1], x.shape[2])
     qkv = fast_linear(block.norm1(x), attention.qkv.weight, attention.qkv.bias)

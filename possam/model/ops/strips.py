@@ -47,12 +47,12 @@ def strips(
     probabilities: Tensor | None = None,
     beside: int = 0,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Probabilities (N, rows, W) at the size of the image, strip by strip, with the rows.
+    """Yield each strip's rows, and the masks' probabilities there, (N, rows, W) float32.
 
     Args:
         mask_logits: (Q, h, w).
         chosen: (N,) indices of masks; ``None``: all of them.
-        probabilities: what :func:`full_probabilities` made of ``mask_logits``, if it was called.
+        probabilities: the result of :func:`full_probabilities` for ``mask_logits``, if any.
         beside: how many more numbers per pixel the caller keeps.
     """
     count = len(mask_logits) if chosen is None else len(chosen)
@@ -72,8 +72,8 @@ def strips(
 def full_probabilities(mask_logits: Tensor, geometry: Geometry) -> Tensor | None:
     """Probabilities (Q, H, W) of all masks (Q, h, w) of an image at its full size, if they fit.
 
-    For several results of one image, which then share them; ``None`` where they are more than
-    :data:`STRIP_CELLS` and each result makes them strip by strip.
+    Several results of one image can share them. ``None`` if they are more than :data:`STRIP_CELLS`
+    numbers: then each result computes them strip by strip.
     """
     height, width = geometry.output
     if len(mask_logits) * height * width > STRIP_CELLS[mask_logits.device.type]:
@@ -95,7 +95,7 @@ def restore_rows(mask_logits: Tensor, geometry: Geometry, rows: slice) -> Tensor
 
 @dataclass(frozen=True)
 class _Taps:
-    """Which two rows each row of a bilinear resizing lies between (``align_corners=False``).
+    """The two source rows around each row of a bilinear resizing (``align_corners=False``).
 
     Attributes:
         upper, lower: (R,) int64, rows of the source; share: (R,) float32, weight of the lower.
@@ -107,7 +107,7 @@ class _Taps:
 
     @staticmethod
     def of(rows: slice, source: int, target: int) -> "_Taps":
-        """Those of ``rows`` among the ``target`` that ``source`` rows become."""
+        """The taps of ``rows`` when ``source`` rows are resized to ``target`` rows."""
         places = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * source / target
         places = (places - 0.5).clamp_(min=0)
         upper = places.long().clamp_(max=source - 1)
@@ -141,7 +141,7 @@ def _interpolate(maps: Tensor, taps: _Taps, width: int, *, first: int) -> Tensor
 
 
 def first_argmax(maps: Tensor) -> Tensor:
-    """``maps.argmax(0)`` (N, H, W) -> (H, W) int64, of equals the first.
+    """``maps.argmax(0)`` (N, H, W) -> (H, W) int64, the first of equals.
 
     On a CPU each pass here takes eight numbers at a time, where ``argmax`` takes one: a tenth of
     the time.

@@ -34,7 +34,7 @@ def _read_cells(values, row, column, height, width, step, lanes, kept):
 
 @triton.jit
 def _find(offsets, centre, side, kept):
-    """Along one side of the map: the cell before each sample (BLOCK,), the rest (BLOCK, 1)."""
+    """Along one side of the map: the cell before each sample (BLOCK,), its distance (BLOCK, 1)."""
     place = tl.load(offsets, mask=kept, other=0.0) + centre * side - 0.5
     # Everything beyond the map is zero, however far away.
     place = tl.minimum(tl.maximum(place, -2.0), side + 1.0)
