@@ -33,7 +33,7 @@ from possam.runtime.files import (
 FORMAT = "possam-weights-2"
 METADATA_KEY = "possam"
 KEPT = 2
-"""Checkpoints of a run that stay: the newest, and the one before it in case that is damaged."""
+"""Checkpoints kept per run: the newest, and the one before, in case the newest is damaged."""
 
 _FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
 _NAME = re.compile(r"step_(\d{9})")
@@ -104,12 +104,12 @@ def save_checkpoint(
 def rotate(folder: Path, *, needed: Path | None = None) -> None:
     """Remove all but the newest :data:`KEPT` checkpoints.
 
-    ``needed``: a checkpoint to keep, with all newer ones, which may be damaged.
+    ``needed``: a checkpoint to keep, together with all newer ones, even if those are damaged.
     """
     found = _checkpoints(folder)
     kept = KEPT if needed is None else max(KEPT, found.index(needed) + 1)
     for old in found[kept:]:
-        # a name that remove_leftovers finds if this process is killed on the way
+        # if this process is killed before rmtree ends, remove_leftovers finds this name
         retired = old.with_name(f".{old.name}.old.tmp")
         old.replace(retired)
         shutil.rmtree(retired)
@@ -127,7 +127,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
-    """Read one; an InputError if a file is missing or damaged, or if it is of another run."""
+    """Read a checkpoint; an InputError if a file is missing or damaged, or of another run."""
     manifest = read_json(path / "manifest.json")
     if manifest["identity"] != identity_hash:
         raise InputError(f"{path}: is of run {manifest['identity']}, not of run {identity_hash}")
@@ -150,7 +150,7 @@ def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
 def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
     """The newest checkpoint that can be read; None if there is no checkpoint.
 
-    For every damaged one a line is printed. If all of them are damaged, that is an InputError.
+    One line per damaged checkpoint is printed. If all are damaged, that is an InputError.
     """
     faults: list[str] = []
     for path in _checkpoints(folder):
@@ -170,7 +170,7 @@ def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
 def remove_leftovers(folder: Path, *, of: str = "") -> None:
     """Remove the temporary files and directories that a killed process left in ``folder``.
 
-    Nobody else may be writing there. ``of``: only those of the file or directory with this name.
+    No other process may be writing there. ``of``: only leftovers of the file or directory ``of``.
     """
     pattern = f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"
     for path in folder.glob(pattern) if folder.is_dir() else ():
@@ -184,11 +184,11 @@ class RunFiles:
     """Paths in the directory of a run, which belongs to one identity.
 
     Attributes:
-        identity: everything that the weights depend on: ``{hash, identity}``; written first.
+        identity: ``{hash, identity}``, everything that the weights depend on; written first.
         metrics: one JSON object per logged step.
         checkpoints: those of the run in progress.
         summary: of the finished run.
-        weights: the trained ones; their presence says that the run is complete.
+        weights: the trained weights; the run is complete when this file exists.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -200,7 +200,7 @@ class RunFiles:
         self.weights = directory / "weights.safetensors"
 
     def begun(self, identity: Mapping[str, Any]) -> bool:
-        """Whether it holds a checkpoint or the trained weights of this run."""
+        """Whether the directory holds a checkpoint or the trained weights of this run."""
         return (
             self.identity.exists()
             and read_json(self.identity).get("hash") == hash_json(identity)
@@ -226,7 +226,7 @@ class RunFiles:
                 path.unlink(missing_ok=True)
             if self.checkpoints.exists():
                 shutil.rmtree(self.checkpoints)
-            # last, so that a process killed on the way starts over again
+            # last, so that a process killed before this line starts over again
             write_json(self.identity, {"hash": own, "identity": identity})
 
 

@@ -5,7 +5,7 @@ Plain ``torch.distributed``, without a wrapper around the model: gradients are s
 of 51 M parameters, against a second of computing, need no overlap with the backward pass.
 
 Counts, decisions and messages travel over gloo on the CPU, so that a process that ended is noticed
-at once; on CUDA only gradients travel over NCCL.
+at once. On CUDA the gradients travel over NCCL.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _FAILURE = "possam/failure"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that was asked for, or an InputError: there is no silent fallback."""
+    """The requested device, or an InputError if it does not exist: there is no silent fallback."""
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -69,7 +69,7 @@ class TrainingProcess:
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
-        """Wrap an exchange; a process that ended or does not answer is a LostProcessError."""
+        """Wrap an exchange; raises LostProcessError if another process ended or does not answer."""
         try:
             yield
         except RuntimeError as error:
@@ -86,7 +86,7 @@ class TrainingProcess:
         )
 
     def first(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, which only rank 0 does while the others wait.
+        """The result of ``work``, which only rank 0 runs while the others wait.
 
         If it raises a PossamError, every process raises it. The result is pickled.
         """
@@ -106,7 +106,7 @@ class TrainingProcess:
         return result
 
     def gather(self, values: Sequence[int]) -> list[int]:
-        """``values`` of all ranks, in ascending order; every rank gives equally many."""
+        """``values`` of all ranks, in the order of ranks; every rank gives equally many."""
         if self.world_size == 1:
             return list(values)
         own = torch.tensor(values, dtype=torch.int64)
@@ -116,7 +116,7 @@ class TrainingProcess:
         return torch.cat(everyone).tolist()
 
     def collect(self, value: Any) -> list[Any]:
-        """``value`` of all ranks, in ascending order. Values are pickled."""
+        """``value`` of all ranks, in the order of ranks. Values are pickled."""
         values = [value] * self.world_size
         if self.world_size > 1:
             with self.exchange():
@@ -135,7 +135,7 @@ class TrainingProcess:
 
 
 def single_process(device: str | torch.device) -> TrainingProcess:
-    """The only process of a training, or an InputError: no such device."""
+    """The only process of a training; an InputError if there is no such device."""
     return TrainingProcess(device=resolve_device(device))
 
 
@@ -150,11 +150,11 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Tr
     Args:
         device: ``cpu``, or ``cuda``. Each of several processes takes the GPU of its local rank, or
             the only one that it can see.
-        variables: default: those of the environment.
+        variables: environment variables; ``None``: those of this process.
 
     Raises:
         InputError: missing or impossible variables, too few GPUs, or other processes that do not
-            come.
+            join in time.
     """
     names = _read(Environment.load(variables).processes)
     if names is None or names.world_size == 1:
@@ -211,7 +211,7 @@ class _Names(NamedTuple):
 
 
 def _read(variables: Mapping[str, str]) -> _Names | None:
-    """The launcher's variables; None where there is no launcher."""
+    """The launcher's variables; None if there is no launcher; an InputError if they are wrong."""
     if not {"RANK", "WORLD_SIZE"} & variables.keys():
         return None
     if missing := [name for name in PROCESS_VARIABLES if name not in variables]:

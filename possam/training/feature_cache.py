@@ -53,7 +53,7 @@ def _common_size(dataset: ConvertedDataset) -> tuple[int, int]:
 
 
 def _bits(features: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(B, C, h, w) features -> uint16 bits of their bfloat16, which must be usable for training."""
+    """(B, C, h, w) features -> uint16 bits of bfloat16; an InputError unless they can be cached."""
     height, width = features.shape[-2:]
     if size[0] % height or size[1] % width or size[0] // height != size[1] // width:
         raise InputError(
@@ -146,7 +146,7 @@ class CachedFeatures:
     """A cache opened for reading.
 
     Attributes:
-        bits: a (images, 1 or 2, C, h, w) uint16 memory map per tower map.
+        bits: one memory map per map of the tower: (images, 1 or 2, C, h, w) uint16.
         image_size: (H, W) of the encoded images.
         flipped: whether features of mirrored images are stored too.
     """

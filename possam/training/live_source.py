@@ -31,10 +31,10 @@ at the bottom and right (``Segmenter.features``)."""
 
 
 class CompactRecords(Sequence[ImageRecord]):
-    """Image records as bytes in one tensor, unpickled as they are asked for.
+    """Image records as bytes in one tensor; each is unpickled when it is read.
 
-    Hundreds of thousands of records with a dozen segments each are gigabytes of Python objects, of
-    which every worker process would get its own copy. Tensors lie in memory that workers share.
+    Hundreds of thousands of records with a dozen segments each are gigabytes of Python objects, and
+    every worker process would get its own copy of them. Tensors lie in memory that workers share.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
@@ -59,7 +59,7 @@ class CompactRecords(Sequence[ImageRecord]):
 
 
 class _Keys(Sampler[list[tuple[int, int]]]):
-    """The (step, image) pairs of each own micro-batch, made as they are needed."""
+    """The (step, image) pairs of each micro-batch of this process, made when needed."""
 
     def __init__(self, order: SampleOrder, sharding: BatchSharding, start: int, stop: int) -> None:
         self._order, self._sharding, self._steps = order, sharding, range(start, stop)
@@ -91,7 +91,7 @@ class LiveSource:
 
         Args:
             encode: the towers, on the device of ``process``.
-            multiple: ``encode`` pads both sides to multiples of it; the masks are padded likewise.
+            multiple: ``encode`` pads both sides to multiples of this; masks are padded likewise.
             training: its augmentation is drawn anew for every (step, image); its ``workers`` read
                 images for this process (0: the process itself does).
             seed: of the order and the augmentation.
@@ -105,7 +105,7 @@ class LiveSource:
         self._workers, self._device = training.workers, process.device
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The own micro-batches of the steps ``start <= step < stop``, on the process's device."""
+        """This process's micro-batches of the steps ``start <= step < stop``, on its device."""
         context = None
         if self._workers:
             context = multiprocessing.get_context("forkserver")
@@ -116,7 +116,7 @@ class LiveSource:
             num_workers=self._workers,
             multiprocessing_context=context,
             collate_fn=collate,
-            # its own, so that iterating does not draw from the global one
+            # a generator of its own, so that iterating does not draw from the global one
             generator=torch.Generator(),
         )
         batches = map(self._batch, loader)

@@ -68,18 +68,18 @@ def train_run(
     Args:
         model: freshly initialised; it is trained in place (not touched if the run was finished).
         source: this process's micro-batches by step, over the same classes as ``text``.
-        directory: receives the files of :class:`RunFiles`. One of another identity than that of
-            ``metadata`` is emptied and trained anew, which is printed.
-        seed: of points and dropout (the source has its own).
-        process: this process among those that train the run together; all of them call this.
+        directory: receives the files of :class:`RunFiles`. If it holds a run of another identity
+            than ``metadata``'s, it is emptied, and a line says so.
+        seed: of the points and of random layers (the source has its own).
+        process: this process among those that train the run; all of them call this function.
         initialise: puts the weights that the run starts from into ``model``. Called once, before
-            the first step and before anything is written; a run that goes on does not call it.
+            the first step and before anything is written, but not when a run goes on.
 
     Returns:
         The summary: steps, images, seconds, skipped steps, last metrics, hash of the weights.
 
     Raises:
-        ValueError: the source shards the steps in another way than the recipe.
+        ValueError: the source splits the steps otherwise than ``training`` and ``process`` do.
         InputError: a source of other classes, processes that differ, unreadable checkpoints, and
             what ``initialise`` raises.
         TrainingError: too many non-finite steps in a row (a checkpoint of the state is saved
@@ -119,7 +119,7 @@ def train_run(
 
 
 def _prepare(files: RunFiles, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Make the directory ready; the summary if the run is finished already."""
+    """Make the directory ready; returns the summary if the run is finished already."""
     files.prepare(identity)
     if files.weights.exists() and files.summary.exists():
         print(f"{files.weights}: finished already; nothing to do", flush=True)
@@ -128,7 +128,7 @@ def _prepare(files: RunFiles, identity: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int, Counters]:
-    """Go back to the newest intact checkpoint; the number of finished steps, and the counters."""
+    """Restore the newest intact checkpoint; returns the number of finished steps, and counters."""
     loaded: list[Checkpoint] = []
 
     def find() -> Path | None:
@@ -136,7 +136,7 @@ def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int,
         if checkpoint is None:
             files.metrics.unlink(missing_ok=True)
             return None
-        # the last call may have been killed before it did this
+        # an earlier call may have been killed before it rotated
         rotate(files.checkpoints, needed=checkpoint.path)
         staged = files.metrics.with_name(f".{files.metrics.name}.tmp")
         shutil.copyfile(checkpoint.metrics, staged)
@@ -194,7 +194,7 @@ def _run_steps(
 def _finish(
     trainer: Trainer, files: RunFiles, counters: Counters, metadata: WeightsMetadata
 ) -> dict[str, Any]:
-    """Write the summary, which is returned, and the weights."""
+    """Write the summary and the weights; returns the summary."""
     training, model = trainer.training, trainer.model
     staged = files.weights.with_name(f".{files.weights.name}.tmp")
     save_trained(staged, model, metadata, step=training.iterations)
@@ -212,7 +212,7 @@ def _finish(
         "last": json.loads(lines[-1]) if lines else None,
     }
     write_json(files.summary, summary)
-    staged.replace(files.weights)  # its presence says that the run is complete
+    staged.replace(files.weights)  # last: this file says that the run is complete
     return summary
 
 
@@ -229,7 +229,7 @@ class _Record:
         identity_hash: str,
         start: int,
     ) -> None:
-        """``stack`` closes what is open at the end."""
+        """``stack`` closes the metrics file and the progress display at the end."""
         self._trainer, self._files, self._counters = trainer, files, counters
         self._training, self._identity_hash = trainer.training, identity_hash
         self._metrics = open(files.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
@@ -281,7 +281,7 @@ class _Record:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory where there is one, else resident in this process."""
+    """Peak in bytes: of GPU memory on CUDA, else of resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return round(peak_memory_mib() * 2**20)

@@ -5,7 +5,7 @@ M matched pairs of all layers and images, P points, H W target size, h w mask-lo
 
 Each decoder output is matched and penalised on its own; the terms of all outputs are summed. Mask
 terms are summed over matched pairs and divided by the number of target masks of the whole batch, so
-that the losses of its micro-batches add up to that of the batch, however it is split.
+that the losses of the micro-batches add up to the batch's loss, however the batch is split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Losses:
     Attributes:
         total: scalar, the weighted sum over terms and layers.
         terms: unweighted values (L,) by the names of ``TERMS``, detached.
-        matches: the assignment that they were computed with.
+        matches: the assignment that the terms were computed with.
     """
 
     total: Tensor
@@ -67,7 +67,7 @@ class Criterion:
             mask_logits: (L, B, Q, h, w), or its L layers.
             class_logits: (L, B, Q, K+1), void last.
             iou_logits: (L, B, Q), or None for a model without IoU head (its term is 0).
-            generator: source of the points, on the same device as all.
+            generator: source of the random points, on the device of the tensors.
             counts: targets per image of the whole batch, if the B images are a micro-batch of it.
         """
         if not isinstance(mask_logits, Tensor):
@@ -95,7 +95,7 @@ class Criterion:
         values = {
             "class": self.class_loss(class_logits, padded, matches, counts),
             **{
-                # (M,) -> (L,): sums over the pairs of a layer, over the number of target masks
+                # (M,) -> (L,): sum over the pairs of a layer, divided by the number of target masks
                 name: pair.new_zeros(layers).index_add(0, matches.layer, pair) / masks_in_all
                 for name, pair in of_pairs.items()
             },
@@ -135,10 +135,10 @@ class Criterion:
         matches: Matches,
         counts: Sequence[int],
     ) -> Tensor:
-        """(L,) weighted cross-entropy; unmatched queries are void, weighing ``void_weight``.
+        """(L,) weighted cross-entropy; unmatched queries are void, with weight ``void_weight``.
 
         Divided by the layer's sum of weights over the whole batch, as ``torch.nn.CrossEntropyLoss``
-        does. How many queries an image matches follows from ``counts``, before any matching.
+        does. ``counts`` gives the number of matched queries per image before any matching.
         """
         void = class_logits.shape[-1] - 1
         goal = torch.full(class_logits.shape[:3], void, device=class_logits.device)
@@ -168,8 +168,8 @@ def uncertain_points(logits: Tensor, options: LossOptions, *, generator: torch.G
 
     Args:
         logits: (M, h, w) mask logits.
-        options: ``points`` (P) per mask; ``oversample`` candidates per point, of which the share
-            ``importance`` of P with the smallest absolute logits is taken.
+        options: ``points`` (P) per mask; of ``oversample * P`` candidates, the ``importance * P``
+            with the smallest absolute logits are taken.
         generator: on the device of ``logits``.
 
     Returns:
@@ -204,8 +204,8 @@ def _sample_targets(
 def mask_iou(logits: Tensor, padded: PaddedTargets, matches: Matches) -> Tensor:
     """(M,) IoU of the binarised predictions (logit > 0) with their targets.
 
-    Compared at the resolution of the logits, whose pixels belong to a target if at least half of
-    their area does. A pair without any pixel has IoU 0.
+    Compared at the resolution of the logits: a pixel belongs to a target if at least half of its
+    area does. A pair without any pixel has IoU 0.
     """
     size = (logits.shape[-2], logits.shape[-1])
     small = (resample_area(padded.masks, size) >= 0.5).flatten(2)

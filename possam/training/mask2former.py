@@ -46,23 +46,23 @@ _NAMES = {
     f"{_QUERY}.decoder.layers.#.fc2": "mask_decoder.layers.#.ffn.fc2",
     f"{_QUERY}.decoder.layers.#.final_layer_norm": "mask_decoder.layers.#.ffn_norm",
 }
-"""Their modules and ours; ``#`` is the number of a layer. What follows a name stays."""
+"""Mask2Former's modules -> PosSAM's; ``#`` is a layer's number. The rest of a name stays."""
 
 _PATTERNS = tuple(
     (re.compile(re.escape(theirs).replace(r"\#", r"(\d+)") + r"(?=\.|$)"), ours.replace("#", r"\1"))
     for theirs, ours in _NAMES.items()
 )
 _LEFT_OUT = ("pixel_level_module.encoder.", "class_predictor.", "criterion.")
-"""No counterpart in PosSAM: backbone, closed-vocabulary classes, weights of the loss."""
+"""Without counterpart in PosSAM: backbone, closed-vocabulary classes, weights of the loss."""
 
 _DECODERS = ("pixel_decoder.", "mask_decoder.")
 _PROJECTION = re.compile(r"(pixel_decoder\.(?:input_projections\.\d+|lateral))\.")
-"""Blocks that read the backbone's channels; PosSAM's read its pyramid's."""
+"""Blocks that read the backbone's maps; in PosSAM they read the pyramid's maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSizes:
-    """Sizes of both decoders that shapes show, named as the ``model`` parameters."""
+    """Sizes of both decoders, read off tensor shapes and named as the ``model`` parameters."""
 
     hidden_dim: int
     queries: int
@@ -80,8 +80,8 @@ class Mask2FormerWeights:
 
     Attributes:
         tensors: float32, by PosSAM's names.
-        fresh: blocks of PosSAM's decoders that the file has no weights for, because they read
-            maps of another width; they keep their initial weights.
+        fresh: blocks of PosSAM's decoders that keep their initial weights, because those in the
+            file read maps of another width.
     """
 
     tensors: dict[str, Tensor]
@@ -89,10 +89,10 @@ class Mask2FormerWeights:
 
 
 def rename_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """PosSAM's names and tensors of a Mask2Former state dict, whatever its sizes.
+    """A Mask2Former state dict of any sizes, with PosSAM's names and in float32.
 
-    Fused projections of query, key and value are split. Tensors that no published Mask2Former has
-    are a :class:`WrongVariantError`.
+    Fused projections of query, key and value are split. Tensors with unknown names are a
+    :class:`WrongVariantError`.
     """
     prefix = "model." if any(key.startswith(f"model.{_QUERY}.") for key in state) else ""
     renamed: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ def _split(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def describe_decoders(tensors: Mapping[str, Tensor]) -> DecoderSizes:
-    """Sizes of the decoders whose tensors, by PosSAM's names, are given; 0 of layers they lack.
+    """Sizes of decoders from their tensors (PosSAM's names); those of missing layers are 0.
 
     Raises :class:`InputError` if the queries or the mask features are missing.
     """
@@ -162,14 +162,14 @@ def convert_mask2former(
 
     Args:
         state: a state dict of ``Mask2FormerModel`` or ``Mask2FormerForUniversalSegmentation``.
-        target: PosSAM's state dict (or that of its two decoders); its shapes decide.
+        target: PosSAM's state dict (or that of its two decoders), whose shapes decide what fits.
 
     Returns:
         Every tensor of both decoders, except that projections of the backbone's maps (three input
         projections, one lateral) are taken over only where their shapes agree.
 
     Raises:
-        InputError: not such a state dict, or tensors are missing or damaged.
+        InputError: not a Mask2Former state dict, or missing or damaged tensors.
         WrongVariantError: other sizes than the target's; both are named.
     """
     tensors = rename_mask2former(state)
@@ -208,8 +208,8 @@ def convert_mask2former(
 def start_from_mask2former(model: PosSAM, path: Path) -> Mask2FormerWeights:
     """Put the weights of a checkpoint file into ``model`` and print what was copied.
 
-    A model with another decoder and an unreadable file are an :class:`InputError`; else it raises
-    as :func:`convert_mask2former`. The model is then as it was.
+    Raises :class:`InputError` for a model with another decoder or an unreadable file, and what
+    :func:`convert_mask2former` raises. After an error the model is as it was.
     """
     if not isinstance(model.decoder, Mask2FormerDecoder):
         raise InputError(

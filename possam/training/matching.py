@@ -19,7 +19,7 @@ from possam.training.targets import Target
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples; beyond its border (which half a pixel reaches) a map counts as 0.
+    """Bilinear samples; a map counts as 0 beyond its border, which shows half a pixel inside it.
 
     Args:
         maps: (M, C, h, w) float.
@@ -82,7 +82,7 @@ def matching_costs(
 
     Returns:
         (B, Q, N) float32. Costs that are not finite become the largest finite number: such a pair
-        is matched only if nothing else is left, and the loss shows the failure.
+        is matched only if no other is left, and its loss then shows the failure.
     """
     count = mask_samples.shape[-1]
     transposed = target_samples.transpose(1, 2)
@@ -117,7 +117,7 @@ def assign(costs: Tensor, counts: Sequence[int]) -> Matches:
     """Cheapest one-to-one assignment per layer and image: min(Q, counts[b]) pairs each.
 
     Args:
-        costs: (L, B, Q, N); columns beyond ``counts[b]`` are ignored. Moved to the host once.
+        costs: (L, B, Q, N); columns beyond ``counts[b]`` are ignored. Copied to the CPU once.
         counts: targets per image; may be 0.
     """
     table = costs.detach().cpu().numpy()

@@ -16,7 +16,7 @@ _LAYERS = (DeformableEncoderLayer, MaskedDecoderLayer, TwoWayAttentionBlock)
 def checkpoint_activations(model: nn.Module) -> int:
     """Store only the inputs of the layers of the pixel and mask decoders for the backward pass.
 
-    What is inside a layer is computed again there, with the same random numbers (Chen et al. 2016,
+    The backward pass computes each layer again, with the same random numbers (Chen et al. 2016,
     "Training Deep Nets with Sublinear Memory Cost"). Names of parameters stay as they are.
 
     Returns:
@@ -24,7 +24,7 @@ def checkpoint_activations(model: nn.Module) -> int:
     """
     layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
     for layer in layers:
-        # an attribute of the instance hides the class's method; nothing else sees a difference
+        # an attribute of the instance hides the class's method; names and hooks stay as they are
         vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
     return len(layers)
 
@@ -32,8 +32,8 @@ def checkpoint_activations(model: nn.Module) -> int:
 def hold_in_bfloat16(*towers: nn.Module) -> None:
     """Hold the weights of linear layers and convolutions in bfloat16, in place.
 
-    Autocast, which the towers run in, casts these weights at every use. Holding them so keeps the
-    outputs equal to the last bit, and saves half of the memory and all of the casts. Normalisation
+    The towers run under autocast, which casts these weights at every use. Held in bfloat16, they
+    give the same outputs to the last bit, and save half of the memory and all casts. Normalisation
     and position embeddings stay in float32, as under autocast.
     """
     for tower in towers:

@@ -1,4 +1,4 @@
-"""What a run counts, and which of the fields of its metrics file depend on time."""
+"""What a run counts, and which fields of its metrics file depend on time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +18,12 @@ class Window:
 
 @dataclass
 class Counters:
-    """What the loop carries from step to step beside weights and optimiser state.
+    """The state that the loop carries from step to step, beside weights and optimiser.
 
     Attributes:
-        seconds: spent on training.
+        seconds: of training so far.
         skipped: steps that were not finite.
-        consecutive: how many of the last steps in a row were not finite.
+        consecutive: number of steps in a row, up to the last one, that were not finite.
     """
 
     seconds: float
@@ -33,16 +33,16 @@ class Counters:
 
     @staticmethod
     def zero(size: int) -> "Counters":
-        """Before the first step; ``size``: number of logged values."""
+        """Counters before the first step; ``size``: number of logged values."""
         return Counters(0.0, 0, 0, Window(0, [0.0] * size))
 
     @staticmethod
     def restore(state: Mapping[str, Any]) -> "Counters":
-        """From what :meth:`state` returned."""
+        """Counters from what :meth:`state` returned."""
         return Counters(**{**state, "window": Window(**state["window"])})
 
     def state(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All counters as JSON-able values."""
         return asdict(self)
 
     def add(self, finite: bool, values: Sequence[float]) -> None:
@@ -56,7 +56,7 @@ class Counters:
         self.window.sums = [old + new for old, new in zip(self.window.sums, values, strict=True)]
 
     def means(self) -> list[float | None]:
-        """Means of the window, None where no step was finite; the window then starts over."""
+        """Means of the window (all None if no step was finite), which then starts over."""
         count, sums = self.window.count, self.window.sums
         self.window = Window(0, [0.0] * len(sums))
         return [total / count if count else None for total in sums]

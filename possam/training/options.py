@@ -26,7 +26,7 @@ class TrainingOptions(Options):
     """The recipe. ``batch_size`` is the effective one, over all processes and forward passes.
 
     A step's batch is split into micro-batches of ``micro_batch`` images, one forward pass each,
-    which any number of processes share: the recipe decides what is trained, not the number of GPUs.
+    shared among processes: the result depends on the recipe, not on the number of GPUs.
     ``activation_checkpointing`` saves memory and costs time.
     """
 

@@ -1,13 +1,13 @@
-"""A step's batch, split into micro-batches that are sharded over the ranks; their sum.
+"""A step's batch, split into micro-batches that ranks share; and the sum of their gradients.
 
 A micro-batch is what one forward pass takes, ``training.micro_batch`` images. What it holds and the
 random numbers that it draws depend only on its number, not on the rank that computes it, and
-gradients are summed in one fixed order. So any number of processes trains the same.
+gradients are summed in one fixed order. So the result is the same for any number of processes.
 
 That order is a binary tree over the numbers of a step's micro-batches: neighbours are added first,
-then neighbouring pairs, and so on (what is left over is added from the right). A rank adds what it
-can within its own block, and rank 0 the remaining branches of all ranks. On a CPU the sum is the
-same to the last bit; on CUDA, NCCL adds the ranks' sums in an order of its own.
+then neighbouring pairs, and so on (left-over branches are added from the right). A rank adds what
+it can within its own block, and rank 0 adds the remaining branches of all ranks. On a CPU the sum
+is the same to the last bit; on CUDA, NCCL adds the ranks' sums in an order of its own.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class BatchSharding:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse, by an InputError, what would train with another batch size than the recipe's."""
+        """Raise an InputError unless micro-batches and ranks divide the batch equally."""
         if self.batch_size % self.micro_batch:
             raise InputError(
                 f"training.batch_size {self.batch_size} is no multiple of training.micro_batch "
@@ -98,11 +98,11 @@ class _Branch:
 
 
 class TreeSum:
-    """Sum of lists of tensors, one list per micro-batch; added lists are overwritten."""
+    """Sum of lists of tensors, one list per micro-batch; the lists given to it are overwritten."""
 
     def __init__(self) -> None:
         self.branches: list[_Branch] = []
-        """Sums that cannot be added to each other before other micro-batches come."""
+        """Sums that wait for later micro-batches before they can be added to each other."""
 
     def add(self, start: int, values: list[Tensor], *, size: int = 1) -> None:
         """Add micro-batch ``start``, or a branch of ``size`` of them, in ascending order."""
@@ -129,7 +129,7 @@ def _siblings(left: _Branch, right: _Branch) -> bool:
 
 
 def branches_of(shard: range) -> list[tuple[int, int]]:
-    """(start, size) of the branches that a rank with these micro-batches ends with."""
+    """(start, size) of the branches that are left when a rank has added its micro-batches."""
     found: list[tuple[int, int]] = []
     start = shard.start
     while start < shard.stop:
@@ -147,7 +147,7 @@ def sum_over_ranks(
 ) -> list[Tensor]:
     """The sum over all micro-batches of a step, in every rank.
 
-    ``own``: this rank's, used up; tensors have the same shapes in all ranks.
+    ``own``: this rank's sum, overwritten; its tensors have the same shapes in all ranks.
     """
     if process.world_size == 1:
         return own.total()
@@ -185,6 +185,6 @@ def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _unpack(flat: Tensor, into: list[Tensor]) -> list[Tensor]:
-    """``flat`` in the tensors of ``into``: their memory layout, too, decides later sums' order."""
+    """Copy ``flat`` into ``into``, whose tensors' memory layout fixes the order of later sums."""
     torch._foreach_copy_(into, _views(flat, into))
     return into

@@ -22,7 +22,7 @@ from possam.training.targets import Batch, Target, derive_seed, target_from_ids
 
 
 class Source(Protocol):
-    """What the loop needs of a source of batches."""
+    """What the loop needs from a source of batches."""
 
     num_classes: int
     sharding: BatchSharding
@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 class SampleOrder:
-    """Epoch after epoch of shuffled images; steps do not care where an epoch ends."""
+    """Epoch after epoch of shuffled images; one step may hold images of two epochs."""
 
     def __init__(self, num_images: int, *, seed: int) -> None:
         if num_images < 1:
@@ -42,7 +42,7 @@ class SampleOrder:
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def index(self, sample: int) -> int:
-        """Image of a sample number p: the (p mod images)-th of its epoch."""
+        """Image of sample number p: the (p mod images)-th of its epoch."""
         epoch, offset = divmod(sample, self.num_images)
         if epoch != self._epoch:
             generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
@@ -51,7 +51,7 @@ class SampleOrder:
         return int(self._permutation[offset])
 
     def indices(self, samples: Iterable[int]) -> list[int]:
-        """Images of sample numbers."""
+        """Images of several sample numbers."""
         return [self.index(sample) for sample in samples]
 
 
@@ -71,7 +71,7 @@ class CachedSource:
         """Check that the caches belong together, and load the targets of the whole data set.
 
         Args:
-            sam: SAM's map, which masks are made from; without it they are made from CLIP's stages.
+            sam: SAM's map, from which masks are made; ``None``: they are made from CLIP's stages.
             clip: CLIP's stages, finest first; the last is its dense map.
             seed: of the images' order and mirroring.
 
@@ -108,7 +108,7 @@ class CachedSource:
         return target_from_ids(ids, list(enumerate(self._labels[index], start=1)))
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The own micro-batches of the steps ``start <= step < stop``, on the CPU."""
+        """This process's micro-batches of the steps ``start <= step < stop``, on the CPU."""
         for step in range(start, stop):
             yield [self._batch(self.sharding.samples(step, index)) for index in self.sharding.own]
 
@@ -138,7 +138,7 @@ class CachedSource:
 def _load_targets(
     dataset: ConvertedDataset, size: tuple[int, int], *, quiet: bool
 ) -> tuple[np.ndarray, list[list[int]]]:
-    """(images, H, W) small-integer maps (0 void, 1.. the kept segments) and the labels of these."""
+    """Maps (images, H, W) uint8 or uint16: 0 void, 1.. segments but crowds; and their labels."""
     kept = [[s for s in record.segments if not s.is_crowd] for record in dataset.images]
     most = max(map(len, kept))
     ids = np.zeros((len(dataset), *size), dtype=np.uint8 if most < 256 else np.uint16)

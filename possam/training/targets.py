@@ -14,7 +14,7 @@ class Target:
     """Segments of one image.
 
     Attributes:
-        masks: (N, H, W) bool, of exactly the area that the features cover; N may be 0.
+        masks: (N, H, W) bool, over exactly the area that the features cover; N may be 0.
         labels: (N,) int64 in 0..K-1.
     """
 

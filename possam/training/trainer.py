@@ -19,11 +19,11 @@ from possam.training.sharding import BatchSharding, TreeSum, sum_over_ranks
 from possam.training.targets import Batch, derive_seed
 
 LOGGED = ("loss", "grad_norm", *TERMS, *(f"{name}_last" for name in TERMS))
-"""Names of the values that a step returns: terms of all decoder outputs, and of the last only."""
+"""Names of the values that a step returns: terms of all decoder outputs, and of only the last."""
 
 
 class Trainer:
-    """The step of a run as one process computes it, and what it needs."""
+    """One process's part of each optimisation step, with the model and the optimiser."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Trainer:
         """Forward pass and criterion: every decoder output is supervised.
 
         Args:
-            number: of the micro-batch, over the whole run; decides its random points.
+            number: the micro-batch's, over the whole run; decides its random points.
             counts: targets per image of the whole step, over all micro-batches and processes.
         """
         bf16 = self.training.precision == "bf16"
@@ -110,7 +110,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _random_numbers(self, number: int) -> Iterator[None]:
-        """Seed the global generator, which dropout draws from, by the micro-batch."""
+        """Seed the global generator, for layers that draw from it, by the micro-batch."""
         device = self.process.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed("layers", self.seed, number))
