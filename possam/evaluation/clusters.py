@@ -1,4 +1,4 @@
-"""k-means over one image's dense features: what a frozen tower distinguishes (paper, Fig. 2).
+"""k-means over one image's dense features shows what a frozen tower distinguishes (paper, Fig. 2).
 
 Shapes: C channels, K clusters, h w of the feature map, H W of the image.
 """
@@ -27,7 +27,7 @@ _ITERATIONS, _RESTARTS = 50, 5
 class FeatureClusters:
     """Clusters (K, with k-means' ``seed``) of one frozen tower's features, image by image.
 
-    ``encode``: padded images (B, 3, H', W'), sides multiples of ``stride``, to (B, C, h, w).
+    ``encode``: padded images (B, 3, H', W'), sides multiples of ``stride`` -> (B, C, h, w).
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ class FeatureClusters:
     device: str
 
     def labels(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Labels (H,W), 1 to K, of an RGB image (H,W,3)."""
+        """Labels (H, W) int32, 1 to K (1: the largest cluster), of an RGB image (H, W, 3)."""
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         test = resize_for_test(pixels, self.resolution)
         height, width = test.pixels.shape[1:]
@@ -66,15 +66,15 @@ def cluster_features(
         clusters: K.
 
     Returns:
-        (H, W) labels of ``geometry.output``, 1 to K, 1 the largest cluster.
+        (H, W) int32 labels of ``geometry.output``, 1 to K, 1 the largest cluster.
 
     Raises:
         InputError: fewer distinct features than clusters.
     """
     unit = F.normalize(features.double(), dim=0)
     centres = torch.from_numpy(_centres(unit.flatten(1).T.numpy(), clusters, seed))
-    # |f - c|^2 = |f|^2 - 2 f c + |c|^2, and f c of an interpolated f is the interpolated f c:
-    # K maps are enlarged, not C.
+    # |f - c|^2 = |f|^2 - 2 f c + |c|^2, and the f c of an interpolated f is the interpolated f c:
+    # so only K maps are enlarged, not C.
     affinity = (
         torch.einsum("kc,chw->khw", centres, unit) - centres.square().sum(1)[:, None, None] / 2
     )
@@ -94,7 +94,7 @@ def _centres(points: NDArray[np.float64], clusters: int, seed: int) -> NDArray[n
         )
     options = {"iter": _ITERATIONS, "minit": "++", "rng": np.random.default_rng(seed)}
     with warnings.catch_warnings():
-        # A centre that loses all its points stays where it is and can win some again.
+        # A centre that loses all its points stays where it is and can win points again.
         warnings.filterwarnings("ignore", "One of the clusters is empty")
         runs = [kmeans2(points, clusters, missing="warn", **options) for _ in range(_RESTARTS)]
     errors = [np.square(points - centres[labels]).sum() for centres, labels in runs]
@@ -104,7 +104,7 @@ def _centres(points: NDArray[np.float64], clusters: int, seed: int) -> NDArray[n
 def matched_labels(
     labels: NDArray[np.int32], reference: NDArray[np.int32], *, clusters: int
 ) -> NDArray[np.int32]:
-    """``labels`` renumbered so that they share most pixels with ``reference`` (both 1 to K).
+    """``labels`` renumbered to share as many pixels as possible with ``reference`` (both 1 to K).
 
     Only the numbers change: equal numbers (colours) make two maps easier to compare.
     """

@@ -1,9 +1,9 @@
-"""Several evaluations: averaged over the training's seeds, and compared.
+"""Several evaluations: averaged over the seeds of a training, and compared.
 
-Rows of one table are compared over the same images, with each other and with the published order.
+Rows of one table are compared on the same images, with each other and with the published order.
 
 Tables of two checkouts are compared across trainings. Another version of the code trains other
-weights, even if only rounding has changed, and chance in training is worth a point of PQ or more.
+weights, even if only rounding has changed, and chance in training changes PQ by a point or more.
 A bootstrap over images does not see that, since it holds the weights fixed. The uncertainty of such
 a difference therefore has two parts, whose variances are added: other test images (bootstrap,
 paired by image), and other seeds (Student's t, paired by seed).
@@ -36,10 +36,10 @@ from possam.runtime.files import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class SeedAverage:
-    """Over the seeds, in percent; None where a metric is undefined for one of them.
+    """Metrics over the seeds, in percent; None where a metric is undefined for a seed.
 
-    ``std`` is the seeds' standard deviation (``ddof`` 1); ``intervals`` are of the mean, by a
-    bootstrap over images: all seeds on the same resamples.
+    ``std`` is the standard deviation over seeds (``ddof`` 1); ``intervals`` are those of the mean,
+    by a bootstrap over images with the same resamples for all seeds.
     """
 
     mean: dict[str, float | None]
@@ -56,7 +56,7 @@ def average_seeds(folders: Sequence[Path], variant: str, *, bootstrap: Bootstrap
     results = [_result(folder, variant) for folder in folders]
     try:
         if SECONDS in results[0]["protocol"]:
-            # The rate's by a bootstrap; what is counted has no spread.
+            # Only the rate has a spread, from a bootstrap; counts of parameters have none.
             seconds = [np.array(result["protocol"][SECONDS]) for result in results]
             intervals = {name: (n, n) for name, n in results[0]["metrics"].items()}
             _, intervals["fps"] = frames_per_second(*seconds, bootstrap=bootstrap)
@@ -76,7 +76,7 @@ def average_seeds(folders: Sequence[Path], variant: str, *, bootstrap: Bootstrap
 def load_seeds(folders: Sequence[Path], variant: str, *, ap: bool = True) -> list[ImageStatistics]:
     """Per-image statistics of ``variant`` in each evaluation folder (one per seed).
 
-    Without ``ap`` they lack the instances, which take most of the time of a resample.
+    Without ``ap`` the instances are left out, which take most of the time of a resample.
     """
     tables = []
     for folder in folders:
@@ -94,7 +94,7 @@ def _result(folder: Path, variant: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A result minus the one that it is compared with, in percentage points, with its interval."""
+    """A result minus its reference, in percentage points, with the interval of the difference."""
 
     value: float
     low: float
@@ -103,7 +103,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau-b of two orders of ``rows`` rows: 1 the same, -1 reversed; its interval."""
+    """Kendall's tau-b of two orders of ``rows`` rows (1: equal, -1: reversed), and its interval."""
 
     tau: float
     low: float
@@ -114,7 +114,7 @@ class Agreement:
 def paired_differences(
     row: Resampled, reference: Resampled, *, confidence: float
 ) -> dict[str, Difference]:
-    """``row - reference`` for the metrics that both have, both on the same resampled images."""
+    """``row - reference`` for each metric of both, which must have the same resampled images."""
     result = {}
     for name in row.samples.keys() & reference.samples.keys():
         value = row.points[name] - reference.points[name]
@@ -133,7 +133,7 @@ def rank_agreement(
     shifted: with a few rows the coefficients take only a few values.
 
     Returns:
-        None where there is no order: fewer than three rows, or all values equal.
+        The agreement, or None for fewer than three rows or where all values are equal.
 
     Raises:
         InputError: the numbers of published values and rows differ.
@@ -162,8 +162,8 @@ class Change:
     """One metric of one run on one benchmark in two checkouts, in percent.
 
     Attributes:
-        run: its name; results of one run (other benchmarks or variants) share their trainings.
-        benchmark: its name; results on one benchmark share their images.
+        run: name of the run; its results (other benchmarks or variants) share their trainings.
+        benchmark: name of the benchmark; results on it share their images.
         before, after: means over the S seeds.
         by_seed: ``after - before`` of each seed, (S,).
         resampled: the mean over the seeds of ``after - before`` on B resamples of the images, (B,).
@@ -185,7 +185,7 @@ def compare_trainings(
     benchmark: str,
     bootstrap: Bootstrap,
 ) -> dict[str, Change]:
-    """The change of each metric that both checkouts have; evaluations of a run by training seed.
+    """The change of each metric that both sides have; ``before``, ``after``: by training seed.
 
     Raises:
         InputError: the seeds or the images differ.
@@ -212,11 +212,11 @@ def compare_trainings(
 
 
 def mean_change(results: Sequence[Change], *, confidence: float) -> Difference:
-    """The mean change over ``results`` (one is enough), with its interval.
+    """The mean change over one or more ``results``, with its interval.
 
     Results on one benchmark depend on the same images, results of one run on the same trainings;
     different benchmarks and different runs are independent. The seeds' degrees of freedom are
-    those of Welch and Satterthwaite. With a single seed the interval only covers the images.
+    those of Welch and Satterthwaite. With a single seed the interval covers only the images.
     """
     count = len(results)
     value = float(np.mean([each.by_seed.mean() for each in results]))

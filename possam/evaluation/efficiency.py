@@ -26,7 +26,7 @@ from possam.runtime.progress import track
 from possam.runtime.provenance import hardware
 
 WARM_UP = 3
-"""At least so many images run before the clock starts: caches, memory, lazy initialisation."""
+"""Fewest images that run before the clock starts: they fill caches and initialise libraries."""
 
 PROTOCOL = (
     "one image at a time, from pixels in memory to its panoptic map (resizing, both towers, "
@@ -44,14 +44,14 @@ class ParameterCount:
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """Trainable and frozen parameters together."""
         return self.trainable + self.frozen
 
 
 def count_parameters(
     *, sam_architecture: str | None, clip_config: Path | str, model: ModelOptions
 ) -> ParameterCount:
-    """Count on the meta device: the networks are built, but no weight is allocated.
+    """Count parameters on the meta device: networks are built, but no weight is allocated.
 
     Args:
         sam_architecture: of :data:`~possam.model.encoders.sam.ARCHITECTURES`; None: no SAM.
@@ -72,7 +72,7 @@ def count_parameters(
             backbone_channels=channels,
             clip_channels=clip.dense_channels,
             embed_dim=clip.embed_dim,
-            logit_scale=1.0,  # an initial value; nothing is computed here
+            logit_scale=1.0,  # any value: nothing is computed here
             seed=0,
         )
     return ParameterCount(trainable=_count(possam), frozen=frozen)
@@ -92,7 +92,7 @@ def time_images(
     images: int,
     label: str,
 ) -> tuple[NDArray[np.float64], float]:
-    """Seconds that each of the first ``images`` images takes (all, if there are fewer).
+    """Seconds (I,) of each of the first ``images`` images (of all, if there are fewer).
 
     Also returns the seconds of the warm-up, in which a compiled network is compiled.
     """
@@ -106,7 +106,7 @@ def time_images(
     for place in track([*warm_up, *positions], total=len(warm_up) + len(positions), label=label):
         pixels = dataset.image(place)
         start = time.perf_counter()
-        # The ids come back to the host, so that a GPU has finished when the clock is read.
+        # The ids are copied to the CPU, so a GPU has finished when the clock is read.
         segment_image(
             pixels, segmenter=segmenter, text=text, things=things, seen=seen, inference=inference
         )
@@ -164,7 +164,7 @@ def measure_efficiency(
 
 
 def _machine(segmenter: Segmenter) -> str:
-    """The GPU, or the processor and the threads used."""
+    """Name of the GPU, or of the processor with the number of threads used."""
     device = next(segmenter.parameters()).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -34,7 +34,7 @@ IDENTITY = ("run", "seed", "benchmark", "condition")
 
 @dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """One way of turning raw predictions into results, and what collects them."""
+    """One way of turning raw predictions into results, and the objects that collect these."""
 
     inference: InferenceOptions
     evaluators: Evaluators
@@ -104,13 +104,13 @@ def evaluate_run(
 
     Args:
         segmenter: on ``device``.
-        text: embedded names of the data set's classes (for the control, the caller shuffles them).
-        seen: for each class whether it was trained on, for the ensemble and the subsets.
-        variants: inference settings by name, of one test resolution. Towers and network run once
-            per image for all of them.
-        metrics: of ``panoptic``, ``instance``, ``semantic``.
+        text: embedded names of the data set's classes (shuffled by the caller for the control).
+        seen: one flag per class, True if trained on; for the ensemble and the metrics' subsets.
+        variants: inference settings by name, all of one test resolution. Towers and network run
+            once per image for all variants.
+        metrics: any of ``panoptic``, ``instance``, ``semantic``.
         identity: at least ``run``, ``seed``, ``benchmark``, ``condition``; copied to the result.
-        predictions: folder for the panoptic predictions, with a folder per variant; ``None``: they
+        predictions: folder for the panoptic predictions, one folder per variant; ``None``: they
             are not kept.
 
     Returns:
@@ -118,7 +118,7 @@ def evaluate_run(
 
     Raises:
         InputError: the vocabulary does not fit the data set.
-        PossamError: panopticapi gets another PQ from the same predictions.
+        PossamError: panopticapi computes another PQ from the same predictions.
     """
     _check_vocabulary(dataset, text, seen)
     if missing := [key for key in IDENTITY if key not in identity]:
@@ -178,7 +178,7 @@ def _check_vocabulary(
 
 
 def size_batches(dataset: ConvertedDataset, batch_size: int) -> Iterator[list[int]]:
-    """Positions of images of equal size, at most ``batch_size`` together; every image once."""
+    """Batches of positions of images of equal size, at most ``batch_size``; every image once."""
     groups: dict[tuple[int, int], list[int]] = {}
     for position, record in enumerate(dataset.images):
         groups.setdefault((record.height, record.width), []).append(position)

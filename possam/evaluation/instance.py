@@ -20,7 +20,7 @@ from possam.runtime.errors import InputError
 
 MAX_DETECTIONS = 100
 _BLOCK = 1 << 20
-"""Most overlaps that are matched at once, including the padding."""
+"""Largest number of overlaps that are matched at once, including the padding."""
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 IOU_LEVELS = np.linspace(0.5, 0.95, 10)
 
@@ -31,9 +31,9 @@ class InstanceMatches:
 
     Attributes:
         image (D,) int64: row of the image; category (D,) int64; score (D,) float64.
-        matched, ignored (D,T) bool: matched with an object or a crowd region; on a crowd region, so
-            neither right nor wrong.
-        targets (I,K) int64: objects to find.
+        matched (D,T) bool: matched with an object or a crowd region. ignored (D,T) bool: matched
+            with a crowd region, so neither right nor wrong.
+        targets (I,K) int64: number of objects to find.
     """
 
     image: NDArray[np.int64]
@@ -44,7 +44,7 @@ class InstanceMatches:
     targets: NDArray[np.int64]
 
     def precision(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Interpolated precision (S,T,R,K) of S weightings (S,I); NaN: nothing to find."""
+        """Interpolated precision (S,T,R,K) of S weightings (S,I) at R recalls; NaN: no objects."""
         shape = (len(weights), self.matched.shape[1], len(RECALL_LEVELS), self.targets.shape[1])
         result = np.full(shape, np.nan)
         for category in np.flatnonzero(self.targets.any(axis=0)):
@@ -64,7 +64,7 @@ class InstanceMatches:
         )
 
     def _class_precision(self, category: int, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(S,T,R)."""
+        """Interpolated precision (S,T,R) of one class."""
         rows = np.flatnonzero(self.category == category)
         rows = rows[np.argsort(-self.score[rows], kind="stable")]
         result = np.empty((len(weights), self.matched.shape[1], len(RECALL_LEVELS)))
@@ -93,7 +93,7 @@ class InstanceEvaluator:
 
     Args:
         instances: COCO instances JSON: category ids 0..K-1, things only, RLE or polygons.
-        image_ids: the images that count, in the order of the per-image statistics.
+        image_ids: the images to evaluate, in the order of the per-image statistics.
         num_classes: K, stuff included.
     """
 
@@ -124,7 +124,7 @@ class InstanceEvaluator:
         """
         if not len(labels):
             return
-        # Run lengths go down the columns: pycocotools wants Fortran order.
+        # COCO's run lengths go down the columns, so pycocotools needs Fortran order.
         columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).view(np.uint8)
         encoded = rle.encode(columns.transpose(2, 1, 0))
         if place is not None:
@@ -166,7 +166,7 @@ class InstanceEvaluator:
         )
 
     def _groups(self) -> list["_Group"]:
-        """By class, then by image id."""
+        """Groups sorted by class, then by image id."""
         sides: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
         for side, annotations in enumerate((self._detections, self._targets)):
             for annotation in annotations:
@@ -228,7 +228,7 @@ def _encoded(segmentation: Any, image: dict[str, Any]) -> Any:
 
 
 def _blocks(groups: Sequence[_Group]) -> Iterator[tuple[list[int], int]]:
-    """Groups to match together, most detections first, and the objects to pad each of them to.
+    """Groups to match together, most detections first, and the number of objects to pad each to.
 
     Groups without a detection or an object have nothing to match and are left out.
     """
@@ -254,13 +254,13 @@ def _match(
 ) -> None:
     """Match as COCOeval does, all groups and IoU levels at once, one rank of detections at a time.
 
-    A detection takes the object of largest IoU, among equals the last, that no better detection
-    has taken; only where there is none, a crowd region, which takes any number.
+    A detection takes the object of largest IoU (the last of equals) that no better detection has
+    taken. If there is none, it takes a crowd region, which any number of detections may share.
 
     Args:
-        groups: with at least one object, at most ``size``, and one detection; most detections
-            first, so that those that still have one at a rank are a leading slice.
-        first: row of ``matched`` and ``ignored`` (D,T) where each group begins; written.
+        groups: each with 1 to ``size`` objects and at least one detection; most detections first,
+            so that the groups with a detection of some rank are a leading slice.
+        first: row of ``matched`` and ``ignored`` (D,T), which are written, where a group begins.
     """
     ranks = np.array([len(group.scores) for group in groups])
     overlaps = np.full((len(groups), ranks[0], size), -1.0)

@@ -41,7 +41,7 @@ def _unfilter(kind: int, byte: int, left: int, above: int, corner: int) -> int:
 
 @njit(cache=True)
 def _next_nonzero(data: Array, words: Array, place: int, end: int) -> int:
-    """The first byte from ``place`` on that is not zero, or ``end``; ``words``: eight at a time."""
+    """Place of the first nonzero byte from ``place`` on, or ``end``; ``words``: 8 bytes each."""
     while place < end and place % 8:
         if data[place]:
             return place
@@ -59,15 +59,15 @@ def _next_nonzero(data: Array, words: Array, place: int, end: int) -> int:
 def decode_rows(
     data: Array, words: Array, size: int, rows: Array, starts: Array, values: Array
 ) -> int:
-    """Undo a PNG's row filters, and keep only where a row changes its value.
+    """Undo a PNG's row filters, and store a row's values only where they change.
 
     A filter guesses a pixel from its neighbours to the left, above, and above to the left, and
     stores the difference. In a label map nearly all differences are zero, and a pixel whose
     neighbours equal those of the pixel before it gets the same value: all these are skipped.
 
     Args:
-        data: uint8, of each row the number of its filter, 1 to 4, and W * ``size`` filtered bytes;
-            words: the same as uint64 (the last few bytes left out).
+        data: uint8, per row the number of its filter, 1 to 4, and W * ``size`` filtered bytes;
+            words: the same bytes as uint64 (without the last few).
         size: bytes of a pixel, 1 to 3.
         rows (H+1,), starts, values (H*W,): written, see
             :class:`possam.evaluation.run_lengths.RunLengths`.
@@ -110,9 +110,9 @@ def decode_rows(
             if x == 0 or value != left:
                 starts[count], values[count] = x, value
                 count += 1
-            # Settled: the neighbours of the next pixel are three equal pixels, or those of this
-            # one. Then, and always with filter 1, which only looks to the left, pixels repeat
-            # until a difference is stored or the row above changes.
+            # Settled: the next pixel's three neighbours equal each other, or those of this pixel.
+            # Then, and always with filter 1, which reads only the pixel to the left, pixels
+            # repeat until a difference is stored or the row above changes.
             settled = value == above or (difference == 0 and value == left and above == corner)
             left, corner = value, above
             x += 1
@@ -155,11 +155,11 @@ def count_pairs(
     """Count the pixels of each pair of values of two maps of equal size (runs a and b).
 
     Args:
-        keys (uint64), pixels (int64): of 2^n zeros, written: a hash table with linear probing. An
-            entry with pixels is of ``key = value a * 2^32 + value b``; one without is free.
+        keys (uint64), pixels (int64): 2^n zeros each, written: a hash table with linear probing. An
+            entry with pixels counts ``key = value a * 2^32 + value b``; one without is free.
 
     Returns:
-        Whether the table was large enough; if not, what it holds is of no use.
+        Whether the table was large enough; if not, its content is of no use.
     """
     mask, free = len(keys) - 1, len(keys) // 2
     for y in range(len(rows_a) - 1):

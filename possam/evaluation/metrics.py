@@ -1,7 +1,7 @@
 """The metrics: their printed names and decimals. No number depends on this module."""
 
 EFFICIENCY = "efficiency"
-"""What is measured with a clock: it depends on the machine, and has benchmarks of its own."""
+"""Metrics measured with a clock depend on the machine, and have benchmarks of their own."""
 
 METRICS_OF: dict[str, dict[str, str]] = {
     "panoptic": {
@@ -27,7 +27,7 @@ METRICS_OF: dict[str, dict[str, str]] = {
     },
 }
 """Printed names of the metrics, by what a benchmark measures
-(:data:`possam.evaluation.options.Measured`). All but those of efficiency are in percent."""
+(:data:`possam.evaluation.options.Measured`). All except efficiency's are in percent."""
 
 METRICS: dict[str, str] = {k: v for group in METRICS_OF.values() for k, v in group.items()}
 """Printed name of every metric that a table column can show."""

@@ -1,4 +1,4 @@
-"""Choices of evaluation: what is measured, under which condition, and how sure the figures are."""
+"""Choices of evaluation: what is measured, under which condition, and with which bootstrap."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ Numbering = Literal["contiguous", "upstream"]
 
 
 class Bootstrap(NamedTuple):
-    """A bootstrap over images: resamples, the seed that draws them, the level of intervals."""
+    """A bootstrap over images: number of resamples, their seed, the level of intervals (0..1)."""
 
     samples: int
     seed: int

@@ -47,7 +47,7 @@ class PanopticResult:
 
 @dataclass(frozen=True)
 class PanopticCounts:
-    """Counts of I images and K classes (I,K): segments, and sums of IoUs of matches."""
+    """Counts (I,K) of I images and K classes: segments, and sums of the IoUs of matches."""
 
     tp: NDArray[np.int64]
     fp: NDArray[np.int64]
@@ -57,7 +57,7 @@ class PanopticCounts:
 
 @dataclass
 class _Matches:
-    """Matching of one image: classes and IoUs of the matches in order, classes of the misses."""
+    """Matching of one image: classes and IoUs of the matches, in order; classes of the misses."""
 
     matched: list[int] = field(default_factory=list)
     iou: list[float] = field(default_factory=list)
@@ -76,8 +76,8 @@ def _count(images: Sequence[_Matches], num_classes: int, *, by_image: bool) -> P
         place += np.fromiter(chain.from_iterable(classes), np.int64)
         return np.bincount(place, weights, minlength=rows * num_classes).reshape(rows, num_classes)
 
-    # bincount adds one by one, in the order of the images, and rounds as panopticapi does: unlike
-    # sum(), which compensates rounding from Python 3.12 on.
+    # bincount adds one by one, in the order of the images, and so rounds as panopticapi does. From
+    # Python 3.12 on, sum() does not: it compensates rounding.
     iou = table("matched", [value for image in images for value in image.iou]).astype(np.float64)
     tp, fp, fn = map(table, ("matched", "false_positives", "false_negatives"))
     return PanopticCounts(tp, fp, fn, iou)
@@ -107,7 +107,7 @@ def _average(images: Sequence[_Matches], num_classes: int, over: Iterable[int]) 
 def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> Pairs:
     """(target id, predicted id, pixels) of all pairs of ids that share a pixel, ascending.
 
-    For maps in memory, where a model takes far longer. The compiled loops of
+    For a model's maps in memory, since the model takes far longer. The compiled loops of
     :func:`possam.evaluation.run_lengths.count_shared_pixels` would take most of a second to load.
 
     ``target``, ``predicted``: segment ids (H,W), 0..2^24-1, 0 = void.
@@ -125,7 +125,7 @@ def count_array_pairs(target: NDArray[np.integer], predicted: NDArray[np.integer
 
 
 class _Overlaps(NamedTuple):
-    """Pixels that segments share: (target id, predicted id) -> pixels; areas without void."""
+    """Pixels shared by segments: (target id, predicted id) -> pixels; areas of all ids but void."""
 
     pixels: dict[tuple[int, int], int]
     target_area: dict[int, int]
@@ -137,7 +137,7 @@ class _Overlaps(NamedTuple):
         for t, p, count in pairs:
             target_area[t] += count
             predicted_area[p] += count
-        del target_area[VOID], predicted_area[VOID]  # a Counter: nothing if there is none
+        del target_area[VOID], predicted_area[VOID]  # no error if void does not occur: a Counter
         return cls({(t, p): count for t, p, count in pairs}, target_area, predicted_area)
 
 
@@ -146,7 +146,7 @@ def _match(
 ) -> _Matches:
     """Match segments of equal class with IoU above one half; such matches are unique.
 
-    Void pixels of the ground truth count for no union. A predicted segment without a match is
+    Void pixels of the ground truth count in no union. A predicted segment without a match is
     ignored if more than half of it lies on void or on the crowd region of its class.
     """
     overlap, target_area, predicted_area = overlaps
@@ -180,7 +180,7 @@ def _match(
 def _merge_classes(
     overlaps: _Overlaps, predicted: Mapping[int, int], target: Mapping[int, tuple[int, bool]]
 ) -> tuple[_Overlaps, dict[int, int], dict[int, tuple[int, bool]]]:
-    """The same image with one class for all segments, and one crowd region out of all of them."""
+    """The same image with one class for all segments, and all crowd regions merged into one."""
     crowd = [t for t, (_, is_crowd) in target.items() if is_crowd]
     rename = dict.fromkeys(crowd, crowd[0]) if crowd else {}
     if len(crowd) > 1:
@@ -193,7 +193,7 @@ def _merge_classes(
 
 
 def check_sizes(where: str, prediction: NDArray[Any], target: NDArray[Any]) -> None:
-    """Refuse a predicted map (H,W) of another size than the ground truth's."""
+    """Raise an InputError if a predicted map (H,W) differs in size from the ground truth."""
     if prediction.shape != target.shape:
         raise InputError(
             f"{where}: the prediction has {prediction.shape} (height, width) and the ground "
@@ -202,7 +202,7 @@ def check_sizes(where: str, prediction: NDArray[Any], target: NDArray[Any]) -> N
 
 
 def image_order(counted: Sequence[int], expected: Sequence[int]) -> list[int]:
-    """Positions in ``counted`` of the ``expected`` image ids; both must be the same images."""
+    """Positions in ``counted`` of the ``expected`` image ids; an InputError if the ids differ."""
     place = {image_id: index for index, image_id in enumerate(counted)}
     if len(place) != len(counted):
         twice = sorted({i for i in counted if list(counted).count(i) > 1})
@@ -217,7 +217,7 @@ def image_order(counted: Sequence[int], expected: Sequence[int]) -> list[int]:
 
 
 class PanopticEvaluator:
-    """Collects matches image by image; ``categories``: all of the data set, in index order."""
+    """Collects matches image by image; ``categories``: all those of the data set, by index."""
 
     def __init__(self, categories: Sequence[CategoryLike]) -> None:
         if [category.index for category in categories] != list(range(len(categories))):
@@ -243,7 +243,7 @@ class PanopticEvaluator:
             target_segments: id -> (class index, is_crowd).
 
         Raises:
-            InputError: maps of different sizes, segment ids on one side only, unknown classes.
+            InputError: different sizes, ids that differ between map and list, unknown classes.
         """
         where = f"image {image_id}"
         check_sizes(where, predicted_ids, target_ids)
@@ -260,7 +260,7 @@ class PanopticEvaluator:
         predicted_segments: Mapping[int, int],
         target_segments: Mapping[int, tuple[int, bool]],
     ) -> None:
-        """As :meth:`update`, from what :func:`count_array_pairs` finds in the two maps."""
+        """As :meth:`update`, from the result of :func:`count_array_pairs` for the two maps."""
         where = f"image {image_id}"
         self._check(where, "prediction", {p for _, p, _ in pairs}, predicted_segments.keys())
         self._check(where, "ground truth", {t for t, _, _ in pairs}, target_segments.keys())
@@ -300,7 +300,7 @@ class PanopticEvaluator:
             )
 
     def arrange(self, image_ids: Sequence[int]) -> None:
-        """Put the images into the order of ``image_ids``: sums of IoUs round in this order.
+        """Put the images into the order of ``image_ids``, in which IoUs are summed (and rounded).
 
         Raises:
             InputError: an image was not counted, was counted twice, or is not in the list.
@@ -316,7 +316,7 @@ class PanopticEvaluator:
         return _average(self._classes, self.num_classes, over)
 
     def class_agnostic(self) -> PanopticResult:
-        """All classes merged into one: how good the segments are, whatever they are called."""
+        """With all classes merged into one: the quality of segments, whatever their names."""
         return _average(self._agnostic, 1, [0])
 
     def counts(self) -> PanopticCounts:

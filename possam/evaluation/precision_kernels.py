@@ -18,9 +18,9 @@ def interpolate(
 
     Args:
         weights: (S, I) float64.
-        image: (D,) int64, of each detection, best first.
+        image: (D,) int64, the image of each detection, best detection first.
         matched, ignored: (D, T) bool.
-        objects: (S,) float64, weight of all that can be found.
+        objects: (S,) float64, total weight of the objects to find.
         recall_levels: (R,) float64, ascending.
         result: (S, T, R) float64, written; NaN where there are no objects.
     """

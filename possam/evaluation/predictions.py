@@ -20,7 +20,7 @@ PREDICTIONS = "predictions.json"
 
 
 class PredictionWriter:
-    """Writes ``predictions/*.png`` into a directory, and :meth:`close` ``predictions.json``."""
+    """Writes ``predictions/*.png`` into a directory; :meth:`close` writes ``predictions.json``."""
 
     def __init__(self, directory: Path, dataset: ConvertedDataset) -> None:
         self.json = directory / PREDICTIONS
@@ -51,7 +51,7 @@ class PredictionWriter:
         }
 
     def close(self) -> tuple[Path, Path]:
-        """Write the JSON; returns it and the folder of PNGs."""
+        """Write the JSON; returns its path and the folder of PNGs."""
         records = self._dataset.images
         content = {
             "images": [{"id": r.id, "width": r.width, "height": r.height} for r in records],
@@ -68,16 +68,16 @@ class PredictionWriter:
 def check_panopticapi(
     dataset: ConvertedDataset, *, json: Path, folder: Path, result: PanopticResult
 ) -> dict[str, float]:
-    """Score the written predictions with panopticapi and compare, to the last digit.
+    """Score the written predictions with panopticapi; ``result`` must agree to the last digit.
 
     Returns ``panopticapi_pq``, ``panopticapi_sq``, ``panopticapi_rq`` in percent.
 
     Raises:
-        PossamError: the two differ; names both numbers.
+        PossamError: there is nothing to score, or two numbers differ (both are named).
     """
     from panopticapi.evaluation import pq_compute_single_core
 
-    # One process, as sums of IoUs would round differently for every number of cores.
+    # In one process: sums of IoUs would round differently for every number of cores.
     target = read_json(dataset.directory / ANNOTATIONS)
     sides = [
         {item["image_id"]: item for item in content["annotations"]}

@@ -9,5 +9,5 @@ from possam.evaluation import score  # noqa: F401
 from possam.evaluation.run_lengths import warm_up
 from possam.runtime.errors import PossamError
 
-with contextlib.suppress(PossamError):  # the first image will raise it, where it can be caught
+with contextlib.suppress(PossamError):  # the first image raises it again, where it is caught
     warm_up()

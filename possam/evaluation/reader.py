@@ -22,14 +22,14 @@ from possam.runtime.memory import no_collection
 
 CATEGORY_IDS: tuple[str, ...] = get_args(Numbering)
 VOID_LABELS = {8: 255, 16: 65535}
-"""The value for no class in label PNGs of 8 and 16 bits."""
+"""The value that means no class in label PNGs, by their bits per pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticFormat:
-    """How to read an image's prediction, given its entry of the JSON: small, and picklable.
+    """How to read an image's prediction, given its entry in the JSON; small and picklable.
 
-    ``json`` is named in messages; ``classes``: valid ``category_id`` -> class index.
+    ``json``: for messages; ``classes``: valid ``category_id`` -> class index.
     """
 
     json: Path
@@ -41,7 +41,7 @@ class PanopticFormat:
     ) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index.
 
-        The ``segments`` of ``record`` are not used; ``annotation`` is its entry of the JSON.
+        ``annotation``: the image's entry in the JSON; the ``segments`` of ``record`` are not used.
 
         Raises:
             InputError: anything malformed or inconsistent, with file, field and remedy.
@@ -81,7 +81,7 @@ class PredictionReader:
     """Reads panoptic predictions of any system and checks them against a data set.
 
     Args:
-        folder: of the PNGs; default: beside the ``json``, with its name without ``.json``.
+        folder: that of the PNGs; default: beside ``json``, of the same name without ``.json``.
         category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
             id of the data set's upstream release (``upstream``).
 
@@ -103,7 +103,7 @@ class PredictionReader:
         classes = self._category_map(content["categories"], category_ids)
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
         self.annotations: dict[int, dict[str, Any]] = {}
-        """Each image's entry of the JSON; its segments are not checked yet."""
+        """Entries of the JSON by image id; their segments are not checked yet."""
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
             _check_fields(annotation, where, image_id=int, file_name=str, segments_info=list)
@@ -158,12 +158,12 @@ class PredictionReader:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFormat:
-    """How to read label PNGs ``<image name>.png``: small, and picklable.
+    """How to read label PNGs ``<image name>.png``; small and picklable.
 
     Attributes:
-        dataset: its name, for messages.
+        dataset: the data set's name, for messages.
         classes: valid label -> class index.
-        category_ids: whose labels they are, of ``CATEGORY_IDS``.
+        category_ids: one of ``CATEGORY_IDS``, the numbering of the labels.
     """
 
     folder: Path
@@ -221,7 +221,7 @@ _KINDS = {int: "a whole number", str: "a text", list: "a list"}
 
 
 def _check_fields(entry: Any, where: str, **fields: type) -> None:
-    """Refuse an ``entry`` of a JSON file that is no object with ``fields`` of these types."""
+    """Raise an InputError unless ``entry`` is a JSON object with ``fields`` of these types."""
     if not isinstance(entry, dict):
         raise InputError(f"{where}: an object is expected; see COCO's panoptic format")
     for key, kind in fields.items():
@@ -261,7 +261,7 @@ def read_png(path: Path) -> NDArray[Any]:
 
 
 def check_size(path: Path, pixels: NDArray[Any], record: ImageRecord) -> None:
-    """Refuse pixels (H,W,...) of another size than the image's."""
+    """Raise an InputError if pixels (H,W,...) differ in size from the image."""
     if pixels.shape[:2] != (record.height, record.width):
         raise InputError(
             f"{path}: size: {pixels.shape[1]} x {pixels.shape[0]}, but image {record.id} is "

@@ -1,8 +1,8 @@
 """Label maps as run lengths, read from PNGs without building the pixels.
 
-A run here is a stretch of equal pixels in one row. A map has some thousand runs and some hundred
-thousand pixels; all counts of pixels can be taken over runs. An inflated PNG is mostly zeros too,
-so that even undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
+A run here is a stretch of equal pixels in one row. A map has a few thousand runs and a few hundred
+thousand pixels, and pixels can be counted run by run. An inflated PNG is mostly zeros too, so that
+even undoing its row filters looks at few pixels (:mod:`possam.evaluation.kernels`).
 """
 
 import functools
@@ -16,7 +16,7 @@ from possam.datasets.pixels import GREY, RGB, InflatedMap, encode_map, inflate_m
 from possam.runtime.compiled_loops import importing_loops
 
 _TABLE = 1024
-"""Entries of the first hash table of pairs: twice the pairs of most images, and more."""
+"""Entries of the first hash table: more than twice the pairs of most images."""
 
 
 class RunLengths(NamedTuple):
@@ -25,9 +25,9 @@ class RunLengths(NamedTuple):
     Attributes:
         rows (H+1,) int64: the first run of each row, and R.
         starts (R,) int32: column where a run begins.
-        values (R,) uint32: what its pixels hold.
+        values (R,) uint32: the value of its pixels.
         width: W.
-        bits: how wide the values are stored (24 in a panoptic PNG).
+        bits: bits per stored value (24 in a panoptic PNG).
     """
 
     rows: NDArray[np.int64]
@@ -43,7 +43,7 @@ class RunLengths(NamedTuple):
 
 
 class SharedPixels(NamedTuple):
-    """P pairs of values that share a pixel, ascending: first, second (P,), pixels (P,); int64."""
+    """P pairs of values that share pixels, ascending: first, second, pixels, each (P,) int64."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
@@ -55,7 +55,7 @@ def _kernels() -> Any:
     """The compiled loops, imported at their first use: importing numba takes half a second.
 
     Raises:
-        PossamError: no folder to keep them in.
+        PossamError: no folder to keep the compiled loops in.
     """
     with importing_loops():
         from possam.evaluation import kernels
@@ -81,7 +81,7 @@ def encode_array(pixels: NDArray[np.integer]) -> RunLengths:
 
 
 def encode_file(path: Path, *, colour: bool) -> RunLengths | None:
-    """The runs of a sound, plain PNG; None for anything else, which is left to other readers.
+    """The runs of a valid, plain PNG; None for anything else, which other readers handle.
 
     Args:
         colour: 8-bit RGB, with values R + 256 G + 65536 B; else 8 or 16 bits of grey.
@@ -101,7 +101,7 @@ def _decode(found: InflatedMap) -> RunLengths | None:
     size = found.pixel_bytes
     stored = np.frombuffer(found.rows, np.uint8).reshape(found.height, -1)
     unfiltered = stored[:, 0] == 0
-    if unfiltered.any():  # taken for filter 1, with differences from the pixel to the left
+    if unfiltered.any():  # convert to filter 1: differences from the pixel to the left
         data = stored.copy()
         chosen = slice(None) if unfiltered.all() else unfiltered
         data[chosen, 1 + size :] = stored[chosen, 1 + size :] - stored[chosen, 1:-size]
@@ -120,7 +120,7 @@ def _decode(found: InflatedMap) -> RunLengths | None:
 
 
 def count_shared_pixels(first: RunLengths, second: RunLengths) -> SharedPixels:
-    """Pixels of every pair of values of two maps of one size.
+    """Number of shared pixels of every pair of values of two maps of one size.
 
     Raises:
         ValueError: the sizes differ.
@@ -145,7 +145,7 @@ def warm_up() -> None:
     """Load the compiled loops (or compile them) by reading and counting a map of one pixel.
 
     Raises:
-        PossamError: no folder to keep them in.
+        PossamError: no folder to keep the compiled loops in.
     """
     found = inflate_map(encode_map(np.zeros((1, 1), np.uint8)))
     runs = None if found is None else _decode(found)

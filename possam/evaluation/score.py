@@ -35,14 +35,14 @@ def score(
     seen: Sequence[bool] | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Score predictions against a converted data set, and write the result where ``out`` is given.
+    """Score predictions against a converted data set; write the result if ``out`` is given.
 
     Returns the content of ``evaluation.json``; other arguments and errors as
     :func:`measure_predictions`.
 
     Args:
         out: folder for ``evaluation.json`` and per-image statistics; ``None``: nothing is written.
-        identity: goes into the result as it is: ``run``, ``benchmark``, ``condition``, ...
+        identity: copied into the result: ``run``, ``benchmark``, ``condition``, ...
     """
     statistics, found = measure_predictions(
         dataset=dataset,
@@ -76,16 +76,16 @@ def measure_predictions(
         predictions: a ``.json`` in COCO panoptic format (PNGs: in ``segmentations``, default
             beside the JSON, with its name without ``.json``), which gives the PQ metrics and the
             mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
-            255 or 65535 = none; 16 bits where ids exceed 254), which only gives the mIoU.
+            255 or 65535 = none; 16 bits where ids exceed 254), which gives only the mIoU.
         category_ids: ``contiguous`` if category ids (or labels) are class indices, ``upstream`` if
-            they are those of the data set's publisher (then the label 0 also means none).
-        seen: flags of seen classes; default: all seen.
-        metrics: of ``panoptic`` and ``semantic``, those that the ground truth allows.
+            they are the publisher's ids (then the label 0 also means none).
+        seen: one flag per class, True if seen; default: all seen.
+        metrics: ``panoptic``, ``semantic`` or both, as the ground truth allows.
         workers: processes; the result is the same for any number.
 
     Raises:
         InputError: predictions that are missing, malformed, incomplete or of the wrong size.
-        PossamError: a worker died, or panopticapi gets another PQ from the same predictions.
+        PossamError: a worker died, or panopticapi computes another PQ from the same predictions.
     """
     classes = len(dataset.categories)
     flags = [True] * classes if seen is None else list(seen)
@@ -110,7 +110,7 @@ def measure_predictions(
         predicted = PredictionReader(
             predictions, dataset, folder=segmentations, category_ids=category_ids
         )
-    # panopticapi reads category ids as they stand, so it can only check contiguous ones.
+    # panopticapi does not translate category ids, so it can check only contiguous ones.
     readable = evaluation.check_panopticapi and category_ids == "contiguous"
     return make_result(
         dataset=dataset,
@@ -124,7 +124,7 @@ def measure_predictions(
 
 
 class _Image(NamedTuple):
-    """What a worker gets of an image: only what it needs, since it goes through a pipe."""
+    """What a worker needs of an image, and no more, since it is sent through a pipe."""
 
     record: ImageRecord
     truth: dict[int, tuple[int, bool]]
@@ -171,7 +171,7 @@ class _Job:
         return encode_array(replace(self.dataset, images=(record,)).panoptic(0))
 
     def _labels(self, record: ImageRecord) -> RunLengths:
-        """Class indices; void is a value above them."""
+        """Runs of class indices; void is a value above them."""
         labels, classes = encode_file(record.semantic, colour=False), len(self.dataset.categories)
         if labels is not None and labels.shape == (record.height, record.width):
             strange = (labels.values >= classes) & (labels.values != void_value(classes))
@@ -187,12 +187,12 @@ def count_predictions(
     metrics: Collection[str],
     workers: int,
 ) -> Evaluators:
-    """Count all images, in ``workers`` processes; the numbers are the same for any number.
+    """Count all images, in ``workers`` processes; their number does not change the result.
 
-    ``metrics``: of ``panoptic`` and ``semantic``; label PNGs have no ``panoptic``.
+    ``metrics``: ``panoptic``, ``semantic`` or both; label PNGs allow only ``semantic``.
 
     Raises:
-        InputError: the first image, in the order of the data set, that is malformed.
+        InputError: a prediction is malformed; the first one in the data set's order is named.
         PossamError: a worker died.
     """
     predicted: PanopticFormat | LabelFormat

@@ -1,4 +1,4 @@
-"""Segment one image: with classes that are embedded already, or with any words."""
+"""Segment one image: with names that are embedded already, or with any words."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,8 +32,8 @@ def segment_words(
     Other arguments and the result as of :func:`segment_image`.
 
     Args:
-        embed: turns names into the text embeddings of the segmenter's CLIP.
-        training_vocabulary: what the decoder was trained on; empty: no class counts as seen.
+        embed: turns names into text embeddings of the segmenter's CLIP.
+        training_vocabulary: names of the classes trained on; empty: no class counts as seen.
     """
     return segment_image(
         pixels,
@@ -54,7 +54,7 @@ def segment_image(
     seen: Sequence[bool],
     inference: InferenceOptions,
 ) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
-    """The panoptic result of one image: ids (H,W), 0 = no segment, and the segments.
+    """The panoptic result of one image: ids (H,W) int32, 0 = no segment, and the segments.
 
     Args:
         pixels: RGB (H,W,3) uint8, any size.

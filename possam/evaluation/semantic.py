@@ -1,4 +1,4 @@
-"""Mean intersection over union from per-image counts, void pixels of the ground truth left out."""
+"""Mean intersection over union from per-image counts, without void pixels of the ground truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class SemanticCounts:
 
 @dataclass(frozen=True)
 class SemanticResult:
-    """Fractions in 0..1; NaN where nothing is to be averaged.
+    """Fractions in 0..1; NaN where there is no class to average.
 
-    ``miou`` averages over classes in the ground truth, ``miou_union`` over those in it or in the
-    prediction, of which ``per_class`` holds the IoU.
+    ``miou`` averages over classes in the ground truth, ``miou_union`` over classes in ground truth
+    or prediction; ``per_class`` holds the IoU of the latter by class index.
     """
 
     miou: float
@@ -35,14 +35,14 @@ class SemanticResult:
 
 
 class _Row(NamedTuple):
-    """Of one image the classes (N,) that occur, and pixels (3,N): of both, predicted, target."""
+    """Classes (N,) that occur in an image, and their pixels (3,N): in both, predicted, target."""
 
     classes: NDArray[np.int64]
     pixels: NDArray[np.int64]
 
 
 class SemanticEvaluator:
-    """Collects class confusion image by image; predictions of -1 (no class) are misses."""
+    """Collects pixel counts image by image; a prediction of -1 (no class) is a miss."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -77,7 +77,7 @@ class SemanticEvaluator:
         target: NDArray[np.integer],
         pixels: NDArray[np.integer],
     ) -> None:
-        """Count one image, of which ``pixels`` lie in both ``prediction`` and ``target``, all (N,).
+        """Count one image from N pairs of a predicted and a true class with their ``pixels``, (N,).
 
         Class indices as in :meth:`update`, but not checked; a pair may occur several times.
         """
@@ -101,7 +101,7 @@ class SemanticEvaluator:
         self.image_ids += other.image_ids
 
     def arrange(self, image_ids: Sequence[int]) -> None:
-        """Put the images into the order of ``image_ids``, which must be the images counted."""
+        """Put the images into the order of ``image_ids``; an InputError if the images differ."""
         self._rows = [self._rows[place] for place in image_order(self.image_ids, image_ids)]
         self.image_ids = list(image_ids)
 

@@ -1,4 +1,4 @@
-"""Per-image statistics of one evaluation, and a bootstrap over its images.
+"""Per-image statistics of one evaluation, and a bootstrap over the images.
 
 All metrics are ratios of sums over images, so a resample is a vector of image weights (how often
 each image was drawn) and its totals are matrix products. ``scipy.stats.bootstrap`` draws the same
@@ -6,7 +6,7 @@ resamples from the same generator, but evaluates them one by one, which is far s
 
 Resampling biases some metrics: an image that is drawn twice raises AP (its detections tie), and a
 rare class that is not drawn drops out of a mean. Intervals are therefore percentile intervals,
-shifted by the bias that the bootstrap estimates, so that they lie around the measured value.
+shifted by the bias that the bootstrap estimates, so that they surround the measured value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def frames_per_second(
 ) -> tuple[list[float], tuple[float, float]]:
     """Images per second (number over total time) of each training, and the interval of their mean.
 
-    ``seconds``: of each image (I,), one array per training, all of the same images.
+    ``seconds``: one array (I,) per training, all of the same images.
 
     Raises:
         InputError: different numbers of images.
@@ -89,10 +89,10 @@ class Resampled:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Everything that the metrics of one evaluation are computed from; None: not measured.
+    """All data that the metrics of one evaluation are computed from; None: not measured.
 
     Attributes:
-        image_ids: I images, the order of all rows.
+        image_ids: ids of the I images, in the order of all rows.
         is_thing, seen: one flag for each of the K classes.
         panoptic, semantic: (I,K); class_agnostic: (I,1).
     """
@@ -106,7 +106,7 @@ class ImageStatistics:
     instances: InstanceMatches | None = None
 
     def metrics(self, weights: Weights | None = None) -> dict[str, NDArray[np.float64]]:
-        """Percentages (S,) of each metric for S weightings (S,I); default: every image once.
+        """Each metric in percent, (S,), for S weightings (S,I); default: every image once, S = 1.
 
         A metric is NaN where it is undefined, for example ``pq_unseen`` when all classes are seen.
         """
@@ -143,7 +143,7 @@ class ImageStatistics:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def save(self, directory: Path) -> None:
-        """Write one row per image and class that occurs, and the matches behind AP."""
+        """Write one row per image and class that occurs in it, and the matches behind AP."""
         frame = pd.concat([self._class_rows(), self._agnostic_rows()], ignore_index=True)
         with atomic_path(directory / IMAGE_FILE) as path:
             frame.to_parquet(path, index=False)
@@ -181,7 +181,7 @@ class ImageStatistics:
         )
 
     def _agnostic_rows(self) -> pd.DataFrame:
-        # Every image has such a row, so the file also says which images were measured.
+        # Every image gets such a row, so the file also lists the measured images.
         ids = np.array(self.image_ids, np.int64)
         counts = {} if self.class_agnostic is None else _columns(self.class_agnostic)
         return pd.DataFrame(
@@ -196,7 +196,7 @@ class ImageStatistics:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: the file is missing or lacks a column.
+            InputError: a file is missing or lacks a column.
         """
         path = directory / IMAGE_FILE
         frame = _read_table(path)
@@ -256,10 +256,10 @@ def class_subsets(is_thing: Sequence[bool], seen: Sequence[bool]) -> dict[str, l
 def resample(*statistics: ImageStatistics, bootstrap: Bootstrap) -> Resampled:
     """Metrics of an evaluation, or their means over several (one per training seed).
 
-    An equal ``bootstrap`` draws the same images, so that results can be compared in pairs.
+    The same ``bootstrap`` draws the same images, so results can be compared in pairs.
 
     Raises:
-        InputError: they were not measured on the same images.
+        InputError: the evaluations were not measured on the same images.
     """
     first = statistics[0].image_ids
     for other in statistics[1:]:
@@ -293,7 +293,7 @@ def bootstrap_intervals(
 
 
 def defined(values: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as ``None``: JSON has no NaN."""
+    """``values`` with ``None`` for NaN, which JSON does not have."""
     return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
@@ -316,7 +316,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _class_quality(
     counts: PanopticCounts, weights: Weights
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """PQ, SQ, RQ (3,S,K) of each class, and whether it occurs (S,K)."""
+    """PQ, SQ, RQ (3,S,K) in 0..1 of each class, and whether the class occurs (S,K)."""
     tp, iou = weights @ counts.tp, weights @ counts.iou
     errors = weights @ (counts.fp + counts.fn)
     total = np.maximum(tp + 0.5 * errors, 0.5)

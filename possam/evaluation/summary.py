@@ -43,7 +43,7 @@ PROTOCOL = {
 
 @dataclass
 class Evaluators:
-    """The evaluators of one pass; ``None``: not measured."""
+    """The evaluators of one pass over a data set; ``None``: not measured."""
 
     panoptic: PanopticEvaluator | None
     semantic: SemanticEvaluator | None
@@ -57,7 +57,7 @@ class Evaluators:
         *,
         instances: dict[str, Any] | None = None,
     ) -> "Evaluators":
-        """Empty evaluators of ``metrics``; of AP too if the data set's ``instances`` are given."""
+        """Empty evaluators of ``metrics``, and of AP if the data set's ``instances`` are given."""
         classes, image_ids = len(dataset.categories), [record.id for record in dataset.images]
         own = None
         if instances is not None:
@@ -113,16 +113,16 @@ def make_result(
     semantic_prediction: str,
     written: tuple[Path, Path] | None,
 ) -> tuple[ImageStatistics, dict[str, Any]]:
-    """Per-image statistics; metrics, intervals, results per class, check and protocol.
+    """Per-image statistics; and metrics, intervals, results per class, check and protocol.
 
-    They depend on data, weights and parameters only: repeating it gives the same file.
+    Both depend only on data, weights and parameters: the same call gives the same file.
 
     Args:
-        semantic_prediction: where the semantic labels come from, for the protocol.
-        written: JSON and folder of the same panoptic predictions, for panopticapi to check.
+        semantic_prediction: source of the semantic labels, for the protocol.
+        written: JSON and PNG folder of the same panoptic predictions, to check by panopticapi.
 
     Raises:
-        PossamError: panopticapi gets another PQ.
+        PossamError: panopticapi computes another PQ.
     """
     bootstrap, check = evaluation.bootstrap, None
     statistics, metrics = evaluators.finish(dataset, seen)
@@ -151,7 +151,7 @@ def make_result(
 
 
 def write_result(out: Path, result: Mapping[str, Any], statistics: ImageStatistics) -> None:
-    """Write the Parquet files into ``out`` and, last, ``evaluation.json``.
+    """Write the Parquet files and, last, ``evaluation.json`` into ``out``.
 
     Raises:
         InputError: ``out`` is a file.
@@ -167,9 +167,9 @@ def write_result(out: Path, result: Mapping[str, Any], statistics: ImageStatisti
 def write_variants(
     out: Path, result: Mapping[str, Any], statistics: Mapping[str, ImageStatistics]
 ) -> None:
-    """Write each variant's Parquet files into a folder of its name and ``evaluation.json`` last.
+    """Write each variant's Parquet files into a folder of its name; last, ``evaluation.json``.
 
-    Folders of variants that ``out`` held before are removed.
+    Folders in ``out`` of variants that are not in ``statistics`` are removed.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULT).unlink(missing_ok=True)
