@@ -1,6 +1,6 @@
-"""Subcommands of a typer application: grouped help, an example each, errors as exit codes.
+"""Subcommands of a typer application: grouped help, one example each, errors as exit codes.
 
-Exit codes: 0 done (or what the command returns); 1 a job on a cluster failed; 2 bad input or usage
+Exit codes: 0 done (or the command's own code); 1 a job on a cluster failed; 2 bad input or usage
 (one message, nothing half-written); 130 interrupted; 141 the reader of the output is gone.
 
 Help is plain text: with rich's boxes ``possam --help`` takes three times as long (measured: 0.38
@@ -21,7 +21,7 @@ from possam.runtime.errors import JobFailedError, PossamError
 
 
 class _Group(TyperGroup):
-    """Lists its subcommands panel by panel, and all of them where an unknown one is asked for."""
+    """Lists its subcommands panel by panel, and lists all of them after an unknown command."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -39,7 +39,7 @@ class _Group(TyperGroup):
 
 
 def application(help: str) -> typer.Typer:
-    """An application without subcommands yet, with ``--version`` and shell completion."""
+    """A typer application with ``--version`` and shell completion, but no subcommands yet."""
     app = typer.Typer(cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False)
 
     def show(asked: bool) -> None:
@@ -79,7 +79,7 @@ def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..
                 print(f"possam {name}: interrupted", file=sys.stderr)
                 code = 130
             except BrokenPipeError:
-                # Whoever read the output is gone (`| head`): nothing may be written at the end.
+                # The reader of the output is gone (`| head`): nothing may be written to it at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 code = 141
             raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""Shared by the modules whose loops numba compiles."""
+"""Importing modules whose loops numba compiles, and running such loops in threads."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from possam.runtime.errors import PossamError
 
 @contextlib.contextmanager
 def importing_loops() -> Iterator[None]:
-    """Import such a module within this context.
+    """A context in which to import a module of loops that numba compiles.
 
     Raises:
         PossamError: numba finds no folder to keep the compiled loops in.

@@ -8,7 +8,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_SCALE = "mini"
 FORKSERVER_VARIABLE = "POSSAM_FORKSERVER"
 PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher of several training processes sets, such as PyTorch's own."""
+"""What a launcher of several training processes sets, for example torchrun."""
 DATA_ROOTS_PREFIX = "POSSAM_DATA_ROOTS_"
 SOURCE_VARIABLE = "POSSAM_SOURCE"
 
@@ -25,7 +25,7 @@ tracking server is reported after seconds (MLflow's own settings retry for minut
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The variables that are read. An empty variable counts as not set.
+    """The environment variables that are read. An empty variable counts as not set.
 
     Attributes:
         tracking_uri: ``POSSAM_TRACKING_URI``, else ``MLFLOW_TRACKING_URI``, else a SQLite file
@@ -36,7 +36,7 @@ class Environment:
         source: ``POSSAM_SOURCE``, set for jobs that run frozen sources: a JSON file with the git
             state that they were copied from.
         slurm_job: ``SLURM_JOB_ID`` of the surrounding job, recorded with results.
-        processes: those of :data:`PROCESS_VARIABLES` that are set.
+        processes: name -> value of those of :data:`PROCESS_VARIABLES` that are set.
         data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that override ``roots`` of
             ``params/data.yaml``, by their name in lower case.
     """

@@ -1,6 +1,6 @@
 """Exceptions whose message names the file or field at fault and the remedy.
 
-The command line prints only the message; any other exception is a bug and keeps its traceback.
+The command line prints only their message; any other exception is a bug and keeps its traceback.
 """
 
 
@@ -17,7 +17,7 @@ class ChecksumError(InputError):
 
 
 class WrongVariantError(InputError):
-    """Weights belong to another architecture than the one that was asked for."""
+    """Weights belong to another architecture than the requested one."""
 
 
 class TrainingError(PossamError):

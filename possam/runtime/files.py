@@ -1,6 +1,6 @@
 """Atomic files, hashes and JSON.
 
-A file is written under a temporary name beside its own and renamed once it is complete. An
+A file is written under a temporary name in the same folder and renamed once it is complete. An
 exception leaves nothing behind.
 """
 

@@ -1,14 +1,14 @@
 """A server that imports PyTorch and the like once, and forks a child for each job of a pipeline.
 
-Their import takes seconds, as long as many a job of a small scale. Of ``possam`` the server imports
-only this module and :mod:`possam.runtime.environment`, so every job runs the code that lies in the
-package when it starts. (The standard library's fork server belongs to one program; here every job
-is a command of its own.)
+Their import takes seconds, as long as many a job of a small scale. Apart from these libraries the
+server imports only this module and :mod:`possam.runtime.environment`, so every job runs the code
+that is in the package when the job starts. (The standard library's fork server belongs to one
+program; here every job is a command of its own.)
 
 The server ends with the process that started it (its standard input closes). To the ``possam``
-command that asked for it, a job is as if it ran in that process: signals are passed on, the exit
-code comes back, and a kill of the command kills the job. The Snakefile starts a server for jobs on
-this machine; ``possam`` uses it where ``POSSAM_FORKSERVER`` names its socket.
+command that asked for it, a job seems to run in that process: signals are passed on, the exit code
+comes back, and killing the command kills the job. The Snakefile starts a server for jobs on this
+machine; ``possam`` uses the server whose socket ``POSSAM_FORKSERVER`` names.
 """
 
 import atexit
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -40,32 +40,30 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _STANDARD = (0, 1, 2)
 _LARGEST_REQUEST = 16 << 20
 KILLED = 137
-"""Exit code of a job that vanished, as a shell gives it for SIGKILL."""
+"""Exit code of a job that vanished: that of a shell after SIGKILL."""
 
 
 def lend(entry: str) -> None:
     """Start a server for the commands that this process starts; it ends with this process.
 
-    ``entry``: ``module:function`` that a job calls with its arguments; it returns the exit code.
+    ``entry``: ``module:function``, which a job calls with its arguments for its exit code.
     Where a server is lent already, the commands use that one.
     """
     if not os.environ.get(FORKSERVER_VARIABLE):
-        os.environ[FORKSERVER_VARIABLE] = str(start(entry, Path.cwd(), os.environ))
+        os.environ[FORKSERVER_VARIABLE] = str(start(entry))
 
 
-def start(entry: str, folder: Path, environment: Mapping[str, str]) -> Path:
-    """Start a server in ``folder`` whose jobs import what a command there would import.
+def start(entry: str) -> Path:
+    """Start a server that ends with this process; see :func:`lend`.
 
     Returns:
-        Its socket, which is there once the server listens; commands wait for nothing until then.
+        Its socket, which appears once the server listens.
     """
     path = Path(tempfile.mkdtemp(prefix="possam-")) / "jobs"
     process = subprocess.Popen(
         [sys.executable, "-m", "possam.runtime.forkserver", str(path), entry],
-        cwd=folder,
-        env=environment,
         stdin=subprocess.PIPE,
-        # Ctrl-C is for the jobs, which get it from their commands, not for the server.
+        # Ctrl-C is meant for jobs, which get it from their commands, and not for the server.
         start_new_session=True,
     )
     assert process.stdin is not None
@@ -83,20 +81,20 @@ def serve(path: Path, entry: str) -> None:
         staged = path.with_name(f".{path.name}")
         listener.bind(str(staged))
         listener.listen(64)
-        staged.rename(path)  # whoever sees it can connect
+        staged.rename(path)  # only now, so that a process that sees it can connect
         # The garbage collector finds nothing in these imports and takes a tenth of their time.
         gc.disable()
         apply_mlflow_defaults()
         for name in _LIBRARIES:
             importlib.import_module(name)
         if "numba" in _LIBRARIES:
-            # What it imports only when it first compiles takes as long as its own import.
+            # The imports of numba's first compilation take as long as importing numba itself.
             sys.modules["numba"].njit(lambda number: number)(0)
         gc.enable()
-        # The children's collectors do not touch what is here, so its pages stay shared.
+        # The children's collectors do not touch frozen objects, so their pages stay shared.
         gc.freeze()
         _refuse_cuda()
-        # Children are reaped by the system.
+        # So that the system reaps the children.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
             connection, _ = listener.accept()
@@ -110,14 +108,14 @@ def ask(path: str, arguments: Sequence[str]) -> int:
     """Let a child of the server at ``path`` run ``possam`` with ``arguments``.
 
     Returns:
-        Its exit code; 137 if it was killed.
+        The job's exit code; 137 if it was killed.
 
     Raises:
-        OSError: no server answers there.
+        OSError: no server answers at ``path``.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(path)
-        request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)])
+        request = json.dumps([list(arguments), os.getcwd(), dict(os.environ), sys.path])
         socket.send_fds(connection, [b"\n"], _STANDARD)
         connection.sendall(f"{request}\n".encode())
         with connection.makefile("rb") as answers:
@@ -133,7 +131,7 @@ def ask(path: str, arguments: Sequence[str]) -> int:
 
 
 def _number(answers: IO[bytes]) -> int | None:
-    """The next line's number; None if the other end is gone."""
+    """The number in the next line; None if the other end is gone."""
     try:
         line = answers.readline()
     except ConnectionError:
@@ -160,7 +158,7 @@ def _do(connection: socket.socket, entry: str) -> None:
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # A terminal's Ctrl-C reaches the command, which passes it on: once is enough.
+        # Its own group: a terminal's Ctrl-C reaches only the command, which passes it on.
         os.setpgid(0, 0)
         _, streams, _, _ = socket.recv_fds(connection, 1, len(_STANDARD))
         request = connection.makefile("rb").readline(_LARGEST_REQUEST)
@@ -169,11 +167,14 @@ def _do(connection: socket.socket, entry: str) -> None:
         for stream, standard in zip(streams, _STANDARD, strict=True):
             os.dup2(stream, standard)
             os.close(stream)
-        arguments, folder, environment = json.loads(request)
+        arguments, folder, environment, sys.path[:] = json.loads(request)
         os.environ.clear()
         os.environ.update(environment)
         os.environ.pop(FORKSERVER_VARIABLE, None)
         os.chdir(folder)
+        # The code is that which the command would import, maybe another checkout's.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "possam"]:
+            del sys.modules[name]
         connection.sendall(b"%d\n" % os.getpid())
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
         module, _, function = entry.partition(":")
@@ -194,7 +195,7 @@ def _do(connection: socket.socket, entry: str) -> None:
 
 
 def _end_with(connection: socket.socket) -> None:
-    """The command sends nothing more: the end of the stream is its end, and so its job's."""
+    """Kill this job when the stream ends: the command sends nothing more, so it has ended."""
     with contextlib.suppress(OSError):
         connection.recv(1)
     os.kill(os.getpid(), signal.SIGKILL)

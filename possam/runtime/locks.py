@@ -1,4 +1,4 @@
-"""Locks on files: filelock's, which the system frees however a process ends."""
+"""Locks on files, by filelock; the system frees them however a process ends."""
 
 import contextlib
 import fcntl
@@ -13,15 +13,15 @@ def hold(
 ) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (made if missing, left behind empty).
 
-    Waits ``timeout`` seconds for another process; calls ``on_wait`` once if it has to wait.
+    Waits up to ``timeout`` seconds for another process; calls ``on_wait`` once if it must wait.
 
     Raises:
-        TimeoutError: another process has held it all the time.
+        TimeoutError: another process held the lock all the time.
     """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without flock() on a file system, filelock would leave locks behind that outlive a kill.
+    # No soft locks, filelock's substitute on file systems without flock(): they outlive a kill.
     lock = FileLock(path, poll_interval=0.2, fallback_to_soft=False)
     try:
         try:
@@ -39,7 +39,7 @@ def hold(
 
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock on ``path``."""
-    # A shared lock: two onlookers must not take each other for the holder.
+    # A shared lock, so that two processes that ask do not take each other for the holder.
     if not path.is_file():
         return False
     with open(path, encoding="utf-8") as stream:

@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
     """Keep freed blocks of up to 32 MiB for reuse instead of returning them to the system.
 
     Each step and image asks for the same blocks again, and a returned block costs one page fault
-    per 4 KiB: without them a training step at mini scale takes a seventh less time, a conversion a
-    fifth. The process keeps what it once needed, up to 2 GiB. Only glibc has these settings.
+    per 4 KiB. Without these faults a training step at mini scale takes a seventh less time, and a
+    conversion a fifth. The process keeps up to 2 GiB that it once used. Only glibc can do this.
     """
     try:
         set_option = ctypes.CDLL("libc.so.6").mallopt
@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 def no_collection() -> Iterator[None]:
     """Turn garbage collection off while many lasting objects are made.
 
-    The collector visits all of them again and again: half of the time of reading large JSON files.
+    The collector visits all of them again and again: half the time of reading a large JSON file.
     """
     before = gc.isenabled()
     gc.disable()

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Options(BaseModel):
-    """Immutable; refuses unknown keys and does not convert strings to numbers."""
+    """Immutable options that refuse unknown keys and do not convert strings to numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -17,7 +17,7 @@ from possam.runtime.errors import PossamError
 from possam.runtime.memory import keep_freed_memory
 
 _WINDOW = 3
-"""Chunks per worker that are submitted at once."""
+"""Chunks per worker that wait or run at a time."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,16 +33,16 @@ def in_chunks(
 ) -> Iterator[tuple[int, Result]]:
     """Apply ``job`` to ``items`` in chunks; yields (length of the chunk, its result) in order.
 
-    Only a few chunks per worker are submitted at once, so memory does not grow with the items. The
+    Only a few chunks per worker wait or run at a time, so memory does not grow with the items. The
     first error, in the order of the items, is raised here as the job raised it. Workers end with
     this process, and only this process answers to Ctrl-C.
 
     Args:
         job: sent to every worker once; picklable, as are chunks, results and errors.
-        workers: processes; with one, or one chunk, everything is done in this process.
-        chunk: items that a worker gets at once.
-        preload: module that the workers find imported, only for speed; a process has one fork
-            server, which the first call starts. Importing it may raise only ImportError.
+        workers: processes; with one worker or one chunk, everything is done in this process.
+        chunk: items per chunk.
+        preload: module that the fork server imports for the workers, only for speed. A process has
+            one server, which the first call starts. The import may raise only ImportError.
 
     Raises:
         PossamError: a worker died.
@@ -54,10 +54,10 @@ def in_chunks(
         for part in chunks:
             yield len(part), job(part)
         return
-    # Forked from a server without threads, not from this process, which may have some.
+    # Forked from a server without threads, not from this process, which may have threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    resource_tracker.ensure_running()  # started by the server it would unblock Ctrl-C
+    resource_tracker.ensure_running()  # if the server started it, it would unblock Ctrl-C
     with _uninterrupted():
         forkserver.ensure_running()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))

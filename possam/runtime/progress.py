@@ -23,7 +23,7 @@ class Progress:
 
     On a terminal tqdm rewrites the line in place; a log gets a new line at most every ``every``
     seconds, and one at the end. ``initial`` units were done before (a resumed job): they count as
-    done but not for the speed. A ``total`` of 0 means that the end is not known.
+    done, but not in the speed. A ``total`` of 0 means that the end is not known.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Progress:
             self._print(note)
 
     def close(self, note: str = "") -> None:
-        """Show the last line. Calling it twice does nothing."""
+        """Show the last line. A second call does nothing."""
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note)

@@ -1,4 +1,4 @@
-"""``provenance.json``: what a result was made from, by which code, where, and how long it took."""
+"""``provenance.json``: a result's inputs, code, machine, time and memory."""
 
 import os
 import platform
@@ -36,13 +36,13 @@ def provenance(
     started: float,
     root: Path,
 ) -> dict[str, Any]:
-    """Describe a finished stage, for JSON; what cannot be found is ``"unknown"`` or null.
+    """Describe a finished stage, for JSON; facts that cannot be found are ``"unknown"`` or null.
 
     Args:
         stage: the subcommand, for example ``"train"``.
         parameters: the resolved parameters.
         inputs: name or path of each input -> its hash.
-        seed: None where nothing is random.
+        seed: the stage's seed; None if nothing in it is random.
         started: ``time.time()`` at the start, in seconds.
         root: a folder of the checkout, for the git commit. Frozen sources
             (:mod:`possam.launch.source`) bring the commit that they were copied from.
@@ -79,7 +79,7 @@ def git_state(root: Path) -> dict[str, Any]:
         return {"commit": UNKNOWN, "dirty": None, "note": "git is not installed"}
     git = ["git", "-C", str(root)]
     commit = _output([*git, "rev-parse", "--verify", "HEAD"])
-    # Tables, pages and DVC's hashes are results of the commit, not changes to it.
+    # Tables, pages and DVC's hashes are results of the commit, and no changes to it.
     sources = [".", *(f":(exclude){path}" for path in ("results", "reports", "dvc.lock"))]
     changes = _output([*git, "status", "--porcelain", "--", *sources])
     if changes is None:
@@ -102,7 +102,7 @@ def package_versions() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use (all cores where the system does not say)."""
+    """Number of cores that this process may use (all cores if the system does not say)."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -128,7 +128,7 @@ def _cpu_model() -> str:
 
 
 def _gpu_names() -> list[str]:
-    """From torch if it is loaded already (loading takes seconds), else from the driver."""
+    """GPU names from torch if it is loaded (loading takes seconds), else from the driver."""
     if (torch := sys.modules.get("torch")) is not None:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
