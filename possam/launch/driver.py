@@ -1,9 +1,9 @@
-"""A driver: the command that finds or submits the job of a training, and waits for it.
+"""A driver is the command that finds or submits the job of a training, and waits for the job.
 
-A training has at most one active job, however many drivers wait for it: they look and submit under
-a lock, and find a job by its name even if the driver that submitted it left no record. SLURM and
-submitit requeue a job; a driver submits again only after a job was lost, ``max_requeues`` times at
-most. Nothing else retries.
+A training has at most one active job, however many drivers wait for it: drivers look and submit
+under a lock, and find a job by its name even if the driver that submitted it left no record. SLURM
+and submitit requeue a job; a driver submits again only after a job was lost, at most
+``max_requeues`` times. Nothing else retries.
 """
 
 import signal
@@ -37,10 +37,10 @@ _LOCK_S = 300.0
 _LOOK_S = 1.0
 _SLOWEST_S = 30.0
 _UNKNOWN_S = 180.0
-"""How long a job may be unknown to queue and accounting before it counts as lost."""
+"""How long a job may be missing from queue and accounting before it counts as lost."""
 
 _LATE_S = 60.0
-"""How late network storage may show what a completed job wrote."""
+"""How long network storage may take to show the files of a completed job."""
 
 _FINAL = {
     "CANCELLED": "it was cancelled",
@@ -58,7 +58,7 @@ def train_on_slurm(scale: str, name: str, *, seed: int | None) -> None:
     Raises:
         InputError: bad parameters, a refused submission, or an active job of another identity.
         JobFailedError: the job failed for good.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the job goes on, which is printed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the job goes on, and a line says so.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -127,7 +127,7 @@ class _Driver:
             self.say(f"{why}; it resumes at its last checkpoint")
 
     def _check_end(self, job: str, state: JobState, last_message: str | None) -> str | None:
-        """The message of a job that ended without a result; raises if no other may succeed."""
+        """The message of a job that ended without a result; raises if no other job can succeed."""
         log = f"Log: {self.records.log(job)}"
         if state.state in _FINAL:
             raise JobFailedError(f"job {job}: {_FINAL[state.state]}. {log}")
@@ -137,7 +137,7 @@ class _Driver:
         message = str(failure["message"])
         if failure["code"] == 2:
             raise InputError(f"job {job}: {message}")
-        # Any exception may come from a lost process, unless it comes twice.
+        # A single exception may come from a lost process; the same one twice does not.
         if failure["final"] or message == last_message:
             raise JobFailedError(f"job {job}: {message}. {log}")
         return message
@@ -156,7 +156,7 @@ class _Driver:
                 self.say(f"job {record.job} is there already; waiting for it")
                 return record
             if self.records.finish(self.identity):
-                # Another driver's job has ended in between; waiting for it ends at once.
+                # Another driver's job has ended in the meantime; waiting for it ends at once.
                 kept = self.records.read()
                 assert kept is not None
                 return kept
@@ -213,7 +213,7 @@ class _Driver:
         return record
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """Ask SLURM until it answers; nothing may be submitted on a guess."""
+        """Ask SLURM until it answers: without an answer a job could be submitted twice."""
         said = False
         while True:
             try:
@@ -261,7 +261,7 @@ class _Driver:
         return done
 
     def say_what_goes_on(self) -> None:
-        """Print which job an interruption leaves, and how to end it."""
+        """Print which job an interruption leaves running, and how to end it."""
         kept = self.record or self.records.read()
         if kept is None or kept.identity != self.identity:
             self.say(f"no job is recorded; squeue --name={self.job_name} shows any")

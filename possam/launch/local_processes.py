@@ -1,7 +1,7 @@
 """Several processes of one training on this machine, started as a launcher would.
 
-PyTorch is not imported here: the processes are commands, whose ranks are in the variables that
-:func:`possam.training.distributed.join` reads.
+PyTorch is not imported here: the processes are commands, which learn their ranks from the variables
+that :func:`possam.training.distributed.join` reads.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from possam.runtime.errors import InputError
 
 _PAUSE_S = 0.1
 _PATIENCE_S = 20.0
-"""How long the others may take to report a lost process before they are terminated."""
+"""How long processes may take to report the loss of another before they are terminated."""
 
 
 def train_in_processes(
     scale: str, name: str, *, seed: int | None, device: str | None, count: int
 ) -> int:
-    """Train in ``count`` processes of this machine (on CUDA, one per GPU), by `run_processes`."""
+    """Train in ``count`` processes on this machine (CUDA: one per GPU); see `run_processes`."""
     command = [sys.executable, "-m", "possam.cli", "train", name, "--scale", scale]
     command += ["--device", device or "cpu", *([] if seed is None else ["--seed", str(seed)])]
     return run_processes(command, count=count)
@@ -35,12 +35,12 @@ def train_in_processes(
 def run_processes(command: Sequence[str], *, count: int) -> int:
     """Run ``count`` copies of ``command`` as processes 0..count-1 of one training.
 
-    Output of process 0 goes where this process's output goes; standard error of another one is
-    printed if it fails. When one process fails the others are terminated; when this process is
-    killed they are killed with it (on Linux).
+    Output of process 0 goes where this process's output goes. Standard error of any other process
+    is printed if it fails. When one process fails, the others are terminated; when this process is
+    killed, all are killed with it (on Linux).
 
     Returns:
-        0, or the exit code of the process that failed (128 + the signal that killed it).
+        0, or the exit code of the process that failed first (128 + signal if it was killed).
 
     Raises:
         InputError: a count below 1, or a launcher has started this process already.
@@ -90,7 +90,7 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     while True:
         codes = [process.poll() for process in processes]
         if failed := [rank for rank, code in enumerate(codes) if code]:
-            # a killed process (negative code) makes the others fail, so it was the first
+            # a killed process (negative code) makes the others fail, so it failed first
             return min(failed, key=lambda rank: codes[rank] or 0)
         if all(code == 0 for code in codes):
             return None
@@ -98,14 +98,14 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Wait until all have ended, at most ``seconds``."""
+    """Wait until all processes have ended, but at most ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(_PAUSE_S)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Terminate, then kill those that are still running (a no-op for those that have ended)."""
+    """Terminate the processes, then kill those still running (no effect on ended ones)."""
     for process in processes:
         process.terminate()
     _wait(processes, 5.0)
@@ -128,7 +128,7 @@ def _free_port() -> int:
 
 
 def _death_signal() -> Callable[[], None] | None:
-    """What a child calls so that it is killed when its parent is; None if this is not Linux."""
+    """A function that a child calls to be killed with its parent; None if this is not Linux."""
     if sys.platform != "linux":
         return None
     prctl, set_death_signal = ctypes.CDLL(None).prctl, 1

@@ -1,4 +1,4 @@
-"""Small files in a training's folder, by which its drivers and jobs know of each other."""
+"""Small files in a training's folder, through which its drivers and jobs find each other."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ FOLDER = "slurm"
 """In a run's folder: holds submitit's files, the jobs' logs, and the records below."""
 
 _TAIL = 4096
-"""Bytes at the end of an existing log that are shown first."""
+"""Bytes at the end of an existing log that a follower shows first."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class JobRecord:
 
     Attributes:
         identity: hash of what the trained weights depend on.
-        job: number of the last job, which is the one to wait for.
+        job: number of the last job, the one to wait for.
         name: the job's name in SLURM; derived from the identity.
         source: folder of the frozen sources.
         submissions: oldest first.
@@ -59,7 +59,7 @@ class RunRecords:
         self._job, self._finished = self.folder / "job.json", self.folder / "finished.json"
 
     def read(self) -> JobRecord | None:
-        """The last job's record; None if nothing was ever submitted."""
+        """The training's record; None if there is no record; an InputError if it is damaged."""
         if not self._job.is_file():
             return None
         values = read_json(self._job)
@@ -90,17 +90,17 @@ class RunRecords:
     def write_failure(self, job: str, rank: int, *, message: str, final: bool, code: int) -> None:
         """Record why process ``rank`` of ``job`` gave up.
 
-        ``final``: whether another try would fail too. ``code``: exit code of the waiting driver.
+        ``final``: whether another job would fail too. ``code``: exit code for the waiting driver.
         """
         values = {"message": message, "final": final, "code": code, "time": time.time()}
         write_json(self._failure(job, rank), values)
 
     def forget_failure(self, job: str, rank: int) -> None:
-        """A requeued job starts again under the same number."""
+        """Remove the failure of an earlier attempt: a requeued job keeps its number."""
         self._failure(job, rank).unlink(missing_ok=True)
 
     def failure(self, job: str) -> Mapping[str, Any] | None:
-        """Why ``job`` gave up: the first final failure, else the first failure, else None."""
+        """Why ``job`` gave up: its first final failure, else its first failure, else None."""
         found = [read_json(path) for path in self.folder.glob(f"{job}_*_failure.json")]
         return min(found, key=lambda values: (not values["final"], values["time"]), default=None)
 
@@ -133,7 +133,7 @@ class Follower:
         self._say, paths = say, (records.output(job), records.log(job))
         sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
         self._at = {path: max(0, size - _TAIL) for path, size in sizes.items()}
-        # These files are entered in the middle of a line, whose rest is not shown.
+        # Reading these files starts in the middle of a line, whose rest is not shown.
         self._skip = {path for path, at in self._at.items() if at}
 
     def show(self) -> None:

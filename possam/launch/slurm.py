@@ -27,8 +27,8 @@ class JobState:
         state: ``PENDING``, ``RUNNING``, ``COMPLETED``, ``TIMEOUT``, ...; ``UNKNOWN``: SLURM has no
             record of the job (yet).
         elapsed: time since the job started running, as SLURM writes it.
-        reason: why it waits; empty if it does not.
-        queued: whether this is the queue's answer, which is up to date; accounting lags behind.
+        reason: why the job waits; empty if it does not wait.
+        queued: whether the queue gave this state, which is then up to date; accounting lags.
     """
 
     job: str
@@ -40,7 +40,7 @@ class JobState:
 
     @property
     def active(self) -> bool:
-        """Whether it runs or will run."""
+        """Whether the job runs or will run."""
         return self.state in _ACTIVE
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Frozen sources: a job's code and parameters, which no edit of the working tree changes.
 
-A snapshot holds the package and ``params/`` (only ``SUFFIXES``) in a folder named by their content,
-so equal sources share one folder.
+A snapshot holds the package and ``params/`` (only files with ``SUFFIXES``) in a folder named by the
+hash of their content, so equal sources share one folder.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ def freeze(*, root: Path, package: Path = PACKAGE) -> Path:
     """Copy the package and ``root/params`` into a snapshot, or find the one that exists.
 
     Returns:
-        Its folder, with ``possam/`` and ``params/``.
+        The snapshot's folder, with ``possam/`` and ``params/``.
     """
-    # Read once, so that hash and copy are of the same bytes whatever an editor saves meanwhile.
+    # Read once, so that hash and copy agree even if an editor saves a file meanwhile.
     held = list(_sources(package, root / "params"))
     folder = (root / SNAPSHOTS).resolve() / _digest(held)
     with hold(folder.parent / ".lock", timeout=_LOCK_S):
@@ -63,7 +63,7 @@ def _is_as_named(folder: Path) -> bool:
 
 
 def check(folder: Path) -> None:
-    """Refuse a snapshot that was edited, with an InputError."""
+    """Raise an InputError if a snapshot was edited or is incomplete."""
     if not _is_as_named(folder):
         raise InputError(
             f"{folder}: these frozen sources were edited or are incomplete; remove the folder and "

@@ -1,4 +1,4 @@
-"""``possam jobs``: the trainings that were submitted to SLURM, from their records and SLURM's."""
+"""``possam jobs``: trainings that were submitted to SLURM, from their records and from SLURM."""
 
 import json
 import sys
@@ -20,14 +20,14 @@ _ASK_S = 10.0
 
 
 def show_jobs(action: str, job: str | None, *, scale: str | None, seed: int | None) -> None:
-    """``list`` all submitted trainings, or ``tail`` or ``cancel`` the one that ``job`` means.
+    """``list`` all submitted trainings, or ``tail`` or ``cancel`` the one that ``job`` names.
 
     Args:
-        job: a run or the number of a job; None for ``list``.
-        scale, seed: which, where a run has jobs of several.
+        job: the name of a run or the number of a job; None for ``list``.
+        scale, seed: choose among the jobs of a run; None: any.
 
     Raises:
-        InputError: no or several trainings are meant, or SLURM is needed and not here.
+        InputError: no training or several match, or SLURM's commands are needed and missing.
     """
     if (action == "list") != (job is None):
         raise InputError("tail and cancel take a run or the number of a job, list takes none")
@@ -49,7 +49,7 @@ def _all() -> Iterator[tuple[RunRecords, JobRecord]]:
 
 
 def _progress(directory: Path) -> str:
-    """Steps of a training according to its metrics, and the time that is left."""
+    """Finished steps of a training according to its metrics, and the time that is left."""
     metrics, identity = directory / "metrics.jsonl", directory / "identity.json"
     if not metrics.is_file() or not identity.is_file():
         return "-"
@@ -89,7 +89,7 @@ def _list() -> None:
 
 
 def _one(job: str, scale: str | None, seed: int | None) -> tuple[RunRecords, JobRecord]:
-    """The training that a run's name or a job's number means."""
+    """The one training named by a run's name or a job's number, or an InputError."""
     everything = list(_all())
     found = [
         (records, record)
@@ -98,7 +98,7 @@ def _one(job: str, scale: str | None, seed: int | None) -> tuple[RunRecords, Job
         and scale in (None, record.scale)
         and seed in (None, record.seed)
     ]
-    if len(found) > 1:  # an active one is meant
+    if len(found) > 1:  # prefer an active one
         found = [one for one in found if job_state(one[1].job, name=one[1].name).active] or found
     if len(found) == 1:
         return found[0]
@@ -110,7 +110,7 @@ def _one(job: str, scale: str | None, seed: int | None) -> tuple[RunRecords, Job
 
 
 def _tail(records: RunRecords, record: JobRecord) -> None:
-    """Show what its job prints, until it ends or Ctrl-C."""
+    """Show the output of the job, until it ends or Ctrl-C."""
     follower = Follower(records, record.job, say=lambda line: print(line, flush=True))
     ask_at = 0.0
     while True:
@@ -126,7 +126,7 @@ def _tail(records: RunRecords, record: JobRecord) -> None:
 
 
 def _cancel(_: RunRecords, record: JobRecord) -> None:
-    """Cancel its job; the checkpoints stay, and a later job resumes there."""
+    """Cancel the job; its checkpoints stay, and a later job resumes from them."""
     if not (state := job_state(record.job, name=record.name)).active:
         raise InputError(f"job {record.job} has ended already ({state})")
     cancel(record.job)

@@ -29,7 +29,7 @@ class TrainingJob:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        world_size: the number of processes that was asked for.
+        world_size: requested number of processes.
         directory: the run's folder.
         source: the snapshot whose code and parameters are used.
     """
@@ -43,13 +43,13 @@ class TrainingJob:
     source: Path
 
     def checkpoint(self) -> Any:
-        """Called before a time-out or preemption: the same job again resumes at its checkpoint."""
+        """Called before a time-out or preemption; returns the same job, which then resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def __call__(self) -> None:
-        """Train and record how it ended; an exception ends the whole job."""
+        """Train, and record a success or failure; an exception ends the whole job."""
         from submitit.core.utils import UncompletedJobError
         from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -118,10 +118,10 @@ def ranks(
 
     Args:
         hosts: the job's nodes; the processes meet on the first.
-        world_size: the number of processes that was asked for.
+        world_size: requested number of processes.
 
     Raises:
-        InputError: another number of processes runs, so the batch would be divided differently.
+        InputError: another number of processes runs, which would divide the batch differently.
     """
     running = int(variables.get("SLURM_NTASKS", "1"))
     if running != world_size:
@@ -133,9 +133,9 @@ def ranks(
         "RANK": variables["SLURM_PROCID"],
         "LOCAL_RANK": variables["SLURM_LOCALID"],
         "WORLD_SIZE": str(world_size),
-        # On one node no host name has to be resolved.
+        # On one node the loopback address saves resolving a host name.
         "MASTER_ADDR": hosts[0] if len(hosts) > 1 else "127.0.0.1",
-        # Below the ports that systems hand out themselves; differs between jobs on one node.
+        # Below the ports that systems assign by themselves; successive jobs get different ones.
         "MASTER_PORT": str(20000 + int(variables["SLURM_JOB_ID"]) % 10000),
     }
 
@@ -144,7 +144,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     """Submit ``job`` with the working directory ``root``; returns its number.
 
     Raises:
-        InputError: SLURM refuses what ``params/slurm.yaml`` asks for.
+        InputError: SLURM refuses the request in ``params/slurm.yaml``.
     """
     import submitit
     from submitit.core.utils import FailedJobError
@@ -166,12 +166,12 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
         mem=f"{allocation.memory_gib}G",
         time=allocation.minutes,
         signal_delay_s=allocation.signal_s,
-        # Requeued by SLURM after the loss of a node, by submitit before a time-out.
+        # SLURM requeues the job after the loss of a node, submitit before a time-out.
         additional_parameters={"requeue": True, "chdir": str(root)},
         srun_args=[
             # A process that gives up ends all; otherwise the others would wait for it.
             "--kill-on-bad-exit=1",
-            # Since SLURM 22.05 srun does not inherit it from sbatch.
+            # Since SLURM 22.05 srun does not inherit this option from sbatch.
             f"--cpus-per-task={allocation.cpus}",
         ],
         setup=[
@@ -195,7 +195,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
 
 @contextlib.contextmanager
 def _outside_any_job() -> Iterator[None]:
-    """Hide the variables of a job that the driver may run in, which sbatch would inherit."""
+    """Hide the variables of a job that the driver may run in: sbatch would inherit them."""
     prefixes = ("SLURM_", "SRUN_", "SBATCH_")
     inherited = {n for n in os.environ if n.startswith(prefixes) and n != "SLURM_CONF"}
     values = {name: os.environ.pop(name) for name in inherited}
