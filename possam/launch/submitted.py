@@ -76,7 +76,7 @@ def _list() -> None:
         rows.append((record.scale, record.run, str(record.seed), job, shown, *steps))
     if missing:
         print(
-            f"{' and '.join(missing)}: not on this machine, so no state of a job is known here",
+            f"{' and '.join(missing)}: not on this machine, so the states of jobs are unknown",
             file=sys.stderr,
         )
     if len(rows) == 1:

@@ -85,7 +85,7 @@ class ModelOptions(Options):
                     "decoder: two_way has no pixel decoder; set pixel_encoder_layers: 0"
                 )
             if self.hidden_dim % (2 * self.heads) or self.hidden_dim % 8:
-                raise ValueError("decoder: two_way needs hidden_dim a multiple of 2 heads and of 8")
+                raise ValueError("decoder: two_way needs hidden_dim divisible by 2 * heads and 8")
             pyramids = (None,)
         if self.pyramid not in pyramids:
             valid = ", ".join("null" if name is None else name for name in pyramids)

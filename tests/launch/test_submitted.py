@@ -46,7 +46,7 @@ def test_records_are_listed_without_slurm(bare: Path, capsys: pytest.CaptureFixt
         ["smoke", "fcclip_coco", "0", "8", "finished", "-", "-"],
         ["smoke", "possam_b_coco", "0", "7", "UNKNOWN", "-", "-"],
     ]
-    assert "no state of a job is known" in printed.err
+    assert "the states of jobs are unknown" in printed.err
 
 
 @pytest.mark.parametrize("action", ["tail", "cancel"])
