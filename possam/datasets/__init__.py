@@ -1,1 +1,1 @@
-"""Upstream layouts to the one on-disk format; its reader, validator, loader and augmentation."""
+"""Conversion of upstream data sets to one on-disk format; its reader, validator and loader."""

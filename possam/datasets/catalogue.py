@@ -1,7 +1,7 @@
 """Every data set that the pipeline knows: one module each in ``possam/datasets/upstream``.
 
-A module holds a ``DECLARATION``, and its file name is the data set's name. Finding them imports
-neither numpy nor torch: what reads pixels is imported where it is called.
+A module holds a ``DECLARATION``, and its file name is the data set's name. Listing the data sets
+imports neither numpy nor torch: readers import what they need when they are called.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class FolderLayout:
     """How ``possam convert-files`` reads a folder in the layout of a data set.
 
     Attributes:
-        root: in words, which folder is meant.
-        splits: the publisher's names of the splits, and what they are called here.
-        read: takes the folder, the publisher's name of the split, the class-name file and those of
-            the options ``class_table`` and ``without_instances`` that apply.
+        root: which folder is meant, in words.
+        splits: by the publisher's name of a split, the name that ``read`` takes.
+        read: takes the folder, the name of the split, the class-name file and those of the options
+            ``class_table`` and ``without_instances`` that apply.
         class_table: default of ``--class-table``; None: there is no such table.
     """
 
@@ -48,15 +48,15 @@ class UpstreamDataset:
     """What the pipeline knows of one data set.
 
     Attributes:
-        images: how many images the official release has, by split. These are the splits that are
-            converted; a run can train on a data set with ``train``.
+        images: how many images the official release has, by split. These splits are converted; a
+            run can train on a data set that has ``train``.
         metrics: what its ground truth allows: ``panoptic``, ``instance``, ``semantic``.
-        roles: for each part that ``read`` takes, the key in a scale's ``assets`` (with
-            ``{split}``).
+        roles: for each part that ``read`` takes, the key in a scale's ``assets``; ``{split}`` in it
+            is replaced.
         read: takes the parts' paths (files, or folders of unpacked archives) and the split.
         folder: for ``possam convert-files``; None: the layout is not offered there.
-        faults: checks beyond those that every data set passes: one message per fault.
-        on_disk: for each asset, where it lies below a user's root, as ``params/data.yaml`` says it.
+        faults: checks of this data set only; returns one message per fault.
+        on_disk: for each asset, where it lies below a user's root, in ``params/data.yaml``'s form.
     """
 
     images: Mapping[str, int]
@@ -77,7 +77,7 @@ class UpstreamDataset:
 
 
 def one_file(path: str, *elsewhere: str) -> dict[str, Any]:
-    """A part of an unpacked archive, for ``on_disk``: a file and where else users keep it."""
+    """One file of an unpacked archive, for ``on_disk``, and where else users keep it."""
     return {"path": path, "places": [path, *elsewhere]}
 
 
@@ -93,7 +93,7 @@ def module_of(dataset: str) -> str:
 
 @cache
 def datasets() -> Mapping[str, UpstreamDataset]:
-    """Every data set by its name, in alphabetical order; InputError if one has no declaration."""
+    """Every data set by name, in alphabetical order; InputError if one has no declaration."""
     found: dict[str, Any] = {}
     for name in sorted(module.name for module in iter_modules(import_module(_PACKAGE).__path__)):
         found[name] = getattr(import_module(module_of(name)), "DECLARATION", None)
@@ -121,7 +121,7 @@ def users_of_roles() -> dict[str, list[tuple[str, str]]]:
 
 
 def find_dataset(dataset: str, split: str) -> UpstreamDataset:
-    """The data set ``dataset``, which must have ``split``; an InputError names valid choices."""
+    """The data set ``dataset``; InputError if it is unknown or has no ``split``."""
     if dataset not in datasets():
         raise InputError(f"unknown data set {dataset!r}; valid choices: {', '.join(datasets())}")
     found = datasets()[dataset]

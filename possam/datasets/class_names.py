@@ -10,13 +10,13 @@ VOID_NAME = "invalid_class_id"
 
 
 def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
-    """Names of each class (first the preferred one) by its upstream index, in the file's order.
+    """Names of each class (the preferred one first) by upstream index, in the file's order.
 
     Lines named ``invalid_class_id`` (void, and gaps in COCO's ids) are left out. The upstream index
     is the category id for COCO, the label value for ADE20K and PASCAL Context.
 
     Raises:
-        InputError: a line without ``index:``, an index written twice, an empty name, no class.
+        InputError: an unreadable file, a faulty line, an index written twice, or no class.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -45,7 +45,7 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
 
 
 def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
-    """As :func:`read_class_index`, for label maps whose classes are 1..K, in order, and 0 void."""
+    """As :func:`read_class_index`; InputError unless the indices are 1..K, in order (0 is void)."""
     names = read_class_index(path)
     if list(names) != list(range(1, len(names) + 1)):
         raise InputError(
@@ -73,7 +73,7 @@ def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]
 def seen_classes(
     vocabulary: Sequence[Iterable[str]], training_vocabulary: Sequence[Iterable[str]]
 ) -> list[bool]:
-    """For each class of ``vocabulary``: is any of its names also a name in training?
+    """For each class of ``vocabulary``: whether any of its names is also a training name.
 
     FC-CLIP's rule; names are compared as whole strings, stripped and in lower case.
     """

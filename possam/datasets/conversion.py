@@ -1,8 +1,8 @@
 """The part of a conversion that all data sets share: parallel, resumable, atomic.
 
-Each image leaves its files and (written last) a part file in the hidden folder ``.<name>.partial``
-beside the output; a second run keeps the parts whose sources did not change. When all are there,
-the JSON files are assembled from the parts and the folder is renamed.
+Each converted image is written to the hidden folder ``.<output>.partial`` beside the output,
+followed by a part file; a second run keeps the parts whose sources did not change. When all parts
+are there, the JSON files are assembled from them and the folder is renamed.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
 
     Args:
         out: folder to write; replaced if it exists, and not touched if the conversion fails.
-        workers: processes; 0 or 1 converts in this process. Memory grows with the number of
-            processes, not with that of images.
+        workers: processes; 0 or 1: this process converts. Memory grows with the number of
+            processes, not with the number of images.
 
     Raises:
-        InputError: the first task, in their order, that cannot be converted.
+        InputError: no task, or one that cannot be converted (the first, in the tasks' order).
         PossamError: a worker died; what is already converted is kept for the next call.
     """
     tasks, image_root = source.tasks, source.image_root
@@ -77,7 +77,7 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     for folder in folders:
         expected = {_file_name(task, folder) for task in tasks}
         for path in (staging / folder).iterdir():
-            if path.name not in expected:  # of an interrupted conversion of other images
+            if path.name not in expected:  # left by a conversion of other images
                 path.unlink()
     write_json(staging / MANIFEST, manifest)
     publish(staging, out)
@@ -85,7 +85,7 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
 
 
 def _folders(source: Source) -> list[str]:
-    """The data set's folders of images."""
+    """The data set's folders with one file per image."""
     return [PANOPTIC, SEMANTIC] if source.image_root is not None else [PANOPTIC, SEMANTIC, IMAGES]
 
 
@@ -95,7 +95,7 @@ def _file_name(task: Task, folder: str) -> str:
 
 
 def publish(staging: Path, out: Path) -> None:
-    """Rename the folder ``staging``, a sibling of ``out``, to ``out``, which it replaces."""
+    """Rename the folder ``staging`` to ``out``, its sibling, which is replaced if it exists."""
     retired = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
     if replaced := out.exists():
         os.replace(out, retired)
@@ -164,7 +164,7 @@ def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> N
 
 
 def _write_json_stream(path: Path, head: dict[str, Any], items: Iterable[Any]) -> str:
-    """``head`` plus ``annotations: [items]`` as JSON, one item in memory at a time; the SHA-256."""
+    """Write ``head`` and ``annotations: [items]`` as JSON, item by item; returns the SHA-256."""
     with atomic_write(path) as stream:
         stream.write("{\n")
         for name, value in head.items():
@@ -179,7 +179,7 @@ def _write_json_stream(path: Path, head: dict[str, Any], items: Iterable[Any]) -
 def _assemble(
     staging: Path, source: Source, *, head: dict[str, Any], image_root: str
 ) -> dict[str, Any]:
-    """Write the two JSON files from the parts; returns the manifest."""
+    """Write the annotation and instance JSON files from the parts; returns the manifest."""
     tasks, instances = source.tasks, source.instances
     size = len(source.categories)
     histogram = {key: [0] * size for key in ("pixels", "segments", "instances")}

@@ -9,8 +9,8 @@ A folder in COCO panoptic format, with semantic maps and instances::
     instances.json    COCO instances JSON of the things, masks as compressed RLE
     manifest.json     counts, label histogram, hashes; written last, so a folder with it is complete
 
-Images stay where they were unpacked, and the manifest's ``image_root`` leads there from the folder;
-those that a protocol resizes are kept in ``images/``.
+Images stay where they were unpacked; the manifest's ``image_root`` is the relative path from this
+folder to theirs. If a protocol resizes images, all of them are stored here, in ``images/``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,24 +113,24 @@ class ConvertedDataset:
         return len(self.images)
 
     def image(self, position: int) -> npt.NDArray[np.uint8]:
-        """The photograph, uint8 RGB (H, W, 3)."""
+        """The photograph, uint8 RGB (H, W, 3); InputError if damaged or of another size."""
         record = self.images[position]
         return _of_size(read_image(record.file), record, record.file)
 
     def panoptic(self, position: int) -> npt.NDArray[np.int32]:
-        """Segment ids, int32 (H, W), 0 is void."""
+        """Segment ids, int32 (H, W), 0 is void; InputError if damaged or of another size."""
         record = self.images[position]
         return _of_size(read_ids(record.panoptic), record, record.panoptic)
 
     def semantic(self, position: int) -> npt.NDArray[np.int32]:
-        """Class indices, int32 (H, W), -1 is void."""
+        """Class indices, int32 (H, W), -1 is void; InputError if damaged or of another size."""
         record = self.images[position]
         pixels, _ = decode_file(record.semantic)
         labels = decode_semantic(pixels, len(self.categories), record.semantic)
         return _of_size(labels, record, record.semantic)
 
     def instances(self) -> dict[str, Any]:
-        """The COCO instances JSON (things, compressed RLE), ready for pycocotools."""
+        """COCO's instances JSON (things, compressed RLE) for pycocotools; InputError if changed."""
         path = self.directory / INSTANCES
         if sha256_file(path) != self.manifest["sha256"]["instances"]:
             raise InputError(f"{path}: changed since the conversion; convert the data set again")
@@ -138,7 +138,7 @@ class ConvertedDataset:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a converted data set; InputError if it is missing or of another version."""
+    """The manifest of a converted data set; InputError if missing or of another format version."""
     path = Path(directory) / MANIFEST
     if not path.exists():
         raise InputError(f"{directory}: not a converted data set (no {MANIFEST}); convert it first")

@@ -1,6 +1,6 @@
-"""What readers of upstream layouts share: photographs, and label maps to panoptic maps.
+"""What the readers of upstream data share: checks, resizing, panoptic maps from label maps.
 
-Resizing is as published preparations do it.
+Images and label maps are resized as in the published preparations.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from possam.runtime.errors import InputError
 
 
 def check_photo(path: Path) -> tuple[tuple[int, int], str]:
-    """Height and width in pixels of a whole image file, and its SHA-256.
+    """Check an image file; returns ((height, width) in pixels, SHA-256).
 
-    The whole file is decoded, JPEGs at an eighth of their size, which takes half the time.
+    The whole file is decoded, but JPEGs at an eighth of their size, which halves the time.
 
     Raises:
         InputError: missing, truncated or damaged file.
@@ -51,7 +51,7 @@ def limited_size(height: int, width: int, *, shorter_side: int) -> tuple[int, in
 
 
 def resize_labels(labels: Array, height: int, width: int) -> Array:
-    """Nearest pixel, (H, W) -> (height, width): the one at or before each new pixel's corner."""
+    """Resize (H, W) to (height, width); a new pixel takes the value under its upper left corner."""
     rows, columns = (
         np.arange(new) * old // new for old, new in zip(labels.shape, (height, width), strict=True)
     )
@@ -59,9 +59,9 @@ def resize_labels(labels: Array, height: int, width: int) -> Array:
 
 
 def resize_image(image: Array, height: int, width: int) -> Array:
-    """Bilinear between pixel centres, uint8 (H, W, 3) -> uint8 (height, width, 3).
+    """Resize bilinearly between pixel centres, uint8 (H, W, 3) -> uint8 (height, width, 3).
 
-    Pillow would filter first; torch, which would not, costs each conversion process seconds.
+    Pillow would smooth first; torch would not, but importing it costs each process seconds.
     """
     low, high, weight = _taps(image.shape[0], height)
     rows = _mix(image[low], image[high], weight[:, None, None])
@@ -81,7 +81,7 @@ def _mix(first: Array, second: Array, weight: Array) -> Array:
 
 
 def find_segments(ids: Array, class_of: Callable[[int], int]) -> tuple[Segment, ...]:
-    """Every segment of a panoptic map, integer (H, W), from the class of an id."""
+    """Every segment of a panoptic map, integer (H, W); ``class_of``: class index of an id."""
     return tuple(
         Segment(id=key, category=class_of(key), area=area, bbox=box)
         for key, area, box in segment_table(ids)
@@ -91,7 +91,7 @@ def find_segments(ids: Array, class_of: Callable[[int], int]) -> tuple[Segment, 
 def things_as_instances(
     ids: Array, segments: Iterable[Segment], categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
-    """Instance annotations (COCO, RLE) of the thing segments of one panoptic map."""
+    """COCO instance annotations (RLE) of the thing segments of a panoptic map, integer (H, W)."""
     things = [segment for segment in segments if categories[segment.category].is_thing]
     masks = encode_masks(ids, {segment.id for segment in things})
     return [
@@ -107,7 +107,7 @@ def things_as_instances(
 
 
 def convert_regions(labels: Array, *, image: str | bytes) -> Converted:
-    """One image from its label map: class indices, int32 (H, W), -1 void.
+    """One converted image from its label map: class indices, int32 (H, W), -1 void.
 
     Segment ids are class index + 1. ``image``: see :class:`possam.datasets.records.Converted`.
     """
@@ -123,8 +123,8 @@ def merge_maps(
 
     Args:
         labels: class indices, integer (H, W), -1 void.
-        instances: ``class index * 256 + instance id``, integer (H, W), 0 none; None: no annotation,
-            thing classes are segments as they are.
+        instances: ``class index * 256 + instance id``, integer (H, W), 0 none; None: not annotated,
+            each thing class becomes one segment.
 
     Returns:
         Segment ids, unsigned (H, W), 0 void, 1..S (stuff by class, then things by class and

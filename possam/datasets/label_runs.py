@@ -38,8 +38,8 @@ def segment_table(ids: Array) -> list[tuple[int, int, Box]]:
 def encode_masks(ids: Array, wanted: Collection[int]) -> dict[int, dict[str, Any]]:
     """Compressed RLE of ``ids == value`` for all ``wanted`` values that occur, in one pass.
 
-    ``ids``: integer (H, W), not negative. Returns by value: ``size`` (H, W) and ``counts`` as text,
-    as COCO's JSON has it.
+    ``ids``: integer (H, W), not negative. Returns COCO's RLE by value: ``size`` [H, W], ``counts``
+    as text.
     """
     if not ids.size or not wanted:
         return {}
@@ -57,7 +57,7 @@ def encode_masks(ids: Array, wanted: Collection[int]) -> dict[int, dict[str, Any
 
 
 def compact(values: Array) -> Array:
-    """The same numbers (0 or above) in the smallest unsigned type that holds them."""
+    """The same numbers (0 or above) in the smallest unsigned dtype that holds them."""
     return values.astype(np.min_scalar_type(int(values.max())), copy=False)
 
 
@@ -72,8 +72,8 @@ def _groups(values: Array) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np
 def _counts_as_text(counts: list[npt.NDArray[np.int64]]) -> list[str]:
     """COCO's text of run lengths (``rleToString`` of its API).
 
-    From the fourth on, each number is the difference to the one before last. A character holds five
-    bits, the lowest first; its sixth bit says that more characters follow.
+    From the fourth on, each number is coded as its difference from the number two before it. A
+    character holds five bits, the lowest first; its sixth bit says that more characters follow.
     """
     if not counts:
         return []

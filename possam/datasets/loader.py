@@ -4,9 +4,9 @@ A sample depends only on (seed, step, index), not on the number of worker proces
 samples were loaded before: a resumed run sees the samples of an uninterrupted one.
 
 Large-scale jitter as in Ghiasi et al. 2021 (Simple Copy-Paste), in the form of Mask2Former's COCO
-recipe: the image is scaled to fit ``s * size`` with s drawn from [min_scale, max_scale], a random
-``size`` x ``size`` window is cut where it is larger, and zeros fill it up at the right and the
-bottom where it is smaller. H W: height and width of the stored image.
+recipe: the image is scaled to fit a square of side ``s * size``, s uniform in [min_scale,
+max_scale]; a larger result is cut to a random ``size`` x ``size`` window, a smaller one is padded
+with zeros at the right and the bottom. H W: height and width of the stored image.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def draw_placement(
 ) -> Placement:
     """Draw an augmentation for an image of ``height`` x ``width`` pixels.
 
-    Four numbers are drawn with every policy, so that streams of random numbers stay comparable.
+    Every policy draws four numbers, so that streams of random numbers stay comparable.
     """
     scale, down, right, mirror = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     if settings.policy != "lsj":
@@ -66,15 +66,15 @@ def draw_placement(
 def apply_placement(
     image: torch.Tensor, labels: torch.Tensor, placement: Placement
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply one draw, for this height and width, to an image and its label map alike.
+    """Apply ``placement``, drawn for this height and width, to an image and its label map.
 
     Args:
         image: uint8 (3, H, W).
-        labels: integer (H, W), values below 2^24, 0 for "nothing" (as the padding).
+        labels: integer (H, W), values below 2^24, 0 for no segment, as in the padding.
 
     Returns:
-        image (3, h, w) bilinear with antialiasing, labels (h, w) of the same dtype, nearest; both
-        sampled at pixel centres. h = w = ``placement.size``, or H W where it is None.
+        Image (3, h, w), resized bilinearly with antialiasing, and labels (h, w), by nearest pixel,
+        both sampled at pixel centres, with their dtypes. h = w = ``size``, or H W if that is None.
     """
     photo: torch.Tensor = tv_tensors.Image(image)
     mask: torch.Tensor = tv_tensors.Mask(labels)
@@ -88,7 +88,7 @@ def apply_placement(
         scaled = transforms.resize_image(labels[None], size, interpolation=nearest)[0]
         mask = tv_tensors.Mask(scaled)
     if placement.size is not None:
-        # crop fills with zeros what lies beyond the right and the lower edge.
+        # crop pads with zeros beyond the right and the lower edge.
         window = (placement.top, placement.left, placement.size, placement.size)
         photo, mask = transforms.crop(photo, *window), transforms.crop(mask, *window)
     if placement.mirror:
@@ -98,7 +98,7 @@ def apply_placement(
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training image. N: segments, crowd and void left out, empty ones dropped.
+    """One training image with N segments: no crowds, and none without a pixel in the window.
 
     Attributes:
         image: uint8 RGB (3, H, W), 0..255.
@@ -116,8 +116,8 @@ class Sample:
 class SegmentationDataset(Dataset[Sample]):
     """Samples of ``dataset``, augmented as ``augmentation`` says (None: not at all).
 
-    ``dataset[index]`` is the sample of step 0; ``dataset[(step, index)]`` that of ``step``, so that
-    a batch sampler of pairs makes worker processes draw a new augmentation in each step.
+    ``self[index]`` is the sample of step 0, ``self[(step, index)]`` that of ``step``: with a batch
+    sampler of pairs, worker processes draw a new augmentation in each step.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class SegmentationDataset(Dataset[Sample]):
         return self.sample(index, step=step)
 
     def sample(self, index: int, *, step: int = 0) -> Sample:
-        """The sample at position ``index`` (0..len-1) as it is drawn in ``step``.
+        """The sample at position ``index`` (0..len-1), as drawn in ``step``.
 
         Raises:
             IndexError: no such position.
@@ -157,8 +157,8 @@ class SegmentationDataset(Dataset[Sample]):
         return Sample(image=image, masks=masks, labels=labels[kept], index=index)
 
     def _numbers(self, index: int, ids: Sequence[int]) -> torch.Tensor:
-        """Integers (H, W): 1 + position in ``ids`` of each pixel's segment, 0 for void and others;
-        bytes where they suffice, for they are scaled and compared several times as fast.
+        """1 + position in ``ids`` of each pixel's segment, (H, W), 0 for void and other segments;
+        uint8 if it suffices, which is resized and compared several times as fast, else int32.
         """
         pixels = self.dataset.panoptic(index)
         starts, lengths = runs(pixels)
@@ -180,5 +180,5 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def collate(samples: list[Sample]) -> list[Sample]:
-    """``DataLoader``'s ``collate_fn``: a list, as sizes and numbers of masks differ."""
+    """``DataLoader``'s ``collate_fn``: a list, because sizes and numbers of masks differ."""
     return samples

@@ -1,4 +1,4 @@
-"""Names of data sets as parameters, and choices of augmentation."""
+"""Checked parameters: names of data sets, and the augmentation of training images."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ def _known(name: str) -> str:
 
 
 def can_train(name: str) -> str:
-    """``name`` if a run can train on this data set."""
+    """``name`` if a run can train on this data set, else ValueError."""
     if name not in trainable():
         raise ValueError(
             f"this data set has no training split; valid choices: {', '.join(trainable())}"
@@ -27,9 +27,9 @@ DatasetName = Annotated[str, AfterValidator(_known)]
 
 
 class AugmentationOptions(Options):
-    """``lsj``: scale jitter, crop and flip; ``flip``: mirror only; ``none``.
+    """``policy``: ``lsj`` (scale jitter, crop and flip), ``flip`` (mirror only) or ``none``.
 
-    ``size``: of the crop in pixels; ``min_scale``, ``max_scale``: range of the scale factor.
+    ``size``: side of the crop in pixels; ``min_scale``, ``max_scale``: range of the scale factor.
     """
 
     policy: Literal["lsj", "flip", "none"]

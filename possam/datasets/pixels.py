@@ -1,9 +1,8 @@
 """Images and label maps: files to arrays and back. H W: height and width.
 
-Label maps are PNGs that are read several times as fast as usual. PNG's row filters, made for
-photographs, gain little on large flat areas, and undoing them is what decoding takes its time for.
-Maps are therefore written without filters, and this reader needs only to inflate the stream. PNGs
-of others, filtered or otherwise different, are Pillow's to read.
+Label maps are written as PNGs without row filters. The filters, made for photographs, save little
+on large flat areas, and undoing them takes most of the decoding time. Without them a reader only
+has to inflate the stream, and is several times as fast. Pillow reads all other PNGs.
 """
 
 import contextlib
@@ -26,16 +25,16 @@ from possam.runtime.files import atomic_path
 
 Array = npt.NDArray[Any]
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a damaged image, or a file that is none."""
+"""What Pillow raises for a damaged image, or a file that is no image."""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
 _CHUNK = struct.Struct(">I4s")
 _CHECK = struct.Struct(">I")
 GREY, RGB = 0, 2
-"""Kinds of colour, as PNG numbers them."""
+"""Colour types, as PNG numbers them."""
 _LARGEST = 1 << 28
-"""Pixels of the largest map that is read here; Pillow refuses larger ones as it sees fit."""
+"""Largest number of pixels that is decoded here; larger images are left to Pillow's limits."""
 
 
 def read_upstream(path: Path) -> bytes:
@@ -50,7 +49,7 @@ def read_upstream(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
-    """The image in the ``content`` of ``path``; InputError if opening or the block finds damage."""
+    """Open the ``content`` of image ``path``; InputError for damage found here or in the block."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             yield image
@@ -61,9 +60,9 @@ def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
 
 
 def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
-    """Decode a whole PNG or JPEG; pixels as the file stores them, EXIF orientation is not applied.
+    """Decode a PNG or JPEG; pixels as the file stores them, EXIF orientation is not applied.
 
-    ``mode``: PIL mode to convert to (``"RGB"`` for photographs, which may be grey), None to keep.
+    ``mode``: PIL mode to convert to (``"RGB"`` for photographs, which may be grey); None: keep.
     Returns a uint8 or uint16 array (H, W) or (H, W, C), and the SHA-256 of the file.
 
     Raises:
@@ -79,17 +78,17 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """A photograph as uint8 RGB (H, W, 3), writable."""
+    """A photograph as uint8 RGB (H, W, 3), writable; InputError if it cannot be decoded."""
     return np.array(decode_file(path, mode="RGB")[0])
 
 
 def read_ids(path: Path) -> npt.NDArray[np.int32]:
-    """Segment ids of a panoptic PNG, int32 (H, W): R + 256 G + 65536 B."""
+    """Segment ids of a panoptic PNG, int32 (H, W): R + 256 G + 65536 B; InputError if damaged."""
     return decode_ids(decode_file(path)[0], path)
 
 
 def decode_ids(pixels: Array, path: Path) -> npt.NDArray[np.int32]:
-    """Segment ids of the pixels of a panoptic PNG (``path`` only for the error message)."""
+    """Segment ids, int32 (H, W), of a panoptic PNG's pixels; ``path``: named in an InputError."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(f"{path}: a panoptic PNG is 8-bit RGB; this one has shape {pixels.shape}")
     wide = pixels.astype(np.int32)
@@ -97,7 +96,7 @@ def decode_ids(pixels: Array, path: Path) -> npt.NDArray[np.int32]:
 
 
 def encode_ids(ids: Array) -> npt.NDArray[np.uint8]:
-    """Pixels of a panoptic PNG: the inverse of :func:`decode_ids`, ids in 0..2^24-1."""
+    """Pixels of a panoptic PNG, uint8 (H, W, 3), from ids in 0..2^24-1, integer (H, W)."""
     pixels = np.zeros((*ids.shape, 3), np.uint8)
     largest = int(ids.max(initial=0))
     for channel in range(3):
@@ -141,10 +140,10 @@ def encode_map(pixels: Array) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InflatedMap:
-    """A PNG of one plain kind, inflated, its row filters not undone.
+    """A PNG that :func:`inflate_map` has inflated; its row filters are not undone.
 
-    ``depth``: bits of a channel, 8 or 16; ``colour``: ``GREY`` or ``RGB``; ``rows``: of each row
-    the number of its filter, and ``width * pixel_bytes`` filtered bytes.
+    ``depth``: bits per channel, 8 or 16; ``colour``: ``GREY`` or ``RGB``; ``rows``: for each row,
+    the number of its filter and its ``width * pixel_bytes`` filtered bytes.
     """
 
     height: int
@@ -155,16 +154,16 @@ class InflatedMap:
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of one pixel."""
+        """Bytes per pixel."""
         return (3 if self.colour == RGB else 1) * self.depth // 8
 
 
 def inflate_map(content: bytes) -> InflatedMap | None:
-    """A whole, sound PNG of 8 or 16 bits of grey or 8-bit RGB, inflated; None for anything else.
+    """Inflate an undamaged PNG of 8- or 16-bit grey or 8-bit RGB; None for anything else.
 
-    A damaged file is "anything else", for Pillow to complain about, and so is one that is
-    interlaced or has chunks beside the image. The checksum inside the compressed data is not
-    verified: those of the chunks cover every byte of them, and it is a third of the time.
+    "Anything else" includes damaged files, which Pillow then reports, interlaced ones and files
+    with further chunks. The checksum inside the compressed data is not verified: the chunks' own
+    checksums cover the same bytes, and verifying it would take a third of the time.
     """
     found = _parse(content)
     if found is None:
@@ -176,12 +175,12 @@ def inflate_map(content: bytes) -> InflatedMap | None:
         return None
     line = 1 + width * (3 if colour == RGB else 1) * depth // 8
     try:
-        # One byte more than there should be would show a stream that is too long.
+        # One byte more than expected is allowed, so that a stream that is too long is noticed.
         stream = isal_zlib.decompressobj(-zlib.MAX_WBITS)
         raw = stream.decompress(data[2:], height * line + 1)
     except isal_zlib.error:  # type: ignore[misc]
         return None
-    # Two bytes before the data: deflate, no dictionary (RFC 1950). Four behind them: a checksum.
+    # Two bytes before the data: deflate, no dictionary (RFC 1950). Four after it: a checksum.
     zlib_header = int.from_bytes(data[:2], "big")
     sound = zlib_header >> 8 & 15 == 8 and zlib_header % 31 == 0 and not zlib_header & 32
     complete = stream.eof and len(stream.unused_data) == _CHECK.size and len(raw) == height * line
@@ -191,7 +190,7 @@ def inflate_map(content: bytes) -> InflatedMap | None:
 
 
 def decode_map(content: bytes) -> Array | None:
-    """The pixels of a whole, sound PNG as :func:`encode_map` writes it; None for anything else."""
+    """The pixels of an undamaged PNG as :func:`encode_map` writes it; None for anything else."""
     found = inflate_map(content)
     if found is None:
         return None
@@ -205,7 +204,7 @@ def decode_map(content: bytes) -> Array | None:
 
 
 def _parse(content: bytes) -> tuple[tuple[int, ...], bytes] | None:
-    """Header fields and image data of a PNG of nothing but IHDR, IDAT and IEND."""
+    """Header fields and image data of an undamaged PNG with only IHDR, IDAT and IEND, else None."""
     if not content.startswith(_SIGNATURE):
         return None
     chunks: list[tuple[bytes, bytes]] = []
@@ -234,13 +233,13 @@ def void_value(num_classes: int) -> int:
 
 
 def encode_semantic(labels: Array, num_classes: int) -> Array:
-    """Labels with -1 for void, as the pixels of a semantic PNG (uint8, or uint16)."""
+    """Pixels of a semantic PNG, uint8 or uint16 (H, W), from class indices, -1 void."""
     # void is the largest value of both types, which -1 wraps around to
     return labels.astype(np.uint8 if void_value(num_classes) == 255 else np.uint16)
 
 
 def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[np.int32]:
-    """Labels int32 (H, W), -1 void, of the pixels of a semantic PNG.
+    """Class indices, int32 (H, W), -1 void, of a semantic PNG's pixels.
 
     Raises:
         InputError: not one channel, or a value that is neither a class nor void.
@@ -257,9 +256,9 @@ def decode_semantic(pixels: Array, num_classes: int, path: Path) -> npt.NDArray[
 
 
 def runs(*maps: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Stretches of pixels, row by row, in which no map changes: starts and lengths.
+    """Starts and lengths of the runs of pixels, row by row, in which no map (H, W) changes.
 
-    Label maps have about a hundred times fewer runs than pixels; counting over runs is faster.
+    Label maps have about a hundred times fewer runs than pixels, so counting over runs is faster.
     """
     flat = [labels.ravel() for labels in maps]
     changes = flat[0][1:] != flat[0][:-1]
@@ -270,7 +269,7 @@ def runs(*maps: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def areas(ids: Array) -> dict[int, int]:
-    """Pixels of each value of a label map, ascending."""
+    """Number of pixels by value of a label map, values ascending."""
     if not ids.size:
         return {}
     starts, lengths = runs(ids)

@@ -1,6 +1,6 @@
 """What a data set's reader returns: classes, images to convert, converted images.
 
-Nothing here needs numpy, so that the modules of data sets can be found quickly.
+Nothing here imports numpy, so that listing the data sets is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UPSTREAM_INSTANCES = "upstream annotations"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Category:
-    """One class. ``index`` 0..K-1; ``names``: all synonyms; ``upstream_id``: the publisher's id."""
+    """One class: ``index`` 0..K-1, ``names`` (the preferred one first) and the publisher's id."""
 
     index: int
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ def stuff_categories(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """One segment: ``area`` in pixels, ``bbox`` (x, y, width, height) in pixels."""
+    """One segment: class index, ``area`` and ``bbox`` (x, y, width, height) in pixels."""
 
     id: int
     category: int
@@ -74,7 +74,7 @@ class Task:
 
     Attributes:
         id, image: number and photograph; number and file name are unique in the data set.
-        sources: its annotation files.
+        sources: the image's annotation files.
         payload: what the converter needs besides the files (JSON values).
     """
 
@@ -94,13 +94,13 @@ class Converted:
     """One converted image.
 
     Attributes:
-        image: SHA-256 of the photograph, which stays where it is; or the content of the file that
-            the data set keeps in its place.
+        image: SHA-256 (text) of a photograph that stays where it is; or the content (bytes) of the
+            image file that the data set stores itself.
         ids: segment ids, integer (H, W), 0 is void.
         semantic: class indices, integer (H, W), -1 is void.
         segments: every segment of ``ids``.
         instances: COCO annotations without ``id`` and ``image_id``, masks as compressed RLE.
-        panoptic_png: the upstream file that is kept bit for bit; None: ``ids`` are written.
+        panoptic_png: content of the upstream PNG, kept bit for bit; None: ``ids`` are encoded.
     """
 
     image: str | bytes
@@ -118,8 +118,8 @@ class Source:
     Attributes:
         tasks: the images, in the order of the result.
         converter: converts one image; picklable; raises InputError on bad input.
-        image_root: folder of the photographs; None: the converter returns them, to be kept.
-        instances: in words, where instances come from.
+        image_root: folder of the photographs; None: the data set stores what the converter returns.
+        instances: where the instances come from, in words.
     """
 
     tasks: Sequence[Task]

@@ -38,19 +38,19 @@ def validate_dataset(
 ) -> dict[str, Any]:
     """Check everything that a converted data set promises.
 
-    Files and hashes as in the manifest; unique image ids and files; image, panoptic and semantic
-    maps of one size; ids of each PNG = ids of the JSON, with their areas and boxes; class indices
-    in range; both maps agree on stuff; counts and label histogram recounted; instances of thing
-    classes, of their image's size, with the area that their mask has or, from upstream polygons, a
-    positive one; at least half of the images have a labelled pixel, and a segment. ``more``: what
-    this data set promises besides, one message per fault.
+    Files, hashes, counts and label histogram are those of the manifest; image ids and files are
+    unique; image, panoptic and semantic map have one size; each PNG and the JSON have the same ids,
+    areas and boxes; class indices are in range; both maps agree on stuff; instances have a thing
+    class, their image's size and their mask's area (upstream annotations: any positive area); at
+    least half of the images have a labelled pixel, and at least half have a segment. ``more``:
+    further checks of this data set; returns one message per fault.
 
     Returns:
         ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of those
         without a labelled pixel), ``empty_images`` (without a segment) and ``absent_classes``.
 
     Raises:
-        InputError: one line per fault (the first twenty, and how many there are).
+        InputError: one line per fault (the first twenty, and how many more there are).
         PossamError: a worker died.
     """
     directory = Path(directory)
@@ -111,7 +111,7 @@ def validate_dataset(
 
 
 def _static_faults(dataset: ConvertedDataset) -> list[str]:
-    """Faults that show without reading pixels."""
+    """Faults that can be found without reading pixels."""
     where, faults = str(dataset.directory), []
     if [category.index for category in dataset.categories] != list(range(len(dataset.categories))):
         faults.append(f"{where}: category ids are not 0..K-1 in order")
@@ -198,9 +198,9 @@ def _check_image(record: ImageRecord, is_thing: Array) -> dict[str, Any]:
 
 
 def _disagreeing(ids: Array, labels: Array, record: ImageRecord, is_thing: Array) -> int:
-    """Number of pixels whose maps disagree without an instance as the reason.
+    """Number of pixels on which the maps disagree and no instance is the reason.
 
-    Instances may lie over other classes, and a thing without an instance is void.
+    Instances may cover other classes, and a pixel of a thing class without an instance is void.
     """
     classes = class_map(ids, {segment.id: segment.category for segment in record.segments})
     thing = np.append(is_thing, False)  # the last one is for void, -1
@@ -209,7 +209,7 @@ def _disagreeing(ids: Array, labels: Array, record: ImageRecord, is_thing: Array
 
 
 def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> list[int]:
-    """Append faults of ``instances.json``; returns the number of instances of each class."""
+    """Append the faults of ``instances.json`` to ``faults``; returns the instances per class."""
     path, counts = dataset.directory / INSTANCES, [0] * len(dataset.categories)
     things = {category.index for category in dataset.categories if category.is_thing}
     sizes = {record.id: [record.height, record.width] for record in dataset.images}

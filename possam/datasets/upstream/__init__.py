@@ -1,1 +1,1 @@
-"""The data sets, one module each, named as its data set; see docs/add-a-dataset.md."""
+"""One module per data set, with the data set's name; see docs/add-a-dataset.md."""

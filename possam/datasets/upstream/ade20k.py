@@ -1,9 +1,9 @@
 """ADE20K challenge data (scene parsing labels and instance annotations).
 
-Panoptic ground truth, as in the common preparation of this benchmark (Mask2Former's, which FC-CLIP
-and ODISE share): stuff from the scene parsing map, things from the instance map; where both claim a
-pixel the instance wins; a pixel of a thing class without an instance is void. Semantic ground truth
-is the scene parsing map as it is. Areas and boxes are counted from the final map.
+Panoptic ground truth is made as in Mask2Former's preparation, which FC-CLIP and ODISE share: stuff
+comes from the scene parsing map, things from the instance map. Where both label a pixel, the
+instance wins; a pixel of a thing class without an instance is void. Semantic ground truth is the
+scene parsing map, unchanged. Areas and boxes are computed from the panoptic map.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from possam.datasets.pixels import Array
 
 SPLITS = {"training": "train", "validation": "val"}
-"""ADE20K's folders, and what their splits are called here."""
+"""Name of a split in this project, by ADE20K's folder."""
 _COLUMNS = ("scene_parse_index", "instance_index", "name")
 
 
 def _on_disk(folder: str, elsewhere: str, **files: Any) -> list[dict[str, Any]]:
-    """Both splits of ``folder``, where every image has one file."""
+    """The parts for both splits of ``folder``, which holds one file per image."""
     return [
         many_files(f"{folder}/{split}", f"{elsewhere}/{split}", exactly=f"ade20k.{ours}", **files)
         for split, ours in SPLITS.items()
@@ -90,18 +90,18 @@ def read_ade20k(
     instance_classes_csv: Path,
     split: str,
 ) -> Source:
-    """One split of ``ADEChallengeData2016``.
+    """Images and classes of one split (``train``, ``val``) of ``ADEChallengeData2016``.
 
     Args:
         root: folder ``ADEChallengeData2016``, with ``images`` and ``annotations``.
         instances_root: folder ``annotations_instance`` (R: instance class, G: instance id, 0 none).
             None: each thing class of an image becomes one segment.
-        class_names: class-name file, indices 1..K as in the label maps.
+        class_names: class-name file with indices 1..K, as in the label maps.
         instance_classes_csv: ``scene_parse_index, instance_index, name``, one line per class;
             ``instance_index`` is empty for stuff.
 
     Raises:
-        InputError: names the file, what is wrong and what to do.
+        InputError: an unknown split, another release, a missing file or a faulty table.
     """
     folder = split_folder(split)
     if (root / "images" / "ADE").exists() or (root / "index_ade20k.pkl").exists():
@@ -130,7 +130,7 @@ def split_folder(split: str) -> str:
 
 
 def image_number(photo: Path, taken: dict[int, Path]) -> int:
-    """The number at the end of a file name, entered into ``taken``; InputError if it is there."""
+    """The number at the end of a file name, added to ``taken``; InputError if none, or not new."""
     digits = re.search(r"(\d+)$", photo.stem)
     if digits is None or taken.setdefault(int(digits[1]), photo) != photo:
         raise InputError(
@@ -143,9 +143,9 @@ def image_number(photo: Path, taken: dict[int, Path]) -> int:
 def read_index_table(
     class_names: Path, table: Path, columns: tuple[str, str, str], *, start: int
 ) -> tuple[dict[int, tuple[str, ...]], list[int]]:
-    """Class names by label, and of each class the second column of ``table`` (0 where it is empty).
+    """Class names by label, and the second column of ``table`` (0 for an empty cell), by class.
 
-    The first column counts the classes from ``start``, or the table is an InputError.
+    Raises an InputError unless the first column counts the classes from ``start``.
     """
     names, rows = read_label_names(class_names), read_class_table(table, columns)
     try:
@@ -161,7 +161,7 @@ def read_index_table(
 
 
 def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
-    """The classes, and the class index of each instance class."""
+    """The classes, and the class index (0..K-1) by instance class (1..M)."""
     names, instance = read_index_table(class_names, table, _COLUMNS, start=1)
     used = sorted(value for value in instance if value)
     if used != list(range(1, len(used) + 1)):
@@ -229,7 +229,7 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
 
 
 def _read_labels(path: Path, num_classes: int) -> Array:
-    """Scene parsing map as class indices, int16 (H, W), -1 void."""
+    """Class indices of a scene parsing map, int16 (H, W), -1 void."""
     import numpy as np
 
     from possam.datasets.pixels import decode_file
@@ -250,7 +250,7 @@ def _read_labels(path: Path, num_classes: int) -> Array:
 
 
 def _read_instances(path: Path, things: Mapping[int, int]) -> Array:
-    """Instance map as ``class index * 256 + instance id``, unsigned (H, W), 0 for none."""
+    """``class index * 256 + instance id`` of an instance map, unsigned (H, W), 0 for none."""
     import numpy as np
 
     from possam.datasets.label_runs import compact

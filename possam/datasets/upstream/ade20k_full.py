@@ -1,10 +1,10 @@
 """The full ADE20K release (2021_17_01), evaluated on 847 classes (A-847).
 
-A label map ``*_seg.png`` gives whole objects: ADE index = (R // 10) * 256 + G; indices that are not
-evaluated are void. As in the published protocol (MaskFormer's preparation, which Mask2Former, ODISE
-and FC-CLIP share), image and label are resized so that the shorter side is at most 512 pixels: the
-image bilinearly, without a low-pass filter, kept as JPEG of quality 75; the label to the nearest
-pixel. Smaller images are copied bit for bit. Upstream's index and JSON files are not read.
+A label map ``*_seg.png`` labels whole objects, not parts: ADE index = (R // 10) * 256 + G. Indices
+that are not evaluated are void. As in MaskFormer's preparation (Mask2Former, ODISE and FC-CLIP use
+it, too), image and label map are resized so that the shorter side is at most 512 pixels: the image
+bilinearly, without a low-pass filter, stored as JPEG of quality 75; the label map by nearest pixel.
+Smaller images are copied bit for bit. Upstream's index and JSON files are not read.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from possam.datasets.pixels import Array
 
 SHORTER_SIDE = 512
-"""Longest shorter side in pixels."""
+"""Upper limit of the shorter side, in pixels."""
 _JPEG_QUALITY = 75
 _LABEL = "_seg.png"
 _COLUMNS = ("train_id", "ade_index", "name")
 _INDICES = 26 * 256
-"""One more than the largest ADE index that the colours can hold."""
+"""One more than the largest ADE index that the colours can encode."""
 _VALIDATION = "images/ADE/validation"
 
 
 def _faults(dataset: ConvertedDataset) -> list[str]:
-    """Images that are larger than the protocol's."""
+    """One message per image whose shorter side is above the protocol's limit."""
     return [
         f"{record.file}: {record.width}x{record.height} pixels; the shorter side must be at most "
         f"{SHORTER_SIDE}"
@@ -85,15 +85,15 @@ DECLARATION = UpstreamDataset(
 
 
 def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split: str) -> Source:
-    """One split of ``ADE20K_2021_17_01``.
+    """Images and classes of one split (``train``, ``val``) of ``ADE20K_2021_17_01``.
 
     Args:
         root: folder ``ADE20K_2021_17_01``, with ``images/ADE/{training,validation}``.
-        class_names: class-name file, indices 1..K.
-        classes_csv: ``train_id, ade_index, name``, one line per class, in the same order.
+        class_names: class-name file with indices 1..K.
+        classes_csv: ``train_id, ade_index, name``, one line per class of ``class_names``, in order.
 
     Raises:
-        InputError: names the file, what is wrong and what to do.
+        InputError: an unknown split, another release, no images or a faulty table.
     """
     import numpy as np
 
@@ -166,7 +166,7 @@ def _convert(task: Task, *, class_of: Array) -> Converted:
 
 
 def read_indices(path: Path) -> Array:
-    """ADE indices, int32 (H, W), 0 for none, of a ``*_seg.png``; InputError if it is no such."""
+    """ADE indices of a ``*_seg.png``, int32 (H, W), 0 for none; InputError if not 8-bit RGB."""
     import numpy as np
 
     from possam.datasets.pixels import decode_file

@@ -1,7 +1,7 @@
 """COCO panoptic and instance annotations.
 
-Panoptic PNGs are kept bit for bit. The semantic map gives each segment's pixels its class, crowds
-included, as the common COCO panoptic preparation does. Areas and boxes are counted from the PNG.
+Panoptic PNGs are kept bit for bit. In the semantic map every pixel has the class of its segment,
+crowds included, as in COCO's common preparation. Areas and boxes are computed from the PNG.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SPLITS = {"train": "train2017", "val": "val2017"}
 
 
 def _read_parts(parts: Mapping[str, Path], name: str, *, complete: bool = True) -> Source:
-    """Split ``name``, as upstream calls it; not ``complete``: instances may be missing."""
+    """Read split ``name`` (upstream's); unless ``complete``, the instances file may be missing."""
     instances = parts["instances"] / f"annotations/instances_{name}.json"
     return read_coco(
         images=parts["images"] / name,
@@ -91,17 +91,17 @@ def read_coco(
     instances_json: Path | None,
     class_names: Path,
 ) -> Source:
-    """One split of COCO, or of any data set in its layout.
+    """Images and classes of one split of COCO, or of any data set in its layout.
 
     Args:
-        images: folder of JPEGs; every image that the JSON lists must be there.
+        images: folder of JPEGs; every image that ``panoptic_json`` lists must be there.
         panoptic_json, panoptic_png: panoptic annotations, and the folder of their PNGs.
         instances_json: instance annotations; those of images that ``panoptic_json`` does not list
             are left out. None: instances are the thing segments of the panoptic maps.
         class_names: class-name file whose indices are the JSON's category ids, in the same order.
 
     Raises:
-        InputError: names the file, the field at fault and what to do.
+        InputError: an unreadable or faulty file, or files that do not belong together.
     """
     data = _read(panoptic_json, ("images", "annotations", "categories"))
     categories = _categories(data["categories"], panoptic_json, class_names)
@@ -163,7 +163,7 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _unique(entries: Sequence[Any], key: str, path: Path, where: str) -> dict[Any, dict[str, Any]]:
-    """``entries`` by ``key``; a value that comes twice is an error."""
+    """``entries`` by the value of ``key``; InputError if a value comes twice."""
     result: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         value = _get(entry, key, path, where)
@@ -204,7 +204,7 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
 def _match(
     records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path, folder: Path
 ) -> None:
-    """Every image has an annotation and a file (one listing of the folder, before any work)."""
+    """Check that every image has an annotation and a file, from one listing of the folder."""
     if missing := records.keys() - annotations.keys():
         raise InputError(
             f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); fetch "
@@ -297,7 +297,7 @@ def _convert(
 def _segments(
     ids: Array, entries: Any, index: Mapping[int, int], where: str, png: Path
 ) -> tuple[Segment, ...]:
-    """Segments in the JSON's order, with what the PNG says about their extent."""
+    """Segments in the JSON's order, with areas and boxes computed from the PNG."""
     from possam.datasets.label_runs import segment_table
 
     counted = {key: (area, box) for key, area, box in segment_table(ids)}

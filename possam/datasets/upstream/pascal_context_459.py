@@ -1,7 +1,7 @@
 """PASCAL Context with all 459 classes (PC-459).
 
-Photographs and lists are PASCAL VOC 2010's. Published figures are of the 5,105 images of
-``ImageSets/Main/val.txt``, at their own size.
+Photographs and image lists come from PASCAL VOC 2010. Published results use the 5,105 images of
+``ImageSets/Main/val.txt``, at full size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _VARIABLE = "LabelMap"
 _ABOVE = ("VOCdevkit/VOC2010/", "VOC2010/", "")
-"""Folders that VOC 2010 lies in, as the archive has them and as users keep them."""
+"""Folders above VOC 2010's files: those of the archive, and shorter ones that users keep."""
 
 
 DECLARATION = UpstreamDataset(
@@ -69,16 +69,16 @@ DECLARATION = UpstreamDataset(
 
 
 def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: str) -> Source:
-    """One split of PASCAL Context.
+    """Images and classes of one split of PASCAL Context.
 
     Args:
         voc: folder ``VOC2010``, with ``JPEGImages`` and ``ImageSets/Main``.
         labels: folder of ``<image name>.mat``; those of other splits are not read.
-        class_names: class-name file, indices 1..K as in the label maps, whose 0 is void.
-        split: VOC's list of that name.
+        class_names: class-name file with indices 1..K, as in the label maps, whose 0 is void.
+        split: name of the image list in ``ImageSets/Main`` (``train``, ``val``).
 
     Raises:
-        InputError: names the file, what is wrong and what to do.
+        InputError: an unreadable or faulty image list or class-name file.
     """
     names = read_label_names(class_names)
     images = voc / "JPEGImages"
@@ -94,7 +94,7 @@ def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: st
 
 
 def _read_listing(path: Path) -> dict[int, str]:
-    """Image names of a split by their number: ``2008_000003`` is 2008000003."""
+    """Image names of a split by number: ``2008_000003`` has number 2008000003."""
     try:
         lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +123,7 @@ def _convert(task: Task, *, num_classes: int) -> Converted:
 
 
 def read_label_map(path: Path, num_classes: int) -> Array:
-    """Classes, int32 (H, W), -1 void, of a ``.mat`` file; InputError if they cannot be had."""
+    """Class indices of a ``.mat`` file, int32 (H, W), -1 void; InputError if it is faulty."""
     import numpy as np
     from scipy.io import loadmat
 
