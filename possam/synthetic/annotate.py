@@ -21,7 +21,7 @@ _CROWD_SHARE = 0.3
 _ID_STEP = 1_299_709
 _ID_LIMIT = 2**24 - 1
 ADE_FULL_FOLDER = "ADE20K_2021_17_01/images/ADE/validation/synthetic/scene"
-"""The one folder of the full release's scenes."""
+"""The only folder of the full release's scenes."""
 _MAT_HEADER = 116
 _MAT_TEXT = b"MATLAB 5.0 MAT-file, a procedural stand-in"
 
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedScene:
-    """Number, JPEG and labels (PASCAL Context: MATLAB, ``LabelMap``, uint16, 0 void, 1 to K)."""
+    """JPEG and label file of a scene (PASCAL Context's: MATLAB ``LabelMap``, uint16, 0 is void)."""
 
     number: int
     jpeg: bytes
@@ -93,19 +93,19 @@ def ade_full_indices() -> dict[int, int]:
 
 
 def context_indices() -> dict[int, int]:
-    """World class index -> label of PASCAL Context's stand-in, 1 to K."""
+    """World class index -> label in PASCAL Context's stand-in, 1 to K."""
     return {c.index: k for k, c in enumerate(context_classes(), start=1)}
 
 
 def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed run lengths: column-major, starting with the zeros."""
+    """COCO's uncompressed run lengths of a mask (H, W): column-major, starting with the zeros."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return ([0] if flat[0] else []) + np.diff(changes, prepend=0, append=flat.size).tolist()
 
 
 def bounding_box(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """COCO's box of a mask: x, y, width, height."""
+    """COCO's box (x, y, width, height) of a mask (H, W), which must not be empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top = int(columns[0]), int(rows[0])
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
@@ -119,14 +119,14 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """JPEG bytes of an RGB image, without chroma subsampling: colours name things here."""
+    """JPEG bytes of an RGB image (H, W, 3) without chroma subsampling: classes differ by colour."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return stream.getvalue()
 
 
 def _annotated_scene(task: Task) -> tuple[Scene, npt.NDArray[np.uint8], np.random.Generator]:
-    """The scene, its ids with now and then an unlabelled patch, and a generator for more."""
+    """The scene, its ids (sometimes with an unlabelled patch), and the generator for more draws."""
     rng = scene_rng(seed=task.seed, domain=task.domain, split=task.split, index=task.index)
     scene = render_scene(rng, task.domain)
     ids = scene.ids.copy()
@@ -140,7 +140,7 @@ def _annotated_scene(task: Task) -> tuple[Scene, npt.NDArray[np.uint8], np.rando
 def coco_scene(task: Task) -> CocoScene:
     """Render and annotate one scene in COCO's panoptic and instance formats.
 
-    Things of one class are now and then annotated together as a crowd (``iscrowd`` 1).
+    Things of one class are sometimes annotated together, as a crowd (``iscrowd`` 1).
     """
     scene, ids, rng = _annotated_scene(task)
     categories = coco_category_ids()
@@ -231,7 +231,7 @@ def ade_full_scene(task: Task) -> AdeFullScene:
 
 
 def _ade_object(number: int, class_index: int, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """One entry of ``annotation.object``; the polygon follows the mask's ends, row by row."""
+    """One entry of ``annotation.object``; the polygon joins the first and last pixels of rows."""
     rows = np.flatnonzero(mask.any(1))
     left, right = mask[rows].argmax(1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
     names = domain_names("b", CLASSES[class_index])
@@ -267,5 +267,5 @@ def _mat(labels: npt.NDArray[np.uint16]) -> bytes:
     """A MATLAB file with the variable ``LabelMap``."""
     stream = io.BytesIO()
     savemat(stream, {"LabelMap": labels}, do_compression=True)
-    # The first bytes are free text, into which scipy writes the time.
+    # The header is free text, into which scipy writes the time; equal labels must give equal bytes.
     return _MAT_TEXT.ljust(_MAT_HEADER) + stream.getvalue()[_MAT_HEADER:]

@@ -1,10 +1,10 @@
 """Write the mini world as archives in the upstream layouts of the data sets.
 
-Domain A becomes "synthetic COCO", domain B "synthetic ADE20K". Two more test sets have only label
-maps: the full ADE20K is the validation scenes of ADE20K (as upstream) under a larger vocabulary,
-PASCAL Context is new scenes of both domains. File names are the upstream's; class-name files say
-that they are synthetic. The same counts and seed give the same bytes (with the same Pillow and
-zlib), with any number of processes.
+Domain A becomes "synthetic COCO", domain B "synthetic ADE20K". Two more test sets have label maps
+only: the full ADE20K has the validation scenes of ADE20K (as upstream) and a larger vocabulary,
+PASCAL Context has new scenes of both domains. File names are upstream's, except that class-name
+files are called synthetic. The same counts and seed give the same bytes (with the same Pillow and
+zlib), for any number of processes.
 """
 
 import csv
@@ -47,9 +47,9 @@ from possam.synthetic.vocabulary import CLASSES, domain_names
 
 MANIFEST_NAME = "manifest.json"
 _VAL_NUMBERS = 500_001
-"""COCO's image ids are unique over train and val; val starts here."""
+"""First image id of val: COCO's image ids are unique over train and val."""
 _CONTEXT_INDICES = 500_000
-"""PASCAL Context's scenes are others than those of the domains' val splits."""
+"""Index of PASCAL Context's first scene: so high that no val split shares its scenes."""
 _ADE = "ADEChallengeData2016"
 _ADE_FULL = "ADE20K_2021_17_01.zip"
 _VOC = "VOCtrainval_03-May-2010.tar"
@@ -183,7 +183,7 @@ def _write_context(directory: Path, scenes: Iterable[EncodedScene]) -> None:
 
 
 def _write_class_files(directory: Path) -> tuple[str, ...]:
-    """Write class-name files (one line per index) and tables of classes; returns their names."""
+    """Write class-name files (one line per index) and class tables; returns the files' names."""
     coco = {number: domain_names("a", CLASSES[k]) for k, number in coco_category_ids().items()}
     ade = {number: domain_names("b", CLASSES[k]) for k, number in ade_indices().items()}
     full = [domain_names("b", CLASSES[k]) for k in ade_full_indices()]
@@ -237,13 +237,13 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
     """Write all archives and class-name files into ``directory``, and ``manifest.json`` last.
 
     Args:
-        workers: processes that render; with one, none is started.
+        workers: processes that render; 1: this process renders.
 
     Returns:
         The manifest: ``seed``, ``counts`` and ``files`` (name -> ``sha256`` and ``bytes``).
 
     Raises:
-        InputError: no worker.
+        InputError: ``workers`` is below 1.
     """
     if workers < 1:
         raise InputError(f"--workers: {workers}: at least 1 is needed")

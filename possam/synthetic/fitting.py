@@ -1,4 +1,4 @@
-"""What both tower trainings share: scenes as tensors, their loop, one thread for exact repeats."""
+"""What both tower trainings share: scenes as tensors, the loop, one thread for exact repeats."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from possam.synthetic.vocabulary import Domain
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Settings of a training; ``scenes``: how many are rendered for it."""
+    """Settings of a training with :func:`fit`; ``scenes``: number of scenes that are rendered."""
 
     scenes: int = 10_000
     iterations: int
@@ -46,7 +46,7 @@ class SceneSet:
     def draw(
         self, rng: np.random.Generator, count: int, *, flips: tuple[int, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (float), ids and classes of random scenes, mirrored by chance along ``flips``."""
+        """Float images, ids and classes of random scenes, mirrored at random along ``flips``."""
         rows = torch.from_numpy(rng.integers(len(self), size=count))
         images, ids = self.images[rows].float(), self.ids[rows]
         for axis in flips:
@@ -56,7 +56,7 @@ class SceneSet:
 
 
 def pack_scenes(scenes: list[Scene]) -> SceneSet:
-    """Stack scenes of equal size."""
+    """Stack scenes, all of one size, into a :class:`SceneSet`."""
     most = max(len(scene.segments) for scene in scenes)
     classes = torch.full((len(scenes), most), -1, dtype=torch.int64)
     for row, scene in zip(classes, scenes, strict=True):
@@ -130,15 +130,16 @@ def fit(
     measured: str,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train ``model``, which has the averaged weights (decay ``average``) in the end.
+    """Train ``model``; at the end it has the moving average of its weights (decay ``average``).
 
-    Learning rates rise over the share ``warmup`` of the iterations (at least 2) and fall to zero as
-    a cosine.
+    Learning rates rise over the share ``warmup`` of the iterations (at least 2), then fall to
+    almost zero, both along a cosine.
 
     Args:
-        loss: loss of the next batch, and a quality in 0..1 that progress shows as ``measured``.
+        loss: returns the next batch's loss and a quality in 0..1, shown in the progress line.
         groups: parameters with their highest learning rate (``params``, ``lr``).
         parameters: those whose gradients are clipped together, to a norm of 1.
+        label, measured: names of the training and of the quality in the progress line.
         after_step: called after each step of the optimizer.
 
     Raises:

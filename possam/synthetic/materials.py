@@ -7,7 +7,7 @@ Array = npt.NDArray[np.floating]
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> Array:
-    """Bilinear value noise (size, size), ``cells`` cells a side, unit variance at grid points."""
+    """Bilinear value noise (size, size), ``cells`` cells per side, unit variance at grid points."""
     grid = rng.standard_normal((cells + 1, cells + 1)).astype(np.float32)
     position = np.linspace(0, cells - 1e-3, size)
     left = position.astype(np.int64)
@@ -21,7 +21,7 @@ def _rgb(red: float, green: float, blue: float) -> Array:
 
 
 def texture(material: str, rng: np.random.Generator, x: Array, y: Array) -> Array:
-    """Texture of a material at pixel coordinates (H, W): RGB (H, W, 3), about 0 to 255."""
+    """Texture of a material at pixel coordinates (H, W): RGB float (H, W, 3), about 0 to 255."""
 
     def noise(cells: int) -> Array:
         return smooth_noise(rng, cells, x.shape[0])[..., None]

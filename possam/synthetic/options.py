@@ -15,6 +15,6 @@ class WorldOptions(Options):
     pascal_context_459_val: Positive
 
     def images(self, dataset: str, split: str) -> int | None:
-        """How many images of a data set's split the world makes; None: it makes none."""
+        """Number of images that the world makes for a split of a data set; None: it makes none."""
         count: int | None = self.model_dump().get(f"{dataset}_{split}")
         return count

@@ -15,7 +15,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class FixedZip(zipfile.ZipFile):
-    """A zip whose bytes depend only on its members; it has entries for folders, as upstream's."""
+    """A zip whose bytes depend only on its members; like upstream's, it has entries for folders."""
 
     def __init__(self, target: Path | IO[bytes]) -> None:
         super().__init__(target, "w")
@@ -47,11 +47,11 @@ def fixed_zip(path: Path) -> Iterator[FixedZip]:
 
 @contextmanager
 def fixed_tar(path: Path, *, compress: bool = False) -> Iterator[tarfile.TarFile]:
-    """A tar, plain or gzip, renamed to ``path`` when complete; filled with :func:`tar_add`."""
+    """A tar, plain or gzip, to fill with :func:`tar_add`; renamed to ``path`` when complete."""
     with atomic_path(path) as temporary, ExitStack() as stack:
         stream: IO[bytes] = stack.enter_context(open(temporary, "wb"))
         if compress:
-            # The header would hold time and name of the file.
+            # By default the header would hold the file's name and the time.
             packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0)
             stream = cast(IO[bytes], stack.enter_context(packed))
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:

@@ -1,9 +1,9 @@
 """Train the small CLIP of the mini world on region captions.
 
-Whole scenes go through the image tower; features pooled in the ground-truth masks go through CLIP's
-own head and are classified among one caption of every class (random name, random template): the
+Whole scenes go through the image tower. Features pooled in the ground-truth masks go through CLIP's
+own head and are classified among one caption per class (random name, random template), so that the
 negatives of a region are all other classes. A few crops per batch, encoded as whole images, keep
-``encode_image`` meaningful.
+``encode_image`` useful.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class ClipSettings(FitSettings):
     image_lr: float = 2e-3
     text_lr: float = 1e-3
     mask_shift: int = 2
-    """Masks are shifted by up to this many pixels, as predicted masks are not exact."""
+    """Masks are shifted by up to this many pixels, because predicted masks are not exact either."""
 
 
 def clip_config(vocabulary_size: int) -> dict[str, object]:
@@ -161,7 +161,7 @@ def pretrain_clip(
 
     Runs on one CPU thread; the same seed on the same machine and library versions gives the same
     weights. ``scenes``: already rendered scenes of domain "web" (else ``settings.scenes`` are
-    rendered). Raises :class:`TrainingError` when the loss is not finite.
+    rendered). Raises :class:`TrainingError` if the loss is not finite.
     """
     settings = settings or ClipSettings()
     if scenes is None:

@@ -1,8 +1,8 @@
 """Train the small SAMs of the mini world: one click, three masks, predicted IoU.
 
-As SAM is trained (Kirillov et al. 2023, appendix A) but for one click only; an auxiliary loss on
-pixel embeddings (pixels of one segment alike, of different segments apart) makes the encoder learn
-what belongs together much sooner. Its head is thrown away.
+Trained as SAM is (Kirillov et al. 2023, appendix A), but with one click only. An auxiliary loss,
+which makes embeddings alike within a segment and different between segments, lets the encoder learn
+much sooner which pixels belong together. The head of that loss is thrown away.
 """
 
 import io
@@ -34,7 +34,7 @@ class SamSettings(FitSettings):
     lr: float = 1e-3
     bce_weight: float = 5.0
     mean_weight: float = 0.4
-    """Of the mean over the three masks, beside the best one: segments here are not ambiguous."""
+    """Weight of the three masks' mean loss beside the best one's: segments here are unambiguous."""
     embedding_weight: float = 1.0
     embedding_pixels: int = 256
 
@@ -45,7 +45,7 @@ def weights_name(variant: str) -> str:
 
 
 def decode_clicks(sam: Sam, embeddings: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks of one click on each of B embeddings: ``MaskDecoder.predict_masks`` of many images.
+    """Masks of one click on each of B images: ``MaskDecoder.predict_masks`` for a batch.
 
     ``embeddings`` (B, C, h, w), ``clicks`` (B, 2) in pixels, x then y. Returns the logits of three
     masks (B, 3, 4h, 4w) and their predicted IoU (B, 3).
@@ -67,7 +67,7 @@ def decode_clicks(sam: Sam, embeddings: Tensor, clicks: Tensor) -> tuple[Tensor,
 
 
 def mask_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of boolean masks over the last two axes."""
+    """IoU of boolean masks (..., H, W), broadcast against each other -> (...)."""
     union = (first | second).sum((-2, -1)).clamp(min=1)
     return (first & second).sum((-2, -1)) / union
 
@@ -84,7 +84,7 @@ class _PixelHead(nn.Module):
         self.shift = nn.Parameter(torch.tensor(-5.0))
 
     def loss(self, embeddings: Tensor, ids: Tensor, pick: Tensor) -> Tensor:
-        """Balanced same-segment loss over pairs of picked pixels: ids (B, H, W), pick (B, n)."""
+        """Balanced same-segment loss over pixel pairs: ids (B, H, W), flat indices pick (B, n)."""
         pixels = F.normalize(self.layers(embeddings).float(), dim=1)
         step = ids.shape[-1] // pixels.shape[-1]
         labels = ids[:, step // 2 :: step, step // 2 :: step].flatten(1).gather(1, pick)
@@ -107,7 +107,7 @@ class _SamTrainer:
         self.noise = torch.Generator().manual_seed(seed)
 
     def _clicks(self, masks: Tensor) -> Tensor:
-        """A click (x, y) inside each mask (n, H, W): from anywhere to well inside."""
+        """A click (x, y) inside each mask, (n, H, W) -> (n, 2), at a random depth."""
         coarse = F.avg_pool2d(F.avg_pool2d(masks[:, None], 4), 5, 1, 2)
         depth = F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)[:, 0]
         freedom = 2 * torch.rand(len(masks), 1, 1, generator=self.noise)
@@ -162,7 +162,7 @@ def pretrain_sam(
 
     Runs on one CPU thread; the same seed on the same machine and library versions gives the same
     weights. ``scenes``: already rendered scenes of domain "web" (else ``settings.scenes`` are
-    rendered). Raises :class:`TrainingError` when the loss is not finite.
+    rendered). Raises TrainingError if the loss is not finite, InputError for an unknown variant.
     """
     if variant not in VARIANTS:
         raise InputError(f"pretrain_sam: variant {variant!r}: choose one of {', '.join(VARIANTS)}")
@@ -188,7 +188,7 @@ def pretrain_sam(
             label=variant,
             measured="IoU of chosen masks",
         )
-    content = io.BytesIO()  # PyTorch writes the name of a file that it opens into it
+    content = io.BytesIO()  # torch.save would write a file's name into the file
     torch.save(half(sam), content)
     with atomic_write(out / weights_name(variant), "wb") as stream:
         stream.write(content.getvalue())

@@ -2,7 +2,7 @@
 
 A scene is one to three material regions with two to five things on them, 128 x 128 pixels. The two
 domains differ in layout (A: horizontal bands; B: Voronoi cells), sizes, lighting and noise. A
-thing's pattern (plain, striped, spotted, checkered, in two shades of its colour) is a nuisance.
+thing's pattern (plain, striped, spotted or checkered, in two shades) says nothing of its class.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """What distinguishes the looks of two domains; lengths in pixels."""
+    """What distinguishes the looks of the domains; lengths in pixels, gains are factors."""
 
     bands: bool
     max_things: int
@@ -116,7 +116,7 @@ def _shades(colour: str) -> tuple[Array, Array, Array]:
 def _layout(
     rng: np.random.Generator, style: Style, regions: int, x: Array, y: Array
 ) -> npt.NDArray[np.int64]:
-    """Number of the region at each pixel, 0 to regions - 1."""
+    """Number (0 to regions - 1) of the region at each pixel, (H, W)."""
     if style.bands:
         label = np.zeros(x.shape, np.int64)
         for number, height in enumerate(np.sort(rng.uniform(0.25, 0.85, regions - 1)) * SIZE):
@@ -137,7 +137,7 @@ def _paint_stuff(
     chosen = [stuff[k] for k in rng.choice(len(stuff), count, replace=False)]
     label = _layout(rng, style, count, x, y)
     areas = np.bincount(label.ravel(), minlength=count)
-    # A sliver is not a region: the largest one takes it over.
+    # The largest region takes over regions that are too small to be labelled.
     for k in np.flatnonzero(areas < _MIN_REGION):
         label[label == k] = int(areas.argmax())
     painted: list[WorldClass] = []
@@ -154,7 +154,7 @@ def _paint_thing(
     rng: np.random.Generator, style: Style, thing: WorldClass, image: Array, ids: Ids,
     occupied: Mask, number: int,
 ) -> bool:  # fmt: skip
-    """Try to place a thing where it covers little of the others; returns whether it found room."""
+    """Place a thing where it covers little of the other things; returns whether there was room."""
     radius = rng.uniform(*style.radius)
     for _ in range(8):
         centre_x, centre_y = rng.uniform(radius * 0.7, SIZE - radius * 0.7, 2)
@@ -187,7 +187,7 @@ def _paint_thing(
 
 
 def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
-    """Render one scene of ``domain``; everything in it depends on ``rng`` only."""
+    """Render one scene of ``domain``; everything in it depends only on ``rng``."""
     classes = domain_classes(domain)
     things = [c for c in classes if c.is_thing]
     stuff = [c for c in classes if not c.is_thing]
@@ -218,7 +218,7 @@ def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
 
 
 def scene_rng(*, seed: int, domain: Domain, split: Split, index: int) -> np.random.Generator:
-    """The generator of scene ``index``, which no other scene's rendering changes."""
+    """The random generator of scene ``index``, whichever other scenes are rendered."""
     return np.random.default_rng([seed, _DOMAIN_CODES[domain], _SPLIT_CODES[split], index])
 
 

@@ -1,7 +1,7 @@
-"""All towers of the mini world: train them from nothing, measure them, write their provenance.
+"""All towers of the mini world: train them from scratch, measure them, write their provenance.
 
-The four trainings are independent. Each runs in a process of its own with one CPU thread, so that
-the result does not depend on how many run side by side.
+The four trainings are independent. Each runs in its own process with one CPU thread, so that the
+result does not depend on how many run at a time.
 """
 
 import math
@@ -59,7 +59,7 @@ _DIGITS = 4
 _Measured = Literal["a", "b", "held"]
 _DOMAINS: tuple[_Measured, ...] = ("a", "b", "held")
 QUALITY_SEED = 2
-"""Seed of the scenes that the figures are measured on; trainings use another split as well."""
+"""Seed of the scenes that quality is measured on; training scenes are of another split, too."""
 _BATCH = 25
 _VILD_TEMPLATES = TEMPLATES[:14]
 
@@ -85,7 +85,7 @@ class TowerSettings:
 
 
 def class_scores(clip: FrozenClip, embeddings: Tensor, names: list[tuple[str, ...]]) -> Tensor:
-    """Cosine of embeddings (N, E) with each class, (N, K): mean of templates, best of names."""
+    """Cosine of embeddings (N, E) with K classes, (N, K): mean over templates, best over names."""
     texts = [t.format(name) for group in names for name in group for t in _VILD_TEMPLATES]
     text = clip.encode_text(texts).unflatten(0, (-1, len(_VILD_TEMPLATES))).mean(1)
     scores = F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T
@@ -108,8 +108,8 @@ def region_embeddings(clip: FrozenClip, scenes: SceneSet) -> tuple[Tensor, Tenso
 def clip_accuracy(clip: FrozenClip, *, domain: _Measured, scenes: int) -> dict[str, float]:
     """Share of segments whose best class, over all classes of ``domain``, is the right one.
 
-    Returns ``things_seen``, ``things_unseen`` (by PosSAM, which trains on domain A) and ``stuff``;
-    for "held", whose vocabulary is the whole world's and whose things CLIP has never seen:
+    Returns ``things_seen``, ``things_unseen`` (by PosSAM, which trains on domain A) and ``stuff``.
+    For "held", whose things CLIP has never seen, all classes of the world compete; returns
     ``things`` and ``stuff``.
     """
     vocabulary: tuple[WorldClass, ...] = CLASSES if domain == "held" else domain_classes(domain)
@@ -129,9 +129,7 @@ def clip_accuracy(clip: FrozenClip, *, domain: _Measured, scenes: int) -> dict[s
 
 
 def inner_click(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel (x, y) of a boolean mask that is farthest from its boundary; the image's edge is
-    boundary too.
-    """
+    """The pixel (x, y) of a mask, bool (H, W), farthest from its boundary and the image's edge."""
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(distance.argmax()), mask.shape)
     return int(x), int(y)
@@ -142,8 +140,8 @@ def sam_click_iou(sam: Sam, *, domain: _Measured, scenes: int) -> dict[str, floa
     """IoU of masks from one inner click on each segment, at the images' resolution.
 
     Returns ``chosen`` (the mask that the IoU head prefers), ``oracle`` (the best of the three),
-    ``things`` and ``stuff`` (parts of ``chosen``) and ``head_error`` (mean error of the predicted
-    IoU).
+    ``things`` and ``stuff`` (``chosen`` of each) and ``head_error`` (mean absolute error of the
+    predicted IoU).
     """
     encoder = SamEncoder(sam.image_encoder)
     data = render_scene_set(scenes, domain=domain, split="val", seed=QUALITY_SEED)
@@ -215,15 +213,16 @@ def _timed(job: Callable[[], None]) -> float:
 def rebuild_towers(
     out: Path, *, seed: int = SEED, settings: TowerSettings | None = None, workers: int = 2
 ) -> dict[str, Any]:
-    """Train all towers from nothing into the folder ``out`` and return its ``provenance.json``.
+    """Train all towers from scratch into the folder ``out``; returns its ``provenance.json``.
 
-    It holds the settings, seed, versions and seconds of each training, ``files`` (name ->
+    That holds the settings, seed, versions and seconds of each training, ``files`` (name ->
     ``sha256``, ``bytes``) and ``quality`` (of :func:`measure_quality`). ``out`` appears (or is
     replaced) only when everything is done: about 30 minutes on two cores with the defaults. The
     same seed on the same machine and library versions gives the same files, with any number of
     ``workers``; another machine's kernels may round differently, and training amplifies that.
 
     Raises:
+        InputError: ``workers`` is below 1.
         TrainingError: a loss is not finite.
     """
     if workers < 1:

@@ -1,7 +1,7 @@
 """Classes, names and domains of the mini world.
 
 A thing is a colour and a shape ("red disc"), a stuff is a material ("grass"). Class indices count
-the 64 things (shape-major) and then the 16 materials. Domain A stands in for COCO, domain B for
+the 64 things (shape by shape), then the 16 materials. Domain A stands in for COCO, domain B for
 ADE20K: B repeats twelve things and five materials of A, some under a synonym, and adds six new
 combinations of known shapes and colours, six things of two new shapes, and five new materials. The
 "web" domain, on which the towers are trained, mixes both styles and holds every class but a few
@@ -79,7 +79,7 @@ TEMPLATES: tuple[str, ...] = (
 )
 """Caption templates: the fourteen of ViLD (Gu et al. 2022), and the bare name."""
 
-# Offsets into the colours, from a shape's own number: which combinations belong to whom.
+# A thing's colour has its shape's index plus an offset, which says which domains hold the thing.
 _OFFSETS_A = (0, 2, 3, 5)
 _OFFSETS_SHARED = (0, 3)
 _OFFSET_NEW = 1
@@ -134,7 +134,7 @@ def _stuff(start: int, stop: int) -> list[WorldClass]:
 
 
 def domain_classes(domain: Domain) -> tuple[WorldClass, ...]:
-    """Classes that scenes of ``domain`` hold; the order is that of the domain's category list."""
+    """Classes that scenes of ``domain`` hold, in the order of the domain's category list."""
     known, new = range(_SHAPES_A), range(_SHAPES_A, len(SHAPES))
     if domain == "a":
         return (*(_thing(s, o) for s in known for o in _OFFSETS_A), *_stuff(0, 10))
@@ -160,8 +160,8 @@ def context_classes() -> tuple[WorldClass, ...]:
 def domain_names(domain: Literal["a", "b"], world_class: WorldClass) -> tuple[str, ...]:
     """Names that ``domain``'s class-name file gives a class, the preferred one first.
 
-    A lists canonical names, with the synonym where B does not prefer it; B calls some shapes and
-    materials by the synonym first, so that those classes are shared through their second name only.
+    Of most classes A gives both names and B the canonical one. Some shapes and materials have both
+    names in B, the synonym first, and only the canonical one in A: B's second name is shared.
     """
     if world_class.form in _RENAMED:
         return world_class.names[:1] if domain == "a" else world_class.names[::-1]
@@ -174,7 +174,7 @@ def seen_in_training(world_class: WorldClass) -> bool:
 
 
 def caption_words() -> tuple[str, ...]:
-    """Every lower-case word of class names and templates, sorted; each becomes one token."""
+    """Words of class names and templates and a few more, lower-case, sorted; each is one token."""
     words = {w for c in CLASSES for name in c.names for w in name.split()}
     for template in TEMPLATES:
         words.update(w.strip(".").lower() for w in template.replace("{}", "").split())
@@ -203,8 +203,8 @@ def _apply(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 def build_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Merges after which each of ``words`` (lower-case ASCII letters) is a single token.
 
-    Words are added in turn: what the merges so far leave of a word is joined from the left by new
-    merges. A later merge has a higher rank, so it never disturbs the words before it.
+    Words are added in turn: the parts that earlier merges leave of a word are joined from the left
+    by new merges. A later merge has a higher rank, so it never disturbs the words before it.
     """
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
@@ -214,7 +214,7 @@ def build_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def write_bpe(path: Path, words: Iterable[str]) -> int:
-    """Write open_clip's gzip file of merges (same words, same bytes); the vocabulary's size."""
+    """Write open_clip's gzip file of merges (same words, same bytes); returns the token count."""
     merges = build_merges(words)
     text = "\n".join(["#version: 0.2 - synthetic", *(f"{a} {b}" for a, b in merges)])
     with atomic_write(path, "wb") as stream:
