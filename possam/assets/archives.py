@@ -19,7 +19,7 @@ from possam.runtime.progress import Progress
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
-# Small archives may be well compressible without being a bomb (label maps are).
+# Small archives may compress very well without being bombs (label maps do).
 _RATIO_FLOOR = 256 * _MEGABYTE
 _SKIPPED = "__MACOSX"
 MAX_BYTES = 200_000 * _MEGABYTE
@@ -29,7 +29,7 @@ RECORD = "unpacked.json"
 
 
 class _Budget:
-    """Bytes and files that an archive may unfold to; counted before anything of it is written."""
+    """Bytes and files that an archive may unpack to; counted before anything of it is written."""
 
     def __init__(
         self, archive: Path, directory: Path, *, max_bytes: int, max_files: int, max_ratio: float
@@ -47,7 +47,7 @@ class _Budget:
         )
 
     def take(self, count: int, *, files: int = 0) -> None:
-        """Count ``count`` bytes and ``files`` members."""
+        """Count ``count`` bytes and ``files`` members; InputError if a limit is exceeded."""
         self.bytes += count
         self.files += files
         if self.files > self._max_files:
@@ -80,19 +80,19 @@ def unpack(
     left out.
 
     Args:
-        source_sha256: of the archive, for the record, where it is known.
-        max_bytes, max_files: of everything that is unpacked; members, folders included.
-        max_ratio: bytes unpacked over bytes of the archive (small archives may exceed it).
+        source_sha256: SHA-256 of the archive, for the record; None: not known.
+        max_bytes, max_files: limits of all that is unpacked; folders count as files.
+        max_ratio: limit of bytes unpacked over bytes of the archive (small ones may exceed it).
 
     Returns:
         The record, also written as ``unpacked.json`` in ``directory``: ``archive`` (file name),
-        ``sha256`` (of the archive), ``files``, ``bytes`` and ``content`` (SHA-256 over the sorted
-        names and file hashes).
+        ``sha256`` (of the archive), ``files`` (number), ``bytes`` and ``content`` (SHA-256 over
+        the sorted names and file hashes).
 
     Raises:
         InputError: truncated or damaged archive; absolute path, ``..``, link, device, encrypted
-            member, name written twice; more than ``max_bytes``, ``max_files``, than ``max_ratio``
-            times the archive, or than the disk has room for.
+            member, name written twice; more bytes or members than the limits allow, or more bytes
+            than the disk has room for.
     """
     if not archive.is_file():
         raise InputError(f"{archive}: no such file; download it first")
@@ -122,9 +122,9 @@ def unpack(
 
 
 def is_unpacked(directory: Path, source_sha256: str) -> bool:
-    """Whether ``directory`` holds the archive of this hash: count and sizes of files, not contents.
+    """Whether ``directory`` holds the archive of this hash, by number and total size of its files.
 
-    A folder of 100,000 files is checked in seconds.
+    Contents are not read, so that a folder of 100,000 files is checked in seconds.
     """
     record = read_json(directory / RECORD) if (directory / RECORD).is_file() else None
     if not isinstance(record, dict) or record.get("sha256") != source_sha256:
@@ -154,7 +154,7 @@ def check_archive(archive: Path) -> None:
 
 @contextlib.contextmanager
 def _readable(archive: Path) -> Iterator[None]:
-    """Damage of ``archive`` as an :class:`InputError`."""
+    """Turn errors of reading a damaged ``archive`` into an :class:`InputError`."""
     try:
         yield
     except (
@@ -167,12 +167,12 @@ def _readable(archive: Path) -> Iterator[None]:
             "it and download it again"
         ) from error
     except OSError as error:
-        # gzip and tarfile report damaged content as OSError, which the disk's own errors are too.
+        # gzip and tarfile report damaged content as OSError, and so does a failing disk.
         raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from error
 
 
 def _scan(stream: IO[bytes], archive: Path, budget: _Budget) -> bool:
-    """Check every member of the archive that ``stream`` reads; whether it is a zip."""
+    """Check every member of the archive that ``stream`` reads; returns whether it is a zip."""
     is_zip = stream.read(2) == b"PK"
     stream.seek(0)
     (_check_zip if is_zip else _check_tar)(stream, archive, budget)
@@ -181,7 +181,7 @@ def _scan(stream: IO[bytes], archive: Path, budget: _Budget) -> bool:
 
 
 def _unpack_into(archive: Path, target: Path, budget: _Budget, *, label: str) -> dict[str, str]:
-    """Unpack one archive; SHA-256 of each file by its path in the archive."""
+    """Unpack one archive; returns the SHA-256 of each file by its path in the archive."""
     hashes: dict[str, str] = {}
     total = archive.stat().st_size // _MEGABYTE
     with (
@@ -215,7 +215,7 @@ def _write(source: IO[bytes], path: Path, archive: Path) -> str:
 
 
 def _safe_name(name: str, archive: Path) -> str | None:
-    """``name`` as a relative path without ``.`` parts; None for what is left out."""
+    """``name`` as a relative path without ``.`` parts; None if the member is left out."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
         raise InputError(
@@ -243,7 +243,7 @@ def _check_zip(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
             raise _refuse(archive, info.filename, "a link or a device")
         if info.flag_bits & 0x1:
             raise _refuse(archive, info.filename, "encrypted")
-        # zipfile reads at most the size that the directory states, so this bound holds.
+        # zipfile reads at most the size that the zip's directory states, so this bound holds.
         budget.take(info.file_size, files=1)
 
 
@@ -265,14 +265,14 @@ def _check_tar(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
             if not member.isreg():
                 raise _refuse(archive, member.name, "a link or a device")
             budget.take(member.size)
-        # tarfile takes the end of the file for the end of the archive; the format ends with zeros.
+        # tarfile accepts a truncated file; a complete archive ends with a block of zeros.
         unpacked = bundle.fileobj
         if unpacked is None:
             raise tarfile.ReadError("closed while it was read")
         unpacked.seek(bundle.offset)
         if unpacked.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end-of-archive mark is missing")
-        while rest := unpacked.read(_CHUNK):  # a compressed stream is checked at its very end
+        while rest := unpacked.read(_CHUNK):  # a compressed stream's checksum is at its end
             budget.take(len(rest))
 
 

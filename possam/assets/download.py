@@ -39,10 +39,10 @@ def download(
 ) -> None:
     """Fetch ``url`` into ``partial``.
 
-    The transfer goes on from the end of ``partial`` when the server answers 206 for the same
-    version of the file (``If-Range``), and starts again otherwise. An attempt fails after
-    ``timeout`` seconds of silence; ``retries`` attempts in a row that bring no byte end the
-    download. The pause before attempt n + 1 is ``backoff * 2 ** (n - 1)`` s, at most a minute.
+    The transfer goes on from the end of ``partial`` if the server answers 206 for the same version
+    of the file (``If-Range``), and otherwise starts again. An attempt fails after ``timeout``
+    seconds of silence; ``retries`` failures in a row without new bytes end the download. The pause
+    after the n-th failure is ``backoff * 2 ** (n - 1)`` s, at most a minute.
 
     Raises:
         ChecksumError: the size of the server's file is not ``size`` bytes (nothing is kept).
@@ -77,7 +77,7 @@ def _state_path(partial: Path) -> Path:
 
 
 def _validator(url: str, partial: Path) -> str | None:
-    """What identifies the version of the file that ``partial`` was taken from ("" if unknown)."""
+    """Version of the file that ``partial`` comes from; "" if unknown, None if not from ``url``."""
     try:
         state = json.loads(_state_path(partial).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,7 +120,7 @@ def _receive(
     response: http.client.HTTPResponse, url: str, partial: Path, *, label: str, size: int | None,
     offset: int,
 ) -> None:  # fmt: skip
-    """Write the body of ``response`` behind the first ``offset`` bytes of ``partial``."""
+    """Write the body of ``response`` after the first ``offset`` bytes of ``partial``."""
     start, total = _span(response)
     if start != offset:
         if start:
@@ -163,7 +163,7 @@ def _receive(
 
 
 def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """First byte of the body within the file, and the file's length where the server says it."""
+    """First byte of the body within the file, and the file's length (None: not stated)."""
     if response.status == 206:
         span = re.fullmatch(
             r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()

@@ -3,7 +3,7 @@
 In the folder of the assets, beside a file ``F`` of asset ``A``: ``A.record.json`` (the record that
 the pipeline tracks), ``pins.json`` (checksums pinned on first use), and the hidden
 ``.F.verified.json`` (what was hashed when), ``.F.part`` (a download under way) and ``.F.lock``. A
-file of a user's data root is a link; an archive that is unpacked there has a record and no file.
+file in a user's data root is linked to; an archive unpacked there has a record but no file here.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ PINS = "pins.json"
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a file must be. ``algorithm`` None: no checksum is published, and none pinned yet."""
+    """What a file must be. ``algorithm`` None: no checksum is published, and none is pinned yet."""
 
     algorithm: str | None
     digest: str | None
@@ -46,7 +46,7 @@ def record_path(directory: Path, name: str) -> Path:
 
 
 def partial_path(target: Path) -> Path:
-    """Where the download of ``target`` under way lies."""
+    """Where the unfinished download of ``target`` lies."""
     return target.with_name(f".{target.name}.part")
 
 
@@ -68,10 +68,10 @@ def fetch(
     changed since. The record holds no times, so that the same file always has the same record.
 
     Args:
-        asset, name: what to fetch, from ``params/assets.yaml``, and its key there.
+        asset, name: what to fetch: an entry of ``params/assets.yaml``, and its key.
         directory: where files and records go; one folder per scale.
         world_manifest: the procedural world's manifest; its folder replaces ``{world}``.
-        base: folder that relative ``file:`` paths and manifests start from (the repository).
+        base: folder that paths of ``file:`` URLs and manifests are relative to (the repository).
         local: the file in a data root of the user, taken instead of ``urls``: checked and linked.
         retries, backoff, timeout: see :func:`possam.assets.download.download`.
 
@@ -79,7 +79,7 @@ def fetch(
         Path of the file.
 
     Raises:
-        ChecksumError: the file found is not the file expected; it is removed.
+        ChecksumError: a download (which is removed) or a user's file is not the file expected.
         InputError: no source could deliver, or no source is known (the message says what to do).
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def fetch(
             facts = fetching.link(local, expected) if local else fetching.obtain(expected)
         if expected.algorithm is None:
             if asset.unpack:
-                check_archive(fetching.target)  # or a truncated file would be pinned
+                check_archive(fetching.target)  # else a truncated file might be pinned
             _pin(directory, asset.file, facts, name)
         checksum = f"{expected.algorithm or 'sha256'}:{expected.digest or facts['sha256']}"
         _record(asset, name, directory, facts, checksum=checksum, pinned=expected.pinned)
@@ -119,7 +119,7 @@ def record_unpacked(
 ) -> None:
     """Pin an archive that a user has unpacked, and write its record.
 
-    What is published is the archive's checksum; of an unpacked folder, names, sizes and contents
+    A published checksum is that of the archive; for an unpacked folder, names, sizes and contents
     (``facts``, see :func:`possam.assets.roots.link_parts`) are pinned on first use.
 
     Raises:
@@ -206,14 +206,14 @@ class _Fetching:
         return self.target.with_name(f".{self.target.name}.verified.json")
 
     def verified(self, digests: dict[str, str], *, source: str) -> dict[str, Any]:
-        """Write down, and return, what was hashed when."""
+        """Write and return the note of what was hashed, with the file's size and time."""
         status = self.target.stat()
         note = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "source": source}
         write_json(self.note, note | digests)
         return note | digests
 
     def check(self, path: Path, expected: _Expected) -> tuple[dict[str, str], str | None]:
-        """Hashes of a file, and what is wrong with it, or None."""
+        """Hashes of a file, and what is wrong with it (None: nothing)."""
         digests = _hash(path, expected.algorithm, label=f"check {self.name}")
         found, size = digests.get(expected.algorithm or ""), path.stat().st_size
         origin = f"expected ({expected.origin})"
@@ -236,7 +236,7 @@ class _Fetching:
         return self.base / text.removeprefix("//")
 
     def expected(self) -> _Expected:
-        """What ``assets.yaml``, a manifest or a pin says of the file."""
+        """What the file must be according to ``assets.yaml``, a manifest or a pin."""
         asset = self.asset
         if asset.checksum is None:
             pin = _read_pins(self.directory).get(asset.file)

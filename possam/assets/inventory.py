@@ -1,4 +1,4 @@
-"""The upstream files of a scale: their sizes, and which are here."""
+"""The upstream files of a scale: their sizes, and which of them are here."""
 
 import shutil
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ class Held:
 
     Attributes:
         bytes: of the file; None if neither its size nor an approximate one is known.
-        exact: whether ``bytes`` is published or of the file itself.
+        exact: whether ``bytes`` is the published size or the file's own, not an approximate one.
         state: ``here`` (record, file and what is unpacked from it), ``begun`` (a partial
             download, or not unpacked yet), ``on disk`` (in a data root), ``by hand`` (no URL: the
             user gives it) or ``missing``.
         to_download, to_unpack: bytes that are still to be written (0 if not known).
-        local: where a data root has it.
+        local: where it lies in a data root; None: in none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Held:
 
 
 def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[str]:
-    """Every asset that a scale names, each once: data, towers, what ``runs`` (all) start from."""
+    """Assets of a scale, each once: data, towers, and what ``runs`` (None: all) start from."""
     scale = project.scale
     clip = scale.towers.clip
     towers = [*(tower.asset for tower in scale.towers.sam.values()), clip.asset, *clip.files]
@@ -87,14 +87,14 @@ def _hold(layout: Layout, name: str, data: DataParams) -> Held:
 
 
 def unpacked_bytes(held: Held) -> int:
-    """About how many bytes the unpacked archive has; 0 for no archive, or one in a data root."""
+    """Approximate bytes of the unpacked archive; 0 for no archive, or one unpacked in a root."""
     if not held.asset.unpack or isinstance(held.local, LocalParts):
         return 0
     return held.asset.unpacked_about or held.bytes or 0
 
 
 def gigabytes(count: int | float | None) -> str:
-    """``19336861798`` -> ``19.3 GB``."""
+    """``19336861798`` -> ``19.3 GB``; None -> ``?``."""
     if count is None:
         return "?"
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

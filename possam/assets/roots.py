@@ -1,4 +1,4 @@
-"""Upstream files on a user's disk: found, checked, and linked to. Nothing is written there."""
+"""Find, check and link to upstream files on a user's disk. Nothing is written there."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ from possam.runtime.progress import track
 
 @dataclass(frozen=True)
 class LocalFile:
-    """The asset's own file below a root."""
+    """The asset's own file in a root."""
 
     path: Path
 
@@ -39,8 +39,8 @@ def find(
     An unpacked archive is preferred to the archive: it needs no further disk space.
 
     Raises:
-        InputError: the root is no folder; it holds a part of the asset and lacks another; or it
-            holds no asset of this root at all (probably the wrong folder).
+        InputError: the root is no folder; it holds one part of the asset but lacks another; or it
+            holds none of the root's assets (probably the wrong folder).
     """
     root = data.root_of(name)
     if root is None:
@@ -88,10 +88,10 @@ def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> 
     time changed since ``note`` was written.
 
     Returns:
-        ``files``, ``bytes`` and ``sha256``: of the sorted names, sizes and (annotations) contents.
+        ``files`` (number), ``bytes`` and ``sha256`` (over names, sizes and annotations' contents).
 
     Raises:
-        InputError: an empty file, a missing one, or another number than the release has.
+        InputError: an empty or missing file, or another number of files than the release has.
     """
     with _reading():
         listing = [file for part, place in local.parts for file in _list_part(name, part, place)]
@@ -136,7 +136,7 @@ def _raise(error: OSError) -> None:
 def _list_part(
     name: str, part: PartParams, place: Path
 ) -> Iterator[tuple[str, Path, os.stat_result, bool]]:
-    """Name within the archive, path, status, and whether the content counts, of each file."""
+    """Name in the archive, path, status, and whether the content is hashed, of each file."""
     if not part.files:
         yield part.path, place, _status(place, name), True
         return
