@@ -20,7 +20,7 @@ _JSON = ".json"
 
 
 class BenchmarkParams(Options):
-    """One test set and what is measured on it; ``images``: how many efficiency is timed on."""
+    """One test set and what is measured on it; ``images``: number of images that are timed."""
 
     dataset: DatasetName
     split: Split
@@ -51,7 +51,7 @@ class ExternalParams(Options):
     """One system and where its predictions lie.
 
     Attributes:
-        scale: the scale whose test sets were predicted; at the others its cells are not shown.
+        scale: the scale whose test sets were predicted; other scales do not show its cells.
         trained_on: the data set whose classes count as seen.
         predictions: by benchmark, a JSON in COCO panoptic format or a folder of label PNGs.
         segmentations: by benchmark, the folder of the JSON's PNGs where it does not lie beside it
@@ -87,7 +87,7 @@ def check_external(
     """Check every name in ``entries``; ``measured``: what each benchmark measures.
 
     Raises:
-        InputError: something unknown, the name of a run, or a benchmark that needs a model.
+        InputError: an unknown name, the name of a run, or a benchmark that needs a model.
     """
     for name, entry in entries.items():
         if name in runs:

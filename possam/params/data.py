@@ -22,11 +22,11 @@ def _relative(path: str) -> str:
 
 RelativePath = Annotated[str, AfterValidator(_relative)]
 Count = Annotated[str, Field(pattern=r"^\w+\.(train|val)$")]
-"""``<data set>.<split>``: as many as that split has images."""
+"""``<data set>.<split>``: the number of images of that split."""
 
 
 class FilesParams(Options):
-    """Files of one kind below a folder: how many, and whether their content is hashed, too."""
+    """Files with one suffix below a folder: how many, and whether their content is hashed, too."""
 
     suffix: str
     exactly: Count | None = None
@@ -61,13 +61,13 @@ class PlacedParams(Options):
 
 
 class DataParams(Options):
-    """The file, and what the data sets declare: roots are folders, None where there is none."""
+    """``data.yaml`` over what the data sets declare; a root is a user's folder, or None."""
 
     roots: dict[str, str | None]
     assets: dict[str, PlacedParams]
 
     def root_of(self, asset: str) -> Path | None:
-        """The folder of a user that may hold ``asset``."""
+        """The user's folder that may hold ``asset``; None if there is none."""
         placed = self.assets.get(asset)
         folder = self.roots[placed.root] if placed else None
         return None if folder is None else Path(folder).expanduser()

@@ -1,4 +1,4 @@
-"""Figures of ``params/figures.yaml``: what each kind shows, checked when it is read."""
+"""Figures of ``params/figures.yaml``: what each kind shows and needs, checked when read."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _NAMED = {
     **{"run": "run", "benchmark": "benchmark", "benchmarks": "benchmark"},
     **{"sam": "SAM size", "tables": "table"},
 }
-"""Fields with names that other files declare, and what they name."""
+"""Fields that hold names declared in other files, and what they name."""
 
 
 class FigureParams(Options):
@@ -41,7 +41,7 @@ class FigureParams(Options):
     title: str
 
     def needs(self, project: Project) -> Needs:
-        """What has to be there before the figure can be made."""
+        """What has to exist before the figure can be made."""
         raise NotImplementedError
 
     def names(self) -> Names:
@@ -93,7 +93,7 @@ class QualitativeParams(ImagesParams):
 
 
 class BarParams(CellParams):
-    """One pair of bars with its printed name: a variant of a trained run."""
+    """One pair of bars and its printed name; it shows a variant of a trained run."""
 
     name: str
 
@@ -163,7 +163,7 @@ def _run_needs(project: Project, run: str, benchmarks: Collection[str]) -> Needs
 
 
 def _read_figures(project: Project) -> tuple[dict[str, FigureParams], dict[str, str]]:
-    """All figures, and by name what the scale lacks for those that it cannot make."""
+    """All figures, and what the scale lacks for those that it cannot make, by name."""
     path = project.folder / "figures.yaml"
     valid: dict[str, Collection[str]] = {
         "run": project.runs,

@@ -2,8 +2,8 @@
 
 The constants are patterns with ``{wildcards}``, which :class:`Layout` fills in for one scale.
 ``{prefix}`` is empty for the ``paper`` scale (``results/table1.csv``) and ``<scale>/`` for the
-others (``results/mini/table1.csv``). The file that stands for a stage's result is a small one that
-is written last; large files lie beside it.
+others (``results/mini/table1.csv``). A stage's result is represented by a small file that is
+written last; large files lie beside it.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ TABLE_TEX = "results/{prefix}{table}.tex"
 TABLE_CARD = "results/{prefix}{table}.json"
 TABLE_METRICS = "results/{prefix}{table}.metrics.json"
 RUN_LOCK = ".running"
-"""In a run's folder: held while a process trains it."""
+"""Lock in a run's folder, held while a process trains the run."""
 TRACKING = "results/{prefix}{table}.tracking.json"
 FIGURE_PNG = "results/{prefix}figures/{figure}.png"
 FIGURE_PDF = "results/{prefix}figures/{figure}.pdf"
@@ -49,7 +49,7 @@ class Layout:
         text: folder of the vocabularies' text embeddings.
         results: folder of this scale's results.
         report: the page with every table and figure.
-        kept, kept_report: folder of the tables' copies, and copy of the page, that git holds.
+        kept, kept_report: copies that git holds of the tables (a folder) and of the page.
     """
 
     def __init__(self, project: Project, *, root: Path = Path(".")) -> None:
@@ -95,7 +95,7 @@ class Layout:
         return self._path(TABLE_CSV, table=table)
 
     def tracking(self, table: str) -> Path:
-        """Record of the last ingestion into the tracking server."""
+        """Record of a table's last ingestion into the tracking server."""
         return self._path(TRACKING, table=table)
 
     def figure(self, figure: str) -> tuple[Path, Path, Path]:

@@ -18,13 +18,14 @@ class HardwareParams(Options):
     """One kind of machine, and how fast it is.
 
     Attributes:
-        unit: what the hours are of: ``GPU`` or ``core``.
+        unit: what hours are counted for: ``GPU`` or ``core``.
         source: where the rates come from; printed with every plan.
-        per_node: units of one node.
-        per_job: units of one job, by stage; if it is empty, the GPUs that ``slurm.yaml`` asks for.
+        per_node: units per node.
+        per_job: units per job, by stage; if empty, the GPUs that ``slurm.yaml`` asks for.
+        training, evaluation, features: images per second of one unit.
         convert: images per second of one job.
-        feature_bytes_per_image: of one tower's cache, with the mirrored image.
-        trained_parameters: of the largest model.
+        feature_bytes_per_image: in the cache of one tower, on average over the towers.
+        trained_parameters: their number in the largest model.
         memory_gib: main memory of one training job.
     """
 
@@ -42,7 +43,7 @@ class HardwareParams(Options):
 
 
 class PlanParams(Options):
-    """The whole file."""
+    """The content of ``plan.yaml``."""
 
     download_megabytes_per_second: Rate
     converted_bytes_per_image: Positive
@@ -57,7 +58,7 @@ def tower_key(project: Project, sam: str | None) -> str:
 
 
 def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
-    """The file, and its first hardware with training rates of all towers of the scale."""
+    """The file, and its first hardware with training rates of all the scale's towers."""
     path = project.folder / "plan.yaml"
     params = validate(PlanParams, read_yaml(path), source=str(path))
     towers = {tower_key(project, size) for size in (*project.scale.towers.sam, None)}

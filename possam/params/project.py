@@ -1,8 +1,8 @@
 """All parameters of one scale, cross-checked.
 
-A scale file (``params/scales/<scale>.yaml``) holds the defaults of every run and evaluation;
-``params/runs.yaml`` writes each run, and ``params/variants.yaml`` each inference variant, as its
-difference from them.
+A scale file (``params/scales/<scale>.yaml``) holds the defaults of every run and evaluation.
+``params/runs.yaml`` defines each run, and ``params/variants.yaml`` each inference variant, by its
+difference from these defaults.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -28,14 +28,14 @@ from possam.runtime.errors import InputError
 
 
 class Project:
-    """All parameters of one scale, loaded from ``folder`` (``params/``) and cross-checked.
+    """All parameters of one scale, from ``folder`` (``params/``); InputError if any is wrong.
 
     Attributes:
         name, scale: the scale's name and content.
-        prefix: ``""`` for ``paper``, else ``"<scale>/"`` (paths of results).
-        assets, benchmarks: entries of these files.
-        external: entries of that file, of every scale.
-        tables: those that this scale has the data for, with its own external systems only.
+        prefix: ``""`` for ``paper``, else ``"<scale>/"`` (in paths of results).
+        assets, benchmarks: entries of ``assets.yaml`` and ``benchmarks.yaml``.
+        external: entries of ``external.yaml``, of every scale.
+        tables: those that this scale has the data for, with only its own external systems.
         unserved: for each of the other tables, which data the scale lacks.
         variants: every inference variant, resolved against the scale's ``inference`` block.
     """
@@ -72,9 +72,9 @@ class Project:
         self.tables = {name: tables[name] for name in tables if name not in self.unserved}
 
     def _check_roles(self) -> None:
-        """Every role and asset in the scale's ``assets`` is known, and no data set is half there.
+        """Check that the scale's roles and assets are known, and that no data set is incomplete.
 
-        One with none of its own roles is not of this scale; one with some must have a whole split.
+        A data set may lack all of its own roles; if it has some, one split must have all of its.
         """
         source, assets, users = self._source, self.scale.assets, users_of_roles()
         for role, asset in assets.items():
@@ -98,7 +98,7 @@ class Project:
         return ""
 
     def lack_of_evaluations(self, evaluations: Iterable[Evaluation]) -> str:
-        """What the scale lacks for test and training sets of some evaluations; empty if nothing."""
+        """What the scale lacks for test and training sets of ``evaluations``; empty if nothing."""
         for key in evaluations:
             if lack := self.lack_of_benchmark(key.benchmark):
                 return lack
@@ -188,7 +188,7 @@ class Project:
         return self.tables[name]
 
     def variants_at(self, run: str, benchmark: str, condition: str) -> dict[str, InferenceOptions]:
-        """The variants to compute there: the default, and all that any table asks for."""
+        """The variants to compute in an evaluation: the default, and all that any table shows."""
         origins = [origin for table in self.tables.values() for origin in table.origins()]
         key = (run, benchmark, condition)
         shown = {one.variant for one in origins if (one.run, one.benchmark, one.condition) == key}
@@ -204,7 +204,7 @@ class Project:
         """One resolved run: the scale's defaults with the run's difference put over them.
 
         Args:
-            seed: one of the scale's; default: the first.
+            seed: one of the scale's; None: the first.
 
         Raises:
             InputError: an unknown run or seed, or a difference that does not fit.

@@ -1,4 +1,4 @@
-"""Published numbers of a table, as printed, and those that arithmetic casts doubt on."""
+"""Published numbers of a table, as printed, and notes on those that are probably wrong."""
 
 import csv
 import itertools
@@ -62,8 +62,8 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
     """The published rows by name, for every row of ``table``; empty cells are left out.
 
     Raises:
-        InputError: a missing file, row or column, a cell that is no number, or a line of a row that
-            the table calls unpublished (such a row has no cells).
+        InputError: a missing file, row or column, a cell that is no number, or a line for a row
+            that the table calls unpublished (such a row has no cells).
     """
     rows = {}
     keys = (NAME, *table.labels, *(column.key for column in table.columns))
@@ -91,9 +91,9 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
 def find_slips(table: TableParams, row: PublishedRow) -> list[str]:
     """Notes on what is wrong, or very likely wrong, in a published row.
 
-    PQ is SQ x RQ in every class, so that averages obey PQ <= RQ. PQ of all classes is a mean over
-    things and stuff and lies between theirs. Two metrics, or two directions, that agree to the
-    last printed digit are more likely a copy than a coincidence.
+    PQ is SQ x RQ in every class, so averages obey PQ <= RQ. PQ of all classes is a weighted mean of
+    PQ of things and PQ of stuff, and lies between them. Two metrics, or two directions, that agree
+    to the last printed digit are more likely a copy than a coincidence.
     """
     notes = []
     for group in table.groups:

@@ -35,8 +35,8 @@ def validate(
 
     Args:
         source: file (and entry) that the message begins with.
-        choices: by name of a field that names something declared elsewhere: the valid names, for
-            the message when such a field is missing or no text.
+        choices: for fields that name something declared elsewhere, the valid names by field; shown
+            if such a field is missing or not text.
 
     Raises:
         InputError: one line per fault: ``source``, dotted key, what is wrong, the valid choices.
@@ -69,7 +69,7 @@ def _tuples(value: Any) -> Any:
 
 
 def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
-    """Parse one YAML mapping (``may_be_empty``: or only comments) without repeated keys."""
+    """Parse one YAML mapping without repeated keys (``may_be_empty``: the file may be empty)."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -99,7 +99,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def scale_names(folder: Path = Path("params")) -> list[str]:
-    """The scales that ``folder`` has a file of, sorted."""
+    """Names of the scales that have a file in ``folder``, sorted."""
     return sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
 
 
@@ -126,7 +126,7 @@ def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, A
 
 
 def choose(kind: str, name: str, valid: Collection[str], source: str, key: str) -> None:
-    """Refuse a ``name`` that is not among the ``valid`` ones."""
+    """Raise an InputError unless ``name``, of a ``kind`` of thing, is among the ``valid`` ones."""
     if name not in valid:
         raise InputError(
             f"{source}: {key}: unknown {kind} {name!r}; valid choices: {', '.join(sorted(valid))}"
@@ -134,7 +134,7 @@ def choose(kind: str, name: str, valid: Collection[str], source: str, key: str) 
 
 
 def refuse_twins(kind: str, names: Iterable[str], source: str, key: str) -> None:
-    """Refuse two things of one name."""
+    """Raise an InputError if a name comes twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

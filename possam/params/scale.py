@@ -19,7 +19,7 @@ from possam.training.options import LossOptions, TrainingOptions
 
 
 class TowerParams(Options):
-    """Frozen towers: SAM sizes, and CLIP."""
+    """Frozen towers: SAM by size, and CLIP."""
 
     class Sam(Options):
         architecture: str
@@ -66,7 +66,7 @@ class ScaleParams(Options):
 class RunDefinition(Options):
     """One entry of ``params/runs.yaml`` over the scale's defaults; seeds are the scale's.
 
-    ``sam``: the SAM's size; ``null`` for ``backbone: clip``, which has none.
+    ``sam``: the SAM's size; ``null`` for ``backbone: clip``, which has no SAM.
     """
 
     sam: str | None
@@ -76,7 +76,7 @@ class RunDefinition(Options):
     training: TrainingOptions
     templates: tuple[str, ...]
     start_from: str | None = None
-    """Asset of the Mask2Former checkpoint that the decoders start from; ``None``: random."""
+    """Asset of the Mask2Former checkpoint that the decoders start from; None: random weights."""
 
     @model_validator(mode="after")
     def _sam_is_used(self) -> "RunDefinition":

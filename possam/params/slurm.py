@@ -102,7 +102,7 @@ class Allocations:
     """``slurm.yaml`` of a ``params`` folder, read and checked as a whole.
 
     Raises:
-        InputError: an unknown key, a wrong type, or several processes for another job than a
+        InputError: an unknown key, a wrong type, or several processes for a job that is no
             training.
     """
 
@@ -122,7 +122,7 @@ class Allocations:
                     )
 
     def of(self, scale: str, kind: Kind) -> Allocation:
-        """What a job of ``kind`` asks for at ``scale``; an InputError if that has no entry."""
+        """What a job of ``kind`` asks for at ``scale``; InputError if the scale has no entry."""
         if scale not in self._all:
             raise InputError(
                 f"{self._source}: scales: {scale!r} has no entry; "

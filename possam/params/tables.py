@@ -16,9 +16,9 @@ CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 EXTERNAL = "external"
 """The condition of predictions of a system that is not trained here."""
-NO_SEED = 0  # of external predictions
+NO_SEED = 0  # the seed in keys and paths of external predictions
 DEFAULT_VARIANT = "default"
-"""The inference variant that is the scale's ``inference`` block as it stands."""
+"""The inference variant that is the scale's ``inference`` block, unchanged."""
 
 
 class Evaluation(NamedTuple):
@@ -54,7 +54,7 @@ class Origin(NamedTuple):
         return self.condition == EXTERNAL
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
-        """The evaluations behind it, one per seed; a single one of external predictions."""
+        """The evaluations behind it: one per seed, or a single one of external predictions."""
         seeds = (NO_SEED,) if self.condition == EXTERNAL else seeds
         return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
 
@@ -83,7 +83,7 @@ class RowCellParams(Options):
     @field_validator("run")
     @classmethod
     def _one_source(cls, run: str | None, info: ValidationInfo) -> str | None:
-        if "external" not in info.data:  # it is wrong itself
+        if "external" not in info.data:  # its own fault is reported
             return run
         if run is None and info.data["external"] is None:
             raise PydanticCustomError("missing", "Field required (or 'external' in its place)")
@@ -126,7 +126,7 @@ class RowParams(Options):
 
     @property
     def is_external(self) -> bool:
-        """Whether its figures are of external predictions."""
+        """Whether any of its cells shows external predictions."""
         return any(cell.external is not None for cell in self.cells.values())
 
 
@@ -147,7 +147,7 @@ class ControlParams(CellParams):
 
     @property
     def own_origin(self) -> Origin:
-        """The control's own figures; ``origin`` is those of the trained run beside it."""
+        """Origin of the control's own figures; ``origin`` is that of the trained run's."""
         return self.origin._replace(condition=self.condition)
 
 
@@ -155,11 +155,11 @@ class TableParams(Options):
     """One table of the paper.
 
     Attributes:
-        published: file in ``params/published`` with a line per row.
+        published: file in ``params/published`` with one line per row.
         labels: text columns of that file (key: title) that say what a row is.
         groups: column groups (key: title); a row's cells say where each group is measured.
-        reference: the row that all other reproduced rows are compared with, in pairs.
-        agreement: compare the order of the reproduced rows with the published one.
+        reference: the row that every other reproduced row is compared with, in pairs.
+        agreement: whether the order of the reproduced rows is compared with the published one.
     """
 
     title: str
@@ -173,7 +173,7 @@ class TableParams(Options):
     agreement: bool = False
 
     def origins(self) -> list[Origin]:
-        """Everything that the table and its controls show, once each."""
+        """The origin of every figure of the table and its controls, once each."""
         cells = [cell.origin for row in self.rows for cell in row.cells.values()]
         return [*dict.fromkeys([*cells, *(c.own_origin for c in self.controls)])]
 
@@ -182,7 +182,7 @@ class TableParams(Options):
         return [*dict.fromkeys(k for origin in self.origins() for k in origin.evaluations(seeds))]
 
     def showing(self, external: Collection[str]) -> "TableParams":
-        """The table without other external systems' cells and rows that then show nothing."""
+        """The table without other external systems' cells, and without rows that become empty."""
         rows = []
         for row in self.rows:
             shown = {None, *external}
@@ -203,11 +203,11 @@ def check_table(
     """Check every name in ``table``.
 
     Args:
-        choices: the names of every ``run``, ``benchmark``, ``variant`` and ``external`` system.
+        choices: valid names of a ``run``, ``benchmark``, ``variant`` and ``external`` system.
         measured, predicted: what each benchmark measures; each external system's benchmarks.
 
     Raises:
-        InputError: something unknown, named twice, or a metric that its benchmark does not give.
+        InputError: a name that is unknown or used twice, or cells that do not fit together.
     """
     refuse_twins("rows", (row.name for row in table.rows), source, f"{name}.rows")
     refuse_twins("columns", (c.key for c in table.columns), source, f"{name}.columns")
