@@ -101,7 +101,7 @@ class ConvertedDataset:
 
     @property
     def split(self) -> str:
-        """``train`` or ``val``."""
+        """``train`` or ``val``; after ``possam convert-files`` it may be upstream's name."""
         return str(self.manifest["split"])
 
     @property
