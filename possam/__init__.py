@@ -1,6 +1,3 @@
-"""PosSAM: an open-vocabulary panoptic segmenter, and the pipeline that reproduces its paper.
-
-The paper is arXiv 2403.09620.
-"""
+"""PosSAM, an open-vocabulary segmenter (arXiv 2403.09620), and the pipeline of its paper."""
 
 __version__ = "0.1.0"

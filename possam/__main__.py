@@ -1,6 +1,6 @@
-"""``possam`` and ``python -m possam``: by the pipeline's fork server where one runs, else here.
+"""``possam`` and ``python -m possam``: runs in the fork server if there is one, else here.
 
-Snakemake calls this hundreds of times, so here only light modules are imported.
+Snakemake calls this hundreds of times, so it imports only light modules.
 """
 
 import sys
@@ -10,11 +10,11 @@ from itertools import pairwise
 from possam.runtime.environment import Environment
 
 SERVED = frozenset({"features", "train", "evaluate", "figure", "table", "track", "report"})
-"""The commands whose libraries the server holds."""
+"""The commands whose libraries the server has imported already."""
 
 
 def served(arguments: Sequence[str]) -> bool:
-    """Whether the server takes ``arguments``: a command that gains, and does not wait for SLURM."""
+    """Whether the server runs ``arguments``: one of :data:`SERVED` that does not wait for SLURM."""
     waits = "--launcher=slurm" in arguments or ("--launcher", "slurm") in pairwise(arguments)
     return bool(arguments) and arguments[0] in SERVED and not waits
 

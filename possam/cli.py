@@ -1,4 +1,4 @@
-"""The ``possam`` command: one subcommand per stage, nothing but the handling of arguments.
+"""The ``possam`` command: one subcommand per stage. Only arguments are handled here.
 
 Exit codes: :mod:`possam.runtime.commands`. Each command imports what it needs when it is called.
 """
@@ -88,7 +88,7 @@ def world(scale: Scale, workers: Workers = 1) -> None:
 def download(
     scale: Scale,
     assets: Annotated[list[str] | None, Argument(autocompletion=_names("assets"))] = None,
-    only_list: Annotated[bool, Option("--list", help="Only print them, with terms.")] = False,
+    only_list: Annotated[bool, Option("--list", help="Only list them, with their terms.")] = False,
 ) -> None:
     """Download assets (default: all of the scale) or link to yours; verify and unpack them."""
     from possam.stages.download import download_assets
@@ -106,7 +106,7 @@ def convert(dataset: Dataset, split: Split, scale: Scale, workers: Workers = 1) 
 
 @pipeline("possam features clip coco train --scale mini")
 def features(tower: str, dataset: Dataset, split: Split, scale: Scale) -> None:
-    """Cache the features of one frozen tower (clip, or a SAM size) over one data set."""
+    """Cache one frozen tower's features (clip, or a SAM size) of one split of a data set."""
     from possam.stages.features import cache_tower_features
 
     cache_tower_features(_project(scale), tower, dataset, split)
@@ -118,10 +118,10 @@ def train(
     scale: Scale,
     seed: Seed = None,
     device: Annotated[str | None, Option(help="cpu or cuda (default: cpu).")] = None,
-    processes: Annotated[int, Option(help="On this machine, together; cuda: one per GPU.")] = 1,
-    launcher: Annotated[Launcher, Option(help="slurm: a job as in params/slurm.yaml.")] = "local",
+    processes: Annotated[int, Option(help="Processes on this machine; cuda: one per GPU.")] = 1,
+    launcher: Annotated[Launcher, Option(help="slurm: a job as params/slurm.yaml says.")] = "local",
 ) -> int:
-    """Train one run of params/runs.yaml; a killed training goes on at its last checkpoint."""
+    """Train one run of params/runs.yaml; a killed training resumes at its last checkpoint."""
     if launcher == "slurm":
         from possam.launch.driver import train_on_slurm
 
@@ -146,9 +146,9 @@ def evaluate(
     benchmark: Annotated[str, Argument(autocompletion=_names("benchmarks"))],
     scale: Scale,
     seed: Seed = None,
-    condition: Annotated[str, Option(help="Or a control: untrained, shuffled_names.")] = "trained",
+    condition: Annotated[str, Option(help="trained, untrained or shuffled_names.")] = "trained",
     device: Device = "cpu",
-    workers: Annotated[int | None, Option(help="For an external system (default: 1).")] = None,
+    workers: Annotated[int | None, Option(help="Only for external systems (default: 1).")] = None,
 ) -> None:
     """Evaluate one run or external system on one benchmark."""
     from possam.params.tables import TRAINED
@@ -196,9 +196,9 @@ def report(scale: Scale) -> None:
 def track(
     table: Table,
     scale: Scale,
-    follow: Annotated[bool, Option("--follow", help="While trainings run, until Ctrl-C.")] = False,
+    follow: Annotated[bool, Option("--follow", help="Repeat until no training runs.")] = False,
 ) -> None:
-    """Put runs, evaluations and a table into MLflow."""
+    """Send the scale's runs, evaluations, tables and figures to MLflow."""
     from possam.stages.track import follow_runs, track
 
     if follow:
@@ -249,7 +249,7 @@ def efficiency(
     parameters: Annotated[bool, Option("--parameters", help="Count them (required).")],
     scale: Scale,
 ) -> None:
-    """Print trainable, frozen and total parameters for every SAM size; nothing is allocated."""
+    """Count trainable, frozen and all parameters for every SAM size, without allocating them."""
     from possam.stages.efficiency import print_parameters
 
     print_parameters(_project(scale))
@@ -292,7 +292,7 @@ def score(
     scale: Scale,
     segmentations: Annotated[Path | None, Option(help="The JSON's PNGs, if elsewhere.")] = None,
     out: Annotated[Path | None, Option(help="Folder for evaluation.json, statistics.")] = None,
-    category_ids: Annotated[str, Option(help="Or upstream: how classes count.")] = "contiguous",
+    category_ids: Annotated[str, Option(help="contiguous or upstream class ids.")] = "contiguous",
     workers: Annotated[int | None, Option(help="Processes (default: one per core).")] = None,
 ) -> None:
     """Score predictions of any system against a converted data set."""
@@ -316,7 +316,7 @@ def convert_files(
     split: Annotated[str, Option(help="Upstream's name: val2017, validation, val, ...")],
     class_names: Annotated[Path, Option(help="File of class names with synonyms.")],
     out: Annotated[Path, Option(help="Folder of the converted data set.")],
-    class_table: Annotated[Path | None, Option(help="ade20k: other than params/facts.")] = None,
+    class_table: Annotated[Path | None, Option(help="ade20k: instead of params/facts.")] = None,
     without_instances: Annotated[
         bool, Option("--without-instances", help="ade20k: each thing class is one segment.")
     ] = False,
@@ -370,7 +370,7 @@ def doctor(scale: Scale) -> int:
 def plan(
     scale: Scale,
     targets: Annotated[list[str] | None, Argument(help="Tables, figures, runs, report.")] = None,
-    nodes: Annotated[int, Option(help="For the wall time.")] = 1,
+    nodes: Annotated[int, Option(help="Nodes, for the expected wall time.")] = 1,
 ) -> None:
     """Print what targets (default: all tables) take: jobs, GPU-hours, wall time, disk space."""
     from possam.stages.plan import print_plan
@@ -380,7 +380,7 @@ def plan(
 
 @project_wide("possam keep --scale mini")
 def keep(scale: Scale) -> None:
-    """Copy a finished study's tables and page to where git holds them."""
+    """Copy a finished study's tables and report into folders that git tracks."""
     from possam.stages.keep import keep
 
     keep(_project(scale))
