@@ -1,7 +1,7 @@
 """Hash of the code that a stage uses: one part of a result's identity.
 
-The files are parsed, never imported. Comments, formatting, docstrings and the Python version change
-nothing; a changed constant or statement does, also in a module that others import.
+The files are parsed, never imported. Comments, formatting, docstrings and the Python version do not
+change the hash; a changed constant or statement does, also in an imported module.
 """
 
 import ast
@@ -28,7 +28,7 @@ EXCLUDED: frozenset[str] = frozenset(
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.
 
-Resolved parameters are part of the identity themselves.
+The resolved parameters are in the identity themselves.
 """
 
 _VERSION_NAMES = {"__version__", "__all__"}

@@ -30,7 +30,7 @@ CONSTRAINTS: Mapping[str, str] = {
     **dict.fromkeys(("asset", "dataset", "tower", "run", "benchmark"), r"\w+"),
     **dict.fromkeys(("external", "figure"), r"\w+"),
 }
-"""What each wildcard may be, as a regular expression; ``params`` says scales and prefixes."""
+"""Regular expressions of the wildcards; ``scale`` and ``prefix`` follow from params/scales."""
 
 
 class Stage:
@@ -50,7 +50,7 @@ class Stage:
         return []
 
     def check(self, project: Project, w: Wildcards) -> None:
-        """Raise an InputError, before any job runs, for what the plan can do without."""
+        """Raise an InputError if something is missing that jobs need but the plan does not."""
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         """All parameters that decide a job's output, as JSON; by default only its wildcards."""
@@ -239,7 +239,7 @@ class Table(Stage):
 
 
 class Track(Stage):
-    """One table and everything behind it in MLflow."""
+    """One table, and the scale's results so far, in MLflow."""
 
     name = "track"
     outputs = (layout.TRACKING,)
@@ -276,7 +276,7 @@ class Figure(Stage):
         return parts
 
     def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
-        """With the modules of the parts of the models that it runs."""
+        """Also the modules of the parts of the models that it runs."""
         needs = find_figure(project, w["figure"]).needs(project)
         models = [project.run(run).model for run, _ in needs.runs if needs.datasets]
         return (*super().code(project, w), *(name for model in models for name in model.modules))
@@ -309,7 +309,7 @@ STAGES: Mapping[str, Stage] = {
         *(Table(), Figure(), Track(), Report()),
     )
 }
-"""In the order of the pipeline; of two patterns that fit a file, the first is its stage."""
+"""In the order of the pipeline. The first stage with a pattern that fits a file makes it."""
 
 
 def _plain(params: Options) -> dict[str, Any]:

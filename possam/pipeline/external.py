@@ -30,7 +30,7 @@ def find_external(project: Project, name: str, benchmark: str) -> ExternalParams
 
 
 def prediction_files(project: Project, name: str, benchmark: str) -> dict[str, Path]:
-    """The paths of a system's predictions by the field that names them; all are there.
+    """The paths of a system's predictions by the field that names them; all exist.
 
     Raises:
         InputError: as :func:`find_external`, or something is missing.

@@ -71,7 +71,7 @@ def _patterns() -> list[tuple[str, re.Pattern[str]]]:
 class Graph:
     """The graph of every scale in ``folder``/scales; a scale is loaded when it is first asked for.
 
-    ``project``: one of ``folder`` that is loaded already.
+    ``project``: a project of ``folder`` that is loaded already.
     """
 
     def __init__(self, *, folder: Path = Path("params"), project: Project | None = None) -> None:
@@ -102,7 +102,7 @@ class Graph:
         return inputs
 
     def identity(self, stage: str, wildcards: Wildcards) -> str:
-        """SHA-256 (hex) of the parameters and code that decide a job's output; raises as above."""
+        """SHA-256 (hex) of the parameters and code that decide a job's output; errors as above."""
         project, w = self._job(wildcards)
         parameters, code = STAGES[stage].parameters(project, w), STAGES[stage].code(project, w)
         return hash_json({"stage": stage, "parameters": parameters, "code": self._code(*code)})
@@ -114,10 +114,10 @@ class Graph:
         return found is not None and found.images is not None
 
     def walk(self, targets: Iterable[str]) -> dict[Job, tuple[Job, ...]]:
-        """Every job on the way to ``targets``, after the jobs that it needs, and with those.
+        """Every job that ``targets`` need -> the jobs that it needs itself, which come before it.
 
         Raises:
-            InputError: as :meth:`inputs`; what only a running job needs may be missing.
+            InputError: as :meth:`inputs`, but what only a running job needs may be missing.
         """
         jobs: dict[Job, tuple[Job, ...]] = {}
 

@@ -31,7 +31,7 @@ class Step:
         state: ``done``, ``begun`` (a training with checkpoints) or ``to do``.
         units: GPUs or cores that it occupies; 0 where that does not matter.
         hours: wall time that is left.
-        whole_hours: wall time of all of it.
+        whole_hours: wall time of the whole job.
     """
 
     job: Job
@@ -77,7 +77,7 @@ class Plan:
 
 
 def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
-    """Files for names of tables (default: all), figures, runs (all seeds) or ``report``, or files.
+    """The files of targets: tables (default: all), figures, runs (all seeds), ``report``, or files.
 
     Raises:
         InputError: no such target at this scale.
@@ -109,7 +109,7 @@ def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
 
 
 def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
-    """Plan targets of ``scale``, named as in :func:`resolve_targets`."""
+    """Plan targets of ``scale``; names and errors as in :func:`resolve_targets`."""
     project = graph.project(scale)
     targets = resolve_targets(project, names)
     params, hardware = load_plan(project)
@@ -171,7 +171,7 @@ class _Cost:
         return size / (self.params.download_megabytes_per_second * 1e6)
 
     def _progress(self, job: Job) -> float:
-        """Share of a training that its newest checkpoint holds."""
+        """Share of a training that is done at its newest checkpoint, 0..1."""
         run = job.of("run")
         folder = Layout(self.project).run(run, int(job.of("seed"))) / "checkpoints"
         steps = [int(p.name.removeprefix("step_")) for p in folder.glob("step_*") if p.is_dir()]

@@ -1,9 +1,9 @@
 """Snakemake's records travel with the results that DVC and git store.
 
-Snakemake notes in ``.snakemake/metadata`` of which parameters, code and inputs a file is. A copy of
-this record with its file's hash lies beside each stored result (``run.json``: ``run.snakemake``).
-So a result that DVC or git brings back never passes for one of the parameters at hand. It gets its
-time back, too: Snakemake looks at times where something between two files is missing.
+Snakemake records in ``.snakemake/metadata`` the parameters, code and inputs that a file was made
+from. A copy of this record with the file's hash lies beside each stored result (``run.json``:
+``run.snakemake``). So when DVC or git brings back a result of other parameters, Snakemake sees it.
+The file's time is restored as well: Snakemake compares times if a file between two is missing.
 """
 
 import json
@@ -23,7 +23,7 @@ _SAME_TIME_S = 1e-3
 
 
 def settle_records() -> None:
-    """Copy Snakemake's records of results made here; give it those of results brought back."""
+    """Copy Snakemake's records of results made here; restore those of results brought back."""
     for outputs, copy in _stored():
         path = outputs[0]
         record, kept = _read(_record(path)), _read(copy)
@@ -53,7 +53,7 @@ def _stored() -> Iterator[tuple[list[Path], Path]]:
 
 
 def _read(path: Path) -> Any:
-    """The content; None where there is none, or half of one (Snakemake writes in place)."""
+    """The content; None if the file is missing or half-written (Snakemake writes in place)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

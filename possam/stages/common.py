@@ -18,7 +18,7 @@ from possam.runtime.provenance import provenance
 
 
 def set_up_process(project: Project) -> None:
-    """Set torch's threads to the scale's number and let it keep the memory that it frees."""
+    """Set torch's number of threads to the scale's, and keep freed memory for later tensors."""
     import torch
 
     torch.set_num_threads(project.scale.threads)
@@ -98,7 +98,7 @@ def asset_path(layout: Layout, asset: str) -> Path:
 
 
 def tower_hash(layout: Layout, tower: str) -> str:
-    """SHA-256 of the weights file of a frozen tower: ``clip`` or a SAM size."""
+    """SHA-256 of a frozen tower's weights (``clip`` or a SAM size); InputError if it has none."""
     towers = layout.project.scale.towers
     asset = towers.clip.asset if tower == CLIP else towers.sam[tower].asset
     if asset is None:
@@ -109,7 +109,7 @@ def tower_hash(layout: Layout, tower: str) -> str:
 
 
 def frozen_hashes(layout: Layout, sam: str | None) -> dict[str, str]:
-    """Hashes of the towers that trained weights belong to (only CLIP's if ``sam`` is None)."""
+    """SHA-256 of a training's towers, by ``clip`` and (unless ``sam`` is None) ``sam``."""
     own = {} if sam is None else {"sam": tower_hash(layout, sam)}
     return {**own, CLIP: tower_hash(layout, CLIP)}
 

@@ -33,7 +33,7 @@ def convert_files(
     out: Path,
     workers: int,
 ) -> None:
-    """Convert a folder that lies anywhere, in the layout of a data set, and validate the result.
+    """Convert a user's folder in the layout of a data set, and validate the result.
 
     The ``folder`` in the data set's declaration says what ``root``, ``split`` and the options mean.
 
@@ -61,7 +61,7 @@ def convert_files(
 def _convert_checked(
     source: Source, dataset: str, split: str, *, out: Path, workers: int
 ) -> dict[str, Any]:
-    """Convert beside ``out``; a valid result takes the name. Returns the validator's report."""
+    """Convert beside ``out``; rename a valid result to it. Returns the validator's report."""
     from possam.datasets.conversion import convert, publish
     from possam.datasets.validate import validate_dataset
 

@@ -47,7 +47,7 @@ class Finding:
 
     @classmethod
     def of(cls, matter: str, good: bool, text: str, otherwise: str, remedy: str) -> "Finding":
-        """``ok`` if it is good, else the state ``otherwise`` with a remedy."""
+        """``ok`` if ``good``, else the state ``otherwise`` with the remedy."""
         return cls(matter, OK, text) if good else cls(matter, otherwise, text, remedy)
 
 
@@ -56,12 +56,12 @@ def examine(project: Project) -> list[Finding]:
     findings = [_python(), *_packages()]
     gpus, slurm = _gpu_names(), _slurm()
     if slurm.state == PROBLEM and (gpus or load_plan(project)[1].unit != "GPU"):
-        slurm = replace(slurm, state=WARNING)  # this machine can do without
+        slurm = replace(slurm, state=WARNING)  # not needed: trainings can run here
     findings += [_gpus(project, gpus, slurm), slurm]
     try:
         plan = make_plan(Graph(folder=project.folder, project=project), project.name, [])
         findings.append(_disk(project, plan))
-    except InputError as error:  # a data root; named below
+    except InputError as error:  # in a data root; _data_roots names it
         remedy = "correct the data root named below"
         findings.append(Finding("disk", WARNING, f"not compared with a plan: {error}", remedy))
     findings += [_memory(project), _cores(project), *_weights(project), *_data_roots(project)]

@@ -23,12 +23,13 @@ from possam.runtime.locks import hold
 
 
 def download_assets(project: Project, names: Sequence[str], *, list_only: bool = False) -> None:
-    """Download the assets ``names``, or all of the scale, after printing what that means.
+    """Download the assets ``names`` (default: all of the scale); first print sizes and terms.
 
     One asset that fails does not stop the others; all failures are reported at the end.
 
     Raises:
-        InputError: an unknown asset, too little disk space, or assets that could not be fetched.
+        InputError: an unknown asset, too little disk space, or assets that could not be fetched
+            (a ChecksumError if every one of them has a wrong checksum).
     """
     for name in names:
         choose("asset", name, project.assets, str(project.folder / "assets.yaml"), "asset")
@@ -60,7 +61,8 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
     """Bring asset ``name`` of ``params/assets.yaml`` into the scale's data folder.
 
     The file (or a link to a user's) and its record go to ``data/<scale>/assets``, an archive's
-    content (or links to a user's folders) to ``data/<scale>/raw/<name>``. A second process waits.
+    content (or links to a user's folders) to ``data/<scale>/raw/<name>``. A second process
+    that wants the same asset waits.
     """
     from possam.assets.archives import is_unpacked, unpack
     from possam.assets.fetch import fetch, record_unpacked

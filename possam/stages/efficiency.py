@@ -6,7 +6,7 @@ from possam.stages.common import clip_config
 
 
 def print_parameters(project: Project) -> None:
-    """Print numbers of parameters: the full model of every SAM size, and runs with another model.
+    """Count the parameters of the full model with every SAM size, and of runs with another model.
 
     Millions are cut off after one decimal, as in the paper's Table 0.B.1.
     """

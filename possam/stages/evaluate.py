@@ -37,7 +37,7 @@ EVALUATION_CODE = (
 
 
 def shuffle_names(vocabulary: Sequence[tuple[str, ...]], *, seed: int) -> list[tuple[str, ...]]:
-    """A control: every class gets the names of another class (a seeded derangement).
+    """The names of a control: every class gets another class's (a seeded derangement).
 
     Raises:
         InputError: fewer than two classes (nothing to exchange).
@@ -61,10 +61,11 @@ def evaluate(
 ) -> None:
     """Evaluate run ``name`` on ``benchmark`` and write ``evaluation.json``.
 
-    All inference variants that tables ask for are computed, and the default.
+    Computes the default inference and every variant that a table shows. ``seed``: of the training;
+    None: the first of the scale's seeds.
 
-    Args:
-        seed: of the training; default: the first of the scale's seeds.
+    Raises:
+        InputError: a wrong argument, or the data set, a tower or the training is missing.
     """
     check_device(device)
     set_up_process(project)
@@ -98,7 +99,7 @@ def evaluate(
     if condition == "shuffled_names":
         names = shuffle_names(names, seed=run.seed)
     record = StageRecord("evaluate", parameters, inputs, seed=run.seed)
-    # The parts that the options name are imported through the registry, which is not counted.
+    # Only the registry imports the parts that the options name, and it is not counted.
     parts = {*run.model.modules, *(m for own in variants.values() for m in own.modules)}
     identity = {
         **parameters,

@@ -22,8 +22,8 @@ it: no module that builds one is imported here."""
 def evaluate_external(project: Project, name: str, benchmark: str, *, workers: int) -> None:
     """Score a system's predictions on ``benchmark`` and write ``evaluation.json``.
 
-    The result is that of a run with one variant; predictions have no seeds. It does not depend on
-    ``workers``, the number of processes.
+    The result has the form of a run's, with one variant and no seed. It is the same for any number
+    of ``workers`` (processes).
 
     Raises:
         InputError: as :func:`prediction_files`, or the predictions are malformed or incomplete;

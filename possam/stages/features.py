@@ -21,7 +21,7 @@ def cache_tower_features(project: Project, tower: str, dataset: str, split: str)
     Mirrored images are cached too if the scale's augmentation is ``flip``.
 
     Args:
-        tower: a SAM size, or ``clip``, of which all stages are cached: every model pools the last
+        tower: a SAM size, or ``clip``. Of CLIP, all stages are cached: every model pools the last
             one, and FC-CLIP's backbone takes all of them.
     """
     set_up_process(project)

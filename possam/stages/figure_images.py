@@ -1,4 +1,4 @@
-"""Stage ``figure``: the pictures of each kind of figure of images.
+"""Stage ``figure``: the pictures for each kind of figure that shows images.
 
 Loads the models' libraries; the stage imports it only for figures that need them.
 """
@@ -122,7 +122,7 @@ def oversegmentation(project: Project, params: OversegmentationParams, *, device
 
 
 def qualitative(project: Project, params: QualitativeParams, *, device: str) -> Pictures:
-    """PosSAM's segments and the ground truth, images of every benchmark."""
+    """PosSAM's segments and the ground truth of images of every benchmark."""
     lots = [draw_lots(project, params, benchmark) for benchmark in params.benchmarks]
     trained = _Trained(project, params.run, device=device)
     return collect(
@@ -210,4 +210,4 @@ BY_KIND: dict[str, Callable[..., Pictures]] = {
     "encoder_vs_decoder": encoder_vs_decoder,
     "qualitative": qualitative,
 }
-"""What makes each kind of figure; from the project, the kind's parameters and ``device``."""
+"""The function for each kind of figure; it takes the project, the parameters and ``device``."""

@@ -1,7 +1,7 @@
 """Stage ``keep``: copies of a study's tables and page for git.
 
 In a fresh clone, a table under its own name would count as made, even if parameters and code have
-changed since. The copies therefore lie in ``results/[scale/]measured/``, the report's beside it.
+changed since. So the copies lie in ``results/[scale/]measured/``, and beside the report.
 """
 
 import shutil

@@ -43,7 +43,7 @@ _TEXT_FORMAT = "possam-text-1"
 
 
 def load_whole_sam(layout: Layout, size: str) -> Sam:
-    """SAM of ``size`` with its prompt encoder and mask decoder."""
+    """The whole SAM of ``size``, mask decoder included; InputError if the scale has none."""
     towers = layout.project.scale.towers
     if size not in towers.sam:
         raise InputError(f"SAM size {size!r} is unknown; valid choices: {', '.join(towers.sam)}")
@@ -75,7 +75,7 @@ def embed_names(
     *,
     templates: Sequence[str],
 ) -> TextEmbeddings:
-    """Embeddings, on the CPU, by the scale's CLIP; computed, or read if they are on disk.
+    """Text embeddings of the scale's CLIP, on the CPU; read from disk if they are there.
 
     Args:
         clip: the CLIP of :func:`load_clip_tower`, on any device.
@@ -99,7 +99,7 @@ def embed_names(
 
 
 def tower_widths(*, sam: SamEncoder | None, clip: FrozenClip) -> dict[str, Any]:
-    """What ``build_possam`` needs to know of the given towers, by the names of its arguments."""
+    """The arguments of ``build_possam`` that depend on the towers."""
     return {
         "backbone_channels": list(clip.stage_channels) if sam is None else [sam.channels],
         "clip_channels": clip.dense_channels,
@@ -113,8 +113,8 @@ def load_segmenter(layout: Layout, sam: str | None, weights: Path | RunParams) -
 
     Args:
         sam: a SAM size; None: no SAM.
-        weights: ``weights.safetensors`` of a training on these towers; or a run, of which the
-            weights are those that its training begins with.
+        weights: ``weights.safetensors`` of a training on these towers; or a run, for the weights
+            that its training begins with.
 
     Raises:
         InputError: the weights were trained on other towers.

@@ -27,7 +27,7 @@ def random_segmenter(
 ) -> Segmenter:
     """A model and towers with random weights, to try the command without any weights.
 
-    ``size`` is the SAM's, ``precision`` the towers' (default: the scale's).
+    ``size`` is the SAM's (InputError if unknown), ``precision`` the towers' (default: the scale's).
     """
     scale, seed = project.scale, project.scale.seeds[0]
     if size not in scale.towers.sam:
@@ -73,7 +73,7 @@ def predict(
     out: Path,
     device: str,
 ) -> None:
-    """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay below ``out``."""
+    """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay into ``out``."""
     check_device(device)
     set_up_process(project)
     # Bad words or a bad photograph are reported before any weights are loaded.

@@ -85,7 +85,7 @@ def _source(
 
 @contextlib.contextmanager
 def _only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock that lets only one process train in ``directory``, and that others can see."""
+    """Hold the lock that lets only one process train in ``directory``; others can see it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(directory / RUN_LOCK, timeout=2.0))
@@ -128,18 +128,18 @@ def training_identity(
         "scale": layout.project.name,
         "parameters": run.model_dump(mode="json"),
         "inputs": inputs,
-        # The parts that the options name are imported through the registry, which is not counted.
+        # Only the registry imports the parts that the options name, and it is not counted.
         "code": code_identity((*TRAINING_CODE, *run.model.modules), package=package),
     }
 
 
 def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
-    """Train run ``name`` and write ``run.json``; a killed call is resumed at its last checkpoint.
+    """Train run ``name`` and write ``run.json``; resumes a killed call at its last checkpoint.
 
     Processes that a launcher started (``possam.training.distributed.join``) train one run together;
     the result does not depend on their number.
 
-    ``seed``: default: the first of the scale's seeds; ``device``: ``cpu`` or ``cuda``.
+    ``seed``: None: the first of the scale's seeds; ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         InputError: bad parameters or inputs, or another process trains this run.
