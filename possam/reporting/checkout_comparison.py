@@ -32,7 +32,7 @@ def compare_checkouts(project: Project, name: str, before: Path) -> str:
         before: root of the other checkout (where its ``results`` folder lies).
 
     Raises:
-        InputError: no such table or checkout, an evaluation is missing, other images.
+        InputError: no such table or checkout, a missing evaluation, or different images.
     """
     if not before.is_dir():
         raise InputError(f"{before}: no such folder; name the root of another checkout")
@@ -85,7 +85,7 @@ def _figures(results: Sequence[Change], confidence: float, places: int) -> tuple
 
 
 def _origins(table: TableParams, name: str) -> dict[tuple[str, str], Origin]:
-    """By row and group: the origins that are trained here and measured per image."""
+    """(Row, group) -> the origin; only origins that are trained here and measured per image."""
     origins = {
         (row.name, group): cell.origin
         for row in table.rows
@@ -107,7 +107,7 @@ def _cells(
     origins: Mapping[tuple[str, str], Origin],
     layouts: tuple[Layout, Layout],
 ) -> dict[str, dict[tuple[str, str], Change]]:
-    """By metric, and by row and the title of the group of columns."""
+    """Metric -> (row, title of the group of columns) -> what changed."""
     table, found = project.tables[name], dict[str, dict[tuple[str, str], Change]]()
     progress = Progress(len(origins), label=f"compare {name}", unit="evaluations")
     for (row, group), origin in origins.items():

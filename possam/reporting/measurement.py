@@ -31,7 +31,7 @@ class Measurement:
         evaluations: contents of ``evaluation.json``, one per seed.
         metrics: the value, or the mean over several seeds; None where it is undefined.
         std: the standard deviation over the seeds (``ddof`` 1); empty with one seed.
-        intervals: of the value, low and high, by a bootstrap over images.
+        intervals: low and high end of the value's interval, by a bootstrap over images.
     """
 
     variant: str
@@ -105,7 +105,7 @@ def compare_rows(project: Project, table: TableParams) -> Comparisons:
     """Paired differences from the reference row, and agreement with the published order.
 
     Rows are paired column by column where both are measured on one benchmark. External predictions
-    have no place in the order. Only metrics that are counted image by image can be resampled.
+    are left out of the order. Only metrics that are counted image by image can be resampled.
     """
     if table.reference is None and not table.agreement:
         return Comparisons()
@@ -145,7 +145,7 @@ def _differences(project: Project, table: TableParams, resampled: Resamples) -> 
             for column in table.columns:
                 if column.group == group and column.metric in found.keys() & PER_IMAGE:
                     difference = asdict(found[column.metric])
-                    if not math.isnan(difference["value"]):  # as some of external predictions are
+                    if not math.isnan(difference["value"]):  # external predictions lack some
                         result.setdefault(name, {})[column.key] = difference
     return result
 

@@ -1,6 +1,6 @@
 """Segments drawn over an image, with numbered marks and a legend beside it.
 
-Common colour vision deficiencies keep the colours apart; numbers tell classes of one colour apart.
+The colours differ under common colour vision deficiencies; numbers mark classes of one colour.
 """
 
 import math
@@ -183,7 +183,7 @@ def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
 def _draw_numbers(
     picture: Image.Image, labels: NDArray[np.int32], entries: Sequence[LegendLine], font: Font
 ) -> None:
-    """Put each segment's number where most room is, if it has room for it."""
+    """Put each segment's number where the segment has most room, if it fits there."""
     draw = ImageDraw.Draw(picture)
     for entry, place in zip(entries, roomiest_spots(labels, len(entries)), strict=True):
         left, top, right, bottom = draw.textbbox((0, 0), entry.number, font=font, anchor="mm")

@@ -30,7 +30,7 @@ def parse_words(text: str) -> list[Names]:
     Runs of white space become one space; empty pieces are left out.
 
     Raises:
-        InputError: no word at all, or a word that is written twice (in upper or lower case).
+        InputError: no word at all, or a word that is written twice (case does not matter).
     """
     classes = [
         names
@@ -48,7 +48,7 @@ def parse_words(text: str) -> list[Names]:
 
 
 def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
-    """Flags of things: all classes but those whose names ``text`` (``"road; sky"``) lists.
+    """Whether each class is a thing: all are, except those that ``text`` (``"road; sky"``) names.
 
     Raises:
         InputError: a listed name is not one of the vocabulary's.
@@ -131,7 +131,7 @@ def segment_photograph(
         segment's ``name``, ``score`` (0..1), ``area`` and ``bbox`` (pixels, photograph upright).
 
     Raises:
-        InputError: unreadable photograph, empty or double words, ``out`` is a file.
+        InputError: an unreadable photograph, bad words, or ``out`` is a file.
     """
     vocabulary = parse_words(words)
     things = parse_stuff(stuff, vocabulary)

@@ -25,13 +25,13 @@ from possam.runtime.files import hash_json, read_json, sha256_file
 from possam.runtime.locks import is_held
 
 FORMAT = 2
-"""Part of every content hash: raise it when the same files shall be shown in another way."""
+"""Part of every content hash: raise it when the same files are to be shown in another way."""
 
 TABLE, NOTE = "possam.table", "mlflow.note.content"
 """Tags: a table's name; a run's description in MLflow's pages (Markdown)."""
 
 _LONGEST = 5000
-"""Characters of a text."""
+"""Longer texts are cut to this many characters."""
 
 Status = Literal["FINISHED", "RUNNING", "KILLED"]
 
@@ -55,7 +55,7 @@ class Record:
         content: hash of the files behind it.
         parent: key of the training behind an evaluation (external predictions have none).
         links: keys of the evaluations behind a table.
-        status: without a summary ``RUNNING`` while a process works on it, else ``KILLED``.
+        status: of an unfinished training, ``RUNNING`` if a process works on it, else ``KILLED``.
         start, end: milliseconds since 1970; ``end`` is None for a live run.
         config: nested parameters, shown as a file.
     """
@@ -108,7 +108,7 @@ def read_records(results: Path, project: Project) -> list[Record]:
 def _training(folder: Path, common: Mapping[str, str]) -> Record:
     run, seed = folder.parts[-2:]
     summary_file, log = folder / "run.json", folder / "metrics.jsonl"
-    held = is_held(folder / RUN_LOCK)  # before the summary is looked for: it may end just now
+    held = is_held(folder / RUN_LOCK)  # before looking for the summary: it may end in between
     files = _existing(summary_file, folder / "provenance.json", folder / "identity.json", log)
     finished = summary_file in files
     status: Status = "FINISHED" if finished else "RUNNING" if held else "KILLED"
@@ -239,7 +239,7 @@ def _table_numbers(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
     with open(path, encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             (_, label), *cells = row.items()
-            for column, text in cells:  # of these columns only: a hash may look like a number
+            for column, text in cells:  # only these columns: a hash may look like a number
                 if any(column == key or str(column).startswith(f"{key}_") for key in keys):
                     with suppress(TypeError, ValueError):
                         found[f"{label}/{column}"] = float(text)
@@ -300,7 +300,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _times(origin: Mapping[str, Any], file: Path) -> tuple[int, int]:
-    """Start and end (ms) by the provenance; without one, the file's modification time."""
+    """Start and end (ms) from the provenance; without one, the file's modification time."""
     if "started" not in origin:
         modified = int(1000 * file.stat().st_mtime)
         return modified, modified
@@ -335,7 +335,7 @@ def _content(files: Iterable[Path], context: Mapping[str, str]) -> str:
 
 
 def points_hash(points: Iterable[Point]) -> str:
-    """Hash of a sequence of points, to see whether a longer sequence begins with it."""
+    """SHA-256 (hex) of a sequence of points, to see whether a longer sequence begins with it."""
     digest = hashlib.sha256()
     for point in points:
         digest.update(repr(tuple(point)).encode())

@@ -37,7 +37,7 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
     """Write the page, with styles and pictures in it: it needs no other file and no network.
 
     Raises:
-        InputError: a file is missing or no JSON.
+        InputError: a file is missing or not JSON.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -69,7 +69,7 @@ def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
 
 
 def _html(text: str) -> str:
-    """Markdown as HTML without its title; headings go down by one level: the page has its own."""
+    """Markdown as HTML, without its title; headings go down one level, below those of the page."""
     from markdown_it import MarkdownIt
 
     text = re.sub(r"\A# .*\n", "", text)

@@ -26,7 +26,7 @@ def escape(text: str) -> str:
 def tex(card: Mapping[str, Any]) -> str:
     """A ``tabular`` with a line per row; reproduced values are bold, with their interval below.
 
-    The comments say what the numbers are; at synthetic scales the caption does as well.
+    The comments say what the numbers are; at synthetic scales, so does the note below the table.
     """
     columns = [c for group in card["groups"] for c in card["columns"] if c["group"] == group]
     widths = Counter(column["group"] for column in columns)

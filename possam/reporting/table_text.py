@@ -72,9 +72,9 @@ def _section(title: str, text: str, header: Sequence[str], rows: Sequence[list[s
 
 
 def interval(cell: Mapping[str, Any], decimals: int = 1) -> str:
-    """``41.2 [39.8, 42.7]``, of several seeds ``41.2 ± 0.3 [39.8, 42.7]``.
+    """``41.2 [39.8, 42.7]``; with several seeds ``41.2 ± 0.3 [39.8, 42.7]``.
 
-    What is counted and not measured has no interval.
+    Counts, such as numbers of parameters, have no interval.
     """
     if cell["low"] == cell["high"]:
         return _value(cell, decimals)
@@ -114,7 +114,7 @@ def _direction(card: Card, group: str) -> list[str]:
 
 
 def _gaps(card: Card) -> list[str]:
-    """Cells that external predictions leave empty, and why."""
+    """The cells that external predictions leave empty, and why."""
     notes = [
         f"- {row['row']}, {column_title(card, column)}: {reason}."
         for row in card["rows"]
@@ -276,7 +276,7 @@ def _provenance(card: Card) -> list[str]:
 
 
 def terminal(card: Card) -> str:
-    """Plain text, at most 80 columns: one block a direction, intervals below reproduced values."""
+    """Plain text, at most 80 columns: one block per direction, intervals below measured values."""
     lines = [card["title"], f"scale {card['scale']}: {card['scale_title']}"]
     if card["synthetic"]:
         lines.append("SYNTHETIC data: reproduced (*) and published numbers are not comparable")

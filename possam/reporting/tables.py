@@ -28,7 +28,7 @@ from possam.runtime.files import atomic_write, hash_json, read_json, write_json
 Measurements = Mapping[Origin, Measurement]
 
 SUPPLEMENT = ("pq_things", "pq_stuff", "pq_seen", "pq_unseen", "pq_class_agnostic", "miou_union")
-"""Metrics beside the table, for each reproduced cell group."""
+"""Metrics shown below the table, for each row and group of columns that is measured here."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Source:
         return f"{self.name}: run {run!r} on {benchmark!r} ({condition}, {variant})"
 
     def cell(self, origin: Origin, name: str) -> dict[str, Any]:
-        """As :meth:`metric`; ``missing``, the reason, where external predictions do not give it."""
+        """As :meth:`metric`; only ``missing``, the reason, if external predictions lack it."""
         found = self.find(origin)
         if not origin.is_external or found.get(name) is not None:
             return self.metric(origin, name)
@@ -243,7 +243,7 @@ def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """What was measured here, by row and column (of a control by metric), for ``dvc metrics``."""
+    """Row -> column (of a control: metric) -> the value measured here, for ``dvc metrics``."""
     rows = {
         row["row"]: {key: cell["value"] for key, cell in row["cells"].items() if "value" in cell}
         for row in card["rows"]

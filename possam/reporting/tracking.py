@@ -49,7 +49,7 @@ class TrackingError(PossamError):
 class Summary:
     """What one ingestion did: the keys of the records, by what happened to them.
 
-    ``runs``: MLflow's run id of each; ``removed``: how many superseded, half or double runs went.
+    ``runs``: MLflow's run id of each; ``removed``: number of outdated or incomplete runs deleted.
     """
 
     experiment: str
@@ -91,7 +91,7 @@ def ingest(
     summary = Summary(experiment=name, tracking_uri=redact(tracking_uri))
     _check_address(tracking_uri)
     records = read_records(results, project)
-    lock = results / ".tracking.lock"  # for a server; for a SQLite file beside it
+    lock = results / ".tracking.lock"  # for a server; a SQLite file has its lock beside it
     if tracking_uri.startswith(_SQLITE):
         database = _database(tracking_uri)
         lock = database.with_name(f".{database.name}.lock")
@@ -126,7 +126,7 @@ def follow(
     interval: float = 10.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Summary:
-    """Ingest every ``interval`` seconds until no process trains any more.
+    """Ingest every ``interval`` seconds until no process trains; returns the last summary.
 
     A tracking server that is down is reported and tried again: live runs do not depend on it.
     """

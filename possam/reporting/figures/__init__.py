@@ -1,1 +1,1 @@
-"""Figures drawn from arrays and numbers; nothing here knows a model or a data set."""
+"""Figures drawn from images, segments and numbers; nothing here runs a model."""

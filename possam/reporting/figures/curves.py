@@ -59,7 +59,7 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
 
 
 def draw_curves(curves: Sequence[Curve], *, title: str, subtitle: str, note: str) -> Figure:
-    """One axes per term, one line per training; runs differ in colour, then in line style."""
+    """One panel per term, one line per training; runs differ in colour, then in line style."""
     rows = -(-(len(TERMS) + 1) // _COLUMNS)
     figure, foot = start_figure(9.6, 0.6 + 2.5 * rows, title=title, subtitle=subtitle, note=note)
     width, height = figure.get_size_inches()

@@ -236,7 +236,7 @@ class DrawnImages:
 
     Attributes:
         positions: of the images in ``dataset``, ascending.
-        kind: ``synthetic `` at a synthetic scale, before the data set's name.
+        kind: ``synthetic `` at a synthetic scale, else empty; stands before the data set's name.
     """
 
     benchmark: str

@@ -34,7 +34,7 @@ Bars = Mapping[str, Mapping[str, Value]]
 
 
 def seen_unseen(project: Project, params: SeenUnseenParams) -> Drawing:
-    """The figure.
+    """Draw the figure from this scale's evaluations and the published values.
 
     Raises:
         InputError: an evaluation, its PQ, or a published value is missing.

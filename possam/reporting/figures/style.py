@@ -18,7 +18,7 @@ from possam.runtime.files import atomic_write, sha256_file
 COLOURS: tuple[tuple[float, float, float], ...] = tuple(
     (red / 255, green / 255, blue / 255) for red, green, blue in PALETTE
 )
-"""The palette of the overlays, which common colour vision deficiencies keep apart, as 0..1."""
+"""The palette of the overlays as RGB in 0..1; distinct under common colour vision deficiencies."""
 
 LINE_COLOURS = tuple(c for c in COLOURS if 0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] < 0.75)
 """Those that are dark enough for thin lines on white."""
