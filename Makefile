@@ -10,7 +10,7 @@ SCALE ?= mini
 TABLES := $(shell sed -n 's/^\(table[0-9]*\):.*/\1/p' params/tables.yaml)
 STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)/$(table).tracking.json) \
   reports/$(SCALE)/report.html
-# One thread a process: two processes on two cores beat one process on two threads.
+# One thread per process: two processes on two cores beat one process on two threads.
 export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
@@ -35,7 +35,7 @@ $(READY): requirements.lock pyproject.toml
 study: $(READY) ## all tables and figures (SCALE=mini), in MLflow and on one page: reports/mini/report.html
 	$(BIN)/snakemake --cores $(CORES) $(STUDY)
 
-table1: $(READY) ## Table 1 alone (SCALE=mini): data, its trainings and evaluations, MLflow; printed at the end
+table1: $(READY) ## only Table 1 (SCALE=mini): data, its trainings and evaluations, MLflow; printed at the end
 	$(BIN)/snakemake --cores $(CORES) results/$(SCALE)/table1.csv results/$(SCALE)/table1.tracking.json
 	$(BIN)/possam show table1 --scale $(SCALE)
 
@@ -45,14 +45,14 @@ smoke: ## the whole study on a handful of images (does every rule run?)
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 
-# Rooms without networks, trainings and scoring: no compiled loops, no pipeline.
+# Tests of the subpackages without networks, trainings and scoring: no compiled loops, no pipeline.
 FAST := assets datasets launch params pipeline reporting runtime stages synthetic
 
 test-fast: $(READY) ## the tests of everything around networks, trainings and scoring (less than two minutes)
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope -m "not (pipeline or slow or full_size or paper_step or slurm)" \
 	  $(FAST:%=tests/%) tests/test_*.py
 
-# The C library keeps freed tensors of up to 32 MB unless told; two networks would not fit 12 GiB.
+# By default the C library keeps freed tensors of up to 32 MB; two networks would then not fit into 12 GiB.
 parity: $(READY) ## every borrowed part against its reference, full size; writes reports/parity.md
 	MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -m parity -n $(CORES) --dist loadscope --no-loadscope-reorder \
 	  --parity-report=reports/parity.md
@@ -63,11 +63,11 @@ bench: $(READY) ## speed and memory beside other libraries; writes reports/bench
 paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py
 
-# Debian's packages that it needs: slurm-wlm slurmdbd munge mariadb-server. It installs none of them.
+# It needs Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server, and installs none of them.
 test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
-lint: $(READY) ## ruff, mypy, and the contracts of imports
+lint: $(READY) ## ruff, mypy, and which subpackage may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -87,5 +87,5 @@ ui: $(READY) ## MLflow's pages on http://127.0.0.1:5000
 towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hours)
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
 
-clean: ## remove everything that the pipeline made (not .venv)
+clean: ## remove data, trainings and evaluations of mini, and everything of smoke
 	rm -rf data/mini data/smoke results/smoke reports/smoke results/mini/runs results/mini/evaluations .snakemake

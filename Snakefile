@@ -22,7 +22,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # Reads params/ once, each scale when a rule first asks for it.
 graph = Graph()
 
-# DVC or git may have brought results back.
+# DVC or git may have brought results back: give Snakemake their records before it plans.
 if workflow.exec_mode == ExecMode.DEFAULT:
     settle_records()
 
@@ -43,7 +43,7 @@ def allocation(kind, wildcards):
 
 
 def asked(kind):
-    """Resources of a rule whose jobs are of `kind`, or of kind(wildcards); here, the CPU."""
+    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, the CPU."""
     if launcher == "local":
         return {"device": "cpu"}
     return {
@@ -53,7 +53,7 @@ def asked(kind):
 
 
 def processors(kind, here):
-    """Threads of a job of `kind`: as many as it asks SLURM for, or `here` on this machine."""
+    """Threads of a job of `kind`: on SLURM as many as it asks for, on this machine `here`."""
     return here if launcher == "local" else lambda w: allocation(kind, w).cpus
 
 

@@ -1,4 +1,4 @@
-# Upstream files, written by the procedural world or downloaded; then data sets in the common format, and features.
+# Upstream files, written by the procedural world or downloaded; from them data sets in the common format, and features.
 
 
 rule world:

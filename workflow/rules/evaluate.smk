@@ -1,4 +1,4 @@
-# One job per run, seed, benchmark and condition, with all variants that tables show of it.
+# One job per run, seed, benchmark and condition; it computes every variant that a table shows.
 
 
 def evaluation_kind(w):
