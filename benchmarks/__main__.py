@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the benchmarks, measure nothing")
     parser.add_argument("--repeats", type=int, default=None, help="turns of each case or curve")
     parser.add_argument(
-        "--threads", type=int, default=2, help="of torch, on both sides (default 2)"
+        "--threads", type=int, default=2, help="torch's threads, on both sides (default 2)"
     )
     given = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""The most that a device computes per second, and what a network needs: operations."""
+"""Floating-point operations: the most that a device does per second, and those of one call."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _REPEATS = 5
 
 def matmul_ceiling(device: str, dtype: torch.dtype, *, side: int) -> float:
     """Operations per second of the fastest of several products of two random ``side`` x ``side``
-    matrices, by PyTorch's own product and by the one of this project's linear layers.
+    matrices, by PyTorch's own product and by that of this project's linear layers.
     """
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")

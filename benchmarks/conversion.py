@@ -1,7 +1,7 @@
 """Conversion of ADE20K and COCO, one process, against the usual loops over segments.
 
-The data are drawn: flat regions with ragged borders, things on them, and photographs of smooth
-noise, as large as ADE20K's and in the layouts of the real releases.
+The data are drawn at random: flat regions with ragged borders, things on them, and photographs of
+smooth noise, as large as ADE20K's and in the layouts of the real releases.
 """
 
 import json
@@ -120,7 +120,7 @@ def convert_ade20k(*, split: str, out: Path, workers: int, **files: Any) -> None
 def _to_new_folder(
     folder: Path, convert: Callable[..., object], **arguments: Any
 ) -> Callable[[], Path]:
-    """Each call: convert to a new folder below ``folder``, which is returned."""
+    """A function that converts into a new folder below ``folder`` at each call, and returns it."""
 
     def run() -> Path:
         out = Path(tempfile.mkdtemp(dir=folder), "out")
@@ -215,8 +215,8 @@ def draw_scene(seed: int, *, size: tuple[int, int]) -> Scene:
 
 
 def write_ade20k(root: Path, *, images: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Drawn scenes in the layout of ``ADEChallengeData2016``; the arguments of ``convert_ade20k``
-    but for ``out`` and ``workers``."""
+    """Drawn scenes in the layout of ``ADEChallengeData2016``; returns the arguments of
+    ``convert_ade20k`` except ``out`` and ``workers``."""
     for number in range(1, images + 1):
         scene, name = draw_scene(number, size=size), f"validation/ADE_val_{number:08d}"
         things = np.stack([scene.kinds, scene.numbers, np.zeros_like(scene.kinds)], axis=-1)
@@ -238,8 +238,8 @@ def write_ade20k(root: Path, *, images: int, size: tuple[int, int]) -> dict[str,
 
 
 def write_coco(root: Path, *, images: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Drawn scenes in the layout of COCO, with boxes for the polygons of instances; the arguments
-    of ``convert_coco`` but for ``out`` and ``workers``."""
+    """Drawn scenes in the layout of COCO, with boxes for the polygons of instances; returns the
+    arguments of ``convert_coco`` except ``out`` and ``workers``."""
     records: list[Any] = []
     annotations: list[Any] = []
     boxes: list[Any] = []

@@ -63,7 +63,7 @@ def write_plot(name: str, *, folder: Path = FOLDER) -> None:
 
 
 def write_page(names: Sequence[str], *, folder: Path = FOLDER, page: Path = PAGE) -> None:
-    """One Markdown page of the newest measurement of every case and curve of ``names``."""
+    """Write one Markdown page: the newest measurement of every case and curve of ``names``."""
     lines = [
         "# Benchmarks",
         "",

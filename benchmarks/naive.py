@@ -2,8 +2,8 @@
 
 ``segment_anything``'s encoder, ``open_clip``'s image tower and ``transformers``' Mask2Former
 decoders, with the weights of a :class:`~possam.model.segmenter.Segmenter`, and FC-CLIP's
-post-processing, which first scales all masks to the image's size. What only PosSAM has (its pyramid
-and heads) is the code of this project on both sides.
+post-processing, which first scales all masks to the image's size. Parts that only PosSAM has (its
+pyramid and heads) run this project's code on both sides.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """A training step of PosSAM put together from unchanged modules of other libraries.
 
 ``transformers``' Mask2Former decoders and its criterion, on sampled points as Mask2Former's, or on
-whole masks as MaskFormer's before it; layers and images one after the other. What only PosSAM has
-(pyramid, pooling, IoU head) is the code of this project on both sides.
+whole masks as MaskFormer's before it; layers and images one after the other. Parts that only
+PosSAM has (pyramid, pooling, IoU head) run this project's code on both sides.
 """
 
 import copy

@@ -37,7 +37,7 @@ def curve_lines(curves: Newest, *, plot: str) -> list[str]:
 
 
 def setup_lines(found: Newest) -> list[str]:
-    """When, where and with what it was measured; with names if not all share it."""
+    """When, where and with what it was measured; names the cases if this differs between them."""
     lines = []
     setups: dict[str, list[str]] = {}
     for record, measurement in found.values():

@@ -108,7 +108,7 @@ def _draw_side(
 
 
 def _apart(sizes: Sequence[int]) -> list[int]:
-    """The sizes whose labels do not overlap; larger ones have priority."""
+    """The sizes whose labels do not overlap; of two that would, the larger is kept."""
     span = math.log(sizes[-1] / sizes[0])
     kept = [sizes[-1]]
     for size in reversed(sizes[:-1]):

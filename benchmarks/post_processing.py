@@ -33,9 +33,9 @@ Results = tuple[Tensor, Tensor, Tensor]
 
 
 class PostProcessing:
-    """Raw predictions of one image to panoptic, instance and semantic results, names included.
+    """From raw predictions of one image to panoptic, instance and semantic results.
 
-    Names are random; every other class is a thing and every other one is seen. Random masks show no
+    Class names are random; half of the classes are things, and half are seen. Random masks show no
     objects, so the objectness threshold is set to keep :data:`KEPT` of them.
 
     Attributes:
@@ -58,7 +58,7 @@ class PostProcessing:
         self._text = text.to(device)
         self._seen = torch.arange(classes, device=device) % 2 == 0
         scores = self._classify(raw)
-        # The class that scores best is a thing: without any there would be no instances to make.
+        # The class that scores best is a thing: without things there would be no instances to make.
         order = scores.class_scores[0].sum(0).argsort(descending=True)
         self._is_thing = torch.zeros(classes, dtype=torch.bool, device=device)
         self._is_thing[order[::2]] = True
@@ -70,7 +70,7 @@ class PostProcessing:
 
     @property
     def naive_gib(self) -> float:
-        """What :meth:`naive` holds at once: every mask and every class at the image's size."""
+        """Memory of :meth:`naive` in GiB: every mask and every class at the image's size."""
         height, width = self.raw.image_size
         maps = self.raw.mask_logits.shape[1] + self._text.num_classes
         return maps * height * width * torch.float32.itemsize / 2**30
@@ -114,7 +114,7 @@ class PostProcessing:
 
 
 def difference(ours: Results, theirs: Results) -> float:
-    """See :data:`DIFFERENCE`."""
+    """Difference of two results of one image (0: equal): see :data:`DIFFERENCE`."""
     shares = [float((ours[k] != theirs[k]).float().mean()) for k in range(2)]
     # An instance that one side lacks counts as one of score 0.
     count = max(len(ours[2]), len(theirs[2]))

@@ -29,7 +29,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             repeats=7,
         ),
         "inference": Benchmark(
-            what="one 1024 x 1024 image through PosSAM B, fp32",
+            what="one 1024 x 1024 image through PosSAM, and its post-processing",
             cases=inference.cases,
             packages=("segment-anything", "open_clip_torch", "transformers"),
             repeats=3,
@@ -59,7 +59,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             repeats=3,
         ),
         "pipeline": Benchmark(
-            what="commands with nothing to do, and plans",
+            what="help, the paper's plan, and a finished table asked for again",
             cases=pipeline.cases,
             packages=("snakemake",),
             repeats=5,

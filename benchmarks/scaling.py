@@ -21,7 +21,7 @@ QUERIES = (50, 100, 200, 400)
 IMAGES = (50, 100, 200, 400, 800)
 ADE20K_CLASSES = 150
 SPARE = 0.75
-"""Share of the free memory that a reference may need; with more, other processes may be killed."""
+"""Share of the free memory that a reference may need; beyond it the system may kill processes."""
 
 _SIDE = "side of the image (pixels)"
 
