@@ -144,7 +144,7 @@ def decoders(sizes: Sizes, *, seed: int = 4, scale: float = 0.1) -> Decoders:
 
 
 def watch(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Filled with the outputs of the modules, in the order of their calls."""
+    """A list that fills with the outputs of the modules, in the order of their calls."""
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -156,7 +156,7 @@ def watch(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def attention_masks(their_mask: Any, *, heads: int) -> list[Tensor]:
-    """Filled as theirs runs: where the queries of each layer may look, (B, Q, N) bool."""
+    """A list that fills as theirs runs: where each layer's queries may look, (B, Q, N) bool."""
     masks: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
@@ -283,7 +283,7 @@ def _by_layer(logits: Tensor, hidden: Tensor, layers: Sequence[Tensor]) -> dict[
 
 
 def compare_runs(parity: Parity, ours: Run, theirs: Run, *, bound: float = WHOLE) -> None:
-    """One case an output."""
+    """One case per output."""
     assert set(ours.outputs) == set(theirs.outputs)
     for name in theirs.outputs:
         parity.close(ours.outputs[name], theirs.outputs[name], bound=bound)
@@ -292,10 +292,10 @@ def compare_runs(parity: Parity, ours: Run, theirs: Run, *, bound: float = WHOLE
 def compare_gradients(
     parity: Parity, ours: nn.Module, theirs: Mapping[str, Tensor], *, bound: float = GRADIENT
 ) -> None:
-    """One case a parameter: its gradient, relative to the largest of the tensor.
+    """One case per parameter: its gradient, relative to the largest of the tensor.
 
     ``theirs``: gradients by PosSAM's names. A bias of attention keys moves every logit of a query
-    alike, so its gradient is 0 but for rounding: it is compared together with its weight's.
+    alike, so its gradient is 0 up to rounding: it is compared together with its weight's.
     """
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert set(gradients) == set(theirs) and None not in gradients.values()
@@ -314,7 +314,7 @@ def compare_gradients(
 def compare_input_gradients(
     parity: Parity, ours: Run, theirs: Run, *, bound: float = GRADIENT
 ) -> None:
-    """One case an input."""
+    """One case per input."""
     for mine, yours in zip(ours.inputs, theirs.inputs, strict=True):
         parity.close(mine.grad, yours.grad, bound=bound)
 

@@ -99,7 +99,7 @@ def match(case: dict[str, Any], points: Tensor, params: LossOptions) -> list[Pai
 
 
 def iou(logits: Tensor, mask: Tensor) -> float:
-    """IoU of the positive logits and the cells of which the mask covers at least half."""
+    """IoU of the positive logits and the cells that the mask covers at least by half."""
     height, width = logits.shape
     tall, wide = mask.shape[0] // height, mask.shape[1] // width
     overlap = union = 0

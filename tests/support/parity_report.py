@@ -1,4 +1,4 @@
-"""Parity: how close each borrowed part is to its reference, one line a part.
+"""Parity: how close each borrowed part is to its reference, one line per part.
 
 A test marked ``@pytest.mark.parity("<part>")`` compares through the fixture ``parity``; every
 comparison asserts its bound and is counted. At the end of a run a table lists, for each part, its
@@ -187,7 +187,7 @@ class ParityPlugin:
             terminalreporter.write_line(f"written: {path}")
 
     def rows(self, *, all_parts: bool) -> list[tuple[str, ...]]:
-        """Header and one row a part; with ``all_parts`` also of those that were ``not run``."""
+        """Header and one row per part; with ``all_parts`` also of those that were ``not run``."""
         rows = [("part", "reference", "cases", "error", "bound")]
         for key, part in PARTS.items():
             reference = part.reference

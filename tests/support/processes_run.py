@@ -1,4 +1,4 @@
-"""Train runs with several processes over gloo, some of which die, and print the outcome as JSON.
+"""Train runs with several processes over gloo, let some die, and print the outcome as JSON.
 
 Run as ``python processes_run.py <folder>``. Each process is a forked child, so that torch is loaded
 once; this process itself never computes anything.

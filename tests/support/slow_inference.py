@@ -76,7 +76,7 @@ def instances(
 
 
 def semantic(probabilities: Tensor, scored: MaskScores) -> list[list[int]]:
-    """The class of every pixel: for each class the masks' votes are added up; the first wins."""
+    """The class of every pixel: the largest sum of the masks' votes; of equal ones the first."""
     weights, maps = scored.class_scores[0].tolist(), probabilities.tolist()
     height, width = probabilities.shape[1:]
     labels = []

@@ -53,11 +53,11 @@ def write_evaluation(
     better: int = 0,
     commit: str = "a",
 ) -> ImageStatistics:
-    """The run's evaluation.
+    """Write the run's evaluation; returns its per-image statistics.
 
     Args:
-        better: pixels of each class and image that are right besides.
-        commit: digit of the code's commit; ``d``: with changes.
+        better: additional correct pixels in each class and image.
+        commit: the digit that the commit's hash repeats; ``d``: with uncommitted changes.
     """
     rng = np.random.default_rng(seed)
     hit = rng.integers(0, 20, (15, 3))

@@ -1,6 +1,6 @@
 """Run with ``TRITON_INTERPRET=1``: Triton's kernels, interpreted, against ``grid_sample``.
 
-A process of its own, for what Triton's own functions are is settled when it is imported. Prints the
+It runs in a process of its own, because Triton reads the variable when it is imported. Prints the
 largest differences as JSON.
 """
 

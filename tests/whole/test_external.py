@@ -1,4 +1,4 @@
-"""A row of predictions through the rules: that evaluation and the table are made, nothing else."""
+"""A row of external predictions: the rules make its evaluation and the table, nothing else."""
 
 import csv
 import shutil
@@ -28,7 +28,7 @@ def test_the_ground_truth_as_another_system_s_predictions(finished: Workspace) -
     truth, folder = finished.folder / "data/smoke/datasets/ade20k_val", finished.folder / FOLDER
     params, results = finished.folder / "params", finished.folder / "results/smoke"
     entries = params / "external.yaml"
-    # Not the record of MLflow's and Snakemake's: they say when the table was made.
+    # Without MLflow's and Snakemake's records: they say when the table was made.
     files = [p for p in results.glob("table1.*") if p.suffix in (".csv", ".json", ".md", ".tex")]
     before = {path: path.read_bytes() for path in files if "track" not in path.name}
     assert len(before) == 5

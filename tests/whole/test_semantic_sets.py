@@ -1,4 +1,4 @@
-"""The test sets with label maps alone, through the rules and the command line."""
+"""The test sets that only have label maps, through the rules and the command line."""
 
 import shutil
 

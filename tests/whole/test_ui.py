@@ -63,7 +63,7 @@ def page(browser: str, profile: Path, address: str, *, until: str) -> str:
 
 
 def texts(source: str) -> list[str]:
-    """The texts of a page, one an element."""
+    """The texts of a page, one per element."""
     visible = re.sub(r"<(script|style|svg)\b.*?</\1>", "", source, flags=re.DOTALL)
     found = (html.unescape(text).strip() for text in re.split(r"<[^>]+>", visible))
     return [text for text in found if text]
@@ -108,6 +108,6 @@ def test_a_table_s_page_leads_to_its_evaluations_below_their_trainings(
     found = f"{server}/{html.unescape(target)}"
     words = texts(page(browser, tmp_path / "list", found, until="matching runs"))
     behind = [key for key in runs if key.startswith(("training/", "evaluation/"))]
-    assert words[words.index("matching runs") - 1] == str(len(behind)), "table 1 alone was made"
+    assert words[words.index("matching runs") - 1] == str(len(behind)), "only table 1 was made"
     shown = {word for word in words if word.startswith(("training/", "evaluation/", "table/"))}
     assert shown == {key for key in runs if key.startswith("training/")}, "the others lie below"
