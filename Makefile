@@ -87,5 +87,5 @@ ui: $(READY) ## MLflow's pages on http://127.0.0.1:5000
 towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hours)
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
 
-clean: ## remove data, trainings and evaluations of mini, and everything of smoke
+clean: ## remove data, trainings and evaluations of mini, everything of smoke, and Snakemake's records
 	rm -rf data/mini data/smoke results/smoke reports/smoke results/mini/runs results/mini/evaluations .snakemake
