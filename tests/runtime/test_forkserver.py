@@ -51,23 +51,24 @@ from pathlib import Path
 from possam.runtime import forkserver
 
 forkserver._LIBRARIES = ()
-sys.path.insert(0, str(Path(sys.argv[1]).parent.parent))
 forkserver.serve(Path(sys.argv[1]), "jobs_of_tests:job")
 """
 CLIENT = """
-import sys
+import os, sys
 from possam.runtime import forkserver
 
+sys.path.insert(0, os.environ["JOBS"])
 sys.exit(forkserver.ask(sys.argv[1], sys.argv[2:]))
 """
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A running server; its socket is ``tmp_path / "server" / "jobs"``."""
     folder = tmp_path / "server"
     folder.mkdir()
     (tmp_path / "jobs_of_tests.py").write_text(JOBS)
+    monkeypatch.setenv("JOBS", str(tmp_path))
     command = [sys.executable, "-c", SERVER, str(folder / "jobs")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         until((folder / "jobs").exists)
@@ -129,11 +130,26 @@ def test_a_bug_shows_its_traceback_and_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_job_runs_the_code_of_the_moment(tmp_path: Path) -> None:
-    """Before it forks the server imports nothing of the package but itself and variables' names."""
+def test_a_job_runs_the_code_that_its_command_would_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command's own import path, and nothing of the package that the server has imported."""
     done = subprocess.run(client(tmp_path, "modules"), capture_output=True, text=True, check=True)
-    own = ["", ".runtime", ".runtime.environment", ".runtime.forkserver"]
-    assert done.stdout == f"{[f'possam{name}' for name in own]}\n"
+    assert done.stdout == "[]\n"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "jobs_of_tests.py").write_text("def job(arguments):\n    return 55\n")
+    monkeypatch.setenv("JOBS", str(other))
+    assert subprocess.run(client(tmp_path, "modules"), check=False).returncode == 55
+
+
+def test_the_server_imports_nothing_else_of_the_package() -> None:
+    """An edit of another module would not reach the jobs."""
+    code = "import sys, possam.runtime.forkserver; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own = [name for name in done.stdout.split() if name.partition(".")[0] == "possam"]
+    names = ("", ".runtime", ".runtime.environment", ".runtime.forkserver")
+    assert own == [f"possam{name}" for name in names]
 
 
 @pytest.mark.usefixtures("server")

@@ -43,26 +43,17 @@ sys.exit(ask(sys.argv[1], sys.argv[2:]))
 class Workspace:
     """A project folder whose own copy of the package is the one that runs.
 
-    Its jobs and commands are run by a fork server of its own, if it has one: the import of PyTorch
-    and the like would take most of these tests' time.
+    Its jobs and commands are run by the fork server at ``server``, if there is one: the import of
+    PyTorch and the like would take most of these tests' time.
     """
 
     folder: Path
     server: Path | None = None
 
-    def serve(self) -> "Workspace":
-        """Start the fork server. It ends with the tests."""
-        self.server = start("possam.cli:main", self.folder, self.environment())
-        deadline = time.monotonic() + 120
-        while not self.server.exists():
-            assert time.monotonic() < deadline, "no fork server"
-            time.sleep(0.02)
-        return self
-
     def copy(self, folder: Path) -> "Workspace":
-        """A copy of everything, compiled loops included, with a server of its own."""
+        """A copy of everything, compiled loops included."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Workspace(folder).serve()
+        return Workspace(folder, self.server)
 
     def environment(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -205,7 +196,18 @@ def removing_what_is_made(workspace: Workspace) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
+def server() -> Path:
+    """A fork server for all copies of the project. It ends with this process."""
+    socket_file = start("possam.cli:main")
+    deadline = time.monotonic() + 120
+    while not socket_file.exists():
+        assert time.monotonic() < deadline, "no fork server"
+        time.sleep(0.02)
+    return socket_file
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str, server: Path) -> Workspace:
     """The smoke pipeline, run once; tests that edit it put it back as it was.
 
     Each process of the tests has a copy.
@@ -217,7 +219,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
             made = copy_project(tmp_path_factory.mktemp("made") / "project")
             made.snakemake(*TARGETS)
             made.folder.rename(folder)
-    return Workspace(folder).copy(tmp_path_factory.mktemp("finished") / "project")
+    return Workspace(folder, server).copy(tmp_path_factory.mktemp("finished") / "project")
 
 
 def dvc(workspace: Workspace, *arguments: str) -> str:

@@ -44,7 +44,7 @@ def weights(workspace: Workspace) -> dict[str, str]:
 
 def clone(workspace: Workspace, folder: Path) -> Workspace:
     workspace.run("git", "clone", "--quiet", ".", str(folder))
-    fresh = Workspace(folder).serve()
+    fresh = Workspace(folder, workspace.server)
     assert not (folder / "results/smoke/runs").exists() and not (folder / METADATA).exists()
     store = workspace.folder.parent / "store"
     dvc(fresh, "remote", "modify", "--local", "store", "url", str(store))
