@@ -76,7 +76,7 @@ def validate_dataset(
                 if not counts[:-1].any():
                     void_images.append(record.id)
             for segment in record.segments:
-                if segment.category < size:
+                if 0 <= segment.category < size:  # _check_image names the others
                     segments[segment.category] += 1
             progress.update()
     for key, digest in hashes.items():
@@ -121,7 +121,8 @@ def _static_faults(dataset: ConvertedDataset) -> list[str]:
     for key, field in (("image id", "id"), ("image file", "file"), ("panoptic file", "panoptic")):
         if len({getattr(record, field) for record in records}) != len(records):
             faults.append(f"{where}: an {key} comes twice")
-    things = sum(dataset.categories[s.category].is_thing for r in records for s in r.segments)
+    thing_ids = {category.index for category in dataset.categories if category.is_thing}
+    things = sum(segment.category in thing_ids for r in records for segment in r.segments)
     total = sum(len(record.segments) for record in records)
     counts = {
         "images": len(records),

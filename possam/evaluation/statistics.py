@@ -9,7 +9,7 @@ rare class that is not drawn drops out of a mean. Intervals are therefore percen
 shifted by the bias that the bootstrap estimates, so that they surround the measured value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,9 +199,7 @@ class ImageStatistics:
             InputError: a file is missing or lacks a column.
         """
         path = directory / IMAGE_FILE
-        frame = _read_table(path)
-        if missing := {"image_id", "class"} - set(frame.columns):
-            raise InputError(f"{path}: lacks the columns {sorted(missing)}; evaluate the run again")
+        frame = _read_table(path, {"image_id", "class"}, groups=(_PANOPTIC, _SEMANTIC))
         is_agnostic = frame["class"] == CLASS_AGNOSTIC
         agnostic, classes = frame[is_agnostic], frame[~is_agnostic]
         ids = agnostic["image_id"].to_numpy(np.int64)
@@ -222,7 +220,9 @@ class ImageStatistics:
         if "intersection" in frame:
             semantic = SemanticCounts(*(table(name, np.int64) for name in _SEMANTIC))
         if "instances" in frame:
-            matches = _read_table(directory / MATCH_FILE)
+            matches = _read_table(
+                directory / MATCH_FILE, {"image_id", "class", "score", "matched", "ignored"}
+            )
             levels = np.arange(len(IOU_LEVELS))
             matched, ignored = (
                 (matches[name].to_numpy(np.int64)[:, None] >> levels & 1).astype(bool)
@@ -306,11 +306,19 @@ def _columns(counts: PanopticCounts) -> dict[str, NDArray[Any]]:
     return dict(zip(_PANOPTIC, (counts.tp, counts.fp, counts.fn, counts.iou), strict=True))
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_table(
+    path: Path, needed: set[str], *, groups: Iterable[Iterable[str]] = ()
+) -> pd.DataFrame:
+    """A table that has all ``needed`` columns, and all columns or none of each group."""
     try:
-        return pd.read_parquet(path)
+        frame = pd.read_parquet(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; evaluate the run again") from error
+    present = set(frame.columns)
+    needed = needed.union(*(group for group in map(set, groups) if group & present))
+    if missing := needed - present:
+        raise InputError(f"{path}: lacks the columns {sorted(missing)}; evaluate the run again")
+    return frame
 
 
 def _class_quality(

@@ -112,8 +112,9 @@ class Features(Stage):
         return [_dataset(project, w["dataset"], w["split"]), *_tower(project, w["tower"])]
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
-        scale = project.scale
-        return [w["tower"], _plain(scale.towers), scale.training.augmentation.policy]
+        tower = w["tower"]
+        own = _own_towers(project, None if tower == CLIP else tower)
+        return [tower, own, project.scale.training.augmentation.policy]
 
 
 class Train(Stage):
@@ -358,6 +359,6 @@ def _towers(project: Project, sam: str | None) -> list[str]:
 
 
 def _own_towers(project: Project, sam: str | None) -> dict[str, Any]:
-    """The towers that a run uses: an edit of another SAM's entry reruns nothing."""
+    """CLIP and one SAM, or none: an edit of another SAM's entry reruns nothing."""
     towers = _plain(project.scale.towers)
     return {**towers, "sam": None if sam is None else towers["sam"][sam]}

@@ -166,6 +166,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "segment id comes twice",
     ),
     "class": (_segment("category_id", 2), "histogram.segments"),
+    "class beyond the last": (_segment("category_id", 99), "no class 99"),
+    "class below the first": (_segment("category_id", -1), "no class -1"),
     "crowd": (_segment("iscrowd", 1), "counts.crowd"),
     "panoptic pixels": (
         lambda o: save_rgb_ids(o / "panoptic" / PNG, np.ones((3, 5), int)),

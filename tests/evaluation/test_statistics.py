@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -206,6 +207,20 @@ def test_statistics_without_some_metrics_come_back(tmp_path: Path) -> None:
     assert not (tmp_path / "instance_matches.parquet").exists()
     with pytest.raises(InputError, match="no such file"):
         ImageStatistics.load(tmp_path / "nowhere", is_thing=THINGS, seen=SEEN)
+
+
+@pytest.mark.parametrize(
+    ("file", "column"),
+    [
+        *(("per_image.parquet", c) for c in ("image_id", "class", "fn", "iou_sum", "predicted")),
+        *(("instance_matches.parquet", c) for c in ("image_id", "score", "matched")),
+    ],
+)
+def test_a_missing_column_is_named(tmp_path: Path, file: str, column: str) -> None:
+    statistics(5).save(tmp_path)
+    pd.read_parquet(tmp_path / file).drop(columns=column).to_parquet(tmp_path / file)
+    with pytest.raises(InputError, match=rf"{file}: lacks the columns \['{column}'\]"):
+        ImageStatistics.load(tmp_path, is_thing=THINGS, seen=SEEN)
 
 
 def test_subsets_and_undefined_metrics() -> None:

@@ -58,7 +58,9 @@ def test_another_sam_changes_no_identity(folder: Path, run: str) -> None:
     def identities() -> list[str]:
         graph = Graph(folder=folder)
         untrained = evaluation(run, "untrained", benchmark="coco")
-        return [graph.identity("train", training(run)), graph.identity("evaluate", untrained)]
+        cache = {"scale": "mini", "tower": RUNS[run] or "clip", "dataset": "coco", "split": "train"}
+        jobs = {"train": training(run), "evaluate": untrained, "features": cache}
+        return [graph.identity(stage, wildcards) for stage, wildcards in jobs.items()]
 
     def swap(size: str) -> None:
         path = folder / "scales" / "mini.yaml"
@@ -71,7 +73,7 @@ def test_another_sam_changes_no_identity(folder: Path, run: str) -> None:
     assert identities() == before
     swap("b")
     changed = [one != other for one, other in zip(identities(), before, strict=True)]
-    assert changed == [RUNS[run] is not None] * 2
+    assert changed == [RUNS[run] is not None] * 3
 
 
 def test_identities_count_the_modules_of_the_chosen_parts(
