@@ -58,7 +58,12 @@ def test_another_sam_changes_no_identity(folder: Path, run: str) -> None:
     def identities() -> list[str]:
         graph = Graph(folder=folder)
         untrained = evaluation(run, "untrained", benchmark="coco")
-        cache = {"scale": "mini", "tower": RUNS[run] or "clip", "dataset": "coco", "split": "train"}
+        cache = {
+            "scale": "mini",
+            "tower": (RUNS[run] or "clip").removeprefix("sam_"),
+            "dataset": "coco",
+            "split": "train",
+        }
         jobs = {"train": training(run), "evaluate": untrained, "features": cache}
         return [graph.identity(stage, wildcards) for stage, wildcards in jobs.items()]
 
