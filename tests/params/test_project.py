@@ -189,7 +189,7 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "runs.yaml",
             lambda d: d["two_way_9_b_coco"]["model"].update(hidden_dim=36),
-            ["two_way_9_b_coco", "2 heads and of 8"],
+            ["two_way_9_b_coco", "hidden_dim divisible by 2 * heads and 8"],
         ),
         (
             "runs.yaml",

@@ -196,7 +196,7 @@ def removing_what_is_made(workspace: Workspace) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Path:
+def fork_server() -> Path:
     """A fork server for all copies of the project. It ends with this process."""
     socket_file = start("possam.cli:main")
     deadline = time.monotonic() + 120
@@ -207,7 +207,9 @@ def server() -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str, server: Path) -> Workspace:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, fork_server: Path
+) -> Workspace:
     """The smoke pipeline, run once; tests that edit it put it back as it was.
 
     Each process of the tests has a copy.
@@ -219,7 +221,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str, server: P
             made = copy_project(tmp_path_factory.mktemp("made") / "project")
             made.snakemake(*TARGETS)
             made.folder.rename(folder)
-    return Workspace(folder, server).copy(tmp_path_factory.mktemp("finished") / "project")
+    return Workspace(folder, fork_server).copy(tmp_path_factory.mktemp("finished") / "project")
 
 
 def dvc(workspace: Workspace, *arguments: str) -> str:
