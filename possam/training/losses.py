@@ -148,7 +148,9 @@ class Criterion:
         cost = -log_softmax(class_logits, -1).gather(-1, goal.unsqueeze(-1)).squeeze(-1)
         queries = class_logits.shape[2]
         elsewhere = self._weight(counts, queries) - self._weight(padded.counts, queries)
-        return (cost * weight).flatten(1).sum(1) / (weight.flatten(1).sum(1) + elsewhere)
+        in_all = weight.flatten(1).sum(1) + elsewhere
+        # A step without any target weighs nothing if void weighs 0: its loss is 0, not 0 / 0.
+        return (cost * weight).flatten(1).sum(1) / in_all.clamp(min=torch.finfo(in_all.dtype).tiny)
 
     def _weight(self, counts: Sequence[int], queries: int) -> float:
         """Weight of all queries of images with ``counts`` targets."""
