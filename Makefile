@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step test-slurm lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory test-slurm lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -62,6 +62,9 @@ bench: $(READY) ## speed and memory beside other libraries; writes reports/bench
 
 paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py
+
+paper-memory: $(READY) ## GPU memory of the paper's sixteen trainings, computed without a GPU (about five minutes)
+	$(BIN)/python -m tests.support.paper_memory
 
 # It needs Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server, and installs none of them.
 test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault
