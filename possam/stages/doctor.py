@@ -280,7 +280,7 @@ def _mlflow() -> Finding:
     kind = urllib.parse.urlsplit(uri).scheme
     checks = {"sqlite": _sqlite_fault, "http": _server_fault, "https": _server_fault}
     fault = checks[kind](uri) if kind in checks else None
-    remedy = "set MLFLOW_TRACKING_URI; trainings do not need it, only possam track"
+    remedy = "set POSSAM_TRACKING_URI (or MLFLOW_TRACKING_URI); only possam track needs it"
     return Finding.of("mlflow", not fault, f"{uri}: {fault}" if fault else uri, PROBLEM, remedy)
 
 
