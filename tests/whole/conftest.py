@@ -161,8 +161,8 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def copy_project(folder: Path) -> Workspace:
     """A fresh copy without results."""
-    # The loops that were compiled for the package are compiled for its copy.
-    ignored = shutil.ignore_patterns("cache", "tmp", "config.local")
+    # With the compiled loops, but without files that another process is just writing.
+    ignored = shutil.ignore_patterns("cache", "tmp", "config.local", "*.pyc*", "*.tmp.*")
     for name in COPIED:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
