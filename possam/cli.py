@@ -125,9 +125,7 @@ def train(
     if launcher == "slurm":
         from possam.launch.driver import train_on_slurm
 
-        if device is not None or processes != 1:
-            option = "--device" if device is not None else "--processes"
-            raise InputError(f"{option}: with --launcher slurm, params/slurm.yaml decides it")
+        _only_locally(device, processes)
         train_on_slurm(scale, run, seed=seed)
         return 0
     if processes != 1:
@@ -138,6 +136,12 @@ def train(
 
     train(_project(scale), run, seed=seed, device=device or "cpu")
     return 0
+
+
+def _only_locally(device: str | None, processes: int) -> None:
+    if device is not None or processes != 1:
+        option = "--device" if device is not None else "--processes"
+        raise InputError(f"{option}: with --launcher slurm, params/slurm.yaml decides it")
 
 
 @pipeline("possam evaluate possam_b_coco ade20k --scale mini")
@@ -348,6 +352,33 @@ def jobs(
     from possam.launch.submitted import show_jobs
 
     show_jobs(action, job, scale=scale, seed=seed)
+
+
+@cluster("possam rehearse --scale paper --launcher slurm")
+def rehearse(
+    scale: Scale,
+    device: Annotated[str | None, Option(help="cpu or cuda (default: cpu).")] = None,
+    processes: Annotated[int, Option(help="Processes on this machine; cuda: one per GPU.")] = 1,
+    launcher: Annotated[Launcher, Option(help="slurm: a job as params/slurm.yaml says.")] = "local",
+) -> int:
+    """Try everything that a study needs, in minutes: nodes, every run's steps, an evaluation."""
+    from possam.rehearsal.rehearse import rehearse, report
+
+    if launcher == "slurm":
+        from possam.launch.rehearsal_job import rehearse_on_slurm
+
+        _only_locally(device, processes)
+        rehearse_on_slurm(scale)
+    elif processes != 1:
+        from possam.launch.local_processes import rehearse_in_processes
+
+        if code := rehearse_in_processes(scale, device=device, count=processes):
+            return code
+    else:
+        rehearse(_project(scale), device=device or "cpu")
+        if Environment.load().processes:
+            return 0  # the command that started this process prints the report
+    return report(_project(scale))
 
 
 @project_wide("possam check")

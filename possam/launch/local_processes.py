@@ -32,6 +32,12 @@ def train_in_processes(
     return run_processes(command, count=count)
 
 
+def rehearse_in_processes(scale: str, *, device: str | None, count: int) -> int:
+    """Rehearse in ``count`` processes on this machine; see `run_processes`."""
+    command = [sys.executable, "-m", "possam.cli", "rehearse", "--scale", scale]
+    return run_processes([*command, "--device", device or "cpu"], count=count)
+
+
 def run_processes(command: Sequence[str], *, count: int) -> int:
     """Run ``count`` copies of ``command`` as processes 0..count-1 of one training.
 

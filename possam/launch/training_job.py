@@ -62,9 +62,9 @@ class TrainingJob:
             os.environ.update(ranks(os.environ, hosts=hosts, world_size=self.world_size))
             if rank == 0:
                 self._announce(job, environment.hostname)
-            self._train()
+            self._work()
             if rank == 0:
-                records.write_finished(job)
+                self._record(records, job)
         except Exception as error:
             message, final, code = str(error), True, 2
             if isinstance(error, UncompletedJobError):
@@ -97,7 +97,11 @@ class TrainingJob:
             flush=True,
         )
 
-    def _train(self) -> None:
+    def _record(self, records: RunRecords, job: str) -> None:
+        """What the first process writes after a success."""
+        records.write_finished(job)
+
+    def _work(self) -> None:
         from possam.params.layout import RUN_LOCK
         from possam.params.project import Project
         from possam.stages.train import train
@@ -159,7 +163,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     optional = {name: getattr(allocation, name) for name in names}
     executor.update_parameters(
         job_name=name,
-        comment=f"possam train {job.run} --seed {job.seed} --scale {job.scale}",
+        comment=f"possam {job.run} seed {job.seed}, scale {job.scale}",
         nodes=allocation.nodes,
         ntasks_per_node=allocation.tasks,
         cpus_per_task=allocation.cpus,

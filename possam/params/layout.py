@@ -36,6 +36,7 @@ FIGURE_PNG = "results/{prefix}figures/{figure}.png"
 FIGURE_PDF = "results/{prefix}figures/{figure}.pdf"
 FIGURE_CARD = "results/{prefix}figures/{figure}.json"
 REPORT = "reports/{prefix}report.html"
+REHEARSAL = "results/{prefix}rehearsal/rehearsal.json"
 KEPT = "results/{prefix}measured"
 KEPT_REPORT = "reports/{prefix}measured.html"
 
@@ -49,6 +50,7 @@ class Layout:
         text: folder of the vocabularies' text embeddings.
         results: folder of this scale's results.
         report: the page with every table and figure.
+        rehearsal: record of the scale's last rehearsal.
         kept, kept_report: copies that git holds of the tables (a folder) and of the page.
     """
 
@@ -58,7 +60,7 @@ class Layout:
         self.assets = self._path(ASSET, asset="any").parent
         self.text = self._path(TEXT)
         self.results = self._path(TABLE_CSV, table="any").parent
-        self.report = self._path(REPORT)
+        self.report, self.rehearsal = self._path(REPORT), self._path(REHEARSAL)
         self.kept, self.kept_report = self._path(KEPT), self._path(KEPT_REPORT)
 
     def _path(self, pattern: str, **wildcards: str | int) -> Path:

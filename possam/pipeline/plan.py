@@ -1,6 +1,7 @@
 """What it takes to make some targets: jobs, machine hours, wall time on N nodes, disk space.
 
-Numbers are the estimates of ``params/plan.yaml``, or measured in finished runs of the same scale.
+Numbers are the estimates of ``params/plan.yaml``, or measured in finished runs or a rehearsal of
+the same scale.
 A file that exists counts as done; only Snakemake knows whether it is up to date.
 """
 
@@ -15,7 +16,7 @@ from possam.model.options import CLIP
 from possam.params.data import load_data
 from possam.params.figures import load_figures, unserved_figures
 from possam.params.layout import FIGURE_CARD, REPORT, RUN, TABLE_CSV, Layout
-from possam.params.plan import HardwareParams, PlanParams, load_plan, tower_key
+from possam.params.plan import HardwareParams, PlanParams, Rates, load_plan, tower_key
 from possam.params.project import Project
 from possam.pipeline.graph import Graph, Job, find_job
 from possam.runtime.errors import InputError
@@ -65,7 +66,11 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The whole plan; ``measured``: images per second in finished runs, by tower."""
+    """The whole plan.
+
+    ``measured``: images per second of one unit by tower, of ``training`` (in finished runs, else in
+    a rehearsal) and ``evaluation`` (in a rehearsal), in place of the estimates.
+    """
 
     targets: tuple[str, ...]
     steps: tuple[Step, ...]
@@ -73,7 +78,7 @@ class Plan:
     disk: Disk
     hardware: HardwareParams
     params: PlanParams
-    measured: Mapping[str, float]
+    measured: Mapping[str, Rates]
 
 
 def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
@@ -116,7 +121,7 @@ def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
     jobs = graph.walk(targets)
     assets = [job.of("asset") for job in jobs if job.stage == "download"]
     held = {one.name: one for one in take_inventory(project, assets, load_data(project))}
-    cost = _Cost(project, params, hardware, held, _measured(project))
+    cost = _Cost(project, params, hardware, held, _measured(project, hardware))
     steps = tuple(cost.step(job, needs) for job, needs in jobs.items())
     return Plan(
         targets=tuple(targets),
@@ -129,7 +134,19 @@ def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
     )
 
 
-def _measured(project: Project) -> dict[str, float]:
+def _measured(project: Project, hardware: HardwareParams) -> dict[str, Rates]:
+    """Rates of a rehearsal on this kind of hardware; of training, those of finished runs first."""
+    path, found = Layout(project).rehearsal, dict[str, Rates]()
+    if path.is_file():
+        record = read_json(path)
+        if record["unit"] == hardware.unit and (hardware.unit == "GPU") == (
+            record["device"] == "cuda"
+        ):
+            found = record["rates"]
+    return {**found, "training": {**found.get("training", {}), **_trained(project)}}
+
+
+def _trained(project: Project) -> Rates:
     """Images per second of one process, by tower, averaged over the scale's finished runs."""
     sums: dict[str, tuple[float, float]] = {}
     layout = Layout(project)
@@ -153,7 +170,7 @@ class _Cost:
     params: PlanParams
     hardware: HardwareParams
     held: Mapping[str, Held]
-    measured: Mapping[str, float]
+    measured: Mapping[str, Rates]
 
     def step(self, job: Job, needs: tuple[Job, ...]) -> Step:
         units = self.hardware.per_job.get(job.stage, 0)
@@ -192,9 +209,7 @@ class _Cost:
             case "train":
                 run = project.run(job.of("run"))
                 images = run.training.iterations * run.training.batch_size
-                key = tower_key(project, run.sam)
-                rate = self.measured.get(key) or self._rate(hardware.training, run.sam, "training")
-                return images / rate / units
+                return images / self._rate(hardware.training, run.sam, "training") / units
             case "evaluate":
                 test = project.benchmarks[job.of("benchmark")]
                 images = test.images or self._images(test.dataset, test.split)
@@ -240,6 +255,8 @@ class _Cost:
 
     def _rate(self, rates: Mapping[str, float], sam: str | None, field: str) -> float:
         key = tower_key(self.project, sam)
+        if measured := self.measured.get(field, {}).get(key):
+            return measured
         if key not in rates:
             raise InputError(
                 f"{self.project.folder / 'plan.yaml'}: hardware: {field}.{key}: missing; a job of "

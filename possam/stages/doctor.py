@@ -9,7 +9,7 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -24,31 +24,13 @@ from possam.pipeline.plan import Plan, make_plan
 from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
+from possam.runtime.findings import OK, PROBLEM, WARNING, Finding, print_findings
 from possam.runtime.provenance import usable_cores
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 LOCK = Path("requirements.lock")
 _PYTHON = ((3, 11), (3, 12))
 _SLURM = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 _TIMEOUT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found about one matter, and its remedy (empty if none is needed).
-
-    ``state``: ``ok``, ``warning`` (the pipeline can run, or will deal with it) or ``problem``.
-    """
-
-    matter: str
-    state: str
-    text: str
-    remedy: str = ""
-
-    @classmethod
-    def of(cls, matter: str, good: bool, text: str, otherwise: str, remedy: str) -> "Finding":
-        """``ok`` if ``good``, else the state ``otherwise`` with the remedy."""
-        return cls(matter, OK, text) if good else cls(matter, otherwise, text, remedy)
 
 
 def examine(project: Project) -> list[Finding]:
@@ -70,16 +52,7 @@ def examine(project: Project) -> list[Finding]:
 
 def doctor(project: Project) -> int:
     """Print the findings. Returns 1 if one is a problem, else 0."""
-    findings = examine(project)
-    width = max(len(found.matter) for found in findings) + 2
-    for found in findings:
-        remedy = f" -> {found.remedy}" if found.remedy else ""
-        text = " ".join(f"{found.text}{remedy}".split())
-        print(f"{found.state:<9}{found.matter:<{width}}{text}")
-    problems = sum(found.state == PROBLEM for found in findings)
-    warnings = sum(found.state == WARNING for found in findings)
-    print(f"scale {project.name}: {problems} problems, {warnings} warnings")
-    return 1 if problems else 0
+    return 1 if print_findings(examine(project), scale=project.name) else 0
 
 
 def _python() -> Finding:

@@ -114,12 +114,13 @@ def _disk(project: Project, plan: Plan) -> list[str]:
 def _notes(project: Project, plan: Plan) -> list[str]:
     path = project.folder / "plan.yaml"
     lines = [f"Rates: {plan.hardware.source} ({path})"]
-    if plan.measured:
-        rates = ", ".join(f"{key} {rate:.1f}" for key, rate in sorted(plan.measured.items()))
-        lines.append(
-            f"Training rates measured in finished runs of this scale (images/s of one process, in "
-            f"place of the estimates): {rates}"
-        )
+    for kind, rates in plan.measured.items():
+        if rates:
+            text = ", ".join(f"{key} {rate:.2f}" for key, rate in sorted(rates.items()))
+            lines.append(
+                f"Rates of {kind} measured at this scale (images/s of one process, in place of the "
+                f"estimates): {text}"
+            )
     by_hand = [one.name for one in plan.held if one.state == "by hand"]
     if by_hand:
         lines.append(f"To be fetched by hand (registration): {', '.join(by_hand)}")

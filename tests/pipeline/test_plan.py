@@ -117,7 +117,7 @@ def test_what_exists_is_not_counted_and_gives_the_rate(graph: Graph) -> None:
         (begun / f"step_{number:09d}").mkdir(parents=True)
     plan = plan_of(graph, "table1")
     states = {s.job.path: s for s in plan.steps if s.job.stage == "train"}
-    assert plan.measured == {"vit_h": 5.0}
+    assert plan.measured == {"training": {"vit_h": 5.0}}
     assert states[f"{H}/run.json"].state == "done" and states[f"{H}/run.json"].hours == 0
     other = states["results/runs/possam_h_ade20k/seed0/run.json"]
     assert other.state == "begun"
@@ -203,7 +203,7 @@ def test_the_printed_plan(graph: Graph, capsys: pytest.CaptureFixture[str]) -> N
         r"estimate: .*\(params/plan\.yaml\)",
     ):
         assert re.search(pattern, shown), (pattern, shown)
-    assert "measured in finished runs" not in shown
+    assert "measured at this scale" not in shown
     with pytest.raises(InputError, match="--nodes: 0"):
         print_plan(Project("paper"), [], nodes=0)
 

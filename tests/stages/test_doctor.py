@@ -10,8 +10,9 @@ import pytest
 from possam import cli
 from possam.params.project import Project
 from possam.runtime.files import write_json
+from possam.runtime.findings import Finding
 from possam.stages import doctor
-from possam.stages.doctor import Finding, examine
+from possam.stages.doctor import examine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = doctor._packages
