@@ -30,6 +30,7 @@ LATE_S = 60.0
 
 _SLOW_S = 5.0
 _SHM = Path("/dev/shm")
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _PREFETCHED = 2
 """Batches that torch's DataLoader has each worker hold ready."""
 
@@ -46,7 +47,7 @@ class Machine:
     host: str
     rank: int
     cores: int
-    memory: int | None
+    memory: int
     shared_memory: int | None
     gpu: str | None
     gpu_memory: int | None
@@ -73,15 +74,17 @@ def look(process: TrainingProcess) -> Machine:
     )
 
 
-def _memory_limit() -> int | None:
-    """The memory that this process's job may use: its cgroup's limit, else the machine's."""
+def _memory_limit() -> int:
+    """The memory that this job may use: the least that a cgroup around it or the machine has."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
+    place = _CGROUPS
+    if _OWN_CGROUP.is_file():
+        lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+        own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+        place = _CGROUPS / own.lstrip("/")
+    for folder in (place, *place.parents):
+        limit = folder / "memory.max"
+        if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
             sizes.append(int(text))
     return min(sizes)
 
@@ -132,12 +135,11 @@ def _machines(
         size = own[0].memory
         text = f"{host}: {gigabytes(size)} for {len(own)} of them, {gigabytes(needed)} expected"
         remedy = "raise memory_gib of train in params/slurm.yaml"
-        yield Finding.of("memory", size is None or size >= needed, text, WARNING, remedy)
-        wanted = len(own) * max(training.workers, project.scale.threads)
-        text = f"{host}: {own[0].cores} per process, {training.workers} workers read images"
+        yield Finding.of("memory", size >= needed, text, WARNING, remedy)
+        needed_cores = max(training.workers, project.scale.threads)
+        text = f"{host}: {own[0].cores} per process, {needed_cores} used"
         remedy = "raise cpus of train in params/slurm.yaml"
-        enough = own[0].cores >= project.scale.threads or own[0].cores >= wanted
-        yield Finding.of("cores", enough, text, WARNING, remedy)
+        yield Finding.of("cores", own[0].cores >= needed_cores, text, WARNING, remedy)
         if training.workers:
             yield _shared_memory(project, host, own)
 

@@ -206,6 +206,19 @@ def test_shared_memory_is_compared_with_what_the_workers_hold() -> None:
     assert found.state == PROBLEM and "--ipc=host" in found.remedy
 
 
+def test_the_memory_of_a_job_is_the_least_of_its_cgroups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(nodes, "_OWN_CGROUP", tmp_path / "own")
+    assert nodes._memory_limit() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/slurm/job_7/step_0\n")
+    (tmp_path / "slurm/job_7/step_0").mkdir(parents=True)
+    (tmp_path / "slurm/job_7/step_0/memory.max").write_text("max\n")
+    (tmp_path / "slurm/job_7/memory.max").write_text("4096\n")
+    assert nodes._memory_limit() == 4096
+
+
 def test_a_file_system_with_too_few_files_left(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
