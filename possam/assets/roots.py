@@ -143,7 +143,7 @@ def _list_part(
     walked = os.walk(place, onerror=_raise)
     every = sorted(Path(folder, file) for folder, _, files in walked for file in files)
     for files in part.files:
-        own = [path for path in every if path.name.endswith(files.suffix)]
+        own = [path for path in every if path.name.lower().endswith(files.suffix)]
         _count(name, files, place, len(own))
         for path in own:
             key = f"{part.path}/{path.relative_to(place).as_posix()}"

@@ -2,7 +2,8 @@
 
 Each converted image is written to the hidden folder ``.<output>.partial`` beside the output,
 followed by a part file; a second run keeps the parts whose sources did not change. When all parts
-are there, the JSON files are assembled from them and the folder is renamed.
+are there, the JSON files are assembled from them, the result is checked, and the folder is renamed.
+A conversion that was interrupted, or whose result was refused, keeps its parts for the next call.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ from possam.datasets.format import (
     SEMANTIC,
 )
 from possam.datasets.pixels import areas, encode_ids, encode_semantic, write_bytes, write_png
-from possam.datasets.records import Source, Task
+from possam.datasets.records import UPSTREAM_INSTANCES, Source, Task
+from possam.datasets.warts import Tally, find_warts
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, hash_json, read_json, sha256_file, write_json
 from possam.runtime.pools import in_chunks
@@ -37,17 +39,32 @@ CHUNK = 8
 _PARTS = "parts"
 
 
-def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -> dict[str, Any]:
+def convert(
+    source: Source,
+    *,
+    name: str,
+    split: str,
+    out: Path,
+    workers: int,
+    code: str = "",
+    check: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Convert ``source`` and write the data set ``out``; returns its manifest.
+
+    After an error, what is already converted is kept for the next call.
 
     Args:
         out: folder to write; replaced if it exists, and not touched if the conversion fails.
         workers: processes; 0 or 1: this process converts. Memory grows with the number of
             processes, not with the number of images.
+        code: hash of the code that converts; parts that other code made are not kept.
+        check: takes the folder of the finished data set before it is renamed to ``out``; raises
+            an InputError to refuse it.
 
     Raises:
-        InputError: no task, or one that cannot be converted (the first, in the tasks' order).
-        PossamError: a worker died; what is already converted is kept for the next call.
+        InputError: no task, one that cannot be converted (the first, in the tasks' order), or the
+            result is refused.
+        PossamError: a worker died.
     """
     tasks, image_root = source.tasks, source.image_root
     if not tasks:
@@ -57,13 +74,14 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     head = {"format": FORMAT, "name": name, "split": split}
     categories = hash_json([category.to_json() for category in source.categories])
     folders = _folders(source)
-    identity = {"instances": source.instances, "categories": categories, "folders": folders}
+    identity = {"categories": categories, "folders": folders, "code": code}
     known = staging / "identity.json"
     if staging.exists() and (not known.exists() or read_json(known) != head | identity):
         shutil.rmtree(staging)
     for folder in (*folders, _PARTS):
         (staging / folder).mkdir(parents=True, exist_ok=True)
     write_json(known, head | identity)
+    (staging / MANIFEST).unlink(missing_ok=True)  # of a result that was refused
     job = partial(_convert_chunk, source=replace(source, tasks=()), staging=staging)
     with Progress(len(tasks), label=f"convert {name} {split}", unit="images") as progress:
         for count, _ in in_chunks(job, tasks, workers=workers, chunk=CHUNK, preload=__name__):
@@ -72,15 +90,17 @@ def convert(source: Source, *, name: str, split: str, out: Path, workers: int) -
     if image_root is not None:
         root = os.path.relpath(os.path.realpath(image_root), os.path.realpath(out))
     manifest = _assemble(staging, source, head=head, image_root=root)
-    shutil.rmtree(staging / _PARTS)
-    known.unlink()
     for folder in folders:
         expected = {_file_name(task, folder) for task in tasks}
         for path in (staging / folder).iterdir():
             if path.name not in expected:  # left by a conversion of other images
                 path.unlink()
     write_json(staging / MANIFEST, manifest)
-    publish(staging, out)
+    if check is not None:
+        check(staging)
+    shutil.rmtree(staging / _PARTS)
+    known.unlink()
+    _publish(staging, out)
     return manifest
 
 
@@ -94,7 +114,7 @@ def _file_name(task: Task, folder: str) -> str:
     return task.image.name if folder == IMAGES else task.png_name
 
 
-def publish(staging: Path, out: Path) -> None:
+def _publish(staging: Path, out: Path) -> None:
     """Rename the folder ``staging`` to ``out``, its sibling, which is replaced if it exists."""
     retired = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
     if replaced := out.exists():
@@ -149,7 +169,7 @@ def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> N
         image = write_bytes(staging / IMAGES / task.image.name, image)
     pixels = encode_semantic(result.semantic, len(source.categories))
     semantic = write_png(staging / SEMANTIC / task.png_name, pixels)
-    part = {
+    part: dict[str, Any] = {
         "signature": signature,
         "width": result.ids.shape[1],
         "height": result.ids.shape[0],
@@ -160,6 +180,8 @@ def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> N
         "segments": [segment.to_json() for segment in result.segments],
         "instances": result.instances,
     }
+    annotated = source.instances.startswith(UPSTREAM_INSTANCES)
+    part["warts"] = find_warts(task.image, part, instances=annotated)
     write_bytes(_part_path(staging, task), json.dumps(part).encode())
 
 
@@ -186,6 +208,7 @@ def _assemble(
     void_pixels = crowd = 0
     hashes = {key: hashlib.sha256() for key in (PANOPTIC, SEMANTIC, IMAGES)}
     images: list[dict[str, Any]] = []
+    warts = Tally()
 
     def annotations() -> Iterator[dict[str, Any]]:
         nonlocal void_pixels, crowd
@@ -216,6 +239,7 @@ def _assemble(
         part = read_json(_part_path(staging, task))
         entry = {"id": task.id, "file_name": task.image.name}
         images.append({**entry, "width": part["width"], "height": part["height"]})
+        warts.add(task.id, part)
     classes = [category.to_json() for category in source.categories]
     things = [entry for entry in classes if entry["isthing"]]
     top = {"categories": classes, "images": images}
@@ -240,6 +264,7 @@ def _assemble(
             "instances": sum(histogram["instances"]),
         },
         "histogram": {**histogram, "void_pixels": void_pixels},
+        "warts": warts.to_json(),
         "instances": instances,
         "sha256": sha256,
         "content": hash_json({**head, "instances": instances, "sha256": sha256}),

@@ -7,7 +7,8 @@ A folder in COCO panoptic format, with semantic maps and instances::
     panoptic/*.png    segment ids R + 256 G + 65536 B, 0 is void
     semantic/*.png    class index; void is 255, or 65535 from 255 classes on
     instances.json    COCO instances JSON of the things, masks as compressed RLE
-    manifest.json     counts, label histogram, hashes; written last, so a folder with it is complete
+    manifest.json     counts, label histogram, what is unusual (see warts), hashes; written last, so
+                      a folder with it is complete
 
 Images stay where they were unpacked; the manifest's ``image_root`` is the relative path from this
 folder to theirs. If a protocol resizes images, all of them are stored here, in ``images/``.

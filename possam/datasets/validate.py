@@ -41,7 +41,7 @@ def validate_dataset(
     Files, hashes, counts and label histogram are those of the manifest; image ids and files are
     unique; image, panoptic and semantic map have one size; each PNG and the JSON have the same ids,
     areas and boxes; class indices are in range; both maps agree on stuff; instances have a thing
-    class, their image's size and their mask's area (upstream annotations: any positive area); at
+    class, their image's size and their mask's area (upstream annotations: any area, also 0); at
     least half of the images have a labelled pixel, and at least half have a segment. ``more``:
     further checks of this data set; returns one message per fault.
 
@@ -88,6 +88,9 @@ def validate_dataset(
         "instances": _instance_faults(dataset, faults),
         "void_pixels": void_pixels,
     }
+    unlabelled = dataset.manifest.get("warts", {}).get("unlabelled", {}).get("images", 0)
+    if unlabelled != len(void_images):
+        faults.append(f"{directory}/manifest.json: warts.unlabelled does not match the files")
     for key, value in recounted.items():
         if value != dataset.manifest["histogram"][key]:
             faults.append(f"{directory}/manifest.json: histogram.{key} does not match the files")
@@ -229,7 +232,7 @@ def _instance_faults(dataset: ConvertedDataset, faults: list[str]) -> list[int]:
         if sizes.get(entry["image_id"]) != mask["size"]:
             faults.append(f"{where}: size {mask['size']} is not that of image {entry['image_id']}")
         area = int(run_length.area({"size": mask["size"], "counts": mask["counts"].encode()}))
-        if (counted and area != entry["area"]) or entry["area"] <= 0:
+        if entry["area"] < 0 or (counted and not 0 < area == entry["area"]):
             faults.append(f"{where}: area {entry['area']}, the mask has {area}")
     if len(seen) != dataset.manifest["counts"]["instances"]:
         faults.append(f"{path}: holds {len(seen)} instances, the manifest says otherwise")

@@ -1,13 +1,13 @@
-"""Stage ``convert``: upstream layouts to the common format, then validation."""
+"""Stage ``convert``: upstream layouts to the common format, with validation."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from possam.datasets.catalogue import datasets, find_dataset
+from possam.datasets.catalogue import datasets, find_dataset, module_of
 from possam.datasets.records import Source
 from possam.params.layout import Layout
 from possam.params.project import Project
+from possam.pipeline.codehash import code_hash
 from possam.runtime.errors import InputError
 from possam.stages.common import asset_path, worker_count
 
@@ -61,16 +61,25 @@ def convert_files(
 def _convert_checked(
     source: Source, dataset: str, split: str, *, out: Path, workers: int
 ) -> dict[str, Any]:
-    """Convert beside ``out``; rename a valid result to it. Returns the validator's report."""
-    from possam.datasets.conversion import convert, publish
-    from possam.datasets.validate import validate_dataset
+    """Convert to ``out``, which only a valid result replaces. Returns the validator's report.
 
-    unchecked, count = out.with_name(f"{out.name}.unchecked"), worker_count(workers)
-    convert(source, name=dataset, split=split, out=unchecked, workers=count)
-    try:
-        report = validate_dataset(unchecked, workers=count, more=datasets()[dataset].faults)
-    except InputError:
-        shutil.rmtree(unchecked)
-        raise
-    publish(unchecked, out)
+    A refused result is kept beside ``out`` and assembled again by the next call; only the images
+    whose files changed are converted again, or all if the code that converts them changed.
+    """
+    from possam.datasets.conversion import convert
+    from possam.datasets.validate import validate_dataset
+    from possam.datasets.warts import describe_warts
+
+    count, report = worker_count(workers), dict[str, Any]()
+
+    def check(folder: Path) -> None:
+        faults = datasets()[dataset].faults
+        report.update(validate_dataset(folder, workers=count, more=faults))
+
+    code = code_hash(module_of(dataset), "possam.datasets.conversion")
+    manifest = convert(
+        source, name=dataset, split=split, out=out, workers=count, code=code, check=check
+    )
+    for line in describe_warts(manifest["warts"]):
+        print(f"{dataset} {split}: {line}", flush=True)
     return report

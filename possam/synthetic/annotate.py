@@ -22,6 +22,10 @@ _ID_STEP = 1_299_709
 _ID_LIMIT = 2**24 - 1
 ADE_FULL_FOLDER = "ADE20K_2021_17_01/images/ADE/validation/synthetic/scene"
 """The only folder of the full release's scenes."""
+COCO_WARTS = ("grey", "cmyk", "exif", "duplicate", "crowds", "no_things", "zero_area")
+ADE_WARTS = ("grey", "cmyk", "exif", "duplicate", "suffix", "unlabelled")
+"""In upstream, the last of each occurs in train only."""
+_SECOND_HALF = 255
 _MAT_HEADER = 116
 _MAT_TEXT = b"MATLAB 5.0 MAT-file, a procedural stand-in"
 
@@ -35,6 +39,8 @@ class Task:
     seed: int
     index: int
     number: int
+    wart: str | None = None
+    """What is unusual about its files, as in upstream's (one of ``COCO_WARTS``, ``ADE_WARTS``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,7 @@ class EncodedScene:
     number: int
     jpeg: bytes
     labels: bytes
+    suffix: str = ".jpg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +125,19 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """JPEG bytes of an RGB image (H, W, 3) without chroma subsampling: classes differ by colour."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+def encode_jpeg(pixels: npt.NDArray[np.uint8], wart: str | None = None) -> bytes:
+    """JPEG bytes of an RGB image (H, W, 3) without chroma subsampling: classes differ by colour.
+
+    ``wart``: ``grey``, ``cmyk`` or ``exif`` (a tag says that the picture lies on its side, although
+    it is upright, as its labels are); anything else changes nothing.
+    """
+    stream, image, options = io.BytesIO(), Image.fromarray(pixels), dict[str, Any]()
+    if wart in ("grey", "cmyk"):
+        image = image.convert("L" if wart == "grey" else "CMYK")
+    elif wart == "exif":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    image.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, **options)
     return stream.getvalue()
 
 
@@ -134,23 +150,34 @@ def _annotated_scene(task: Task) -> tuple[Scene, npt.NDArray[np.uint8], np.rando
         height, width = rng.integers(6, 17, 2)
         top, left = rng.integers(0, len(ids) - 17, 2)
         ids[top : top + height, left : left + width] = 0
+    if task.wart == "unlabelled":
+        ids[:] = 0
+    if task.wart == "no_things":
+        ids[np.isin(ids, [s.id for s in scene.segments if s.is_thing])] = 0
     return scene, ids, rng
 
 
 def coco_scene(task: Task) -> CocoScene:
     """Render and annotate one scene in COCO's panoptic and instance formats.
 
-    Things of one class are sometimes annotated together, as a crowd (``iscrowd`` 1).
+    Things of one class are sometimes annotated together, as a crowd (``iscrowd`` 1). With the wart
+    ``crowds``, the halves of the largest thing are two crowds of its class.
     """
     scene, ids, rng = _annotated_scene(task)
     categories = coco_category_ids()
     groups: dict[tuple[int, int], list[int]] = {}
     names = [s.class_index for s in scene.segments]
-    merge = rng.random() < _CROWD_SHARE
+    merge = rng.random() < _CROWD_SHARE and task.wart != "crowds"
     for segment in scene.segments:
         crowd = merge and segment.is_thing and names.count(segment.class_index) > 1
         key = (segment.class_index, 0 if crowd else segment.id)
         groups.setdefault(key, []).append(segment.id)
+    if task.wart == "crowds":
+        thing = max((s for s in scene.segments if s.is_thing), key=lambda s: (ids == s.id).sum())
+        columns = np.nonzero(ids == thing.id)[1]
+        ids[(ids == thing.id) & (np.arange(len(ids)) > np.median(columns))] = _SECOND_HALF
+        groups[thing.class_index, 0] = groups.pop((thing.class_index, thing.id))
+        groups[thing.class_index, -1] = [_SECOND_HALF]
     panoptic = np.zeros(ids.shape, np.int64)
     segments, instances = [], []
     for position, ((class_index, number), members) in enumerate(groups.items(), start=1):
@@ -162,21 +189,31 @@ def coco_scene(task: Task) -> CocoScene:
         shared = {
             "area": int(mask.sum()),
             "category_id": categories[class_index],
-            "iscrowd": int(number == 0),
+            "iscrowd": int(number <= 0),
             "bbox": bounding_box(mask),
         }
         segments.append(shared | {"id": segment_id})
         if CLASSES[class_index].is_thing:
             code = {"counts": run_lengths(mask), "size": list(mask.shape)}
             instances.append(shared | {"image_id": task.number, "segmentation": code})
+    if task.wart == "zero_area":
+        instances.append(_flat_instance(instances[0]))
     parts = [(panoptic >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)]
     return CocoScene(
         number=task.number,
-        jpeg=encode_jpeg(scene.image),
+        jpeg=encode_jpeg(scene.image, task.wart),
         labels=encode_png(np.stack(parts, axis=-1)),
         segments=segments,
         instances=instances,
     )
+
+
+def _flat_instance(other: dict[str, Any]) -> dict[str, Any]:
+    """An annotation of ``other``'s class whose polygon is a line, as two of COCO's train images."""
+    left, top = other["bbox"][0] + 0.5, other["bbox"][1] + 0.25
+    line = [left, top, left, top, left + 1.03, top, left + 1.03, top]
+    flat = {"area": 0.0, "bbox": [left, top, 1.03, 0.0], "iscrowd": 0, "segmentation": [line]}
+    return other | flat
 
 
 def ade_scene(task: Task) -> AdeScene:
@@ -194,7 +231,8 @@ def ade_scene(task: Task) -> AdeScene:
             instance[mask] = (instance_indices[segment.class_index], count, 0)
     return AdeScene(
         number=task.number,
-        jpeg=encode_jpeg(scene.image),
+        jpeg=encode_jpeg(scene.image, task.wart),
+        suffix=_suffix(task),
         labels=encode_png(semantic),
         instance=encode_png(instance),
         pixels=np.bincount(semantic.ravel(), minlength=len(indices) + 1),
@@ -215,11 +253,12 @@ def ade_full_scene(task: Task) -> AdeFullScene:
             objects.append(_ade_object(len(objects), segment.class_index, mask))
     return AdeFullScene(
         number=task.number,
-        jpeg=encode_jpeg(scene.image),
+        jpeg=encode_jpeg(scene.image, task.wart),
+        suffix=_suffix(task),
         labels=encode_png(labels),
         objects={
             "annotation": {
-                "filename": f"ADE_val_{task.number:08d}.jpg",
+                "filename": f"ADE_val_{task.number:08d}{_suffix(task)}",
                 "folder": ADE_FULL_FOLDER,
                 "imsize": [*ids.shape, 3],
                 "source": {"folder": "", "filename": "", "origin": "rendered"},
@@ -228,6 +267,10 @@ def ade_full_scene(task: Task) -> AdeFullScene:
             }
         },
     )
+
+
+def _suffix(task: Task) -> str:
+    return ".JPG" if task.wart == "suffix" else ".jpg"
 
 
 def _ade_object(number: int, class_index: int, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 Domain A becomes "synthetic COCO", domain B "synthetic ADE20K". Two more test sets have label maps
 only: the full ADE20K has the validation scenes of ADE20K (as upstream) and a larger vocabulary,
 PASCAL Context has new scenes of both domains. File names are upstream's, except that class-name
-files are called synthetic. The same counts and seed give the same bytes (with the same Pillow and
-zlib), for any number of processes.
+files are called synthetic. A few images per split, at fixed places, have what is unusual in
+upstream's files (``COCO_WARTS``, ``ADE_WARTS``); the others do not depend on them. The same counts
+and seed give the same bytes (with the same Pillow and zlib), for any number of processes.
 """
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +26,8 @@ from possam.runtime.files import atomic_write, sha256_file, write_json
 from possam.runtime.progress import Progress
 from possam.synthetic.annotate import (
     ADE_FULL_FOLDER,
+    ADE_WARTS,
+    COCO_WARTS,
     AdeFullScene,
     AdeScene,
     CocoScene,
@@ -41,7 +44,7 @@ from possam.synthetic.annotate import (
     context_scene,
 )
 from possam.synthetic.options import WorldOptions
-from possam.synthetic.packing import FixedZip, fixed_tar, fixed_zip, tar_add
+from possam.synthetic.packing import FixedZip, cut_count, fixed_tar, fixed_zip, tar_add
 from possam.synthetic.scenes import SIZE, Split
 from possam.synthetic.vocabulary import CLASSES, domain_names
 
@@ -56,18 +59,35 @@ _VOC = "VOCtrainval_03-May-2010.tar"
 _CONTEXT = "trainval.tar.gz"
 _CHUNK = 16
 _COCO_LAST_INDEX = 200
+_FIRST_WART = 6
+"""Position in the split of the first image with a wart; the others follow it."""
+_COUNT_BITS = 4
+"""Bits of the number of entries in zips within zips: upstream's has 16, and 118,287 entries."""
+_FORK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(26)
+"""What macOS stores beside a file in ``__MACOSX``."""
 
 Made = TypeVar("Made", CocoScene, AdeScene, AdeFullScene, EncodedScene)
 
 
 def _tasks(
     domain: Literal["a", "b"], split: Split, other: Literal["a", "b"] | None = None, *,
-    count: int, seed: int, first: int = 1, skip: int = 0,
+    count: int, seed: int, first: int = 1, skip: int = 0, warts: Sequence[str] = (),
 ) -> list[Task]:  # fmt: skip
-    """Scenes from index ``skip``, numbered from ``first``; every second one of domain ``other``."""
+    """Scenes from index ``skip``, numbered from ``first``; every second one of domain ``other``.
+
+    Those from ``_FIRST_WART`` on have one of the ``warts`` each; a duplicate is the first scene.
+    """
     domains = (domain, other or domain)
+    found = dict(enumerate(warts, start=_FIRST_WART))
     return [
-        Task(domain=domains[k % 2], split=split, seed=seed, index=skip + k, number=first + k)
+        Task(
+            domain=domains[k % 2],
+            split=split,
+            seed=seed,
+            index=skip if found.get(k) == "duplicate" else skip + k,
+            number=first + k,
+            wart=found.get(k),
+        )
         for k in range(count)
     ]
 
@@ -109,7 +129,8 @@ def _coco_split(
         }
         text = json.dumps(content, separators=(",", ":")).encode()
         archive.add(f"annotations/{kind}_{name}.json", text, compress=True)
-    panoptic.add(f"annotations/panoptic_{name}.zip", inner.getvalue())
+    panoptic.add(f"annotations/panoptic_{name}.zip", cut_count(inner.getvalue(), _COUNT_BITS))
+    panoptic.add(f"__MACOSX/annotations/._panoptic_{name}.zip", _FORK)
 
 
 def _write_coco(directory: Path, scenes: dict[str, Iterable[CocoScene]]) -> None:
@@ -145,7 +166,7 @@ def _write_ade(directory: Path, scenes: dict[str, Iterable[AdeScene]]) -> None:
             folder = folders[split]
             for scene in made:
                 stem = f"ADE_{split}_{scene.number:08d}"
-                archive.add(f"{_ADE}/images/{folder}/{stem}.jpg", scene.jpeg)
+                archive.add(f"{_ADE}/images/{folder}/{stem}{scene.suffix}", scene.jpeg)
                 archive.add(f"{_ADE}/annotations/{folder}/{stem}.png", scene.labels)
                 tar_add(tar, f"annotations_instance/{folder}/{stem}.png", scene.instance)
                 pixels[split] += scene.pixels
@@ -161,7 +182,7 @@ def _write_ade_full(directory: Path, scenes: Iterable[AdeFullScene]) -> None:
     with fixed_zip(directory / _ADE_FULL) as archive:
         for scene in scenes:
             stem = f"{ADE_FULL_FOLDER}/ADE_val_{scene.number:08d}"
-            archive.add(f"{stem}.jpg", scene.jpeg)
+            archive.add(f"{stem}{scene.suffix}", scene.jpeg)
             archive.add(f"{stem}_seg.png", scene.labels)
             archive.add(f"{stem}.json", json.dumps(scene.objects).encode(), compress=True)
 
@@ -262,15 +283,13 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
         progress = stack.enter_context(Progress(total, label="synthetic world", unit="images"))
         make = partial(_produce, pool=pool, progress=progress)
         tasks = partial(_tasks, seed=seed)
-        _write_coco(directory, {
-            "train": make(coco_scene, tasks("a", "train", count=world.coco_train)),
-            "val": make(coco_scene, tasks("a", "val", count=world.coco_val, first=_VAL_NUMBERS)),
-        })  # fmt: skip
-        _write_ade(directory, {
-            "train": make(ade_scene, tasks("b", "train", count=world.ade20k_train)),
-            "val": make(ade_scene, tasks("b", "val", count=world.ade20k_val)),
-        })  # fmt: skip
-        full = tasks("b", "val", count=world.ade20k_full_val)
+        train = tasks("a", "train", count=world.coco_train, warts=COCO_WARTS)
+        val = tasks("a", "val", count=world.coco_val, first=_VAL_NUMBERS, warts=COCO_WARTS[:-1])
+        _write_coco(directory, {"train": make(coco_scene, train), "val": make(coco_scene, val)})
+        train = tasks("b", "train", count=world.ade20k_train, warts=ADE_WARTS)
+        val = tasks("b", "val", count=world.ade20k_val, warts=ADE_WARTS[:-1])
+        _write_ade(directory, {"train": make(ade_scene, train), "val": make(ade_scene, val)})
+        full = tasks("b", "val", count=world.ade20k_full_val, warts=ADE_WARTS[:-1])
         _write_ade_full(directory, make(ade_full_scene, full))
         count = world.pascal_context_459_val
         context = tasks("a", "val", "b", count=count, skip=_CONTEXT_INDICES)

@@ -12,6 +12,8 @@ from typing import IO, cast
 from possam.runtime.files import atomic_path
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_END_RECORD = 22
+"""Bytes of a zip's last record."""
 
 
 class FixedZip(zipfile.ZipFile):
@@ -36,6 +38,15 @@ class FixedZip(zipfile.ZipFile):
         info.create_system, info.external_attr = 3, mode
         info.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
         self.writestr(info, content, compresslevel=6)
+
+
+def cut_count(content: bytes, bits: int) -> bytes:
+    """A zip whose end record states only the lowest ``bits`` of the number of its entries."""
+    end = bytearray(content[-_END_RECORD:])
+    for place in (8, 10):  # on this disk, on all disks
+        count = int.from_bytes(end[place : place + 2], "little") % (1 << bits)
+        end[place : place + 2] = count.to_bytes(2, "little")
+    return content[:-_END_RECORD] + end
 
 
 @contextmanager

@@ -186,7 +186,7 @@ BAD = {
     "no annotation": (_set(("annotations",), []), "no annotation"),
     "annotation of no image": (_set(("annotations", 0, "image_id"), 13), "no annotation"),
     "path in file name": (_set(("images", 0, "file_name"), "../x.jpg"), "plain file name"),
-    "other size": (_set(("images", 0, "width"), 7), "7x4"),
+    "other size": (_set(("images", 1, "width"), 7), "7x4"),
     "PNG of other size": (lambda r: save_rgb_ids(r / PNG, coco_ids()[:3]), "6x3"),
     "JPEG of other size": (lambda r: save_photo(r / JPEG, 4, 5), "5x4"),
     "truncated PNG": (lambda r: _truncate(r / PNG), "truncated"),

@@ -9,7 +9,7 @@ scene parsing map, unchanged. Areas and boxes are computed from the panoptic map
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,15 +173,27 @@ def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[in
     return categories, {value: i for i, value in enumerate(instance) if value}
 
 
-def _listing(folder: Path, suffix: str) -> dict[str, Path]:
+def find_by_stem(paths: Iterable[Path], *suffixes: str) -> dict[str, Path]:
+    """Those of ``paths`` with one of the suffixes, in any case (``.JPG`` occurs), sorted by name.
+
+    Raises an InputError if two files differ only in their suffixes or folders.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: path.name):
+        if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
+            raise InputError(f"{path}: {found[path.stem]} has the same name; remove one of them")
+    return found
+
+
+def _listing(folder: Path, *suffixes: str) -> dict[str, Path]:
     try:
-        return {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
+        return find_by_stem(folder.glob("*"), *suffixes)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> list[Task]:
-    photos = _listing(images, ".jpg")
+    photos = _listing(images, ".jpg", ".jpeg", ".png")
     if not photos:
         raise InputError(f"{images}: no .jpg file; unpack asset ade20k and give its folder")
     folders = [labels] if instances is None else [labels, instances]

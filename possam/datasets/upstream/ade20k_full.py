@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
 from possam.datasets.records import Category, Converted, Source, Task, stuff_categories
-from possam.datasets.upstream.ade20k import SPLITS, image_number, read_index_table, split_folder
+from possam.datasets.upstream.ade20k import (
+    SPLITS,
+    find_by_stem,
+    image_number,
+    read_index_table,
+    split_folder,
+)
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
 
@@ -125,7 +131,7 @@ def _categories(class_names: Path, table: Path) -> list[Category]:
 
 
 def _tasks(folder: Path, split: str, table: str) -> list[Task]:
-    photos = sorted(folder.rglob(f"ADE_{split}_*.jpg"), key=lambda path: path.name)
+    photos = [*find_by_stem(folder.rglob(f"ADE_{split}_*"), ".jpg").values()]
     if not photos:
         raise InputError(
             f"{folder}: no file ADE_{split}_*.jpg in it or below; unpack asset ade20k_full and "

@@ -2,6 +2,9 @@
 
 Panoptic PNGs are kept bit for bit. In the semantic map every pixel has the class of its segment,
 crowds included, as in COCO's common preparation. Areas and boxes are computed from the PNG.
+Instance annotations are kept as published, also those of area 0, as COCO's own evaluation does.
+
+The JSON files and the lists of images are checked before the first image is converted.
 """
 
 from __future__ import annotations
@@ -14,14 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_class_index
+from possam.datasets.coco_json import (
+    check_instance,
+    check_present,
+    check_segments,
+    get,
+    image_size,
+    plain_name,
+    read_lists,
+    unique,
+)
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
-from possam.runtime.files import read_json
 
 if TYPE_CHECKING:
     from possam.datasets.pixels import Array
 
-_MAX_ID = 1 << 24
 _SPLITS = {"train": "train2017", "val": "val2017"}
 
 
@@ -103,21 +114,28 @@ def read_coco(
     Raises:
         InputError: an unreadable or faulty file, or files that do not belong together.
     """
-    data = _read(panoptic_json, ("images", "annotations", "categories"))
+    data = read_lists(panoptic_json, ("images", "annotations", "categories"))
     categories = _categories(data["categories"], panoptic_json, class_names)
-    records = _unique(data["images"], "id", panoptic_json, "images")
-    _unique(data["images"], "file_name", panoptic_json, "images")
-    annotations = _unique(data["annotations"], "image_id", panoptic_json, "annotations")
-    _match(records, annotations, panoptic_json, images)
-    instances, skipped = _instances(instances_json, set(records), categories)
+    records = unique(data["images"], "id", panoptic_json, "images")
+    unique(data["images"], "file_name", panoptic_json, "images")
+    annotations = unique(data["annotations"], "image_id", panoptic_json, "annotations")
+    _match(records, annotations, panoptic_json)
+    for folder, entries, what in ((images, records, "image"), (panoptic_png, annotations, "PNG")):
+        names = {plain_name(entry, "file_name", panoptic_json) for entry in entries.values()}
+        check_present(folder, names, panoptic_json, what)
+    sizes = {key: image_size(record, panoptic_json) for key, record in records.items()}
+    instances, skipped = _instances(instances_json, sizes, categories)
+    known = {category.upstream_id for category in categories}
     tasks = []
     for key, record in records.items():
         annotation = annotations[key]
-        png = panoptic_png / _plain(annotation, "file_name", panoptic_json)
+        png = panoptic_png / annotation["file_name"]
+        segments = get(annotation, "segments_info", panoptic_json, "annotations")
+        check_segments(segments, known, f"{panoptic_json}: image {key}")
         payload = {
-            "width": _get(record, "width", panoptic_json, "images"),
-            "height": _get(record, "height", panoptic_json, "images"),
-            "segments": _get(annotation, "segments_info", panoptic_json, "annotations"),
+            "width": sizes[key][1],
+            "height": sizes[key][0],
+            "segments": segments,
             "instances": instances.get(key, []) if instances is not None else None,
         }
         image = images / record["file_name"]
@@ -141,46 +159,8 @@ def read_coco(
     )
 
 
-def _get(entry: Any, key: str, path: Path | str, where: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{path}: {where}: an entry has no {key!r}; fetch the file again")
-    return entry[key]
-
-
-def _plain(entry: Any, key: str, path: Path) -> str:
-    name = _get(entry, key, path, "annotations")
-    if not isinstance(name, str) or Path(name).name != name or not name:
-        raise InputError(f"{path}: {key} {name!r} is not a plain file name; fetch the file again")
-    return name
-
-
-def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    data = read_json(path)
-    for key in keys:
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise InputError(f"{path}: no list {key!r}; this is not a COCO annotation file")
-    return dict(data)
-
-
-def _unique(entries: Sequence[Any], key: str, path: Path, where: str) -> dict[Any, dict[str, Any]]:
-    """``entries`` by the value of ``key``; InputError if a value comes twice."""
-    result: dict[Any, dict[str, Any]] = {}
-    for entry in entries:
-        value = _get(entry, key, path, where)
-        if key == "file_name":
-            _plain(entry, key, path)
-        elif isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{path}: {where}: {key} {value!r} is not a whole number")
-        if value in result:
-            raise InputError(
-                f"{path}: {where}: {key} {value!r} comes twice; remove one, or fetch the file again"
-            )
-        result[value] = entry
-    return result
-
-
 def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[Category]:
-    upstream = _unique(entries, "id", path, "categories")
+    upstream = unique(entries, "id", path, "categories")
     names = read_class_index(class_names)
     if list(upstream) != list(names):
         only_json = [key for key in upstream if key not in names]
@@ -192,7 +172,7 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
         )
     categories = []
     for position, (key, entry) in enumerate(upstream.items()):
-        is_thing = _get(entry, "isthing", path, "categories")
+        is_thing = get(entry, "isthing", path, "categories")
         if is_thing not in (0, 1):
             raise InputError(f"{path}: categories: isthing of {key} is {is_thing!r}, not 0 or 1")
         categories.append(
@@ -201,10 +181,8 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
     return categories
 
 
-def _match(
-    records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path, folder: Path
-) -> None:
-    """Check that every image has an annotation and a file, from one listing of the folder."""
+def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Path) -> None:
+    """Check that every image has an annotation, and every annotation an image."""
     if missing := records.keys() - annotations.keys():
         raise InputError(
             f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); fetch "
@@ -215,41 +193,31 @@ def _match(
             f"{path}: annotations: image_id {min(strange)} is not in images ({len(strange)} such "
             "annotations); fetch the file again"
         )
-    try:
-        present = {entry.name for entry in folder.iterdir()}
-    except OSError as error:
-        raise InputError(
-            f"{folder}: no folder of images ({error.strerror}); unpack them"
-        ) from error
-    if lost := sorted({record["file_name"] for record in records.values()} - present):
-        raise InputError(
-            f"{folder / lost[0]}: listed in {path} but missing ({len(lost)} such images); unpack "
-            "the images of this split again"
-        )
 
 
 def _instances(
-    path: Path | None, images: set[int], categories: Sequence[Category]
+    path: Path | None, sizes: Mapping[int, tuple[int, int]], categories: Sequence[Category]
 ) -> tuple[dict[int, list[dict[str, Any]]] | None, int]:
     """Upstream instance annotations by image (None without a file), and how many were left out."""
     if path is None:
         return None, 0
-    data = _read(path, ("images", "annotations", "categories"))
+    data = read_lists(path, ("images", "annotations", "categories"))
     things = {c.upstream_id: c.index for c in categories if c.is_thing}
     grouped, skipped = defaultdict[int, list[dict[str, Any]]](list), 0
-    for key, entry in _unique(data["annotations"], "id", path, "annotations").items():
-        category = _get(entry, "category_id", path, "annotations")
-        if category not in things:
+    for key, entry in unique(data["annotations"], "id", path, "annotations").items():
+        category = get(entry, "category_id", path, "annotations")
+        if type(category) is not int or category not in things:
             raise InputError(
                 f"{path}: annotation {key}: category_id {category} is no thing class of the "
                 "panoptic annotations; the two files must be of one release"
             )
-        image = _get(entry, "image_id", path, "annotations")
-        if image not in images:
+        image = get(entry, "image_id", path, "annotations")
+        if type(image) is not int or image not in sizes:
             skipped += 1
             continue
         fields = ("area", "bbox", "iscrowd", "segmentation")
-        kept = {name: _get(entry, name, path, "annotations") for name in fields}
+        kept = {name: get(entry, name, path, "annotations") for name in fields}
+        check_instance(kept, *sizes[image], f"{path}: annotation {key}")
         grouped[image].append({"id": key, "category_id": things[category], **kept})
     return grouped, skipped
 
@@ -303,23 +271,15 @@ def _segments(
     counted = {key: (area, box) for key, area, box in segment_table(ids)}
     segments: dict[int, Segment] = {}
     for entry in entries:
-        key = _get(entry, "id", where, "segments_info")
-        category = _get(entry, "category_id", where, "segments_info")
-        if key in segments:
-            raise InputError(f"{where}: segment id {key} comes twice; fetch the file again")
-        if category not in index:
-            raise InputError(
-                f"{where}: segment {key}: unknown category_id {category}; the segment's class must "
-                "be in 'categories'"
-            )
-        if not isinstance(key, int) or not 0 < key < _MAX_ID or key not in counted:
+        key = entry["id"]
+        if key not in counted:
             raise InputError(
                 f"{where}: segment {key} has no pixel in {png}; JSON and PNGs must be of "
                 "one release"
             )
         (area, box), crowd = counted[key], bool(entry.get("iscrowd", 0))
         segments[key] = Segment(
-            id=key, category=index[category], area=area, bbox=box, is_crowd=crowd
+            id=key, category=index[entry["category_id"]], area=area, bbox=box, is_crowd=crowd
         )
     if strange := sorted(counted.keys() - segments.keys()):
         raise InputError(
@@ -339,10 +299,9 @@ def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dic
             mask = run_length.merge(run_length.frPyObjects(mask, height, width))
         elif isinstance(mask["counts"], list):
             mask = run_length.frPyObjects(mask, height, width)
-        if list(mask["size"]) != [height, width]:
-            raise ValueError(f"size {mask['size']}, the image has {[height, width]}")
+        else:
+            run_length.decode(mask)  # raises if the text is no mask of this size
         text = str(mask["counts"], "ascii") if isinstance(mask["counts"], bytes) else mask["counts"]
-        text.encode("ascii")
     except Exception as error:  # pycocotools raises bare Exception on shapes that it does not know
         raise InputError(
             f"{where}: segmentation cannot be read ({error}); fetch the file again"
