@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import struct
 import tarfile
 import warnings
 import zipfile
@@ -74,6 +75,25 @@ def test_zip_files_inside_are_unpacked_beside_themselves(tmp_path: Path) -> None
     record = unpack(outer, tmp_path / "out")
     assert content(tmp_path / "out") == {"ann/maps.json": b"{}", "ann/maps/1.png": b"png"}
     assert record["files"] == 2
+
+
+def test_every_entry_is_unpacked_whatever_number_the_end_record_states(tmp_path: Path) -> None:
+    """As macOS packs 65,539 entries: the count is cut to 16 bits, and no further record has it."""
+    names = [f"__MACOSX/maps/._{number}.png" for number in range(1 << 16)]
+    names += [f"maps/{number}.png" for number in range(3)]
+    local, central = bytearray(), bytearray()
+    for name in map(str.encode, names):
+        entry = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0)
+        directory = struct.pack("<3H2L", 0, 0, 0, 0, len(local))
+        central += b"PK\x01\x02" + struct.pack("<H", 20) + entry + directory + name
+        local += b"PK\x03\x04" + entry + name
+    end = struct.pack("<4H2LH", 0, 0, 3, 3, len(central), len(local), 0)
+    inner = bytes(local + central) + b"PK\x05\x06" + end
+    outer = make_zip(tmp_path / "outer.zip", {"ann/maps.zip": inner})
+    record = unpack(outer, tmp_path / "out")
+    assert content(tmp_path / "out") == {f"ann/maps/{number}.png": b"" for number in range(3)}
+    assert record["warts"] == {"maps.zip": "its end record counts 3 of 65539 entries"}
+    assert unpack(make_zip(tmp_path / "one.zip"), tmp_path / "two")["warts"] == {}
 
 
 def test_an_older_folder_is_replaced(tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def record(asset: str) -> dict[str, Any]:
     return found
 
 
+def test_the_case_of_a_suffix_does_not_matter(project: Callable[..., Project], disk: Path) -> None:
+    photo = disk / "val2017" / "000000000001.jpg"
+    photo.rename(photo.with_suffix(".JPG"))
+    download_asset(project(coco=str(disk)), "coco_val_images")
+    assert (raw("coco_val_images") / "val2017").resolve() == disk / "val2017"
+
+
 def test_an_unpacked_folder_is_linked_and_pinned(
     project: Callable[..., Project], disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from scipy.io import loadmat
 
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
-from possam.synthetic.annotate import Task, bounding_box, coco_scene, run_lengths
+from possam.synthetic.annotate import Task, ade_scene, bounding_box, coco_scene, run_lengths
 from possam.synthetic.archives import write_world
 from possam.synthetic.options import WorldOptions
 from possam.synthetic.scenes import render_scene, scene_rng
@@ -138,6 +138,24 @@ def test_ade_layout(
         assert np.array_equal(instance[..., 1] > 0, thing)
         for number in np.unique(instance[..., 1][thing]):
             assert len(np.unique(instance[..., 0][instance[..., 1] == number])) == 1
+
+
+def test_all_but_the_images_with_warts_are_as_without_them(tmp_path: Path) -> None:
+    counts = COUNTS | {"coco_train": 15, "ade20k_train": 14}
+    write_world(tmp_path, WorldOptions(seed=9, **counts))
+    photos = zipfile.ZipFile(tmp_path / "train2017.zip")
+    ade = zipfile.ZipFile(tmp_path / "ADEChallengeData2016.zip")
+    base = "ADEChallengeData2016/{}/training/ADE_train_{:08d}{}"
+    for k in range(15):
+        task = Task(domain="a", split="train", seed=9, index=k, number=k + 1)
+        same = photos.read(f"train2017/{k + 1:012d}.jpg") == coco_scene(task).jpeg
+        assert same == (k not in (6, 7, 8, 9)), "crowds, missing and flat things are annotations"
+    for k in range(14):
+        scene = ade_scene(Task(domain="b", split="train", seed=9, index=k, number=k + 1))
+        photo = ade.read(base.format("images", k + 1, ".JPG" if k == 10 else ".jpg"))
+        assert (photo == scene.jpeg) == (k not in (6, 7, 8, 9))
+        labels = ade.read(base.format("annotations", k + 1, ".png"))
+        assert (labels == scene.labels) == (k not in (9, 11)), "the duplicate, the unlabelled"
 
 
 def test_labels_are_those_of_the_scene(world: tuple[Path, dict[str, Any]]) -> None:
