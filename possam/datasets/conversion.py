@@ -97,7 +97,12 @@ def convert(
                 path.unlink()
     write_json(staging / MANIFEST, manifest)
     if check is not None:
-        check(staging)
+        try:
+            check(staging)
+        except InputError as error:
+            raise InputError(
+                f"{error}\n{out}: not written; the next call goes on from {staging}"
+            ) from error
     shutil.rmtree(staging / _PARTS)
     known.unlink()
     _publish(staging, out)

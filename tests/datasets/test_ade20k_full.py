@@ -292,7 +292,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "image twice": (
         lambda r: save_photo(r / JPEG.replace("street", "road"), 3, 5),
-        "each number once",
+        "has the same name",
     ),
     "no number": (
         lambda r: [(r / p).rename(r / p.replace("00000001", "x")) for p in (JPEG, SEG)],
