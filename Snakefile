@@ -52,6 +52,11 @@ def asked(kind):
     }
 
 
+def device(kind, wildcards):
+    """The kind of device that a job of `kind` computes on."""
+    return "cpu" if launcher == "local" else allocation(kind, wildcards).device
+
+
 def processors(kind, here):
     """Threads of a job of `kind`: on SLURM as many as it asks for, on this machine `here`."""
     return here if launcher == "local" else lambda w: allocation(kind, w).cpus

@@ -4,20 +4,33 @@ Exit codes: :mod:`possam.runtime.commands`. Each command imports what it needs w
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from typer import Argument, Context, Option
+from typer import Argument, Option
 
-from possam.datasets.catalogue import Split, datasets
+from possam.arguments import (
+    AnyScale,
+    Dataset,
+    Device,
+    Launcher,
+    LocalDevice,
+    Processes,
+    Run,
+    Scale,
+    Seed,
+    Table,
+    Workers,
+    load_project,
+    names,
+    only_locally,
+)
+from possam.datasets.catalogue import Split
 from possam.runtime.commands import application, command
 from possam.runtime.environment import Environment
-from possam.runtime.errors import InputError, PossamError
-
-if TYPE_CHECKING:
-    from possam.params.project import Project
+from possam.runtime.errors import InputError
 
 app = application(
     "PosSAM (arXiv 2403.09620): the stages of the experiment pipeline, one command each. Snakemake "
@@ -29,71 +42,24 @@ pipeline, look, your_data, cluster, project_wide = (
 )
 
 
-def _project(scale: str) -> "Project":
-    from possam.params.project import Project
-
-    return Project(scale)
-
-
-def _names(kind: str) -> Callable[[Context], list[str]]:
-    """Shell completion: the names of all ``runs``, ``tables``, ... of the scale that was typed."""
-
-    def complete(context: Context) -> list[str]:
-        try:
-            scale = context.params.get("scale") or Environment.load().scale
-            return sorted(getattr(_project(scale), kind))
-        except PossamError:
-            return []  # the command itself says what is wrong with params/
-
-    return complete
-
-
-def _scales() -> list[str]:
-    from possam.params.reading import scale_names
-
-    return scale_names()
-
-
-Launcher = Literal["local", "slurm"]
-Scale = Annotated[
-    str,
-    Option(
-        default_factory=lambda: Environment.load().scale,
-        show_default="$POSSAM_SCALE, else mini",
-        help="A file in params/scales.",
-        autocompletion=_scales,
-    ),
-]
-AnyScale = Annotated[str | None, Option("--scale", help="Default: all.", autocompletion=_scales)]
-Seed = Annotated[int | None, Option(help="One of the scale's seeds (default: its first).")]
-Device = Annotated[str, Option(help="cpu or cuda.")]
-Workers = Annotated[int, Option(help="Processes.")]
-Run = Annotated[str, Argument(help="In params/runs.yaml.", autocompletion=_names("runs"))]
-Table = Annotated[str, Argument(help="In params/tables.yaml.", autocompletion=_names("tables"))]
-Dataset = Annotated[
-    str,
-    Argument(help="A wrong name prints the valid ones.", autocompletion=lambda: list(datasets())),
-]
-
-
 @pipeline("possam world --scale mini --workers 2")
 def world(scale: Scale, workers: Workers = 1) -> None:
     """Write the synthetic world's archives in the upstream layouts."""
     from possam.stages.world import make_world
 
-    make_world(_project(scale), workers=workers)
+    make_world(load_project(scale), workers=workers)
 
 
 @pipeline("possam download --list --scale paper")
 def download(
     scale: Scale,
-    assets: Annotated[list[str] | None, Argument(autocompletion=_names("assets"))] = None,
+    assets: Annotated[list[str] | None, Argument(autocompletion=names("assets"))] = None,
     only_list: Annotated[bool, Option("--list", help="Only list them, with their terms.")] = False,
 ) -> None:
     """Download assets (default: all of the scale) or link to yours; verify and unpack them."""
     from possam.stages.download import download_assets
 
-    download_assets(_project(scale), assets or [], list_only=only_list)
+    download_assets(load_project(scale), assets or [], list_only=only_list)
 
 
 @pipeline("possam convert coco val --scale mini")
@@ -101,7 +67,7 @@ def convert(dataset: Dataset, split: Split, scale: Scale, workers: Workers = 1) 
     """Convert one split of a data set to the common format."""
     from possam.stages.convert import convert_dataset
 
-    convert_dataset(_project(scale), dataset, split, workers=workers)
+    convert_dataset(load_project(scale), dataset, split, workers=workers)
 
 
 @pipeline("possam features clip coco train --scale mini")
@@ -109,7 +75,7 @@ def features(tower: str, dataset: Dataset, split: Split, scale: Scale) -> None:
     """Cache one frozen tower's features (clip, or a SAM size) of one split of a data set."""
     from possam.stages.features import cache_tower_features
 
-    cache_tower_features(_project(scale), tower, dataset, split)
+    cache_tower_features(load_project(scale), tower, dataset, split)
 
 
 @pipeline("possam train possam_b_coco --scale mini --seed 0")
@@ -117,37 +83,36 @@ def train(
     run: Run,
     scale: Scale,
     seed: Seed = None,
-    device: Annotated[str | None, Option(help="cpu or cuda (default: cpu).")] = None,
-    processes: Annotated[int, Option(help="Processes on this machine; cuda: one per GPU.")] = 1,
-    launcher: Annotated[Launcher, Option(help="slurm: a job as params/slurm.yaml says.")] = "local",
+    device: LocalDevice = None,
+    processes: Processes = 1,
+    launcher: Launcher = "local",
+    accept_code: Annotated[
+        bool, Option("--accept-code", help="Go on from a run of other code; its results say so.")
+    ] = False,
 ) -> int:
     """Train one run of params/runs.yaml; a killed training resumes at its last checkpoint."""
     if launcher == "slurm":
         from possam.launch.driver import train_on_slurm
 
-        _only_locally(device, processes)
-        train_on_slurm(scale, run, seed=seed)
+        only_locally(device, processes)
+        train_on_slurm(scale, run, seed=seed, accept_code=accept_code)
         return 0
     if processes != 1:
         from possam.launch.local_processes import train_in_processes
 
-        return train_in_processes(scale, run, seed=seed, device=device, count=processes)
+        return train_in_processes(
+            scale, run, seed=seed, device=device, count=processes, accept_code=accept_code
+        )
     from possam.stages.train import train
 
-    train(_project(scale), run, seed=seed, device=device or "cpu")
+    train(load_project(scale), run, seed=seed, device=device or "cpu", accept_code=accept_code)
     return 0
-
-
-def _only_locally(device: str | None, processes: int) -> None:
-    if device is not None or processes != 1:
-        option = "--device" if device is not None else "--processes"
-        raise InputError(f"{option}: with --launcher slurm, params/slurm.yaml decides it")
 
 
 @pipeline("possam evaluate possam_b_coco ade20k --scale mini")
 def evaluate(
     run: Annotated[str, Argument(help="In params/runs.yaml or external.yaml.")],
-    benchmark: Annotated[str, Argument(autocompletion=_names("benchmarks"))],
+    benchmark: Annotated[str, Argument(autocompletion=names("benchmarks"))],
     scale: Scale,
     seed: Seed = None,
     condition: Annotated[str, Option(help="trained, untrained or shuffled_names.")] = "trained",
@@ -157,7 +122,7 @@ def evaluate(
     """Evaluate one run or external system on one benchmark."""
     from possam.params.tables import TRAINED
 
-    project = _project(scale)
+    project = load_project(scale)
     if run in project.external:
         from possam.stages.external import evaluate_external
 
@@ -177,7 +142,7 @@ def table(table: Table, scale: Scale) -> None:
     """Write one table of params/tables.yaml: CSV, Markdown, TeX and its card."""
     from possam.stages.table import make_table
 
-    make_table(_project(scale), table)
+    make_table(load_project(scale), table)
 
 
 @pipeline("possam figure qualitative --scale mini")
@@ -185,7 +150,7 @@ def figure(figure: str, scale: Scale, device: Device = "cpu") -> None:
     """Draw one figure of params/figures.yaml: PNG, PDF and its card."""
     from possam.stages.figure import make_figure
 
-    make_figure(_project(scale), figure, device=device)
+    make_figure(load_project(scale), figure, device=device)
 
 
 @pipeline("possam report --scale mini")
@@ -193,7 +158,7 @@ def report(scale: Scale) -> None:
     """Put every table and figure on one HTML page."""
     from possam.stages.report import make_report
 
-    make_report(_project(scale))
+    make_report(load_project(scale))
 
 
 @pipeline("possam track table1 --follow")
@@ -206,9 +171,9 @@ def track(
     from possam.stages.track import follow_runs, track
 
     if follow:
-        follow_runs(_project(scale))
+        follow_runs(load_project(scale))
     else:
-        track(_project(scale), table)
+        track(load_project(scale), table)
 
 
 @pipeline("possam pretrain --out data/towers")
@@ -224,7 +189,7 @@ def show(table: Table, scale: Scale) -> None:
     """Print a finished table."""
     from possam.stages.table import show_table
 
-    show_table(_project(scale), table)
+    show_table(load_project(scale), table)
 
 
 @look("possam compare table1 ../before --out difference.md")
@@ -237,7 +202,7 @@ def compare(
     """Print what changed in a table since another checkout, with intervals."""
     from possam.stages.table import print_comparison
 
-    print_comparison(_project(scale), table, before, out=out)
+    print_comparison(load_project(scale), table, before, out=out)
 
 
 @look("possam ui --port 5000")
@@ -256,7 +221,7 @@ def efficiency(
     """Count trainable, frozen and all parameters for every SAM size, without allocating them."""
     from possam.stages.efficiency import print_parameters
 
-    print_parameters(_project(scale))
+    print_parameters(load_project(scale))
 
 
 @your_data('possam predict a.jpg --words "cat; dog, puppy" --random-init --sam b --out out/a')
@@ -277,7 +242,7 @@ def predict(
     if random_init == (checkpoint is not None):
         raise InputError("give one of --checkpoint and --random-init")
     predict(
-        _project(scale),
+        load_project(scale),
         image=image,
         words=words,
         stuff=stuff,
@@ -303,7 +268,7 @@ def score(
     from possam.stages.score import score_predictions
 
     score_predictions(
-        _project(scale),
+        load_project(scale),
         dataset,
         predictions,
         segmentations=segmentations,
@@ -357,9 +322,9 @@ def jobs(
 @cluster("possam rehearse --scale paper --launcher slurm")
 def rehearse(
     scale: Scale,
-    device: Annotated[str | None, Option(help="cpu or cuda (default: cpu).")] = None,
-    processes: Annotated[int, Option(help="Processes on this machine; cuda: one per GPU.")] = 1,
-    launcher: Annotated[Launcher, Option(help="slurm: a job as params/slurm.yaml says.")] = "local",
+    device: LocalDevice = None,
+    processes: Processes = 1,
+    launcher: Launcher = "local",
 ) -> int:
     """Try everything that a study needs, in minutes: nodes, every run's steps, an evaluation."""
     from possam.rehearsal.rehearse import rehearse, report
@@ -367,7 +332,7 @@ def rehearse(
     if launcher == "slurm":
         from possam.launch.rehearsal_job import rehearse_on_slurm
 
-        _only_locally(device, processes)
+        only_locally(device, processes)
         rehearse_on_slurm(scale)
     elif processes != 1:
         from possam.launch.local_processes import rehearse_in_processes
@@ -375,10 +340,22 @@ def rehearse(
         if code := rehearse_in_processes(scale, device=device, count=processes):
             return code
     else:
-        rehearse(_project(scale), device=device or "cpu")
+        rehearse(load_project(scale), device=device or "cpu")
         if Environment.load().processes:
             return 0  # the command that started this process prints the report
-    return report(_project(scale))
+    return report(load_project(scale))
+
+
+@project_wide("possam runs list --scale mini")
+def runs(
+    action: Annotated[Literal["list", "restore", "remove"], Argument()] = "list",
+    folders: Annotated[list[Path] | None, Argument(help="restore, remove: as listed.")] = None,
+    scale: AnyScale = None,
+) -> None:
+    """List trainings that were set aside because their identity changed; restore or remove them."""
+    from possam.stages.runs import manage_runs
+
+    manage_runs(action, folders or [], scale=scale)
 
 
 @project_wide("possam check")
@@ -394,7 +371,7 @@ def doctor(scale: Scale) -> int:
     """Print what this machine lacks for a scale, and the remedy."""
     from possam.stages.doctor import doctor
 
-    return doctor(_project(scale))
+    return doctor(load_project(scale))
 
 
 @project_wide("possam plan table1 table4 --scale paper --nodes 4")
@@ -406,7 +383,7 @@ def plan(
     """Print what targets (default: all tables) take: jobs, GPU-hours, wall time, disk space."""
     from possam.stages.plan import print_plan
 
-    print_plan(_project(scale), targets or [], nodes=nodes)
+    print_plan(load_project(scale), targets or [], nodes=nodes)
 
 
 @project_wide("possam keep --scale mini")
@@ -414,7 +391,7 @@ def keep(scale: Scale) -> None:
     """Copy a finished study's tables and report into folders that git tracks."""
     from possam.stages.keep import keep
 
-    keep(_project(scale))
+    keep(load_project(scale))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

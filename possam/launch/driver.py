@@ -24,12 +24,12 @@ from possam.launch.slurm import (
 )
 from possam.launch.source import freeze
 from possam.launch.training_job import TrainingJob, submit
-from possam.params.layout import Layout
+from possam.params.layout import RUN_LOCK
 from possam.params.project import Project
 from possam.params.slurm import Allocations
 from possam.runtime.errors import InputError, JobFailedError
 from possam.runtime.files import hash_json
-from possam.runtime.locks import hold
+from possam.runtime.locks import hold, is_held
 
 T = TypeVar("T")
 
@@ -50,19 +50,22 @@ _FINAL = {
 """States after which a job is not submitted again."""
 
 
-def train_on_slurm(scale: str, name: str, *, seed: int | None) -> None:
+def train_on_slurm(scale: str, name: str, *, seed: int | None, accept_code: bool = False) -> None:
     """Train run ``name`` as a SLURM job; returns when the training is complete.
 
     If a job of the same training is queued or running, it is waited for and nothing is submitted.
+    A run that is finished already, or of other code that is accepted (``accept_code``), is settled
+    here, without a job.
 
     Raises:
-        InputError: bad parameters, a refused submission, or an active job of another identity.
+        InputError: bad parameters, a refused submission, an active job of another identity, or
+            nothing to accept.
         JobFailedError: the job failed for good.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the job goes on, and a line says so.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        driver = _Driver(scale, name, seed)
+        driver = _Driver(scale, name, seed, accept_code=accept_code)
         try:
             driver.drive()
         except KeyboardInterrupt:
@@ -75,27 +78,27 @@ def train_on_slurm(scale: str, name: str, *, seed: int | None) -> None:
 class _Driver:
     """One waiting command, with the parameters and the identity of the frozen sources."""
 
-    def __init__(self, scale: str, name: str, seed: int | None) -> None:
-        from possam.datasets.format import ConvertedDataset
-        from possam.stages.train import training_identity
+    def __init__(self, scale: str, name: str, seed: int | None, *, accept_code: bool) -> None:
+        from possam.stages.train import Training
 
         self.root = Path.cwd()
         # First, so that an unknown scale or run leaves no frozen sources behind.
         Project(scale).run(name, seed=seed)
         self.source = freeze(root=self.root)
         project = Project(scale, folder=self.source / "params")
-        run = project.run(name, seed=seed)
-        layout = Layout(project)
-        self.scale, self.name, self.seed = scale, name, run.seed
+        training = Training(project, name, seed=seed, package=self.source / "possam")
+        self.scale, self.name, self.seed = scale, name, training.run.seed
         self.allocation = Allocations(folder=project.folder).of(scale, "train")
-        dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
-        self.identity = hash_json(
-            training_identity(layout, name, run, dataset, package=self.source / "possam")
+        device = training.files.device_of(
+            training.on, self.allocation.device, accept_code=accept_code
         )
+        self.training, self.accept_code = training, accept_code
+        self.trains = training.on(device)
+        self.identity = hash_json(self.trains)
         # Unique to this training in this project, so that its job can be found by name.
         key = hash_json([str(self.root.resolve()), self.identity])[:12]
-        self.job_name = f"possam-{scale}-{name}-seed{run.seed}-{key}"
-        self.directory = layout.run(name, run.seed)
+        self.job_name = f"possam-{scale}-{name}-seed{self.seed}-{key}"
+        self.directory = training.directory
         self.records = RunRecords(self.directory)
         self.record: JobRecord | None = None
         self.submitted_here = 0
@@ -104,14 +107,15 @@ class _Driver:
         print(f"{self.name} seed {self.seed}: {text}", file=sys.stderr, flush=True)
 
     def drive(self) -> None:
-        if self.records.finish(self.identity):
-            self.say(f"{self.directory}: finished already; nothing to do")
+        if self._is_finished():
             return
         require_slurm("--launcher slurm")
         why, job, message = "first", None, None
         while True:
-            self.record = self._find_or_submit(why, lost=job)
-            job = self.record.job
+            record = self.record = self._find_or_submit(why, lost=job)
+            if record is None:
+                return
+            job = record.job
             state = self._wait(job)
             if state is None:
                 self.say(f"job {job} has trained it: {self.directory}")
@@ -142,8 +146,25 @@ class _Driver:
             raise JobFailedError(f"job {job}: {message}. {log}")
         return message
 
-    def _find_or_submit(self, why: str, *, lost: str | None) -> JobRecord:
+    def _is_finished(self) -> bool:
+        if finished := self.records.finish(self.identity):
+            self.say(f"{self.directory}: finished already; nothing to do")
+        return finished
+
+    def _settle(self) -> bool:
+        """Whether the run is finished once it was taken back or accepted, which is done here."""
+        from possam.stages.train import only_one
+
+        accepts = self.accept_code and self.training.files.held().get("hash") != self.identity
+        if is_held(self.directory / RUN_LOCK) and not accepts:
+            return False  # of a lost job, for some time; the next job waits
+        with only_one(self.directory):
+            return self.training.settle(self.trains, accept_code=self.accept_code)
+
+    def _find_or_submit(self, why: str, *, lost: str | None) -> JobRecord | None:
         """The record of this training's active job; submits one if there is none.
+
+        None: the training is finished.
 
         ``why``: the reason for a submission. ``lost``: a job that is known to have ended.
 
@@ -155,11 +176,9 @@ class _Driver:
             if record is not None:
                 self.say(f"job {record.job} is there already; waiting for it")
                 return record
-            if self.records.finish(self.identity):
-                # Another driver's job has ended in the meantime; waiting for it ends at once.
-                kept = self.records.read()
-                assert kept is not None
-                return kept
+            # Another driver's job may have ended in the meantime.
+            if self._is_finished() or self._settle():
+                return None
             job = submit(
                 TrainingJob(
                     scale=self.scale,

@@ -24,11 +24,18 @@ _PATIENCE_S = 20.0
 
 
 def train_in_processes(
-    scale: str, name: str, *, seed: int | None, device: str | None, count: int
+    scale: str,
+    name: str,
+    *,
+    seed: int | None,
+    device: str | None,
+    count: int,
+    accept_code: bool = False,
 ) -> int:
     """Train in ``count`` processes on this machine (CUDA: one per GPU); see `run_processes`."""
     command = [sys.executable, "-m", "possam.cli", "train", name, "--scale", scale]
     command += ["--device", device or "cpu", *([] if seed is None else ["--seed", str(seed)])]
+    command += ["--accept-code"] if accept_code else []
     return run_processes(command, count=count)
 
 

@@ -19,6 +19,8 @@ FEATURES = "data/{scale}/features/{tower}/{dataset}_{split}/manifest.json"
 TEXT = "data/{scale}/text"
 """Text embeddings of vocabularies, by content: see :mod:`possam.stages.models`."""
 RUN = "results/{prefix}runs/{run}/seed{seed}/run.json"
+SUPERSEDED = "results/{prefix}superseded/{run}/seed{seed}"
+"""Where a training's work is kept whose code, parameters or inputs have changed since."""
 EVALUATION = "results/{prefix}evaluations/{run}/seed{seed}/{benchmark}/{condition}/evaluation.json"
 EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed{NO_SEED}").replace(
     "{condition}", EXTERNAL
@@ -86,6 +88,10 @@ class Layout:
     def run(self, run: str, seed: int) -> Path:
         """Folder of one training: a run with one seed."""
         return self._path(RUN, run=run, seed=seed).parent
+
+    def superseded(self, run: str, seed: int) -> Path:
+        """Folder of the trainings of a run and seed that were set aside."""
+        return self._path(SUPERSEDED, run=run, seed=seed)
 
     def evaluation(self, run: str, seed: int, benchmark: str, condition: str) -> Path:
         """Folder of one evaluation; each variant's statistics lie in a folder below it."""

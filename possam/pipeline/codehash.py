@@ -1,14 +1,16 @@
 """Hash of the code that a stage uses: one part of a result's identity.
 
-The files are parsed, never imported. Comments, formatting, docstrings and the Python version do not
-change the hash; a changed constant or statement does, also in an imported module.
+The files are parsed, never imported. Comments, formatting, docstrings, the wording of errors and
+the Python version do not change the hash; a changed constant or statement does, also in an imported
+module.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeGuard
 
 from possam.runtime.errors import InputError
 
@@ -23,7 +25,7 @@ EXCLUDED: frozenset[str] = frozenset(
         *("params.assets", "params.benchmarks", "params.data", "params.figures"),
         *("params.layout", "params.project", "params.reading", "params.scale"),
         *("params.tables", "runtime.environment", "runtime.errors", "runtime.locks"),
-        *("runtime.progress", "runtime.provenance"),
+        *("runtime.memory", "runtime.progress", "runtime.provenance", "training.run_files"),
     )
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.
@@ -31,11 +33,25 @@ EXCLUDED: frozenset[str] = frozenset(
 The resolved parameters are in the identity themselves.
 """
 
+DEVICE_CODE: Mapping[str, str] = {
+    "possam.model.ops.compiled_sampling": "cpu",
+    "possam.model.ops.sampling_kernels": "cpu",
+    "possam.model.ops.triton_sampling": "cuda",
+}
+"""Modules whose functions are called on one kind of device only -> that kind.
+
+A module that passes work on to PyTorch on the other kind (``fast_linear``) is called there, too,
+and so it is not listed.
+"""
+
 _VERSION_NAMES = {"__version__", "__all__"}
 
 
 def module_closure(
-    *modules: str, package: Path = PACKAGE, excluded: frozenset[str] = EXCLUDED
+    *modules: str,
+    package: Path = PACKAGE,
+    excluded: frozenset[str] = EXCLUDED,
+    device: str | None = None,
 ) -> dict[str, str]:
     """The given modules and all modules of the package that they import, directly or not.
 
@@ -43,6 +59,7 @@ def module_closure(
         modules: dotted names, such as ``"possam.training.loop"``.
         package: the package's folder; its name is the first part of the dotted names.
         excluded: modules that do not count and whose own imports are not followed.
+        device: ``cpu`` or ``cuda``: leave out the modules of the other one; None: all count.
 
     Returns:
         By dotted name, sorted, the SHA-256 of each module's code, parent packages included.
@@ -53,6 +70,8 @@ def module_closure(
     for module in modules:
         if _file_of(module, package) is None:
             raise InputError(f"code hash: there is no module {module!r} in {package}")
+    if device is not None:
+        excluded = excluded.union(name for name, own in DEVICE_CODE.items() if own != device)
     found: dict[str, str] = {}
     pending = [name for module in modules for name in _with_parents(module)]
     while pending:
@@ -66,9 +85,9 @@ def module_closure(
     return dict(sorted(found.items()))
 
 
-def code_hash(*modules: str, package: Path = PACKAGE, excluded: frozenset[str] = EXCLUDED) -> str:
+def code_hash(*modules: str, package: Path = PACKAGE, device: str | None = None) -> str:
     """SHA-256 (hex) of the code of :func:`module_closure`, arguments and errors as there."""
-    closure = module_closure(*modules, package=package, excluded=excluded)
+    closure = module_closure(*modules, package=package, device=device)
     text = "".join(f"{name}\0{content}\n" for name, content in closure.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -105,13 +124,17 @@ def _analyse(path: Path, module: str, modified: int, size: int) -> tuple[str, fr
     return hashlib.sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest(), targets
 
 
-def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
+def _normalise(
+    node: ast.AST, parts: list[str], imports: list[ast.AST], *, wording: bool = False
+) -> None:
     """Append a canonical text of ``node`` to ``parts``, and its import nodes to ``imports``.
 
     Empty fields are left out: Python versions add fields (``type_params``), and an unused one must
-    not change the hash.
+    not change the hash. ``wording``: the node is part of an error's message, whose literal text is
+    left out, but not the values in it.
     """
     kind = node.__class__
+    wording = wording and kind is not ast.Call  # what calls inside the message get does count
     if kind in (ast.Import, ast.ImportFrom, ast.Call):
         imports.append(node)
     parts += [kind.__name__, "("]
@@ -120,8 +143,13 @@ def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
         if value is None or field in ("kind", "type_comment", "ctx"):
             continue  # a Constant node without a value is the constant None
         if isinstance(value, ast.AST):
+            if wording and _is_text(value):
+                continue
             parts.append(field)
-            _normalise(value, parts, imports)
+            if kind is ast.Raise and _is_error(value):
+                _normalise_error(value, parts, imports)
+            else:
+                _normalise(value, parts, imports, wording=wording)
         elif isinstance(value, list):
             if not value:
                 continue
@@ -129,15 +157,39 @@ def _normalise(node: ast.AST, parts: list[str], imports: list[ast.AST]) -> None:
             for item in value:
                 if not isinstance(item, ast.AST):
                     parts.append(repr(item))
-                elif _is_inert(item):
+                elif _is_inert(item) or (wording and _is_text(item)):
                     continue
                 else:
-                    _normalise(item, parts, imports)
+                    _normalise(item, parts, imports, wording=wording)
                 parts.append(",")
             parts.append("]")
         else:
             parts.append(f"{field}={value!r};")
     parts.append(")")
+
+
+def _normalise_error(error: ast.Call, parts: list[str], imports: list[ast.AST]) -> None:
+    """As :func:`_normalise`, of an error that is raised: without the text of its message."""
+    parts.append("Call(")
+    _normalise(error.func, parts, imports)
+    for item in (*error.args, *error.keywords):
+        if not _is_text(item):
+            _normalise(item, parts, imports, wording=True)
+            parts.append(",")
+    parts.append(")")
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Whether a node is a string, or an f-string without values."""
+    if isinstance(node, ast.JoinedStr):
+        return all(map(_is_text, node.values))
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _is_error(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Whether a node is a call of something named ``...Error``."""
+    name = getattr(node, "func", None)
+    return str(getattr(name, "attr", getattr(name, "id", ""))).endswith("Error")
 
 
 def _is_inert(node: ast.AST) -> bool:

@@ -39,11 +39,14 @@ class Stage:
     ``name``: of the Snakemake rule, of the command, and of the module in ``possam/stages``.
     ``outputs``: patterns of the files that a job makes; the plan names a job by the first.
     ``stored``: whether DVC or git stores what the stage makes.
+    ``by_device``: whether the output names the ``device`` that computed it, and the hash of the
+        ``code`` for it; code for other kinds of devices is then no part of a job's identity.
     """
 
     name: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     stored: ClassVar[bool] = False
+    by_device: ClassVar[bool] = False
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """The files that a job reads; an InputError if something named does not exist."""
@@ -122,7 +125,7 @@ class Train(Stage):
 
     name = "train"
     outputs = (layout.RUN,)
-    stored = True
+    stored = by_device = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """A data set and towers; cached features and a checkpoint where the run asks for them."""
@@ -180,7 +183,7 @@ class Evaluate(Stage):
 
     name = "evaluate"
     outputs = (layout.EVALUATION,)
-    stored = True
+    stored = by_device = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """The test set, the training set (for seen classes), the towers and the trained run."""

@@ -15,7 +15,7 @@ from possam.params.project import Project
 from possam.params.reading import scale_names
 from possam.pipeline.codehash import code_hash
 from possam.pipeline.declarations import CONSTRAINTS, STAGES, Wildcards
-from possam.runtime.files import hash_json
+from possam.runtime.files import hash_json, read_json
 
 PAPER = "paper"
 """The scale whose results lie directly in ``results/``: its prefix is empty."""
@@ -101,11 +101,25 @@ class Graph:
         STAGES[stage].check(project, w)
         return inputs
 
-    def identity(self, stage: str, wildcards: Wildcards) -> str:
-        """SHA-256 (hex) of the parameters and code that decide a job's output; errors as above."""
+    def identity(self, stage: str, wildcards: Wildcards, *, device: str = "cpu") -> str:
+        """SHA-256 (hex) of the parameters and code that decide a job's output; errors as above.
+
+        ``device``: kind of the device that the job would compute on. What was made on another kind
+        by code that has not changed since keeps its identity.
+        """
         project, w = self._job(wildcards)
-        parameters, code = STAGES[stage].parameters(project, w), STAGES[stage].code(project, w)
-        return hash_json({"stage": stage, "parameters": parameters, "code": self._code(*code)})
+        declared = STAGES[stage]
+        parameters, code = declared.parameters(project, w), declared.code(project, w)
+        if declared.by_device:
+            made = Path(declared.outputs[0].format_map(w))
+            found = read_json(made) if made.is_file() else {}
+            before = found.get("device")
+            if before and found.get("code") == self._code(*code, device=before):
+                device = before
+            used = self._code(*code, device=device)
+        else:
+            used = self._code(*code)
+        return hash_json({"stage": stage, "parameters": parameters, "code": used})
 
     def is_timed(self, wildcards: Wildcards) -> bool:
         """Whether an evaluation measures speed, and so must run with nothing beside it."""

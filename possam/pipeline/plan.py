@@ -21,6 +21,7 @@ from possam.params.project import Project
 from possam.pipeline.graph import Graph, Job, find_job
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
+from possam.training.checkpoint_paths import finished_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +192,7 @@ class _Cost:
         """Share of a training that is done at its newest checkpoint, 0..1."""
         run = job.of("run")
         folder = Layout(self.project).run(run, int(job.of("seed"))) / "checkpoints"
-        steps = [int(p.name.removeprefix("step_")) for p in folder.glob("step_*") if p.is_dir()]
-        return min(1.0, max(steps, default=0) / self.project.run(run).training.iterations)
+        return min(1.0, finished_steps(folder) / self.project.run(run).training.iterations)
 
     def _seconds(self, job: Job, units: int) -> float:
         """Seconds of wall time for the whole job on ``units``."""

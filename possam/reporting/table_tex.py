@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from possam.params.tables import EXTERNAL
+from possam.reporting.table_text import code_changes
 
 _EXTERNAL_MARK = r"$^\dagger$"
 
@@ -57,6 +58,7 @@ def tex(card: Mapping[str, Any]) -> str:
     note = f"Brackets: {100 * card['confidence']:g} % bootstrap interval over test images."
     if card["synthetic"]:
         note += " Bold values are of synthetic data and not comparable with published ones."
+    note += "".join(f" {change}." for change in code_changes(card))
     external = any(row["source"] == EXTERNAL for row in card["rows"])
     marked = rf" {_EXTERNAL_MARK}External predictions, measured here." if external else ""
     # Below the tabular: a long line in it would widen its last column.

@@ -1,6 +1,7 @@
 """A table's card as Markdown, for people, and as plain text, for a terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from possam.evaluation.metrics import EFFICIENCY, METRICS_OF
@@ -36,6 +37,7 @@ def _introduction(card: Card) -> list[str]:
             "towers. The published numbers are of the real COCO and ADE20K: the two are **not "
             "comparable**, and the differences say nothing about the method."
         )
+    texts += [f"> **{change}.**" for change in code_changes(card)]
     value, seeds = "value", ", ".join(map(str, card["seeds"]))
     if (count := len(card["seeds"])) > 1:
         value = f"mean ± standard deviation over {count} trainings (seeds {seeds})"
@@ -52,6 +54,20 @@ def _introduction(card: Card) -> list[str]:
             "depend on seeds."
         )
     return texts
+
+
+def code_changes(card: Card) -> list[str]:
+    """One text per training behind the table and change of the code that it went on after."""
+    found: dict[str, None] = {}
+    for key, evaluation in card["evaluations"].items():
+        run, seed, *_ = key.split("/")
+        for change in evaluation.get("accepted_code", ()):
+            versions = (change[when]["git"]["commit"][:10] for when in ("before", "after"))
+            found[
+                f"Run {run}, {seed.replace('seed', 'seed ')}: the code changed after step "
+                f"{change['steps']}, from commit {' to '.join(versions)}"
+            ] = None
+    return list(found)
 
 
 def _external(card: Card) -> list[str]:
@@ -280,6 +296,7 @@ def terminal(card: Card) -> str:
     lines = [card["title"], f"scale {card['scale']}: {card['scale_title']}"]
     if card["synthetic"]:
         lines.append("SYNTHETIC data: reproduced (*) and published numbers are not comparable")
+    lines += [line for change in code_changes(card) for line in wrap(change, 80)]
     for group, title in card["groups"].items():
         columns = [column for column in card["columns"] if column["group"] == group]
         lines += ["", title, _text_line("", (column["title"] for column in columns))]

@@ -236,7 +236,10 @@ def _control(control: ControlParams, source: _Source) -> dict[str, Any]:
 
 
 def _provenance(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("identity", "run_identity", "inputs", "code", "templates", "counts")
+    names = (
+        *("identity", "run_identity", "accepted_code", "device", "inputs", "code"),
+        *("templates", "counts"),
+    )
     return {"content_hash": hash_json(evaluation)} | {
         name: evaluation[name] for name in names if name in evaluation
     }

@@ -5,6 +5,7 @@ exception leaves nothing behind.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -64,6 +65,19 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def remove_leftovers(folder: Path, *, of: str = "") -> None:
+    """Remove the temporary files and directories that a killed process left in ``folder``.
+
+    No other process may be writing there. ``of``: only leftovers of the file or directory ``of``.
+    """
+    pattern = f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"
+    for path in folder.glob(pattern) if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:

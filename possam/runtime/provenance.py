@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,7 @@ def provenance(
     seed: int | None,
     started: float,
     root: Path,
+    accepted_code: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Describe a finished stage, for JSON; facts that cannot be found are ``"unknown"`` or null.
 
@@ -44,8 +45,9 @@ def provenance(
         inputs: name or path of each input -> its hash.
         seed: the stage's seed; None if nothing in it is random.
         started: ``time.time()`` at the start, in seconds.
-        root: a folder of the checkout, for the git commit. Frozen sources
-            (:mod:`possam.launch.source`) bring the commit that they were copied from.
+        root: a folder of the checkout, for the git commit (:func:`source_state`).
+        accepted_code: changes of the code that a training went on after
+            (:class:`possam.training.run_files.RunFiles`).
     """
     environment = Environment.load()
     return {
@@ -53,7 +55,7 @@ def provenance(
         "parameters": dict(parameters),
         "inputs": dict(sorted(inputs.items())),
         "seed": seed,
-        "git": read_json(environment.source) if environment.source else git_state(root),
+        "git": source_state(root),
         "packages": package_versions(),
         "python": platform.python_version(),
         "hardware": hardware(),
@@ -61,7 +63,17 @@ def provenance(
         "wall_time_s": round(max(0.0, time.time() - started), 3),
         "peak_memory_mib": peak_memory_mib(),
         "slurm_job": environment.slurm_job,
+        **({"accepted_code": list(accepted_code)} if accepted_code else {}),
     }
+
+
+def source_state(root: Path) -> dict[str, Any]:
+    """:func:`git_state` of the code that runs.
+
+    Frozen sources (:mod:`possam.launch.source`) bring that of the checkout they were copied from.
+    """
+    source = Environment.load().source
+    return dict(read_json(source)) if source else git_state(root)
 
 
 def _output(command: list[str]) -> str | None:

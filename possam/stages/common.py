@@ -43,13 +43,17 @@ def check_device(device: str) -> str:
 
 @dataclass
 class StageRecord:
-    """The content of a stage's ``provenance.json``, which :meth:`write` puts beside the result."""
+    """The content of a stage's ``provenance.json``, which :meth:`write` puts beside the result.
+
+    ``accepted_code``: changes of the code that a training went on after.
+    """
 
     stage: str
     parameters: Mapping[str, Any]
     inputs: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     started: float = field(default_factory=time.time)
+    accepted_code: Sequence[Mapping[str, Any]] = ()
 
     def write(self, directory: Path) -> None:
         """Write ``directory/provenance.json`` atomically."""
@@ -140,9 +144,11 @@ def finished_run(layout: Layout, name: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def code_identity(modules: Sequence[str], *, package: Path | None = None) -> str:
+def code_identity(
+    modules: Sequence[str], *, package: Path | None = None, device: str | None = None
+) -> str:
     """:func:`code_hash` of entry modules; ``package``: folder of the code, default: this one."""
-    return code_hash(*modules, package=package or PACKAGE)
+    return code_hash(*modules, package=package or PACKAGE, device=device)
 
 
 def worker_count(requested: int) -> int:

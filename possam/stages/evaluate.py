@@ -27,14 +27,6 @@ from possam.stages.common import (
 )
 from possam.stages.models import embed_names, load_segmenter
 
-EVALUATION_CODE = (
-    "possam.stages.evaluate",
-    "possam.evaluation.evaluate",
-    "possam.model.segmenter",
-    "possam.model.encoders.text",
-)
-"""Entry points of the code that turns trained weights into figures, for its hash."""
-
 
 def shuffle_names(vocabulary: Sequence[tuple[str, ...]], *, seed: int) -> list[tuple[str, ...]]:
     """The names of a control: every class gets another class's (a seeded derangement).
@@ -67,7 +59,7 @@ def evaluate(
     Raises:
         InputError: a wrong argument, or the data set, a tower or the training is missing.
     """
-    check_device(device)
+    kind = check_device(device).split(":")[0]
     set_up_process(project)
     if condition not in CONDITIONS:
         raise InputError(
@@ -88,11 +80,13 @@ def evaluate(
         "inference": {key: value.model_dump(mode="json") for key, value in variants.items()},
         "evaluation": scale.evaluation.model_dump(mode="json"),
     }
+    trained: dict[str, Any] = {}
     if condition == "untrained":
         run_identity, segmenter = "untrained", load_segmenter(layout, run.sam, run)
     else:
         weights = layout.run(name, run.seed) / "weights.safetensors"
-        run_identity = str(finished_run(layout, name, run.seed)["identity"])
+        trained = finished_run(layout, name, run.seed)
+        run_identity = str(trained["identity"])
         segmenter = load_segmenter(layout, run.sam, weights)
         inputs["weights"] = sha256_file(weights)
     names = dataset.vocabulary
@@ -107,8 +101,11 @@ def evaluate(
         "synthetic": scale.synthetic,
         "run_identity": run_identity,
         "inputs": inputs,
-        "code": code_identity((*EVALUATION_CODE, *parts)),
+        "device": kind,
+        "code": code_identity((__name__, *parts), device=kind),
     }
+    if changes := trained.get("accepted_code"):  # the weights are of more than one version
+        identity["accepted_code"] = changes
     identity["identity"] = hash_json(identity)
     out = layout.evaluation(name, run.seed, benchmark, condition)
     segmenter = compiled(segmenter.to(device), scale.evaluation.compile)

@@ -9,6 +9,7 @@ from possam.pipeline.declarations import STAGES
 from possam.pipeline.graph import Graph
 from possam.pipeline.plan import Plan, Step, make_plan, wall_hours
 from possam.runtime.errors import InputError
+from possam.stages.runs import set_aside_bytes
 
 
 def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:
@@ -102,6 +103,11 @@ def _disk(project: Project, plan: Plan) -> list[str]:
         f"  still to be written       {gigabytes(disk.to_write):>10}   free: {gigabytes(free)}"
         f"{short}"
     )
+    if aside := set_aside_bytes(Layout(project)):
+        lines.append(
+            f"  trainings set aside       {gigabytes(aside):>10}   not counted above; "
+            f"possam runs list --scale {project.name}"
+        )
     here = sum(one.state == "here" for one in plan.held)
     on_disk = sum(one.state == "on disk" for one in plan.held)
     lines.append(

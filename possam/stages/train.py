@@ -2,8 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from possam.params.layout import RUN_LOCK, Layout
 from possam.params.project import Project
 from possam.params.scale import RunParams
 from possam.runtime.errors import InputError
-from possam.runtime.files import hash_json, sha256_file, write_json
+from possam.runtime.files import hash_json, read_json, write_json
 from possam.runtime.locks import hold
 from possam.stages.common import (
     StageRecord,
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from possam.model.encoders.sam import SamEncoder
     from possam.training.distributed import TrainingProcess
     from possam.training.sources import Source
-
-TRAINING_CODE = (
-    "possam.stages.train",
-    "possam.training.loop",
-    "possam.training.sources",
-    "possam.training.live_source",
-    "possam.model.possam",
-    "possam.model.encoders.text",
-)
-"""Entry modules of the code that shapes trained weights."""
 
 
 def _source(
@@ -84,7 +74,7 @@ def _source(
 
 
 @contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
+def only_one(directory: Path) -> Iterator[None]:
     """Hold the lock that lets only one process train in ``directory``; others can see it."""
     with contextlib.ExitStack() as stack:
         try:
@@ -110,11 +100,13 @@ def training_identity(
     name: str,
     run: RunParams,
     dataset: "ConvertedDataset",
+    device: str,
     *,
     package: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that the trained weights of ``run`` on its training set ``dataset`` depend on.
 
+    ``device``: kind of the device that computes; code for the other kind does not count.
     ``package``: folder of the code that trains; default: this one.
 
     Raises:
@@ -123,96 +115,163 @@ def training_identity(
     inputs = {"dataset": dataset.manifest["content"], **frozen_hashes(layout, run.sam)}
     if run.start_from is not None:
         inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
+    # Only the registry imports the parts that the options name, and it is not counted.
+    code = (__name__, *run.model.modules)
     return {
         "run": name,
         "scale": layout.project.name,
+        "device": device,
         "parameters": run.model_dump(mode="json"),
         "inputs": inputs,
-        # Only the registry imports the parts that the options name, and it is not counted.
-        "code": code_identity((*TRAINING_CODE, *run.model.modules), package=package),
+        "code": code_identity(code, package=package, device=device),
     }
 
 
-def train(project: Project, name: str, *, seed: int | None, device: str) -> None:
+class Training:
+    """One training, before anything is loaded: its folder, and the identity that it has there.
+
+    Attributes:
+        directory: the run's folder.
+        files: what is in it.
+    """
+
+    def __init__(
+        self, project: Project, name: str, *, seed: int | None, package: Path | None = None
+    ) -> None:
+        """``package``: folder of the code that trains; default: this one."""
+        from possam.datasets.format import ConvertedDataset
+        from possam.training.run_files import RunFiles
+
+        self.layout, self.name, self.run = Layout(project), name, project.run(name, seed=seed)
+        self.directory = self.layout.run(name, self.run.seed)
+        superseded = self.layout.superseded(name, self.run.seed)
+        self.files = RunFiles(self.directory, superseded=superseded)
+        self.dataset = ConvertedDataset.open(self.layout.dataset(self.run.train, "train"))
+        known = (self.layout, name, self.run, self.dataset)
+        self.on = cache(partial(training_identity, *known, package=package))
+        """The identity on a kind of device."""
+
+    def settle(self, identity: Mapping[str, Any], *, accept_code: bool) -> bool:
+        """Find out whether the run is finished, without a step; if so, ``run.json`` is written.
+
+        A finished or begun run of ``identity`` that was set aside is taken back; with
+        ``accept_code``, that in the folder becomes the run of ``identity`` if only its code
+        differs. Only one process at a time (:func:`only_one`).
+
+        Raises:
+            InputError: there is nothing to accept, or something else differs.
+        """
+        self.files.take_up(identity, accept_code=accept_code)
+        if self.files.held().get("hash") != hash_json(identity):
+            return False
+        if (summary := self.files.finish()) is None:
+            return False
+        record, changes = self.directory / "provenance.json", self.files.accepted
+        if record.is_file() and read_json(record).get("accepted_code", []) != changes:
+            write_json(record, {**read_json(record), "accepted_code": changes})
+        elif not record.is_file():  # killed before it was written
+            self.record(time.time(), identity).write(self.directory)
+        self.describe(identity, summary)
+        print(f"{self.files.weights}: finished already; nothing to do", flush=True)
+        return True
+
+    def record(self, started: float, identity: Mapping[str, Any]) -> StageRecord:
+        """Its provenance; ``started``: as of :func:`time.time`."""
+        content = identity["parameters"], identity["inputs"], self.run.seed, started
+        return StageRecord("train", *content, self.files.accepted)
+
+    def describe(self, identity: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Write ``run.json`` of the finished run."""
+        project = self.layout.project
+        write_json(
+            self.directory / "run.json",
+            {
+                "run": self.name,
+                "scale": project.name,
+                "synthetic": project.scale.synthetic,
+                "identity": hash_json(identity),
+                "device": identity["device"],
+                "code": identity["code"],
+                "accepted_code": self.files.accepted,
+                "state": "finished",
+                "sam": self.run.sam,
+                "train": self.run.train,
+                "parameters": identity["parameters"],
+                "inputs": identity["inputs"],
+                "vocabulary": [list(names) for names in self.dataset.vocabulary],
+                "weights_sha256": summary["weights_sha256"],
+                "trainable_parameters": summary["trainable_parameters"],
+                "summary": {k: v for k, v in summary.items() if "time" not in k},
+            },
+        )
+
+
+def train(
+    project: Project, name: str, *, seed: int | None, device: str, accept_code: bool = False
+) -> None:
     """Train run ``name`` and write ``run.json``; resumes a killed call at its last checkpoint.
 
     Processes that a launcher started (``possam.training.distributed.join``) train one run together;
     the result does not depend on their number.
 
-    ``seed``: None: the first of the scale's seeds; ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
+    Args:
+        seed: None: the first of the scale's seeds.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        accept_code: go on from a run of other code; its results say so.
 
     Raises:
-        InputError: bad parameters or inputs, or another process trains this run.
+        InputError: bad parameters or inputs, another process trains this run, or there is nothing
+            to accept.
         TrainingError: the loss is no longer finite, or a process is lost.
     """
     from possam.training.distributed import join
 
-    with join(check_device(device)) as process:
-        _train(project, name, seed=seed, process=process)
+    with join(check_device(device)) as process, contextlib.ExitStack() as stack:
+        set_up_process(project)
+        training, kind = Training(project, name, seed=seed), process.device.type
+        process.first(lambda: stack.enter_context(only_one(training.directory)))
+        kind = process.first(
+            lambda: training.files.device_of(training.on, kind, accept_code=accept_code)
+        )
+        identity = training.on(kind)
+        process.agree("identity of the run", hash_json(identity))
+        if not process.first(lambda: training.settle(identity, accept_code=accept_code)):
+            _train(training, identity, process)
 
 
-def _train(project: Project, name: str, *, seed: int | None, process: "TrainingProcess") -> None:
-    from possam.datasets.format import ConvertedDataset
+def _train(training: Training, identity: Mapping[str, Any], process: "TrainingProcess") -> None:
     from possam.model.possam import build_possam
     from possam.stages.models import embed_names, load_towers, tower_widths
     from possam.training.checkpoint import WeightsMetadata
     from possam.training.loop import train_run
     from possam.training.mask2former import start_from_mask2former
 
-    set_up_process(project)
-    layout, run = Layout(project), project.run(name, seed=seed)
-    directory = layout.run(name, run.seed)
     started = time.time()
-    dataset = ConvertedDataset.open(layout.dataset(run.train, "train"))
-    identity = training_identity(layout, name, run, dataset)
-    inputs, parameters = identity["inputs"], identity["parameters"]
+    layout, run, dataset = training.layout, training.run, training.dataset
     initialise = None
     if run.start_from is not None:
         initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
-    record = StageRecord("train", parameters, inputs, seed=run.seed, started=started)
-
     sam, clip = load_towers(layout, run.sam)
     text = embed_names(layout, clip, dataset.vocabulary, templates=run.templates)
     widths = tower_widths(sam=sam, clip=clip)
     model = build_possam(run.model, **widths, seed=run.seed)
-    source = _source(layout, run, dataset, sam=sam, clip=clip, process=process)
-    with contextlib.ExitStack() as stack:
-        process.first(lambda: stack.enter_context(_only_one(directory)))
-        summary = train_run(
-            model=model,
-            source=source,
-            text=text,
-            training=run.training,
-            loss=run.loss,
-            directory=directory,
-            seed=run.seed,
-            metadata=WeightsMetadata(
-                model_kwargs={**widths, **run.model.model_dump()},
-                identity=identity,
-                frozen=frozen_hashes(layout, run.sam),
-                vocabulary=dataset.vocabulary,
-            ),
-            process=process,
-            initialise=initialise,
-        )
-        if not process.is_first:
-            return
-        record.write(directory)
-        write_json(
-            directory / "run.json",
-            {
-                "run": name,
-                "scale": project.name,
-                "synthetic": project.scale.synthetic,
-                "identity": hash_json(identity),
-                "state": "finished",
-                "sam": run.sam,
-                "train": run.train,
-                "parameters": parameters,
-                "inputs": inputs,
-                "vocabulary": [list(names) for names in dataset.vocabulary],
-                "weights_sha256": sha256_file(directory / "weights.safetensors"),
-                "trainable_parameters": sum(p.numel() for p in model.parameters()),
-                "summary": {k: v for k, v in summary.items() if "time" not in k},
-            },
-        )
+    summary = train_run(
+        model=model,
+        source=_source(layout, run, dataset, sam=sam, clip=clip, process=process),
+        text=text,
+        training=run.training,
+        loss=run.loss,
+        files=training.files,
+        seed=run.seed,
+        metadata=WeightsMetadata(
+            model_kwargs={**widths, **run.model.model_dump()},
+            identity=identity,
+            frozen=frozen_hashes(layout, run.sam),
+            vocabulary=dataset.vocabulary,
+        ),
+        process=process,
+        initialise=initialise,
+    )
+    if process.is_first:
+        training.record(started, identity).write(training.directory)
+        training.describe(identity, summary)

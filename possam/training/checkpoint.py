@@ -1,15 +1,13 @@
-"""The directory of a run, the checkpoints in it, and the file of its trained weights.
+"""Checkpoints of a run, and the file of its trained weights.
 
 A checkpoint is a directory ``step_<finished steps>`` that gets its name when it is complete, with
 the hashes of its files in ``manifest.json``. Only tensors and plain values are unpickled.
 """
 
-import glob
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from possam.runtime.files import (
     sha256_file,
     write_json,
 )
+from possam.training.checkpoint_paths import checkpoint_path, checkpoints
 
 FORMAT = "possam-weights-2"
 METADATA_KEY = "possam"
@@ -36,7 +35,6 @@ KEPT = 2
 """Checkpoints kept per run: the newest, and the one before, in case the newest is damaged."""
 
 _FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
-_NAME = re.compile(r"step_(\d{9})")
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,6 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The checkpoint of ``step`` finished steps."""
-    return folder / f"step_{step:09d}"
-
-
 def save_checkpoint(
     folder: Path,
     *,
@@ -106,7 +99,7 @@ def rotate(folder: Path, *, needed: Path | None = None) -> None:
 
     ``needed``: a checkpoint to keep, together with all newer ones, even if those are damaged.
     """
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     kept = KEPT if needed is None else max(KEPT, found.index(needed) + 1)
     for old in found[kept:]:
         # if this process is killed before rmtree ends, remove_leftovers finds this name
@@ -115,22 +108,15 @@ def rotate(folder: Path, *, needed: Path | None = None) -> None:
         shutil.rmtree(retired)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in found if _NAME.fullmatch(path.name)), reverse=True)
+def load_checkpoint(path: Path, *, identities: Collection[str]) -> Checkpoint:
+    """Read a checkpoint; an InputError if a file is missing or damaged, or of another run.
 
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step, or None; its content is not checked."""
-    return next(iter(_checkpoints(folder)), None)
-
-
-def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
-    """Read a checkpoint; an InputError if a file is missing or damaged, or of another run."""
+    ``identities``: hashes of the run's identity, and of those that it was accepted from.
+    """
     manifest = read_json(path / "manifest.json")
-    if manifest["identity"] != identity_hash:
-        raise InputError(f"{path}: is of run {manifest['identity']}, not of run {identity_hash}")
+    if manifest["identity"] not in identities:
+        own = " or ".join(identities)
+        raise InputError(f"{path}: is of run {manifest['identity']}, not of run {own}")
     for name, digest in manifest["sha256"].items():
         if not (path / name).is_file():
             raise InputError(f"{path / name}: missing")
@@ -147,15 +133,15 @@ def load_checkpoint(path: Path, *, identity_hash: str) -> Checkpoint:
     )
 
 
-def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None if there is no checkpoint.
+def newest_intact(folder: Path, *, identities: Collection[str]) -> Checkpoint | None:
+    """The newest checkpoint of :func:`load_checkpoint`; None if there is no checkpoint.
 
     One line per damaged checkpoint is printed. If all are damaged, that is an InputError.
     """
     faults: list[str] = []
-    for path in _checkpoints(folder):
+    for path in checkpoints(folder):
         try:
-            return load_checkpoint(path, identity_hash=identity_hash)
+            return load_checkpoint(path, identities=identities)
         except InputError as error:
             faults.append(str(error))
             print(f"{error}; trying the checkpoint before it", flush=True)
@@ -165,69 +151,6 @@ def newest_intact(folder: Path, *, identity_hash: str) -> Checkpoint | None:
             "train from the start"
         )
     return None
-
-
-def remove_leftovers(folder: Path, *, of: str = "") -> None:
-    """Remove the temporary files and directories that a killed process left in ``folder``.
-
-    No other process may be writing there. ``of``: only leftovers of the file or directory ``of``.
-    """
-    pattern = f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"
-    for path in folder.glob(pattern) if folder.is_dir() else ():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-class RunFiles:
-    """Paths in the directory of a run, which belongs to one identity.
-
-    Attributes:
-        identity: ``{hash, identity}``, everything that the weights depend on; written first.
-        metrics: one JSON object per logged step.
-        checkpoints: those of the run in progress.
-        summary: of the finished run.
-        weights: the trained weights; the run is complete when this file exists.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.identity = directory / "identity.json"
-        self.metrics = directory / "metrics.jsonl"
-        self.checkpoints = directory / "checkpoints"
-        self.summary = directory / "training.json"
-        self.weights = directory / "weights.safetensors"
-
-    def begun(self, identity: Mapping[str, Any]) -> bool:
-        """Whether the directory holds a checkpoint or the trained weights of this run."""
-        return (
-            self.identity.exists()
-            and read_json(self.identity).get("hash") == hash_json(identity)
-            and (self.weights.exists() or latest_checkpoint(self.checkpoints) is not None)
-        )
-
-    def prepare(self, identity: Mapping[str, Any]) -> None:
-        """Make the directory ready for the run, and empty it if it holds another run."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.directory)
-        remove_leftovers(self.checkpoints)
-        own = hash_json(identity)
-        found = read_json(self.identity).get("hash") if self.identity.exists() else None
-        if found != own:
-            files = [self.weights, self.summary, self.metrics]
-            if found or self.checkpoints.exists() or any(path.exists() for path in files):
-                print(
-                    f"{self.directory}: holds another run ({found or 'unknown'}, not {own}); "
-                    "training starts over",
-                    flush=True,
-                )
-            for path in files:
-                path.unlink(missing_ok=True)
-            if self.checkpoints.exists():
-                shutil.rmtree(self.checkpoints)
-            # last, so that a process killed before this line starts over again
-            write_json(self.identity, {"hash": own, "identity": identity})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,24 +171,45 @@ class WeightsMetadata:
     vocabulary: Sequence[Sequence[str]]
 
 
-def save_trained(path: Path, model: nn.Module, metadata: WeightsMetadata, *, step: int) -> None:
-    """Write the state dict of ``model`` after ``step`` steps to a ``.safetensors`` file."""
+def save_trained(
+    path: Path,
+    model: nn.Module,
+    metadata: WeightsMetadata,
+    *,
+    step: int,
+    accepted: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write the state dict of ``model`` after ``step`` steps to a ``.safetensors`` file.
+
+    ``accepted``: changes of the code on the way (:class:`possam.training.run_files.RunFiles`).
+    """
     values = {
         "format": FORMAT,
         "identity": hash_json(metadata.identity),
+        "accepted_code": list(accepted),
         "frozen": dict(metadata.frozen),
         "model": dict(metadata.model_kwargs),
         "vocabulary": [list(names) for names in metadata.vocabulary],
         "step": step,
     }
+    _save(path, _weights(model), values)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
     # one key only: the header keeps no order among several, and equal runs should give equal files
     text = json.dumps(values, sort_keys=True)
     with atomic_path(path) as temporary:
-        save_file(_weights(model), temporary, metadata={METADATA_KEY: text})
+        save_file(tensors, temporary, metadata={METADATA_KEY: text})
+
+
+def accept_weights(path: Path, identity: str, accepted: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``identity`` (its hash) and ``accepted`` into trained weights; the tensors stay."""
+    values = {"identity": identity, "accepted_code": list(accepted)}
+    _save(path, load_file(path), read_metadata(path) | values)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata of trained weights: format, identity, frozen, model, vocabulary, step.
+    """Metadata of trained weights: format, identity, accepted_code, frozen, model, ...
 
     A file that is missing, truncated, or of another kind is an InputError.
     """

@@ -16,9 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from possam.datasets.format import ConvertedDataset
 from possam.runtime.errors import InputError, WrongVariantError
-from possam.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from possam.runtime.files import (
+    atomic_directory,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+)
 from possam.runtime.progress import Progress
-from possam.training.checkpoint import remove_leftovers
 
 FORMAT = "possam-features-3"
 

@@ -23,14 +23,12 @@ import torch
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, TrainingError
-from possam.runtime.files import hash_json, read_json, sha256_file, write_json
+from possam.runtime.files import hash_json, sha256_file, write_json
 from possam.runtime.progress import Progress
 from possam.runtime.provenance import peak_memory_mib
 from possam.training.checkpoint import (
     Checkpoint,
-    RunFiles,
     WeightsMetadata,
-    checkpoint_path,
     fingerprint,
     load_checkpoint,
     newest_intact,
@@ -38,9 +36,11 @@ from possam.training.checkpoint import (
     save_checkpoint,
     save_trained,
 )
+from possam.training.checkpoint_paths import checkpoint_path
 from possam.training.distributed import TrainingProcess
 from possam.training.metrics import Counters
 from possam.training.options import LossOptions, TrainingOptions
+from possam.training.run_files import RunFiles
 from possam.training.schedule import learning_rate
 from possam.training.sharding import BatchSharding
 from possam.training.sources import Source
@@ -57,7 +57,7 @@ def train_run(
     text: TextEmbeddings,
     training: TrainingOptions,
     loss: LossOptions,
-    directory: Path,
+    files: RunFiles,
     seed: int,
     metadata: WeightsMetadata,
     process: TrainingProcess,
@@ -68,8 +68,8 @@ def train_run(
     Args:
         model: freshly initialised; it is trained in place (not touched if the run was finished).
         source: this process's micro-batches by step, over the same classes as ``text``.
-        directory: receives the files of :class:`RunFiles`. If it holds a run of another identity
-            than ``metadata``'s, it is emptied, and a line says so.
+        files: of the run. A run of another identity than ``metadata``'s that is there is set aside,
+            and a line says so.
         seed: of the points and of random layers (the source has its own).
         process: this process among those that train the run; all of them call this function.
         initialise: puts the weights that the run starts from into ``model``. Called once, before
@@ -93,9 +93,10 @@ def train_run(
     sharding = BatchSharding.of(training, process)
     if source.sharding != sharding:
         raise ValueError(f"{source.sharding} of the source is not {sharding}")
-    files, identity = RunFiles(Path(directory)), metadata.identity
+    identity = metadata.identity
     identity_hash = hash_json(identity)
     process.agree("identity of the run", identity_hash)
+    process.first(lambda: files.take_up(identity))
     if initialise is not None and not process.first(lambda: files.begun(identity)):
         initialise(model)
     if process.world_size > 1:
@@ -107,7 +108,7 @@ def train_run(
     trainer = Trainer(
         model=model, text=text, training=training, loss=loss, seed=seed, process=process
     )
-    start, counters = _resume(trainer, files, identity_hash)
+    start, counters = _resume(trainer, files)
     with contextlib.ExitStack() as stack:
         record = None
         if process.is_first:
@@ -121,18 +122,19 @@ def train_run(
 def _prepare(files: RunFiles, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Make the directory ready; returns the summary if the run is finished already."""
     files.prepare(identity)
-    if files.weights.exists() and files.summary.exists():
+    summary = files.finish()
+    if summary is not None:
         print(f"{files.weights}: finished already; nothing to do", flush=True)
-        return dict(read_json(files.summary))
-    return None
+    return summary
 
 
-def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int, Counters]:
+def _resume(trainer: Trainer, files: RunFiles) -> tuple[int, Counters]:
     """Restore the newest intact checkpoint; returns the number of finished steps, and counters."""
     loaded: list[Checkpoint] = []
+    identities = trainer.process.first(lambda: files.identities)
 
     def find() -> Path | None:
-        checkpoint = newest_intact(files.checkpoints, identity_hash=identity_hash)
+        checkpoint = newest_intact(files.checkpoints, identities=identities)
         if checkpoint is None:
             files.metrics.unlink(missing_ok=True)
             return None
@@ -148,7 +150,7 @@ def _resume(trainer: Trainer, files: RunFiles, identity_hash: str) -> tuple[int,
     path = trainer.process.first(find)
     if path is None:
         return 0, Counters.zero(len(LOGGED))
-    checkpoint = loaded[0] if loaded else load_checkpoint(path, identity_hash=identity_hash)
+    checkpoint = loaded[0] if loaded else load_checkpoint(path, identities=identities)
     trainer.restore(checkpoint)
     return checkpoint.step, Counters.restore(checkpoint.counters)
 
@@ -197,7 +199,7 @@ def _finish(
     """Write the summary and the weights; returns the summary."""
     training, model = trainer.training, trainer.model
     staged = files.weights.with_name(f".{files.weights.name}.tmp")
-    save_trained(staged, model, metadata, step=training.iterations)
+    save_trained(staged, model, metadata, step=training.iterations, accepted=files.accepted)
     lines = files.metrics.read_text(encoding="utf-8").splitlines()
     summary = {
         "identity": hash_json(metadata.identity),

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from possam.model.ops import compiled_sampling, deformable
 from possam.model.ops.deformable import sample_plain, sample_sum
 from possam.model.pixel_decoder import DeformableAttention, reference_points
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPES = [(2, 3), (4, 1)]
 
 
@@ -150,3 +151,10 @@ def test_weights_of_a_query_sum_to_one() -> None:
         centre = torch.full((10, 2), 0.5)
         out = layer(query, ones, references=centre, shapes=shapes)
     assert_close(out, torch.ones_like(out))
+
+
+def test_loops_serve_a_cpu_and_triton_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``possam.pipeline.codehash.DEVICE_CODE`` leaves out the other one of the two."""
+    monkeypatch.setattr(deformable, "_triton_sampler", lambda device: sample_plain)
+    assert deformable._sampler(CPU) is compiled_sampling.sample_sum
+    assert deformable._sampler(CUDA) is sample_plain

@@ -87,6 +87,79 @@ def test_changed_by_code_anywhere_in_the_closure(
     assert code_hash("demo.loop", package=package) != before
 
 
+ERRORS = "def check(x, names):\n    if x < 0:\n        raise InputError({})\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"too small"', '"must not be negative"'),
+        ('"too small"', 'f"too small: " "choose another"'),
+        ('f"{x} is too small"', 'f"x: {x:.3f} is below 0; " "choose another"'),
+        ('"x: " + str(x)', '"the value " + str(x)'),
+        ('message="too small"', 'message="negative"'),
+    ],
+)
+def test_unchanged_by_the_wording_of_an_error(package: Path, before: str, after: str) -> None:
+    path = package / "lazy.py"
+    path.write_text(FILES["lazy.py"] + ERRORS.format(before))
+    first = code_hash("demo.loop", package=package)
+    path.write_text(FILES["lazy.py"] + ERRORS.format(after))
+    assert code_hash("demo.loop", package=package) == first
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('f"{x}"', 'f"{names.pop()}"'),
+        ('f"{names}"', 'f"{names[0]}"'),
+        ("f\"{f('a')}\"", "f\"{f('b')}\""),
+        ('"too small", code=1', '"too small", code=2'),
+    ],
+)
+def test_changed_by_the_values_in_an_error(package: Path, before: str, after: str) -> None:
+    path = package / "lazy.py"
+    path.write_text(FILES["lazy.py"] + ERRORS.format(before))
+    first = code_hash("demo.loop", package=package)
+    path.write_text(FILES["lazy.py"] + ERRORS.format(after))
+    assert code_hash("demo.loop", package=package) != first
+
+
+@pytest.mark.parametrize("statement", ["raise Found({})", "raise InputError from g({})", "f({})"])
+def test_other_texts_count(package: Path, statement: str) -> None:
+    hashes = set()
+    for text in ("'a'", "'b'"):
+        (package / "lazy.py").write_text(f"K = 3\ndef g():\n    {statement.format(text)}\n")
+        hashes.add(code_hash("demo.loop", package=package))
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(("device", "other"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_code_for_the_other_device_does_not_count(
+    package: Path, device: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codehash, "DEVICE_CODE", {"demo.lazy": other, "demo.losses": device})
+
+    def hashes() -> tuple[str, str, str]:
+        return tuple(
+            code_hash("demo.loop", package=package, device=d) for d in (device, other, None)
+        )
+
+    before = hashes()
+    assert len(set(before)) == 3
+    edit(package, "lazy.py", "3", "4")
+    after = hashes()
+    assert after[0] == before[0] and after[1] != before[1] and after[2] != before[2]
+
+
+def test_code_for_one_device_is_reached_by_trainings_on_it() -> None:
+    found = {d: set(module_closure("possam.stages.train", device=d)) for d in ("cpu", "cuda")}
+    for module, device in codehash.DEVICE_CODE.items():
+        assert [d for d, closure in found.items() if module in closure] == [device]
+    only_for_these = {"possam.runtime.compiled_loops"}
+    assert found["cpu"] ^ found["cuda"] == codehash.DEVICE_CODE.keys() | only_for_these
+
+
 def test_excluded_modules_neither_count_nor_lead_on(package: Path) -> None:
     edit(package, "loop.py", "from demo.losses", "import demo.progress\nfrom demo.losses")
     excluded = frozenset({"demo.progress"})

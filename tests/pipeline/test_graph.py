@@ -9,9 +9,11 @@ import yaml
 
 from possam.datasets.catalogue import datasets, module_of
 from possam.model.options import ModelOptions
+from possam.pipeline.codehash import code_hash
 from possam.pipeline.declarations import STAGES
 from possam.pipeline.graph import Graph, Job, find_job, scale_of
 from possam.runtime.errors import InputError
+from possam.runtime.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = {"possam_b_coco": "sam_b", "two_way_9_b_coco": "sam_b", "fcclip_coco": None}
@@ -100,6 +102,24 @@ def test_identities_count_the_modules_of_the_chosen_parts(
     after = [graph.identity(*one) for one in asked]
     assert not set(before) & set(after)
     assert graph.identity(*curves) == without_models
+
+
+def test_a_result_keeps_the_device_that_made_it_until_its_code_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a login node, whose jobs would use the CPU, what a GPU has made is up to date."""
+    monkeypatch.chdir(folder.parent)
+    asked = "train", training("possam_b_coco")
+    on_cpu, on_cuda = (Graph(folder=folder).identity(*asked, device=d) for d in ("cpu", "cuda"))
+    assert on_cpu != on_cuda
+    code = STAGES["train"].code(Graph(folder=folder).project("mini"), asked[1])
+    result = Path("results/mini/runs/possam_b_coco/seed0/run.json")
+    write_json(result, {"device": "cuda", "code": code_hash(*code, device="cuda")})
+    for device in ("cpu", "cuda"):
+        assert Graph(folder=folder).identity(*asked, device=device) == on_cuda
+    write_json(result, {"device": "cuda", "code": "of another version"})
+    for device, expected in (("cpu", on_cpu), ("cuda", on_cuda)):
+        assert Graph(folder=folder).identity(*asked, device=device) == expected
 
 
 def test_a_conversion_counts_the_module_of_its_own_data_set(folder: Path) -> None:

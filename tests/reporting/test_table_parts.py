@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from possam.evaluation.metrics import METRICS
 from possam.params.project import Project
 from possam.reporting.measurement import Comparisons
 from possam.reporting.table_tex import escape
-from possam.reporting.tables import print_table
-from tests.support.table_fakes import PARAMS, make_table
+from possam.reporting.tables import build_table, print_table
+from tests.support.table_fakes import PARAMS, make_table, measured
 
 ALL = sorted(Project("mini", folder=PARAMS).tables)
 
@@ -131,3 +132,36 @@ def test_tex_is_balanced(table: str, tmp_path: Path) -> None:
 )
 def test_tex_escapes(text: str, expected: str) -> None:
     assert escape(text) == expected
+
+
+def test_a_table_says_that_the_code_changed_during_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, out = Project("mini", folder=PARAMS), tmp_path / "table1.csv"
+    git = [{"commit": letter * 40} for letter in "abc"]
+    changes = [
+        {"steps": 40, "before": {"git": git[0]}, "after": {"git": git[1]}},
+        {"steps": 90, "before": {"git": git[1]}, "after": {"git": git[2]}},
+    ]
+    found = {
+        origin: replace(
+            one, evaluations=tuple({**each, "accepted_code": changes} for each in one.evaluations)
+        )
+        if origin.run == "possam_b_coco"
+        else one
+        for origin, one in measured(project, "table1").items()
+    }
+    card = build_table(project, "table1", found, Comparisons(), out=out)
+    own = [name for name, one in card["evaluations"].items() if "accepted_code" in one]
+    assert own and all(name.startswith("possam_b_coco/seed0/") for name in own)
+    print_table(out)
+    expected = [
+        f"Run possam_b_coco, seed 0: the code changed after step {steps}, from commit "
+        f"{before * 10} to {after * 10}"
+        for steps, before, after in ((40, "a", "b"), (90, "b", "c"))
+    ]
+    texts = [out.with_suffix(suffix).read_text() for suffix in (".md", ".tex")]
+    texts.append(" ".join(capsys.readouterr().out.split()))
+    for sentence in expected:
+        assert [text.count(sentence) for text in (texts[0], texts[2])] == [1, 1]
+        assert texts[1].count(escape(sentence)) == 1

@@ -4,6 +4,7 @@ Run as ``python crash_run.py <folder>``. Each run is a forked child, so that tor
 this process itself never computes anything.
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from possam.runtime.files import sha256_file
 from possam.training.distributed import single_process
 from possam.training.loop import train_run
 from possam.training.metrics import TIME_FIELDS
+from possam.training.run_files import RunFiles
 from tests.support.training_fakes import (
     DropoutPosSAM,
     FakeSource,
@@ -38,7 +41,7 @@ def run(directory: Path) -> None:
         text=text_embeddings(),
         training=training_params(),
         loss=loss_params(),
-        directory=directory,
+        files=RunFiles(directory, superseded=directory / "superseded"),
         seed=1,
         metadata=weights_metadata(identity={"run": "crash"}),
         process=single_process("cpu"),
@@ -77,10 +80,16 @@ def finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    values = ((name, tensors[name].numpy().tobytes()) for name in sorted(tensors))
+    return hashlib.sha256(b"".join(name.encode() + value for name, value in values)).hexdigest()
+
+
 def outcome(directory: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
         "weights": sha256_file(directory / "weights.safetensors"),
+        "tensors": fingerprint(load_file(directory / "weights.safetensors")),
         "metrics": [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in lines],
         "files": sorted(str(path.relative_to(directory)) for path in directory.rglob("*")),
     }

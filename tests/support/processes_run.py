@@ -7,6 +7,7 @@ once; this process itself never computes anything.
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ import torch
 from possam.runtime.errors import InputError, PossamError
 from possam.training.distributed import TrainingProcess, join
 from possam.training.loop import train_run
+from possam.training.run_files import RunFiles
 from possam.training.sharding import BatchSharding
 from possam.training.targets import Batch
 from tests.support.crash_run import finish, outcome
@@ -65,8 +67,13 @@ def fail(step: int, rank: int) -> None:
         raise InputError("images/7.jpg: damaged")
 
 
-def run(directory: Path, event: Callable[[int, int], None], *, altered: bool) -> None:
+def run(
+    directory: Path, event: Callable[[int, int], None], *, altered: bool, accepts: bool
+) -> None:
+    identity = {"run": "processes", "code": "2" if accepts else "1"}
+    files = RunFiles(directory, superseded=directory / "superseded")
     with join("cpu") as process:
+        process.first(lambda: files.take_up(identity, accept_code=accepts))
         model = DropoutPosSAM()
         if altered and process.rank == LAST:
             with torch.no_grad():
@@ -77,15 +84,20 @@ def run(directory: Path, event: Callable[[int, int], None], *, altered: bool) ->
             text=text_embeddings(),
             training=TRAINING,
             loss=loss_params(),
-            directory=directory,
+            files=files,
             seed=1,
-            metadata=weights_metadata(identity={"run": "processes"}),
+            metadata=weights_metadata(identity=identity),
             process=process,
         )
 
 
 def start(
-    directory: Path, count: int, event: Callable[[int, int], None], *, altered: bool = False
+    directory: Path,
+    count: int,
+    event: Callable[[int, int], None],
+    *,
+    altered: bool = False,
+    accepts: bool = False,
 ) -> list[int]:
     """Fork the processes of one training; they print to ``<directory>.<rank>.txt``."""
     with socket.socket() as probe:
@@ -104,7 +116,7 @@ def start(
             os.environ.update(zip(names, map(str, values), strict=True))
             code = 0
             try:
-                run(directory, event, altered=altered)
+                run(directory, event, altered=altered, accepts=accepts)
             except PossamError as error:
                 print(f"{type(error).__name__}: {error}", flush=True)
                 code = 2
@@ -136,6 +148,9 @@ def main(folder: Path) -> None:
     result["one"] = train("one", 1)
     result["three"] = train("three", 3)
     result["killed"] = train("killed", 2, die)
+    shutil.copytree(folder / "killed", folder / "accepted")
+    result["accepted"] = train("accepted", 3, accepts=True)
+    result["refused"] = train("nothing", 2, accepts=True)
     result["resumed"] = train("killed", 6)
 
     children = start(folder / "moment", 2, nothing)

@@ -11,19 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, WrongVariantError
+from possam.runtime.files import remove_leftovers
 from possam.training.checkpoint import (
     METADATA_KEY,
     Checkpoint,
-    latest_checkpoint,
     load_checkpoint,
     load_trained,
     newest_intact,
     read_metadata,
-    remove_leftovers,
     rotate,
     save_checkpoint,
     save_trained,
 )
+from possam.training.checkpoint_paths import checkpoints, finished_steps
 from possam.training.schedule import build_optimizer
 from tests.support.training_fakes import FROZEN, MODEL, possam, training_params, weights_metadata
 
@@ -51,13 +51,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    return newest_intact(folder, identity_hash="run")
+    return newest_intact(folder, identities={"run"})
 
 
 def test_two_checkpoints_are_kept(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["step_000000002", "step_000000003"]
-    assert latest_checkpoint(folder) == folder / "step_000000003"
-    assert latest_checkpoint(folder / "absent") is None
+    assert [path.name[-1] for path in checkpoints(folder)] == ["3", "2"]
+    assert checkpoints(folder / "absent") == []
+    assert (finished_steps(folder), finished_steps(folder / "absent")) == (3, 0)
     assert newest(folder / "absent") is None
 
 
@@ -125,7 +126,7 @@ def test_no_readable_checkpoint_is_an_error(folder: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="is of run run, not of run other"):
-        load_checkpoint(folder / "step_000000003", identity_hash="other")
+        load_checkpoint(folder / "step_000000003", identities={"other"})
 
 
 def test_leftovers_are_removed_and_nothing_else(folder: Path) -> None:

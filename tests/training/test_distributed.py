@@ -70,6 +70,18 @@ def test_the_others_stop_when_a_process_is_killed(trained: dict[str, Any]) -> No
     assert trained["all_killed"]["printed"][0].count("going on after step") == 1
 
 
+def test_all_processes_go_on_from_a_run_of_accepted_code(trained: dict[str, Any]) -> None:
+    one, accepted = trained["one"], trained["accepted"]
+    assert not any(accepted["codes"])
+    assert accepted["tensors"] == one["tensors"] and accepted["metrics"] == one["metrics"]
+    assert accepted["weights"] != one["weights"], "they say that the code has changed"
+    first, *others = accepted["printed"]
+    assert first.count("going on after step 2") == 1 and "with other code" in first
+    assert not any(text.strip() for text in others)
+    assert trained["refused"]["codes"] == [2, 2] and trained["refused"]["files"] == []
+    assert all("--accept-code: no checkpoint" in text for text in trained["refused"]["printed"])
+
+
 def test_the_others_say_why_a_process_failed(trained: dict[str, Any]) -> None:
     assert trained["failed"]["codes"] == [2, 2]
     assert "because process 1 of 2 failed: images/7.jpg: damaged" in trained["failed"]["printed"][0]

@@ -13,16 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import hash_json, sha256_file
 from possam.training import loop
-from possam.training.checkpoint import latest_checkpoint, load_checkpoint, load_trained
+from possam.training.checkpoint import (
+    WeightsMetadata,
+    load_checkpoint,
+    load_trained,
+    read_metadata,
+)
+from possam.training.checkpoint_paths import checkpoints
 from possam.training.distributed import resolve_device, single_process
 from possam.training.loop import train_run
 from possam.training.losses import TERMS
 from possam.training.metrics import TIME_FIELDS
+from possam.training.run_files import RunFiles
 from possam.training.targets import Batch
 from possam.training.trainer import Trainer
 from tests.support.training_fakes import (
@@ -36,6 +44,7 @@ from tests.support.training_fakes import (
     weights_metadata,
 )
 
+SUPERSEDED, ACCEPTED = "superseded", "accepted_code"
 OTHER_RUN = weights_metadata(identity={"run": "b"})
 
 
@@ -50,7 +59,8 @@ def train(directory: Path, **changes: Any) -> dict[str, Any]:
         "metadata": weights_metadata(),
         "process": single_process("cpu"),
     }
-    return train_run(directory=directory, **{**options, **changes})
+    files = RunFiles(directory, superseded=directory / SUPERSEDED)
+    return train_run(files=files, **{**options, **changes})
 
 
 def trainer_of(model: Any, **changes: Any) -> Trainer:
@@ -139,9 +149,9 @@ def test_second_call_does_nothing(finished: Path, capsys: pytest.CaptureFixture[
 
 def test_trained_weights_are_those_of_the_last_step(finished: Path) -> None:
     trained = load_trained(finished / "weights.safetensors", frozen=FROZEN)
-    newest = latest_checkpoint(finished / "checkpoints")
-    assert newest is not None and newest.name == "step_000000006"
-    checkpoint = load_checkpoint(newest, identity_hash=hash_json({"run": "a"}))
+    newest = checkpoints(finished / "checkpoints")[0]
+    assert newest.name == "step_000000006"
+    checkpoint = load_checkpoint(newest, identities={hash_json({"run": "a"})})
     for name, value in trained.state_dict().items():
         assert torch.equal(value, checkpoint.weights[name])
     start = possam().state_dict()
@@ -154,9 +164,85 @@ def test_another_identity_starts_over(tmp_path: Path, capsys: pytest.CaptureFixt
     train(tmp_path, training=training_params(iterations=4), metadata=OTHER_RUN)
     assert "holds another run" in capsys.readouterr().out
     assert [line["step"] for line in metrics_of(tmp_path)] == [3, 4]
-    newest = latest_checkpoint(tmp_path / "checkpoints")
-    assert newest is not None and newest.name == "step_000000004"
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    assert newest.name == "step_000000004"
     assert json.loads((tmp_path / "identity.json").read_text())["identity"] == {"run": "b"}
+
+
+class Killed(Exception):
+    pass
+
+
+class Interrupted(FakeSource):
+    """Ends the training in step 3; the last checkpoint is of step 2."""
+
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        for step, batch in enumerate(super().batches(start, stop), start=start):
+            if step == 3:
+                raise Killed
+            yield batch
+
+
+def of_code(version: int) -> WeightsMetadata:
+    return weights_metadata(identity={"run": "a", "code": str(version) * 64})
+
+
+def accept(directory: Path, version: int) -> None:
+    files = RunFiles(directory, superseded=directory / SUPERSEDED)
+    files.take_up(of_code(version).identity, accept_code=True)
+
+
+def test_a_run_of_accepted_code_ends_as_if_it_had_not_been_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two changes of the code, both without effect on any number."""
+    train(tmp_path / "whole", metadata=of_code(3))
+    run = tmp_path / "run"
+    for version in (1, 2):
+        with pytest.raises(Killed):
+            train(run, source=Interrupted(), metadata=of_code(version))
+        accept(run, version + 1)
+    train(run, metadata=of_code(3))
+    printed = capsys.readouterr().out
+    assert printed.count("step_000000002: going on after step 2") == 2 and "another" not in printed
+
+    trained, whole = (load_file(path / "weights.safetensors") for path in (run, tmp_path / "whole"))
+    assert trained.keys() == whole.keys()
+    assert all(torch.equal(value, whole[name]) for name, value in trained.items())
+    values = read_metadata(run / "weights.safetensors")
+    assert values["identity"] == hash_json(of_code(3).identity)
+    changes = [
+        (c["steps"], c["before"]["code"][0], c["after"]["code"][0]) for c in values[ACCEPTED]
+    ]
+    assert changes == [(2, "1", "2"), (2, "2", "3")]
+    assert read_metadata(tmp_path / "whole" / "weights.safetensors")[ACCEPTED] == []
+
+
+def test_a_finished_run_is_accepted_without_a_step(tmp_path: Path) -> None:
+    train(tmp_path, metadata=of_code(1))
+    before = load_file(tmp_path / "weights.safetensors")
+    accept(tmp_path, 2)
+    summary = train(tmp_path, metadata=of_code(2), source=Interrupted())
+    path = tmp_path / "weights.safetensors"
+    assert all(torch.equal(value, before[name]) for name, value in load_file(path).items())
+    assert summary["identity"] == hash_json(of_code(2).identity) == read_metadata(path)["identity"]
+    assert summary["weights_sha256"] == sha256_file(path)
+    assert [change["steps"] for change in read_metadata(path)[ACCEPTED]] == [6]
+    # as after a kill between the weights and the summary
+    (tmp_path / "training.json").write_text(
+        json.dumps({**summary, "identity": "old", "weights_sha256": "old"})
+    )
+    assert train(tmp_path, metadata=of_code(2), source=Interrupted()) == summary
+
+
+def test_without_acceptance_the_old_run_is_kept_and_training_starts_over(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, source=Interrupted(), metadata=of_code(1))
+    train(tmp_path, metadata=of_code(2), training=training_params(iterations=1))
+    (kept,) = (tmp_path / SUPERSEDED).iterdir()
+    assert [path.name for path in (kept / "checkpoints").iterdir()] == ["step_000000002"]
+    whole = train(tmp_path / "whole", metadata=of_code(1))
+    assert train(tmp_path, metadata=of_code(1))["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_a_checkpoint_that_a_killed_call_left_is_removed(tmp_path: Path) -> None:
@@ -206,9 +292,8 @@ def test_many_non_finite_steps_in_a_row_save_the_state_and_stop_the_run(
     with pytest.raises(TrainingError, match=r"step 3: .* 3 steps in a row.*step_000000004"):
         train(tmp_path, source=source)
     assert capsys.readouterr().out.count("skipped") == 3
-    newest = latest_checkpoint(tmp_path / "checkpoints")
-    assert newest is not None
-    saved = load_checkpoint(newest, identity_hash=hash_json({"run": "a"}))
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    saved = load_checkpoint(newest, identities={hash_json({"run": "a"})})
     assert saved.step == 4 and saved.counters["skipped"] == 3
     assert all(torch.isfinite(value).all() for value in saved.weights.values())
     assert not (tmp_path / "weights.safetensors").exists()
@@ -309,16 +394,6 @@ def test_a_run_is_initialised_once_and_before_its_first_step(tmp_path: Path) -> 
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    class Interrupted(FakeSource):
-        def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-            for step, batch in enumerate(super().batches(start, stop), start=start):
-                if step == 3:
-                    raise Killed
-                yield batch
-
     initialise = Initialise()
     with pytest.raises(Killed):
         train(tmp_path / "killed", source=Interrupted(), initialise=initialise)

@@ -13,7 +13,7 @@ rule evaluate:
         files("evaluate"),
     params:
         scale=scale_of,
-        identity=lambda w: graph.identity("evaluate", w),
+        identity=lambda w: graph.identity("evaluate", w, device=device(evaluation_kind, w)),
     threads:
         processors(
             evaluation_kind,

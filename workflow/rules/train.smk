@@ -9,7 +9,7 @@ rule train:
         files("train"),
     params:
         scale=scale_of,
-        identity=lambda w: graph.identity("train", w),
+        identity=lambda w: graph.identity("train", w, device=device("train", w)),
     log:
         "results/{prefix}logs/train_{run}_seed{seed}.log",
     # The longest jobs start first; evaluations run beside the last trainings.
