@@ -285,6 +285,19 @@ def test_every_fault(
     assert json.loads((training.folder / "run.json").read_text()) == run
     assert training.record["submissions"] == submissions
 
+    # After a fix of the code the finished training is accepted, without a job.
+    loop.write_text(code + "\n_FIXED = 1\n")
+    project.run(*DRIVER, "--accept-code")
+    accepted = json.loads((training.folder / "run.json").read_text())
+    (change,) = accepted["accepted_code"]
+    assert (change["steps"], change["before"]["identity"]) == (STEPS, run["identity"])
+    (training.folder / "run.json").unlink()
+    project.run(*DRIVER)
+    assert json.loads((training.folder / "run.json").read_text()) == accepted
+    assert training.record["submissions"] == submissions
+    loop.write_text(code)
+    tell("code fixed, --accept-code", "accepted without a job", "nothing")
+
 
 def kill_step(cluster: Cluster, job: str) -> None:
     """SIGKILL to every process of the job's step 0."""

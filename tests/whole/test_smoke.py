@@ -4,19 +4,23 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from possam.params.project import Project
 from possam.runtime.files import read_json, sha256_file
-from tests.whole.conftest import TARGETS, Workspace
+from possam.training.checkpoint import read_metadata
+from tests.whole.conftest import TARGETS, Workspace, removing_what_is_made
 
 pytestmark = pytest.mark.pipeline
 
@@ -194,25 +198,92 @@ def test_mlflow_holds_the_runs_the_evaluations_and_the_table(finished: Workspace
     assert counts == {"training": 8, "evaluation": 10, "table": 1}
 
 
+LONGER = "\nkilled: {sam: b, train: coco, training: {iterations: 16, milestones: [12]}}\n"
+"""A run with several checkpoints."""
+
+
+def kill(workspace: Workspace, *command: str, directory: Path) -> None:
+    """Start a training and kill it after its first checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "possam.cli", *command],
+        cwd=workspace.folder,
+        env=workspace.environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("checkpoints/step_*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (directory / "weights.safetensors").exists()
+
+
+def test_after_a_fix_a_killed_training_goes_on_and_the_pipeline_takes_it(
+    finished: Workspace,
+) -> None:
+    runs, losses = finished.folder / "params/runs.yaml", "possam/training/losses.py"
+    directory = finished.folder / "results/smoke/runs/killed/seed0"
+    target = str((directory / "run.json").relative_to(finished.folder))
+    superseded = finished.folder / "results/smoke/superseded"
+    command = ("train", "killed", "--scale", "smoke")
+
+    def train(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Not by the fork server, whose own code has not been edited."""
+        return finished.run(sys.executable, "-m", "possam.cli", *command, *options, check=check)
+
+    def fixed() -> AbstractContextManager[None]:
+        text = (finished.folder / losses).read_text()
+        return edited(finished.folder / losses, text, text + "\n_CHANGED = 1\n")
+
+    def tensors() -> dict[str, Any]:
+        return load_file(directory / "weights.safetensors")
+
+    with (
+        edited(runs, runs.read_text(), runs.read_text() + LONGER),
+        removing_what_is_made(finished),
+    ):
+        kill(finished, *command, directory=directory)
+        before = read_json(directory / "identity.json")["hash"]
+        with fixed():
+            with edited(runs, "iterations: 16", "iterations: 20"):
+                refused = train("--accept-code", check=False)
+            assert refused.returncode == 2
+            assert "parameters.training.iterations: 16 -> 20" in refused.stderr
+            assert "going on after step" in train("--accept-code").stdout
+            result = read_json(directory / "run.json")
+            (change,) = result["accepted_code"]
+            assert change["before"]["identity"] == before
+            assert change["after"]["identity"] == result["identity"] != before
+            assert 0 < change["steps"] < 16 and change["after"]["git"]["commit"]
+            for record in ("identity.json", "provenance.json"):
+                assert read_json(directory / record)["accepted_code"] == [change]
+            metadata = read_metadata(directory / "weights.safetensors")
+            assert metadata["accepted_code"] == [change]
+
+            assert "Nothing to be done" not in finished.snakemake(target)
+            assert read_json(directory / "run.json") == result, "found finished, not trained"
+            assert "Nothing to be done" in finished.snakemake(target)
+        accepted = tensors()
+
+        # Back to the old code: a training of its own, bit for bit the same.
+        assert "set aside" in train().stdout
+        assert read_json(directory / "run.json")["accepted_code"] == []
+        trained = tensors()
+        assert trained.keys() == accepted.keys()
+        assert all(trained[name].equal(accepted[name]) for name in trained)
+        with fixed():
+            assert "taken back" in train().stdout
+            assert read_json(directory / "run.json") == result
+        shutil.rmtree(superseded)
+
+
 def test_a_killed_training_ends_with_the_same_weights(finished: Workspace) -> None:
     runs = finished.folder / "params/runs.yaml"
-    line = "\nkilled: {sam: b, train: coco, training: {iterations: 16, milestones: [12]}}\n"
-    with edited(runs, runs.read_text(), runs.read_text() + line):
+    with edited(runs, runs.read_text(), runs.read_text() + LONGER):
         command = ("train", "killed", "--scale", "smoke")
         directory = finished.folder / "results/smoke/runs/killed/seed0"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "possam.cli", *command],
-            cwd=finished.folder,
-            env=finished.environment(),
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while not list(directory.glob("checkpoints/step_*")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (directory / "weights.safetensors").exists()
+        kill(finished, *command, directory=directory)
         finished.possam(*command)
         resumed = sha256_file(directory / "weights.safetensors")
         for path in sorted(directory.rglob("*"), reverse=True):
