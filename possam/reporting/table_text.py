@@ -62,12 +62,16 @@ def code_changes(card: Card) -> list[str]:
     for key, evaluation in card["evaluations"].items():
         run, seed, *_ = key.split("/")
         for change in evaluation.get("accepted_code", ()):
-            versions = (change[when]["git"]["commit"][:10] for when in ("before", "after"))
+            versions = (_commit(change[when]["git"]) for when in ("before", "after"))
             found[
                 f"Run {run}, {seed.replace('seed', 'seed ')}: the code changed after step "
                 f"{change['steps']}, from commit {' to '.join(versions)}"
             ] = None
     return list(found)
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return git["commit"][:10] + (" with changes" if git.get("dirty") else "")
 
 
 def _external(card: Card) -> list[str]:

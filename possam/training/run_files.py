@@ -160,7 +160,7 @@ class RunFiles:
         }
         self._write(identity, [*held["accepted_code"], change])
         print(
-            f"{self.directory}: goes on after step {steps} with other code: {own[:12]} "
+            f"{self.directory}: accepted after step {steps} with other code: {own[:12]} "
             f"(commit {git['commit'][:10]}) instead of {held['hash'][:12]} (commit "
             f"{held['git']['commit'][:10]}); its results say so",
             flush=True,

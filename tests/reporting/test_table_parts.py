@@ -138,7 +138,7 @@ def test_a_table_says_that_the_code_changed_during_a_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project, out = Project("mini", folder=PARAMS), tmp_path / "table1.csv"
-    git = [{"commit": letter * 40} for letter in "abc"]
+    git = [{"commit": letter * 40, "dirty": letter == "c"} for letter in "abc"]
     changes = [
         {"steps": 40, "before": {"git": git[0]}, "after": {"git": git[1]}},
         {"steps": 90, "before": {"git": git[1]}, "after": {"git": git[2]}},
@@ -157,8 +157,8 @@ def test_a_table_says_that_the_code_changed_during_a_training(
     print_table(out)
     expected = [
         f"Run possam_b_coco, seed 0: the code changed after step {steps}, from commit "
-        f"{before * 10} to {after * 10}"
-        for steps, before, after in ((40, "a", "b"), (90, "b", "c"))
+        f"{before * 10} to {after * 10}{changes}"
+        for steps, before, after, changes in ((40, "a", "b", ""), (90, "b", "c", " with changes"))
     ]
     texts = [out.with_suffix(suffix).read_text() for suffix in (".md", ".tex")]
     texts.append(" ".join(capsys.readouterr().out.split()))
