@@ -67,7 +67,7 @@ Dataset = Annotated[
 
 
 def only_locally(device: str | None, processes: int) -> None:
-    """Raise an InputError if one of the options is given that params/slurm.yaml decides on SLURM."""
+    """Raise an InputError if an option is given whose value ``params/slurm.yaml`` has."""
     if device is not None or processes != 1:
         option = "--device" if device is not None else "--processes"
         raise InputError(f"{option}: with --launcher slurm, params/slurm.yaml decides it")

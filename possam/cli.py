@@ -29,7 +29,6 @@ from possam.arguments import (
 )
 from possam.datasets.catalogue import Split
 from possam.runtime.commands import application, command
-from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError
 
 app = application(
@@ -327,23 +326,11 @@ def rehearse(
     launcher: Launcher = "local",
 ) -> int:
     """Try everything that a study needs, in minutes: nodes, every run's steps, an evaluation."""
-    from possam.rehearsal.rehearse import rehearse, report
+    from possam.launch.rehearsal_job import rehearse
 
     if launcher == "slurm":
-        from possam.launch.rehearsal_job import rehearse_on_slurm
-
         only_locally(device, processes)
-        rehearse_on_slurm(scale)
-    elif processes != 1:
-        from possam.launch.local_processes import rehearse_in_processes
-
-        if code := rehearse_in_processes(scale, device=device, count=processes):
-            return code
-    else:
-        rehearse(load_project(scale), device=device or "cpu")
-        if Environment.load().processes:
-            return 0  # the command that started this process prints the report
-    return report(load_project(scale))
+    return rehearse(scale, device=device or "cpu", processes=processes, launcher=launcher)
 
 
 @project_wide("possam runs list --scale mini")

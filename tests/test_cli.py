@@ -24,7 +24,7 @@ PANELS = {
     "pretrain",
     "Look and compare": "show compare ui efficiency",
     "Your own data": "predict score convert-files",
-    "Cluster": "jobs",
+    "Cluster": "jobs rehearse",
     "Project": "runs check doctor plan keep",
 }
 

@@ -1,9 +1,13 @@
-"""A rehearsal as one SLURM job, which asks for what a training of the scale asks for."""
+"""Rehearsals: in this process, in several on this machine, or as one SLURM job.
+
+The job asks for what a training of the scale asks for.
+"""
 
 import sys
 import time
 from pathlib import Path
 
+from possam.launch.local_processes import rehearse_in_processes
 from possam.launch.records import Follower, RunRecords
 from possam.launch.slurm import SlurmUnreachableError, job_state, require_slurm
 from possam.launch.source import freeze
@@ -12,6 +16,7 @@ from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.slurm import Allocations
 from possam.rehearsal.rehearse import begin, folder
+from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError, JobFailedError
 
 MINUTES = 30
@@ -35,6 +40,31 @@ class RehearsalJob(TrainingJob):
 
     def _record(self, records: RunRecords, job: str) -> None:
         """Nothing: the rehearsal has written its own record."""
+
+
+def rehearse(scale: str, *, device: str, processes: int, launcher: str) -> int:
+    """Rehearse, and print the report. Returns 1 if it found a problem, else 0.
+
+    Args:
+        device: ``cpu`` or ``cuda``; processes: on this machine. For ``launcher`` ``local``.
+        launcher: ``local`` or ``slurm``.
+
+    Raises:
+        InputError: bad parameters, a machine without SLURM, or a refused submission.
+        JobFailedError: the job ended without a record.
+    """
+    from possam.rehearsal import rehearse as here
+
+    if launcher == "slurm":
+        rehearse_on_slurm(scale)
+    elif processes != 1:
+        if code := rehearse_in_processes(scale, device=device, count=processes):
+            return code
+    else:
+        here.rehearse(Project(scale), device=device)
+        if Environment.load().processes:
+            return 0  # the command that started this process prints the report
+    return here.report(Project(scale))
 
 
 def rehearse_on_slurm(scale: str) -> None:

@@ -29,11 +29,13 @@ from possam.runtime.files import hash_json
 from possam.runtime.findings import OK, PROBLEM, Finding
 from possam.runtime.provenance import peak_memory_mib
 from possam.stages.models import tower_widths
-from possam.training.checkpoint import RunFiles, WeightsMetadata, latest_checkpoint
+from possam.training.checkpoint import WeightsMetadata
+from possam.training.checkpoint_paths import checkpoints
 from possam.training.distributed import LostProcessError, TrainingProcess
 from possam.training.live_source import LiveSource
 from possam.training.loop import train_run
 from possam.training.memory import hold_in_bfloat16
+from possam.training.run_files import RunFiles
 from possam.training.sources import Source
 from possam.training.targets import Batch, Target
 from possam.training.trainer import Trainer
@@ -284,8 +286,9 @@ def try_resume(shop: Workshop, name: str, *, requeue: bool) -> Finding:
     )
     run = run.model_copy(update={"training": training})
     folder, summary = shop.folder / "resume", None
+    files = RunFiles(folder, superseded=shop.folder / "superseded")
     for _ in range(2):
-        before = process.first(lambda: latest_checkpoint(RunFiles(folder).checkpoints))
+        before = process.first(lambda: next(iter(checkpoints(files.checkpoints)), None))
         trainer, source, _ = _set_up(shop, run)
         if before is None:
             source = _Interrupted(source, by_signal=requeue)
@@ -296,10 +299,13 @@ def try_resume(shop: Workshop, name: str, *, requeue: bool) -> Finding:
                 text=trainer.text,
                 training=training,
                 loss=run.loss,
-                directory=folder,
+                files=files,
                 seed=run.seed,
                 metadata=WeightsMetadata(
-                    model_kwargs={}, identity={"rehearsal": name}, frozen={}, vocabulary=()
+                    model_kwargs={},
+                    identity={"rehearsal": name, "code": ""},
+                    frozen={},
+                    vocabulary=(),
                 ),
                 process=process,
             )
