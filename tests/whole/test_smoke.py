@@ -222,19 +222,19 @@ def kill(workspace: Workspace, *command: str, directory: Path) -> None:
 def test_after_a_fix_a_killed_training_goes_on_and_the_pipeline_takes_it(
     finished: Workspace,
 ) -> None:
-    runs, losses = finished.folder / "params/runs.yaml", "possam/training/losses.py"
-    directory = finished.folder / "results/smoke/runs/killed/seed0"
-    target = str((directory / "run.json").relative_to(finished.folder))
-    superseded = finished.folder / "results/smoke/superseded"
+    edits = Workspace(finished.folder)  # without the fork server, whose own code is never edited
+    runs, losses = edits.folder / "params/runs.yaml", edits.folder / "possam/training/losses.py"
+    directory = edits.folder / "results/smoke/runs/killed/seed0"
+    target = str((directory / "run.json").relative_to(edits.folder))
+    superseded = edits.folder / "results/smoke/superseded"
     command = ("train", "killed", "--scale", "smoke")
 
     def train(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Not by the fork server, whose own code has not been edited."""
-        return finished.run(sys.executable, "-m", "possam.cli", *command, *options, check=check)
+        return edits.run(sys.executable, "-m", "possam.cli", *command, *options, check=check)
 
     def fixed() -> AbstractContextManager[None]:
-        text = (finished.folder / losses).read_text()
-        return edited(finished.folder / losses, text, text + "\n_CHANGED = 1\n")
+        text = losses.read_text()
+        return edited(losses, text, text + "\n_CHANGED = 1\n")
 
     def tensors() -> dict[str, Any]:
         return load_file(directory / "weights.safetensors")
@@ -243,7 +243,7 @@ def test_after_a_fix_a_killed_training_goes_on_and_the_pipeline_takes_it(
         edited(runs, runs.read_text(), runs.read_text() + LONGER),
         removing_what_is_made(finished),
     ):
-        kill(finished, *command, directory=directory)
+        kill(edits, *command, directory=directory)
         before = read_json(directory / "identity.json")["hash"]
         with fixed():
             with edited(runs, "iterations: 16", "iterations: 20"):
@@ -264,7 +264,7 @@ def test_after_a_fix_a_killed_training_goes_on_and_the_pipeline_takes_it(
 
         # Back to the old code: Snakemake makes a training of its own, bit for bit the same.
         (directory / "run.json").unlink()
-        finished.snakemake(target)
+        edits.snakemake(target)
         assert read_json(directory / "run.json")["accepted_code"] == []
         trained = tensors()
         assert trained.keys() == accepted.keys()
@@ -272,9 +272,9 @@ def test_after_a_fix_a_killed_training_goes_on_and_the_pipeline_takes_it(
         with fixed():
             assert "taken back" in train().stdout
             # Its record is of the old code: it calls the command, which has nothing to do.
-            assert "Nothing to be done" not in finished.snakemake(target)
+            assert "Nothing to be done" not in edits.snakemake(target)
             assert read_json(directory / "run.json") == result
-            assert "Nothing to be done" in finished.snakemake(target)
+            assert "Nothing to be done" in edits.snakemake(target)
         shutil.rmtree(superseded)
 
 
