@@ -29,6 +29,7 @@ from possam.params.project import Project
 from possam.params.slurm import Allocations
 from possam.runtime.errors import InputError, JobFailedError
 from possam.runtime.files import hash_json
+from possam.runtime.gpu_driver import fault_here
 from possam.runtime.locks import hold, is_held
 
 T = TypeVar("T")
@@ -110,6 +111,8 @@ class _Driver:
         if self._is_finished():
             return
         require_slurm("--launcher slurm")
+        if self.allocation.device == "cuda" and (fault := fault_here()):
+            self.say(f"on this machine, {fault}; where the nodes have it too, the job refuses")
         why, job, message = "first", None, None
         while True:
             record = self.record = self._find_or_submit(why, lost=job)

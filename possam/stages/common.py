@@ -13,6 +13,7 @@ from possam.params.project import Project
 from possam.pipeline.codehash import PACKAGE, code_hash
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, write_json
+from possam.runtime.gpu_driver import fault_here
 from possam.runtime.memory import keep_freed_memory
 from possam.runtime.provenance import provenance
 
@@ -37,6 +38,8 @@ def check_device(device: str) -> str:
     if kind not in {"cpu", "cuda"}:
         raise InputError(f"--device: unknown device {device!r}; valid choices: cpu, cuda, cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
+        if fault := fault_here():
+            raise InputError(f"--device: cuda was asked for, but torch sees no GPU: {fault}")
         raise InputError("--device: cuda was asked for, but torch sees no GPU; use --device cpu")
     return device
 

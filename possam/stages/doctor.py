@@ -25,6 +25,8 @@ from possam.runtime.environment import Environment
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.runtime.findings import OK, PROBLEM, WARNING, Finding, print_findings
+from possam.runtime.gpu_driver import driver_fault, driver_version, minimum_driver
+from possam.runtime.locks import require_locks
 from possam.runtime.provenance import usable_cores
 
 LOCK = Path("requirements.lock")
@@ -39,14 +41,20 @@ def examine(project: Project) -> list[Finding]:
     gpus, slurm = _gpu_names(), _slurm()
     if slurm.state == PROBLEM and (gpus or load_plan(project)[1].unit != "GPU"):
         slurm = replace(slurm, state=WARNING)  # not needed: trainings can run here
-    findings += [_gpus(project, gpus, slurm), slurm]
+    findings += [_gpus(project, gpus, slurm), *_driver(project, gpus, slurm), slurm]
     try:
         plan = make_plan(Graph(folder=project.folder, project=project), project.name, [])
         findings.append(_disk(project, plan))
     except InputError as error:  # in a data root; _data_roots names it
         remedy = "correct the data root named below"
         findings.append(Finding("disk", WARNING, f"not compared with a plan: {error}", remedy))
-    findings += [_memory(project), _cores(project), *_weights(project), *_data_roots(project)]
+    findings += [
+        *_locks(project),
+        _memory(project),
+        _cores(project),
+        *_weights(project),
+        *_data_roots(project),
+    ]
     return [*findings, _mlflow()]
 
 
@@ -123,6 +131,39 @@ def _gpus(project: Project, names: list[str], slurm: Finding) -> Finding:
         return Finding("gpus", OK, f"{text}, on SLURM's nodes")
     remedy = "use a machine with GPUs, or a login node of SLURM"
     return Finding("gpus", PROBLEM, text, remedy)
+
+
+def _driver(project: Project, gpus: list[str], slurm: Finding) -> Iterator[Finding]:
+    """Whether the NVIDIA driver runs the installed torch, as far as this machine can tell."""
+    import torch
+
+    cuda, driver = torch.version.cuda, driver_version()
+    if load_plan(project)[1].unit != "GPU":
+        return
+    if driver is None and cuda is not None and not gpus:
+        text = f"none here; torch {torch.__version__} needs {minimum_driver(cuda)} or newer"
+        remedy = "compare a node's (srun --gres=gpu:1 nvidia-smi); docs/your-cluster.md"
+        yield Finding("gpu driver", WARNING, text, remedy)
+    elif not gpus and (fault := driver_fault(driver or "", cuda)):
+        fault, _, remedy = fault.partition("; ")
+        yield Finding("gpu driver", WARNING if slurm.state == OK else PROBLEM, fault, remedy)
+    else:
+        text = f"{driver or 'of unknown version'}, for torch {torch.__version__}"
+        yield Finding("gpu driver", OK, text)
+
+
+def _locks(project: Project) -> Iterator[Finding]:
+    """Whether the folders that are written can be locked."""
+    layout = Layout(project)
+    for folder in dict.fromkeys((Path(), layout.assets, layout.results)):
+        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+        try:
+            require_locks(existing)
+        except (InputError, OSError) as error:
+            fault, _, remedy = str(error).partition("; ")
+            yield Finding("locks", PROBLEM, fault, remedy)
+            return
+    yield Finding("locks", OK, "files can be locked here")
 
 
 def _run(*command: str) -> tuple[int, str]:

@@ -1,5 +1,7 @@
 """What a machine lacks: one line a matter, a remedy, and an exit code."""
 
+import errno
+import fcntl
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -100,6 +102,28 @@ def test_gpus_are_needed_where_a_scale_trains_on_them(
     assert (only("gpus", "smoke").state, only("slurm", "smoke").state) == ("ok", "warning")
 
 
+def test_the_driver_is_compared_with_the_installed_torch(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    script(machine / "nvidia-smi", "echo 580.65.06")
+    assert only("gpu driver").state == "ok" and "580.65.06" in only("gpu driver").text
+    script(machine / "nvidia-smi", "echo 535.183.01")
+    # torch can use the GPUs, so there is nothing to say about the driver
+    assert only("gpu driver").state == "ok"
+    monkeypatch.setattr(doctor, "_gpu_names", list)
+    found = only("gpu driver")
+    assert found.state == "warning" and "535.183.01 is too old" in found.text
+    assert "+cu126" in found.remedy and not about("gpu driver", "smoke")
+    script(machine / "sinfo", "exit 1")
+    assert only("gpu driver").state == "problem"
+    (machine / "nvidia-smi").unlink()
+    found = only("gpu driver")
+    assert found.state == "warning" and "580.65.06 or newer" in found.text
+
+
 @pytest.mark.parametrize(
     ("command", "line", "text"),
     [
@@ -157,6 +181,18 @@ def test_a_package_that_everything_needs(machine: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(doctor.metadata, "version", version)
     assert packages() == Finding("packages", "problem", "missing: torch", "make setup")
+
+
+def test_a_file_system_without_locks(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert only("locks").state == "ok"
+
+    def flock(_: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    found = only("locks")
+    assert found.state == "problem" and "No locks available" in found.text
+    assert "mount option flock" in found.remedy
 
 
 def test_memory_and_cores(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
