@@ -3,11 +3,13 @@
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from possam.launch.records import FOLDER, RunRecords
@@ -18,9 +20,13 @@ from possam.runtime.errors import InputError, PossamError
 from possam.runtime.files import write_json
 from possam.runtime.locks import is_held
 from possam.runtime.provenance import git_state
+from possam.training.options import SAVE, SAVE_AND_END
 
 _LOCK_S = 180.0
 """A network file system takes a minute or two to free the lock of a node that died."""
+
+_KILL_S = 600.0
+"""How long SLURM may take to kill the other processes of a job that is put back."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class TrainingJob:
             os.environ.update(ranks(os.environ, hosts=hosts, world_size=self.world_size))
             if rank == 0:
                 self._announce(job, environment.hostname)
-            self._work()
+            self._until_asked(Signals())
             if rank == 0:
                 self._record(records, job)
         except Exception as error:
@@ -101,7 +107,18 @@ class TrainingJob:
         """What the first process writes after a success."""
         records.write_finished(job)
 
-    def _work(self) -> None:
+    def _until_asked(self, signals: "Signals") -> None:
+        """Work; put the job back into the queue if a signal asked for it."""
+        from possam.training.loop import EndedEarlyError
+
+        try:
+            self._work(signals)
+        except EndedEarlyError as error:
+            print(error, file=sys.stderr, flush=True)
+            signals.requeue()
+            raise
+
+    def _work(self, signals: "Signals") -> None:
         from possam.params.layout import RUN_LOCK
         from possam.params.project import Project
         from possam.stages.train import train
@@ -112,7 +129,51 @@ class TrainingJob:
                 break  # train() refuses, with the reason
             time.sleep(1)
         project = Project(self.scale, folder=self.source / "params")
-        train(project, self.run, seed=self.seed, device=self.device)
+        train(project, self.run, seed=self.seed, device=self.device, asked=signals)
+
+
+class Signals:
+    """What SLURM's signals ask of the training in this process, as its loop asks after each step.
+
+    SIGUSR2, before the time limit, asks for a checkpoint and the end; then submitit's own handler
+    puts the job back into the queue. SIGTERM, before SLURM kills a cancelled, preempted or requeued
+    job, asks for a checkpoint. Until the first step has ended there is nothing to save, and
+    submitit's handler acts at once.
+    """
+
+    def __init__(self) -> None:
+        self._submitit, self._asked, self._began = signal.getsignal(signal.SIGUSR2), 0, False
+        signal.signal(signal.SIGUSR2, self._end)
+        signal.signal(signal.SIGTERM, self._save)
+
+    def __call__(self) -> int:
+        """What was asked since the last call."""
+        self._began = True
+        asked, self._asked = self._asked, 0
+        return asked
+
+    def _save(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = max(self._asked, SAVE)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self._began:
+            self._asked = SAVE_AND_END
+        else:
+            self._by_submitit(number, frame)
+
+    def _by_submitit(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._submitit):
+            self._submitit(number, frame)
+
+    def requeue(self) -> None:
+        """Put the job back into the queue (rank 0), or wait for its end (the others).
+
+        Raises:
+            SystemExit: rank 0 has put it back.
+            UncompletedJobError: rank 0 may not put it back once more.
+        """
+        self._by_submitit(signal.SIGUSR2, None)
+        time.sleep(_KILL_S)
 
 
 def ranks(

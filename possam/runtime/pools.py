@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from possam.runtime.errors import PossamError
@@ -54,17 +55,12 @@ def in_chunks(
         for part in chunks:
             yield len(part), job(part)
         return
-    # Forked from a server without threads, not from this process, which may have threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
-    resource_tracker.ensure_running()  # if the server started it, it would unblock Ctrl-C
-    with _uninterrupted():
-        forkserver.ensure_running()
+    context = fork_server(preload)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(job,))
     try:
         waiting: deque[tuple[int, Future[Any]]] = deque()
         for part in chunks:
-            with _uninterrupted():  # submit() starts workers
+            with _undelivered():  # submit() starts workers
                 waiting.append((len(part), pool.submit(_work, part)))
             if len(waiting) >= _WINDOW * workers:
                 length, future = waiting.popleft()
@@ -79,13 +75,28 @@ def in_chunks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C, at most for the seconds in which the fork server imports.
+def fork_server(preload: str) -> ForkServerContext:
+    """The context of processes that are forked from a server, which is started if none runs.
 
-    Processes that are started here never receive it; otherwise each would print a traceback.
+    The server has no threads; this process may have some. ``preload``: see :func:`in_chunks`.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    with _undelivered():
+        resource_tracker.ensure_running()  # if the server started it, it would unblock Ctrl-C
+    with _undelivered():
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _undelivered() -> Iterator[None]:
+    """Delay Ctrl-C and SLURM's warning before a time limit, SIGUSR2, for a moment.
+
+    Processes that are started here never receive them. Both may go to every process: each would
+    print a traceback, or end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR2})
     try:
         yield
     finally:

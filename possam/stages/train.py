@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,7 +207,13 @@ class Training:
 
 
 def train(
-    project: Project, name: str, *, seed: int | None, device: str, accept_code: bool = False
+    project: Project,
+    name: str,
+    *,
+    seed: int | None,
+    device: str,
+    accept_code: bool = False,
+    asked: Callable[[], int] | None = None,
 ) -> None:
     """Train run ``name`` and write ``run.json``; resumes a killed call at its last checkpoint.
 
@@ -218,6 +224,7 @@ def train(
         seed: None: the first of the scale's seeds.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         accept_code: go on from a run of other code; its results say so.
+        asked: as :func:`possam.training.loop.train_run` takes it.
 
     Raises:
         InputError: bad parameters or inputs, another process trains this run, or there is nothing
@@ -236,10 +243,15 @@ def train(
         identity = training.on(kind)
         process.agree("identity of the run", hash_json(identity))
         if not process.first(lambda: training.settle(identity, accept_code=accept_code)):
-            _train(training, identity, process)
+            _train(training, identity, process, asked)
 
 
-def _train(training: Training, identity: Mapping[str, Any], process: "TrainingProcess") -> None:
+def _train(
+    training: Training,
+    identity: Mapping[str, Any],
+    process: "TrainingProcess",
+    asked: Callable[[], int] | None,
+) -> None:
     from possam.model.possam import build_possam
     from possam.stages.models import embed_names, load_towers, tower_widths
     from possam.training.checkpoint import WeightsMetadata
@@ -271,6 +283,7 @@ def _train(training: Training, identity: Mapping[str, Any], process: "TrainingPr
         ),
         process=process,
         initialise=initialise,
+        asked=asked,
     )
     if process.is_first:
         training.record(started, identity).write(training.directory)

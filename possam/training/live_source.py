@@ -5,7 +5,6 @@ process, never from this one, whose CUDA and network threads a fork would break,
 compact table of the images' records.
 """
 
-import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.loader import Sample, SegmentationDataset, collate
+from possam.runtime.pools import fork_server
 from possam.training.distributed import TrainingProcess
 from possam.training.options import TrainingOptions
 from possam.training.sharding import BatchSharding
@@ -106,10 +106,7 @@ class LiveSource:
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of the steps ``start <= step < stop``, on its device."""
-        context = None
-        if self._workers:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([SegmentationDataset.__module__])
+        context = fork_server(SegmentationDataset.__module__) if self._workers else None
         loader = DataLoader(
             self._samples,
             batch_sampler=_Keys(self._order, self.sharding, start, stop),

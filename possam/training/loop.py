@@ -39,7 +39,7 @@ from possam.training.checkpoint import (
 from possam.training.checkpoint_paths import checkpoint_path
 from possam.training.distributed import TrainingProcess
 from possam.training.metrics import Counters
-from possam.training.options import LossOptions, TrainingOptions
+from possam.training.options import SAVE_AND_END, LossOptions, TrainingOptions
 from possam.training.run_files import RunFiles
 from possam.training.schedule import learning_rate
 from possam.training.sharding import BatchSharding
@@ -48,6 +48,10 @@ from possam.training.trainer import LOGGED, Trainer
 
 MAX_CONSECUTIVE_SKIPS = 10
 """Non-finite steps in a row that stop the run."""
+
+
+class EndedEarlyError(TrainingError):
+    """The training was asked to end; its checkpoint is written, and the same call goes on."""
 
 
 def train_run(
@@ -62,6 +66,7 @@ def train_run(
     metadata: WeightsMetadata,
     process: TrainingProcess,
     initialise: Callable[[PosSAM], object] | None = None,
+    asked: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
     """Train ``model``, or go on where an earlier call stopped, or do nothing if it is finished.
 
@@ -74,6 +79,8 @@ def train_run(
         process: this process among those that train the run; all of them call this function.
         initialise: puts the weights that the run starts from into ``model``. Called once, before
             the first step and before anything is written, but not when a run goes on.
+        asked: called after each step; 0, ``SAVE`` or ``SAVE_AND_END`` of
+            :mod:`possam.training.options`. What one process is asked, all do after the same step.
 
     Returns:
         The summary: steps, images, seconds, skipped steps, last metrics, hash of the weights.
@@ -84,6 +91,7 @@ def train_run(
             what ``initialise`` raises.
         TrainingError: too many non-finite steps in a row (a checkpoint of the state is saved
             first), or another process is lost.
+        EndedEarlyError: as ``asked``.
     """
     if source.num_classes != text.num_classes:
         raise InputError(
@@ -115,7 +123,7 @@ def train_run(
             record = _Record(
                 trainer, files, counters, stack, identity_hash=identity_hash, start=start
             )
-        _run_steps(trainer, source, files, counters, record, start=start)
+        _run_steps(trainer, source, files, counters, record, start=start, asked=asked)
     return process.first(lambda: _finish(trainer, files, counters, metadata))
 
 
@@ -163,6 +171,7 @@ def _run_steps(
     record: "_Record | None",
     *,
     start: int,
+    asked: Callable[[], int] | None,
 ) -> None:
     """Run the steps ``start <= step < iterations``; only rank 0 has a ``record``."""
     training, process = trainer.training, trainer.process
@@ -181,7 +190,9 @@ def _run_steps(
             if record:
                 record.log(done, means, memory=memory)
         stuck = counters.consecutive >= MAX_CONSECUTIVE_SKIPS
-        if record and (stuck or done % training.checkpoint_every == 0 or done == total):
+        # A signal reaches the processes during different steps, so they agree.
+        order = 0 if asked is None else max(process.gather([asked()]))
+        if record and (stuck or order or done % training.checkpoint_every == 0 or done == total):
             record.save(done)
         if stuck:
             raise TrainingError(
@@ -189,6 +200,8 @@ def _run_steps(
                 f"a row; the state is in {checkpoint_path(files.checkpoints, done)}. Lower "
                 "training.learning_rate or use training.precision: fp32"
             )
+        if order == SAVE_AND_END and done < total:
+            raise EndedEarlyError(f"ended after step {done} of {total}; its checkpoint is written")
         if record:
             record.progress(step, loss=values[0])
 

@@ -8,6 +8,9 @@ from possam.datasets.options import AugmentationOptions
 from possam.model.options import Precision
 from possam.runtime.options import Count, Options, Positive, Rate, Unit, Weight
 
+SAVE, SAVE_AND_END = 1, 2
+"""What may be asked of a training between two steps: a checkpoint, and to end after it."""
+
 
 class LossOptions(Options):
     """Loss weights and point sampling (Mask2Former's, with the paper's IoU term)."""

@@ -21,6 +21,7 @@ import torch
 from possam.runtime.errors import InputError, PossamError
 from possam.training.distributed import TrainingProcess, join
 from possam.training.loop import train_run
+from possam.training.options import SAVE_AND_END
 from possam.training.run_files import RunFiles
 from possam.training.sharding import BatchSharding
 from possam.training.targets import Batch
@@ -67,6 +68,14 @@ def fail(step: int, rank: int) -> None:
         raise InputError("images/7.jpg: damaged")
 
 
+ORDERS: list[int] = []
+
+
+def end(step: int, rank: int) -> None:
+    if (step, rank) == (2, LAST):  # between two periodic checkpoints
+        ORDERS.append(SAVE_AND_END)
+
+
 def run(
     directory: Path, event: Callable[[int, int], None], *, altered: bool, accepts: bool
 ) -> None:
@@ -88,6 +97,7 @@ def run(
             seed=1,
             metadata=weights_metadata(identity=identity),
             process=process,
+            asked=lambda: ORDERS.pop() if ORDERS else 0,
         )
 
 
@@ -163,6 +173,9 @@ def main(folder: Path) -> None:
     for child in children:
         finish(child)
     result["all_killed"] = train("moment", 2)
+
+    result["asked"] = train("asked", 2, end)
+    result["went_on"] = train("asked", 3)
 
     result["failed"] = train("failed", 2, fail)
     result["altered"] = train("altered", 2, altered=True)

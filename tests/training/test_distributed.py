@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("name", ["three", "resumed", "all_killed"])
+@pytest.mark.parametrize("name", ["three", "resumed", "all_killed", "went_on"])
 def test_any_number_of_processes_trains_the_same_to_the_last_bit(
     trained: dict[str, Any], name: str
 ) -> None:
@@ -80,6 +80,15 @@ def test_all_processes_go_on_from_a_run_of_accepted_code(trained: dict[str, Any]
     assert not any(text.strip() for text in others)
     assert trained["refused"]["codes"] == [2, 2] and trained["refused"]["files"] == []
     assert all("--accept-code: no checkpoint" in text for text in trained["refused"]["printed"])
+
+
+def test_all_end_after_the_step_in_which_one_is_asked_to(trained: dict[str, Any]) -> None:
+    asked = trained["asked"]
+    assert asked["codes"] == [2, 2]
+    for text in asked["printed"]:
+        assert "EndedEarlyError: ended after step 3 of 6" in text
+    assert "step_000000003" in asked["files"]
+    assert trained["went_on"]["printed"][0].count("going on after step 3") == 1
 
 
 def test_the_others_say_why_a_process_failed(trained: dict[str, Any]) -> None:

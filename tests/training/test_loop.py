@@ -27,9 +27,10 @@ from possam.training.checkpoint import (
 )
 from possam.training.checkpoint_paths import checkpoints
 from possam.training.distributed import resolve_device, single_process
-from possam.training.loop import train_run
+from possam.training.loop import EndedEarlyError, train_run
 from possam.training.losses import TERMS
 from possam.training.metrics import TIME_FIELDS
+from possam.training.options import SAVE, SAVE_AND_END
 from possam.training.run_files import RunFiles
 from possam.training.targets import Batch
 from possam.training.trainer import Trainer
@@ -305,6 +306,28 @@ def test_scattered_non_finite_steps_do_not_stop_the_run(
     monkeypatch.setattr(loop, "MAX_CONSECUTIVE_SKIPS", 2)
     source = FakeSource(poison=frozenset({0, 2, 4}))
     assert train(tmp_path, source=source)["skipped"] == 3
+
+
+def curve(directory: Path) -> list[dict[str, Any]]:
+    lines = metrics_of(directory)
+    return [{key: value for key, value in x.items() if key not in TIME_FIELDS} for x in lines]
+
+
+def test_a_checkpoint_is_written_when_it_is_asked_for(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rarely = training_params(checkpoint_every=100)
+    with pytest.raises(EndedEarlyError, match="after step 3 of 6"):
+        train(tmp_path, training=rarely, asked=iter([0, 0, SAVE_AND_END]).__next__)
+    assert not (tmp_path / "weights.safetensors").exists()
+    capsys.readouterr()
+    train(tmp_path, training=rarely, asked=iter([SAVE, 0, SAVE_AND_END]).__next__)
+    assert "going on after step 3\n" in capsys.readouterr().out
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_000000004", "step_000000006"]
+    # Neither the weights nor the curve show it; the order after the last step changes nothing.
+    weights = [sha256_file(run / "weights.safetensors") for run in (tmp_path, finished)]
+    assert weights[0] == weights[1] and curve(tmp_path) == curve(finished)
 
 
 def test_each_step_draws_its_own_points_and_dropout() -> None:

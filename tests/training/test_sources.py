@@ -1,6 +1,10 @@
 """Sources: order and augmentation as pure functions of (seed, step), and true targets."""
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +247,19 @@ def test_live_batches_do_not_depend_on_start_workers_or_processes(workers: int) 
     late = live_source("lsj", process=second, workers=workers, **split)
     for whole, own in zip(everything[3:], late.batches(3, 5), strict=True):
         assert all(equal(one, two) for one, two in zip(whole[2:], own, strict=True))
+
+
+def test_a_signal_to_every_process_of_a_job_leaves_the_workers_reading() -> None:
+    """SLURM warns before a time limit with SIGUSR2, which ends a process by default."""
+    batches = live_source("none", workers=1).batches(0, 3)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 1
+    server, tracker = forkserver._forkserver, resource_tracker._resource_tracker
+    for process in (workers[0].pid, server._forkserver_pid, tracker._pid):
+        os.kill(process, signal.SIGUSR2)
+    assert len(list(batches)) == 2
+    assert len(list(live_source("none", workers=1).batches(0, 2))) == 2
 
 
 def test_live_augmentation_changes_from_epoch_to_epoch() -> None:
