@@ -15,6 +15,7 @@ from possam.pipeline.declarations import CONSTRAINTS, STAGES
 from possam.pipeline.graph import PAPER, Graph, scale_of
 from possam.pipeline.records import settle_records
 from possam.runtime import forkserver
+from possam.runtime.environment import job_variables
 
 # The `possam` of this very environment, also when it is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -29,6 +30,12 @@ if workflow.exec_mode == ExecMode.DEFAULT:
 # The profile says where jobs run. It is no parameter of a rule: another launcher reruns nothing.
 launcher = config.get("launcher", "local")
 allocations = Allocations() if launcher == "slurm" else None
+
+# In a job (workflow/driver.sh): the jobs submitted from here must not inherit its variables. The executor would
+# remove them as well, and SLURM_CONF with them.
+if launcher == "slurm" and "SLURM_JOB_ID" in os.environ and workflow.exec_mode == ExecMode.DEFAULT:
+    for name in job_variables(os.environ):
+        del os.environ[name]
 
 
 def files(stage):
@@ -45,7 +52,7 @@ def allocation(kind, wildcards):
 def asked(kind):
     """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, the CPU."""
     if launcher == "local":
-        return {"device": "cpu"}
+        return {"device": "cpu", "setup": ""}
     return {
         name: lambda w, name=name: allocation(kind, w).resources[name]
         for name in Allocation.RESOURCES

@@ -200,7 +200,7 @@ class _Driver:
             record = self._write_record(job, why)
         self.say(
             f"submitted job {job} ({self.allocation.nodes} nodes x {self.allocation.tasks} "
-            f"processes, {self.allocation.gres or 'no GPU'})"
+            f"processes, {next(iter(self.allocation.gpu_request.values()), 'no GPU')})"
         )
         return record
 

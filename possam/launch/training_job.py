@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ from typing import Any
 from possam.launch.records import FOLDER, RunRecords
 from possam.launch.source import check
 from possam.params.slurm import Allocation
-from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE
+from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE, job_variables
 from possam.runtime.errors import InputError, PossamError
 from possam.runtime.files import write_json
 from possam.runtime.locks import is_held
@@ -220,8 +220,10 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     if not git.exists():
         write_json(git, git_state(root))
     executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=allocation.max_requeues)
-    names = ("account", "partition", "constraint", "gres", "exclusive")
-    optional = {name: getattr(allocation, name) for name in names}
+    names = ("account", "partition", "qos", "constraint", "exclusive")
+    optional = {name: getattr(allocation, name) for name in names} | allocation.gpu_request
+    options = dict(option[2:].partition("=")[::2] for option in allocation.extra)
+    more = {"reservation": allocation.reservation} if allocation.reservation else {}
     executor.update_parameters(
         job_name=name,
         comment=f"possam {job.run} seed {job.seed}, scale {job.scale}",
@@ -232,7 +234,12 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
         time=allocation.minutes,
         signal_delay_s=allocation.signal_s,
         # SLURM requeues the job after the loss of a node, submitit before a time-out.
-        additional_parameters={"requeue": True, "chdir": str(root)},
+        additional_parameters={
+            **{name: value or True for name, value in options.items()},
+            **more,
+            "requeue": True,
+            "chdir": str(root),
+        },
         srun_args=[
             # A process that gives up ends all; otherwise the others would wait for it.
             "--kill-on-bad-exit=1",
@@ -240,6 +247,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
             f"--cpus-per-task={allocation.cpus}",
         ],
         setup=[
+            *allocation.setup_lines,
             # `python -m` would look in the working directory first.
             "export PYTHONSAFEPATH=1",
             f"export PYTHONPATH={shlex.quote(str(job.source))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -249,7 +257,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
         **{name: value for name, value in optional.items() if value},
     )
     try:
-        with _outside_any_job():
+        with _outside_any_job(allocation.environment):
             return str(executor.submit(job).job_id)
     except FailedJobError as error:
         raise InputError(
@@ -259,11 +267,13 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
 
 
 @contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Hide the variables of a job that the driver may run in: sbatch would inherit them."""
-    prefixes = ("SLURM_", "SRUN_", "SBATCH_")
-    inherited = {n for n in os.environ if n.startswith(prefixes) and n != "SLURM_CONF"}
-    values = {name: os.environ.pop(name) for name in inherited}
+def _outside_any_job(heard: Set[str]) -> Iterator[None]:
+    """Hide the variables of a job that the driver may run in: sbatch would inherit them.
+
+    ``heard``: variables of sbatch that stay, because sites tell their users to set them.
+    """
+    hidden = job_variables(os.environ) - heard
+    values = {name: os.environ.pop(name) for name in hidden}
     try:
         yield
     finally:

@@ -1,9 +1,11 @@
 """What jobs ask SLURM for: ``params/slurm.yaml``, checked. Not part of any result's identity."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import StringConstraints, model_validator
+from pydantic import AfterValidator, StringConstraints, model_validator
 
 from possam.params.reading import choose, merge, read_yaml, scale_names, validate
 from possam.runtime.errors import InputError
@@ -14,13 +16,53 @@ Kind = Literal["world", "convert", "features", "train", "evaluate", "timing", "f
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,&|*!()\[\]-]+$")]
 
+_FIELD_OF: dict[str, str] = {
+    **{name: name for name in ("account", "partition", "constraint", "qos", "reservation")},
+    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task"), "gpus and gpu_type"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory_gib"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cpus"),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "ntasks-per-gpu", "tasks-per-node"), "tasks"),
+    **dict.fromkeys(("requeue", "no-requeue"), "max_requeues"),
+    **{"time": "minutes", "nodes": "nodes", "exclusive": "exclusive", "signal": "signal_s"},
+}
+"""Options of sbatch that a field stands for."""
+
+_TAKEN = frozenset(
+    {
+        *("array", "chdir", "comment", "error", "export", "job-name", "open-mode", "output"),
+        *("parsable", "wrap"),
+    }
+)
+"""Options of sbatch that every submission sets by itself."""
+
+
+def _check_option(option: str) -> str:
+    """``option`` if it is ``--name`` or ``--name=value`` and no field or submission decides it."""
+    match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\n]+)?", option)
+    if match is None:
+        raise ValueError(f"{option!r} is no long option of sbatch; write --name or --name=value")
+    # sbatch takes the beginning of an option's name, too
+    for name in (*_FIELD_OF, *_TAKEN):
+        if name.startswith(match[1]):
+            instead = _FIELD_OF.get(name)
+            remedy = f"use {instead}" if instead else "it is set for every job, so remove it"
+            raise ValueError(f"{option}: sets {name} of sbatch; {remedy}")
+    return option
+
+
+_Option = Annotated[str, AfterValidator(_check_option)]
+
 
 class Allocation(Options):
     """What one job asks for.
 
     Attributes:
-        account, partition, constraint: as SLURM takes them; None: the cluster's default.
+        account, partition, qos, reservation, constraint: as SLURM takes them; None: the cluster's
+            default.
+        extra: further options of sbatch, ``--name`` or ``--name=value``.
+        setup: shell commands that run in the job before its program; the first that fails ends it.
         gpus: GPUs per node, of ``gpu_type`` (a gres type such as ``a100``; None: any).
+        gpu_option: the option of sbatch that asks for them.
         cpus: cores per process.
         memory_gib: memory per node.
         minutes: time limit.
@@ -29,19 +71,25 @@ class Allocation(Options):
         nodes, tasks: nodes, and processes per node; more than one only for trainings.
         max_requeues: how often a training is requeued after a time-out, and how often it is
             submitted again after its job was lost.
-        signal_s: seconds before the time limit at which a training is requeued.
+        signal_s: seconds before the time limit at which a training writes a checkpoint and is
+            requeued.
     """
 
     RESOURCES: ClassVar[tuple[str, ...]] = (
-        *("slurm_account", "slurm_partition", "constraint", "gres", "cpus_per_task"),
-        *("mem_mb", "runtime", "slurm_extra", "device"),
+        *("slurm_account", "slurm_partition", "qos", "constraint", "gres", "cpus_per_task"),
+        *("mem_mb", "runtime", "slurm_extra", "device", "setup"),
     )
     """Keys of :attr:`resources`."""
 
     account: _Name | None
     partition: _Name | None
+    qos: _Name | None
+    reservation: _Name | None
     constraint: _Name | None
+    extra: tuple[_Option, ...]
+    setup: tuple[Annotated[str, StringConstraints(min_length=1)], ...]
     gpu_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")] | None
+    gpu_option: Literal["gres", "gpus-per-node"]
     gpus: Count
     cpus: Positive
     memory_gib: Positive
@@ -71,26 +119,55 @@ class Allocation(Options):
 
     @property
     def resources(self) -> dict[str, int | str | None]:
-        """Resources for Snakemake's SLURM executor (None: not asked for), and the device."""
+        """What a rule gets: resources for Snakemake's SLURM executor (None: not asked for), and
+        what its command uses: ``device``, and ``setup`` as the beginning of its shell script.
+        """
         # gres, because with gpu and tasks the executor would run the stage once per GPU.
+        gpus = self.gpu_request
+        options = ["--exclusive"] if self.exclusive else []
+        options += [f"--reservation={self.reservation}"] if self.reservation else []
+        options += [f"--gpus-per-node={gpus['gpus_per_node']}"] if "gpus_per_node" in gpus else []
+        # Snakemake's strict shell would end at the first unset variable of a module.
+        setup = ["set +eu", *self.setup_lines, "set -eu", ""] if self.setup else []
         return {
             "slurm_account": self.account,
             "slurm_partition": self.partition,
+            "qos": self.qos,
             "constraint": self.constraint,
-            "gres": self.gres or "",
+            "gres": gpus.get("gres", ""),
             "cpus_per_task": self.cpus,
             "mem_mb": self.memory_gib * 1024,
             "runtime": self.minutes,
-            "slurm_extra": "--exclusive" if self.exclusive else "",
+            "slurm_extra": shlex.join([*options, *self.extra]),
             "device": self.device,
+            "setup": "\n".join(setup),
         }
 
     @property
-    def gres(self) -> str | None:
-        """``gpu:a100:8``; None where no GPU is asked for."""
+    def gpu_request(self) -> dict[str, str]:
+        """``{"gres": "gpu:a100:8"}`` or ``{"gpus_per_node": "a100:8"}``; empty without GPUs."""
         if not self.gpus:
-            return None
-        return ":".join(filter(None, ["gpu", self.gpu_type, str(self.gpus)]))
+            return {}
+        count = ":".join(filter(None, [self.gpu_type, str(self.gpus)]))
+        if self.gpu_option == "gres":
+            return {"gres": f"gpu:{count}"}
+        return {"gpus_per_node": count}
+
+    @property
+    def setup_lines(self) -> list[str]:
+        """Lines of a bash script that run ``setup`` and end it at the first failure."""
+        lines: list[str] = []
+        for command in self.setup:
+            said = shlex.quote(f"setup in params/slurm.yaml failed: {command}")
+            failed = f"if [ $? -ne 0 ]; then echo {said} >&2; exit 1; fi"
+            lines += [command, failed]
+        return lines
+
+    @property
+    def environment(self) -> frozenset[str]:
+        """Variables, such as SBATCH_ACCOUNT, that sbatch is to read for what is None here."""
+        names = ("account", "partition", "qos", "reservation", "constraint")
+        return frozenset(f"SBATCH_{n.upper()}" for n in names if getattr(self, n) is None)
 
 
 class _File(Options):

@@ -73,6 +73,15 @@ class Environment:
         )
 
 
+def job_variables(variables: Mapping[str, str]) -> set[str]:
+    """Names of the variables that a job hands on to jobs submitted from it, and that change them.
+
+    ``SLURM_CONF`` is none of them: it says where the cluster is.
+    """
+    prefixes = ("SLURM_", "SRUN_", "SBATCH_")
+    return {n for n in variables if n.startswith(prefixes) and n != "SLURM_CONF"}
+
+
 def apply_mlflow_defaults() -> None:
     """Set :data:`MLFLOW_DEFAULTS` in the process environment, where the user has not."""
     for name, value in MLFLOW_DEFAULTS.items():

@@ -159,9 +159,12 @@ def _locks(project: Project) -> Iterator[Finding]:
         existing = next(path for path in (folder, *folder.parents) if path.is_dir())
         try:
             require_locks(existing)
-        except (InputError, OSError) as error:
+        except InputError as error:
             fault, _, remedy = str(error).partition("; ")
             yield Finding("locks", PROBLEM, fault, remedy)
+            return
+        except OSError as error:
+            yield Finding("locks", PROBLEM, str(error), "make the folder writable")
             return
     yield Finding("locks", OK, "files can be locked here")
 

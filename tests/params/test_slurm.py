@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -39,7 +40,8 @@ def test_every_scale_and_kind_is_there() -> None:
 
 def test_the_paper_trains_on_one_node_of_eight_a100() -> None:
     train = Allocations(folder=PARAMS).of("paper", "train")
-    assert (train.gres, train.nodes, train.world_size, train.device) == ("gpu:a100:8", 1, 8, "cuda")
+    assert train.gpu_request == {"gres": "gpu:a100:8"}
+    assert (train.nodes, train.world_size, train.device) == (1, 8, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,15 @@ def test_the_paper_trains_on_one_node_of_eight_a100() -> None:
         (lambda v: v["scales"]["smoke"].update(fetch={}), "fetch"),
         (lambda v: v["defaults"].update(account="a; rm -r x"), "account"),
         (lambda v: v["scales"]["mini"]["train"].update(gpu_type="a100"), "gpus of at least 1"),
+        (lambda v: v["defaults"].update(extra=["--qos=long"]), r"--qos=long: sets qos .*use qos"),
+        (lambda v: v["defaults"].update(extra=["--gres=gpu:1"]), r"use gpus and gpu_type"),
+        (lambda v: v["defaults"].update(extra=["--time=1"]), r"use minutes"),
+        (lambda v: v["defaults"].update(extra=["--tim=1"]), r"sets time of sbatch; use minutes"),
+        (lambda v: v["defaults"].update(extra=["--wrap=x"]), r"set for every job, so remove it"),
+        (lambda v: v["defaults"].update(extra=["-A x"]), r"write --name or --name=value"),
+        (lambda v: v["defaults"].update(extra="--mail-type=FAIL"), r"defaults|extra"),
+        (lambda v: v["defaults"].update(setup=[""]), "setup"),
+        (lambda v: v["defaults"].update(qos="a b"), "qos"),
     ],
 )
 def test_errors_name_file_and_key(edited: Edit, change: Any, message: str) -> None:
@@ -83,6 +94,48 @@ def test_resources_never_ask_snakemake_for_tasks() -> None:
     )
 
 
+def test_each_kind_asks_for_its_own(edited: Edit) -> None:
+    """What a kind says replaces the defaults, lists included."""
+
+    def own(values: dict[str, Any]) -> None:
+        values["defaults"] |= {"partition": "cpu", "extra": ["--mail-type=FAIL"]}
+        for kind in get_args(Kind):
+            entry = values["scales"]["smoke"].setdefault(kind, {})
+            entry |= {"partition": f"p-{kind}", "qos": f"q-{kind}", "reservation": f"r-{kind}"}
+        values["scales"]["smoke"]["table"] |= {"extra": ["--licenses=x y", "--spread-job"]}
+
+    allocations = Allocations(folder=edited(own))
+    for kind in get_args(Kind):
+        asked = allocations.of("smoke", kind).resources
+        assert (asked["slurm_partition"], asked["qos"]) == (f"p-{kind}", f"q-{kind}")
+        assert f"--reservation=r-{kind}" in str(asked["slurm_extra"])
+    table = allocations.of("smoke", "table").resources["slurm_extra"]
+    assert table == "--reservation=r-table '--licenses=x y' --spread-job"
+    other = allocations.of("mini", "convert").resources
+    assert (other["slurm_partition"], other["qos"]) == ("cpu", None)
+    assert other["slurm_extra"] == "--mail-type=FAIL"
+
+
+def test_setup_runs_before_a_stage_and_ends_it_where_it_fails(edited: Edit) -> None:
+    def prepared(*commands: str) -> subprocess.CompletedProcess[str]:
+        folder = edited(lambda v: v["defaults"].update(setup=list(commands)))
+        setup = Allocations(folder=folder).of("smoke", "table").resources["setup"]
+        shutil.rmtree(folder)
+        # As Snakemake runs a command.
+        script = f"set -euo pipefail; {setup}echo stage: $SITE"
+        return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+
+    assert Allocations(folder=PARAMS).of("smoke", "table").resources["setup"] == ""
+    # Modules use variables that are not set, and commands that fail inside.
+    done = prepared('test -z "$NOT_SET"', "export SITE='here we are'", "false; true")
+    assert (done.returncode, done.stdout) == (0, "stage: here we are\n")
+    done = prepared("export SITE=x", "module load 'no such'", "echo not reached")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "setup in params/slurm.yaml failed: module load 'no such'" in done.stderr
+    done = prepared("export SITE=x", 'test -n "$SITE" && unset SITE; false')
+    assert done.returncode == 1
+
+
 def test_the_example_of_another_cluster_is_followed_literally(edited: Edit) -> None:
     """The YAML of docs/your-cluster.md, put into params/slurm.yaml as the page says."""
     page = (ROOT / "docs/your-cluster.md").read_text()
@@ -98,13 +151,14 @@ def test_the_example_of_another_cluster_is_followed_literally(edited: Edit) -> N
 
     folder = edited(lambda values: put(values, yaml.safe_load(example)))
     train = Allocations(folder=folder).of("paper", "train")
-    assert (train.account, train.partition, train.gres) == ("vision", "gpu", "gpu:h100:4")
+    assert (train.account, train.partition) == ("vision", "gpu")
+    assert train.gpu_request == {"gres": "gpu:h100:4"}
     assert (train.nodes, train.tasks, train.world_size, train.minutes) == (2, 4, 8, 720)
     assert (train.memory_gib, train.device, train.max_requeues) == (240, "cuda", 20)
     scale = yaml.safe_load((PARAMS / "scales/paper.yaml").read_text())["training"]
     assert scale["batch_size"] / scale["micro_batch"] % train.world_size == 0
     convert = Allocations(folder=folder).of("paper", "convert")
-    assert (convert.account, convert.partition, convert.gres) == ("vision", "gpu", None)
+    assert (convert.account, convert.partition, convert.gpu_request) == ("vision", "gpu", {})
 
 
 def test_the_page_explains_every_key() -> None:

@@ -12,6 +12,7 @@ rule world:
     resources:
         **asked("world"),
     shell:
+        "{resources.setup}"
         "possam world --scale {wildcards.scale} --workers {threads} 2> >(tee {log} >&2)"
 
 
@@ -43,6 +44,7 @@ rule convert:
     resources:
         **asked("convert"),
     shell:
+        "{resources.setup}"
         "possam convert {wildcards.dataset} {wildcards.split} --scale {wildcards.scale} "
         "--workers {threads} 2> >(tee {log} >&2)"
 
@@ -61,5 +63,6 @@ rule features:
     resources:
         **asked("features"),
     shell:
+        "{resources.setup}"
         "possam features {wildcards.tower} {wildcards.dataset} {wildcards.split} "
         "--scale {wildcards.scale} 2> >(tee {log} >&2)"

@@ -24,6 +24,7 @@ rule evaluate:
     log:
         "results/{prefix}logs/evaluate_{run}_seed{seed}_{benchmark}_{condition}.log",
     shell:
+        "{resources.setup}"
         "possam evaluate {wildcards.run} {wildcards.benchmark} --seed {wildcards.seed} "
         "--condition {wildcards.condition} --scale {params.scale} "
         "--device {resources.device} 2> >(tee {log} >&2)"
@@ -44,5 +45,6 @@ rule external:
     resources:
         **asked("convert"),
     shell:
+        "{resources.setup}"
         "possam evaluate {wildcards.external} {wildcards.benchmark} --scale {params.scale} "
         "--workers {threads} 2> >(tee {log} >&2)"

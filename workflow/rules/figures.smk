@@ -14,5 +14,6 @@ rule figure:
     resources:
         **asked("figure"),
     shell:
+        "{resources.setup}"
         "possam figure {wildcards.figure} --scale {params.scale} --device {resources.device} "
         "2> >(tee {log} >&2)"

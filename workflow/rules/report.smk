@@ -14,6 +14,7 @@ rule table:
     resources:
         **asked("table"),
     shell:
+        "{resources.setup}"
         "possam table {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"
 
 
@@ -30,6 +31,7 @@ rule track:
     resources:
         **asked("table"),
     shell:
+        "{resources.setup}"
         "possam track {wildcards.table} --scale {params.scale} 2> >(tee {log} >&2)"
 
 
@@ -46,4 +48,5 @@ rule report:
     resources:
         **asked("table"),
     shell:
+        "{resources.setup}"
         "possam report --scale {params.scale} 2> >(tee {log} >&2)"
