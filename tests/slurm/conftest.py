@@ -4,8 +4,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.cluster import Cluster, running, why_not
 from tests.whole.conftest import Workspace, copy_project
@@ -27,6 +29,37 @@ class ClusterWorkspace(Workspace):
         return {**own, **self.cluster.environment, "PATH": path}
 
 
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """Change a YAML file; returns what it was."""
+    before = path.read_text()
+    values = yaml.safe_load(before)
+    change(values)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return before
+
+
+def small_project(folder: Path) -> Path:
+    """A copy of the project whose table has one row of two trainings: one of cached features, one
+    of images that workers read, and that the towers encode, while it trains.
+    """
+    workspace = copy_project(folder)
+
+    def one_row(tables: dict[str, Any]) -> None:
+        table = tables["table1"]
+        for key in ("reference", "controls"):
+            del table[key]
+        for row in table["rows"]:
+            if row["name"] != "PosSAM (B)":
+                row.pop("cells", None)
+
+    def live(runs: dict[str, Any]) -> None:
+        runs["possam_b_ade20k"]["training"] = {"feature_cache": False, "workers": 1}
+
+    edit(workspace.folder / "params/tables.yaml", one_row)
+    edit(workspace.folder / "params/runs.yaml", live)
+    return workspace.folder
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason := why_not():
@@ -38,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The smoke pipeline without SLURM."""
-    workspace = copy_project(tmp_path_factory.mktemp("local"))
+    workspace = Workspace(small_project(tmp_path_factory.mktemp("local")))
     workspace.snakemake(TABLE)
     return workspace
 

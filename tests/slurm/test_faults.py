@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from possam.training.metrics import TIME_FIELDS
-from tests.slurm.conftest import ClusterWorkspace
+from tests.slurm.conftest import ClusterWorkspace, edit
 from tests.support.cluster import Cluster
 from tests.support.sessions import signal_session
 
@@ -27,20 +26,11 @@ pytestmark = pytest.mark.slurm
 
 RUN = "possam_b_coco"
 FOLDER = Path("results/smoke/runs") / RUN / "seed0"
-EVERY = 5
+EVERY = 20
 STEPS = 600
 _PATIENCE_S = 180.0
 
 Tell = Callable[[str, str, str], None]
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """Change a YAML file; returns what it was."""
-    before = path.read_text()
-    values = yaml.safe_load(before)
-    change(values)
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return before
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +100,9 @@ class Training:
         """How often the present job has started."""
         return self.log().count(f"job {self.job}, attempt ")
 
-    def state(self) -> str:
-        return self.cluster.command("squeue", "--noheader", f"--jobs={self.job}", "--format=%T")
+    def state(self, job: str | None = None) -> str:
+        jobs = f"--jobs={job or self.job}"
+        return self.cluster.command("squeue", "--noheader", jobs, "--format=%T", check=False)
 
     def resumes(self) -> list[int]:
         """The steps that jobs have gone on after, in their order."""
@@ -180,6 +171,10 @@ def kill_session(process: subprocess.Popen[str]) -> None:
 POSSAM = (sys.executable, "-m", "possam.cli")
 DRIVER = (*POSSAM, "train", RUN, "--launcher", "slurm")
 PIPELINE = ("snakemake", str(FOLDER / "run.json"), "--profile", "slurm")
+DRIVER_JOB = (
+    *("sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", "--time=60"),
+    *("workflow/driver.sh", str(FOLDER / "run.json")),
+)
 
 
 def test_every_fault(
@@ -201,16 +196,16 @@ def test_every_fault(
     until(lambda: "is there already" in "".join(d.log.read_text() for d in drivers), "both wait")
     tell("two drivers at once", f"one job ({first}), both wait for it", "nothing")
 
-    # The time limit comes: put back by submitit, on SLURM's signal.
-    at = training.step()
+    # The time limit comes: a checkpoint at once, and put back by submitit, on SLURM's signal.
     cluster.command("scontrol", "update", f"JobId={first}", "TimeLimit=1")
     until(lambda: "this job is timed-out" in training.log(), "the signal comes")
     until(lambda: training.state() == "PENDING", "it is put back")
     at = training.step()
     cluster.command("scontrol", "update", f"JobId={first}", "TimeLimit=10")
-    again = training.goes_on(resumes=1, after=at)
+    assert training.goes_on(resumes=1, after=at) == 0
+    assert f"ended after step {at} of {STEPS}; its checkpoint is written" in training.log()
     assert training.job == first and training.attempts() == 2
-    tell("time limit hit", f"job {first} put back, attempt 2", f"nothing ({again} steps again)")
+    tell("time limit hit", f"checkpoint of step {at}, job {first} put back", "nothing (0 again)")
 
     # Put back by hand, after an edit of the working tree that no job may see.
     scale, loop = project.folder / "params/scales/smoke.yaml", project.folder / "possam"
@@ -251,10 +246,22 @@ def test_every_fault(
         ["smoke", RUN, "0", second, "RUNNING"]
     ]
     project.run("snakemake", "--unlock", "--profile", "slurm", str(FOLDER / "run.json"))
-    driver = start(*PIPELINE)
-    until(lambda: f"job {second} is there already" in driver.log.read_text(), "it is found")
+    driver = project.run(*DRIVER_JOB).stdout.strip()
+    driver_log = project.folder / f"driver-{driver}.log"
+    found = f"job {second} is there already"
+    until(lambda: found in driver_log.read_text(), "it is found")
     tell("SIGKILL of the driver", f"job {second} went on and was found again", "nothing")
     tell("Ctrl-C of a driver", f"exit 130, job {second} went on", "nothing")
+
+    # The driver, now a job itself, comes to its own time limit.
+    at = training.step()
+    cluster.command("scontrol", "update", f"JobId={driver}", "TimeLimit=1")
+    until(lambda: training.state(driver) == "PENDING", "the driver is put back")
+    cluster.command("scontrol", "update", f"JobId={driver}", "TimeLimit=60")
+    assert "Snakemake has ended, trainings go on" in driver_log.read_text()
+    until(lambda: driver_log.read_text().count(found) == 2, "it is found again")
+    assert training.job == second and training.step() > at
+    tell("time limit of the driver's job", f"put back, job {second} went on", "nothing")
 
     # Its node is drained and its job put back: it waits for the node.
     at = training.step()
@@ -262,14 +269,16 @@ def test_every_fault(
     cluster.command("scontrol", "update", node, "State=DRAIN", "Reason=test")
     cluster.command("scontrol", "requeue", second)
     until(lambda: training.state() == "PENDING", "it waits")
-    until(lambda: f"job {second}: PENDING" in driver.log.read_text(), "the driver says so")
+    until(lambda: f"job {second}: PENDING" in driver_log.read_text(), "the driver says so")
     cluster.command("scontrol", "update", node, "State=RESUME")
     again = training.goes_on(resumes=4, after=at)
     assert training.job == second and training.attempts() == 2
     assert len(training.resumes()) == 4
     tell("node drained, resumed", f"job {second} attempt 2", f"nothing ({again} steps again)")
 
-    assert driver.wait(_PATIENCE_S) == 0, driver.log.read_text()  # type: ignore[attr-defined]
+    until(lambda: not training.state(driver), "the driver ends")
+    ended = ("sacct", "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode")
+    until(lambda: cluster.command(*ended, f"--jobs={driver}") == "COMPLETED|0:0", "with success")
     weights, metrics = undisturbed
     run = json.loads((training.folder / "run.json").read_text())
     assert run["weights_sha256"] == weights
@@ -312,11 +321,11 @@ def kill_step(cluster: Cluster, job: str) -> None:
 def test_a_cancelled_job_is_not_submitted_again(
     project: ClusterWorkspace, start: Callable[..., subprocess.Popen[str]], tell: Tell
 ) -> None:
-    driver = start(*POSSAM, "train", "possam_l_coco", "--launcher", "slurm")
-    record = project.folder / "results/smoke/runs/possam_l_coco/seed0/slurm/job.json"
+    driver = start(*POSSAM, "train", "possam_b_ade20k", "--launcher", "slurm")
+    record = project.folder / "results/smoke/runs/possam_b_ade20k/seed0/slurm/job.json"
     until(record.is_file, "it is submitted")
     until(lambda: "RUNNING" in driver.log.read_text(), "it runs")
-    assert "is cancelled" in project.possam("jobs", "cancel", "possam_l_coco").stderr
+    assert "is cancelled" in project.possam("jobs", "cancel", "possam_b_ade20k").stderr
     assert driver.wait(120) == 1
     assert "it was cancelled" in driver.log.read_text()  # type: ignore[attr-defined]
     assert len(json.loads(record.read_text())["submissions"]) == 1
@@ -333,7 +342,7 @@ def test_another_number_of_processes_is_refused(
     )
     sbatch.chmod(0o755)
     try:
-        done = project.run(*POSSAM, "train", "possam_b_ade20k", "--launcher", "slurm", check=False)
+        done = project.run(*POSSAM, "train", "no_iou_b_coco", "--launcher", "slurm", check=False)
     finally:
         sbatch.unlink()
     assert done.returncode == 2

@@ -16,6 +16,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
+
+from possam.params.slurm import Kind
 
 NEEDED = {
     "slurm-wlm": (
@@ -33,6 +36,10 @@ NEEDED = {
     "mariadb-server": ("mariadbd", "mariadb-install-db", "mariadb"),
 }
 """Debian's packages, and the commands of each that are used."""
+
+KINDS = get_args(Kind)
+"""Each is also a partition that admits only jobs of the QOS of the same name. The default partition
+``all`` admits every job."""
 
 _GPUS = 8
 _SYSTEM = ("/usr/sbin", "/sbin")
@@ -71,7 +78,7 @@ def missing_packages() -> list[str]:
 class Cluster:
     """The running cluster. ``environment`` makes SLURM's commands talk to it."""
 
-    def __init__(self, folder: Path, *, cpus: int = 2) -> None:
+    def __init__(self, folder: Path, *, cpus: int = 3) -> None:
         self.folder, self.cpus, self.commands = folder, cpus, folder / "bin"
         self.node = socket.gethostname().split(".")[0]
         self.environment = {
@@ -137,7 +144,13 @@ class Cluster:
         self._database()
         self._daemon("slurmdbd", "-D")
         self._until("slurmdbd", "sacctmgr", "--immediate", "--noheader", "show", "cluster")
-        self.command("sacctmgr", "--immediate", "add", "cluster", "possam")
+        allowed = f"qos=normal,{','.join(KINDS)}"
+        for what in (
+            ("add", "cluster", "possam"),
+            ("add", "qos", ",".join(KINDS)),
+            ("modify", "user", "where", "name=root", "set", allowed),
+        ):
+            self.command("sacctmgr", "--immediate", *what)
         self._daemon("slurmctld", "-D", "-c")
         self._until("slurmctld", "scontrol", "ping")
         self._daemon("slurmd", "-D", "-N", self.node)
@@ -185,7 +198,12 @@ class Cluster:
             "KillWait": 2,
             "MpiDefault": "none",
             "SwitchType": "switch/none",
+            # A driver that is a job waits beside the two processes that use the processor.
+            "SlurmdParameters": "config_overrides",
+            "EnforcePartLimits": "ALL",
+            "AccountingStorageEnforce": "qos",
             "AccountingStorageType": "accounting_storage/slurmdbd",
+            "AccountingStorageTRES": "gres/gpu",
             "AccountingStorageHost": "127.0.0.1",
             "AccountingStoragePort": ports[2],
             "AccountingStoragePass": folder / "munge" / "socket",
@@ -195,6 +213,7 @@ class Cluster:
             f"NodeName={self.node} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={self.cpus} "
             f"RealMemory={memory} Gres=gpu:a100:{_GPUS} State=UNKNOWN",
             f"PartitionName=all Nodes={self.node} Default=YES MaxTime=INFINITE State=UP",
+            *(f"PartitionName={kind} Nodes={self.node} AllowQos={kind} State=UP" for kind in KINDS),
         ]
         (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         (folder / "gres.conf").write_text(
