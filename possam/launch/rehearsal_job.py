@@ -11,7 +11,7 @@ from possam.launch.local_processes import rehearse_in_processes
 from possam.launch.records import Follower, RunRecords
 from possam.launch.slurm import SlurmUnreachableError, job_state, require_slurm
 from possam.launch.source import freeze
-from possam.launch.training_job import TrainingJob, submit
+from possam.launch.training_job import Signals, TrainingJob, submit
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.slurm import Allocations
@@ -28,7 +28,7 @@ _LOOK_S, _ASK_S, _LATE_S = 1.0, 5.0, 60.0
 class RehearsalJob(TrainingJob):
     """The job; picklable. ``directory`` is the folder of the rehearsal's record."""
 
-    def _work(self) -> None:
+    def _work(self, signals: Signals) -> None:
         from possam.rehearsal.rehearse import perform
         from possam.stages.common import check_device, set_up_process
         from possam.training.distributed import join
@@ -36,7 +36,7 @@ class RehearsalJob(TrainingJob):
         project = Project(self.scale, folder=self.source / "params")
         with join(check_device(self.device)) as process:
             set_up_process(project)
-            perform(project, process, requeue=True)
+            perform(project, process, asked=signals)
 
     def _record(self, records: RunRecords, job: str) -> None:
         """Nothing: the rehearsal has written its own record."""

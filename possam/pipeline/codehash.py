@@ -25,7 +25,8 @@ EXCLUDED: frozenset[str] = frozenset(
         *("params.assets", "params.benchmarks", "params.data", "params.figures"),
         *("params.layout", "params.project", "params.reading", "params.scale"),
         *("params.tables", "runtime.environment", "runtime.errors", "runtime.locks"),
-        *("runtime.memory", "runtime.progress", "runtime.provenance", "training.run_files"),
+        *("runtime.gpu_driver", "runtime.memory", "runtime.progress", "runtime.provenance"),
+        "training.run_files",
     )
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.

@@ -21,6 +21,7 @@ from possam.rehearsal.drawn import GRID
 from possam.runtime.errors import PossamError
 from possam.runtime.files import atomic_directory, read_json, write_json
 from possam.runtime.findings import OK, PROBLEM, WARNING, Finding
+from possam.runtime.gpu_driver import driver_version
 from possam.runtime.locks import hold, is_held
 from possam.runtime.provenance import usable_cores
 from possam.training.distributed import TrainingProcess
@@ -127,7 +128,10 @@ def _machines(
     if process.device.type == "cuda":
         names = sorted({f"{one.gpu} ({gigabytes(one.gpu_memory)})" for one in machines})
         faults = sorted({one.gpu_fault for one in machines if one.gpu_fault})
-        text = f"{', '.join(names)}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+        versions = (
+            f"torch {torch.__version__}, CUDA {torch.version.cuda}, driver {driver_version()}"
+        )
+        text = f"{', '.join(names)}; {versions}"
         remedy = "name GPUs of compute capability 8.0 or later as gpu_type in params/slurm.yaml"
         yield Finding.of("gpus", not faults, "; ".join([text, *faults]), PROBLEM, remedy)
     for host, own in hosts.items():

@@ -5,7 +5,7 @@ The record lies in ``results/[SCALE/]rehearsal/rehearsal.json``. ``possam plan``
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,16 @@ def rehearse(project: Project, *, device: str) -> None:
     with join(check_device(device)) as process:
         set_up_process(project)
         process.first(lambda: begin(Layout(project)))
-        perform(project, process, requeue=False)
+        perform(project, process)
 
 
-def perform(project: Project, process: TrainingProcess, *, requeue: bool) -> None:
+def perform(
+    project: Project, process: TrainingProcess, *, asked: Callable[[], int] | None = None
+) -> None:
     """Try everything, and write the record. A requeued job calls it again, and goes on.
 
-    ``requeue``: whether SLURM requeues this job when it is interrupted.
+    ``asked``: of a job that SLURM requeues when it is interrupted: what its signals ask for, as
+    :func:`possam.training.loop.train_run` takes it.
     """
     layout, started = Layout(project), time.monotonic()
     work = folder(layout) / "work"
@@ -82,7 +85,7 @@ def perform(project: Project, process: TrainingProcess, *, requeue: bool) -> Non
     say("data")
     shop.prepare()
     say(f"an interrupted training: {first}")
-    findings.append(try_resume(shop, first, requeue=requeue))
+    findings.append(try_resume(shop, first, asked=asked))
     trials = []
     for number, (name, also) in enumerate(runs.items(), start=1):
         say(f"training steps, {number} of {len(runs)}: {name}")

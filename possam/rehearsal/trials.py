@@ -4,7 +4,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -274,11 +274,11 @@ class _Interrupted:
             yield batches
 
 
-def try_resume(shop: Workshop, name: str, *, requeue: bool) -> Finding:
+def try_resume(shop: Workshop, name: str, *, asked: Callable[[], int] | None) -> Finding:
     """Train run ``name`` for a few steps, be interrupted after the first, and go on.
 
-    ``requeue``: the interruption is the signal that SLURM sends before the time limit, upon which
-    the job ends here and starts again; this function then finds the checkpoint of its first call.
+    With ``asked`` (see ``perform``) the interruption is the signal that SLURM sends before the time
+    limit, upon which the job ends here and starts again, and finds its checkpoint.
     """
     process, run = shop.process, shop.project.run(name)
     training = run.training.model_copy(
@@ -291,7 +291,7 @@ def try_resume(shop: Workshop, name: str, *, requeue: bool) -> Finding:
         before = process.first(lambda: next(iter(checkpoints(files.checkpoints)), None))
         trainer, source, _ = _set_up(shop, run)
         if before is None:
-            source = _Interrupted(source, by_signal=requeue)
+            source = _Interrupted(source, by_signal=asked is not None)
         try:
             summary = train_run(
                 model=trainer.model,
@@ -308,6 +308,7 @@ def try_resume(shop: Workshop, name: str, *, requeue: bool) -> Finding:
                     vocabulary=(),
                 ),
                 process=process,
+                asked=asked,
             )
         except Interruption:
             continue
@@ -317,11 +318,11 @@ def try_resume(shop: Workshop, name: str, *, requeue: bool) -> Finding:
             "no checkpoint of the interrupted training was found",
             f"can {folder} be written?",
         )
-        if summary is not None and requeue:
+        if summary is not None and asked is not None:
             text = "the signal before the time limit did not have the job requeued"
             remedy = "ask whether this cluster requeues jobs (JobRequeue in slurm.conf)"
         return Finding("resume", PROBLEM, f"{name}: {text}", remedy)
-    how = "requeued by SLURM" if requeue else "interrupted"
+    how = "interrupted" if asked is None else "requeued by SLURM"
     text = f"{name}: {how} after its first step, went on from {before.name}"
     return Finding("resume", OK, f"{text} to step {summary['steps']}")
 
