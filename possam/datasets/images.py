@@ -37,8 +37,18 @@ def check_size(labels: Array, labels_path: Path, size: tuple[int, int], photo_pa
     if labels.shape[:2] != size:
         raise InputError(
             f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
-            f"{size[1]}x{size[0]}; unpack both again"
+            f"{size[1]}x{size[0]}; unpack both again{turned(labels.shape[:2], size)}"
         )
+
+
+def turned(size: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """A remedy to add where two sizes (height, width) are each other's, turned; else nothing."""
+    if size != other[::-1]:
+        return ""
+    return (
+        ", or turn the photograph's pixels if its EXIF orientation does: labels must lie on the "
+        "pixels as stored"
+    )
 
 
 def limited_size(height: int, width: int, *, shorter_side: int) -> tuple[int, int]:

@@ -108,6 +108,18 @@ def test_photographs_are_read_as_stored_and_as_rgb(tmp_path: Path, case: str) ->
     assert sample.image.shape == (3, 4, 6) and len(sample.masks) == 2
 
 
+def test_labels_on_the_turned_photograph_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    photo = noise().transpose(Image.Transpose.ROTATE_90)
+    photo.save(arguments["images"] / "000000000012.jpg", exif=turned(6))
+    with pytest.raises(InputError, match=r"12\.jpg: 4x6 pixels.*turn the photograph's pixels"):
+        convert_coco(**arguments)
+    arguments = make_ade20k(tmp_path / "ade")
+    photo.crop((0, 0, 3, 5)).save(tmp_path / "ade/images/validation/ADE_val_00000001.jpg")
+    with pytest.raises(InputError, match=r"5x3 pixels.*turn the photograph's pixels"):
+        convert_ade20k(**arguments)
+
+
 def test_bytes_that_a_jpeg_decoder_skips_are_no_fault(tmp_path: Path) -> None:
     arguments = make_coco(tmp_path)
     path = arguments["images"] / "000000000012.jpg"

@@ -229,7 +229,7 @@ def _convert(
     json_name: Path,
     instances_name: Path | None,
 ) -> Converted:
-    from possam.datasets.images import check_photo, things_as_instances
+    from possam.datasets.images import check_photo, things_as_instances, turned
     from possam.datasets.pixels import class_map, read_ids
 
     payload, png = task.payload, task.sources[0]
@@ -240,7 +240,7 @@ def _convert(
         if shape != size:
             raise InputError(
                 f"{path}: {shape[1]}x{shape[0]} pixels, but {json_name} says {size[1]}x{size[0]} "
-                f"for image {task.id}; unpack image and annotation again"
+                f"for image {task.id}; unpack image and annotation again{turned(shape, size)}"
             )
     index = {category.upstream_id: category.index for category in categories}
     segments = _segments(ids, payload["segments"], index, f"{json_name}: image {task.id}", png)
