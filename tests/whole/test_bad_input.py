@@ -133,7 +133,8 @@ def test_wrong_sam_variant(finished: Workspace) -> None:
     old = "b: {architecture: synthetic_b, asset: synthetic_sam_b}"
     new = "b: {architecture: synthetic_h, asset: synthetic_sam_b}"
     with edited(finished.folder / "params/scales/smoke.yaml", old, new):
-        message = refused(finished, "train", "possam_b_coco", "--scale", "smoke")
+        # One that is not trained yet: a finished run loads no tower.
+        message = refused(finished, "train", "no_iou_b_coco", "--scale", "smoke")
     assert "synthetic_b" in message and "synthetic_h" in message
 
 
