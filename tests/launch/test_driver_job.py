@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.sessions import signal_session
+
 SCRIPT = Path(__file__).resolve().parents[2] / "workflow/driver.sh"
 TARGET = "results/table1.csv"
 
@@ -45,6 +47,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             # As SLURM starts jobs. Children of a shell's background job would ignore Ctrl-C.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
@@ -53,7 +56,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield begin
     for process in started:
-        process.kill()
+        signal_session(process.pid, signal.SIGKILL)
         process.wait()
 
 
