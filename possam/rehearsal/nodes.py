@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from possam.assets.inventory import free_bytes, gigabytes
+from possam.datasets.catalogue import datasets
 from possam.model.ops.deformable import sample_plain, sample_sum
 from possam.model.pixel_decoder import reference_points
 from possam.params.plan import load_plan
@@ -164,8 +165,6 @@ def _shared_memory(project: Project, host: str, own: list[Machine]) -> Finding:
 
 def _room(project: Project, folder: Path) -> Finding:
     """Free bytes and files of the shared file system."""
-    from possam.datasets.catalogue import datasets
-
     images = sum(
         count
         for name, declared in datasets().items()

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from possam.assets.inventory import gigabytes
 from possam.params.layout import Layout
-from possam.params.plan import load_plan
+from possam.params.plan import load_plan, tower_key
 from possam.params.project import Project
 from possam.rehearsal import nodes
 from possam.rehearsal.trials import (
@@ -95,7 +96,7 @@ def perform(
     evaluations = process.first(lambda: _evaluate(shop, say))
     findings += [*_of_trials(project, trials), *(found for found, _ in evaluations.values())]
     rates = {
-        "training": _rates({trial.key: [] for trial in trials}, trials),
+        "training": _rates(trials),
         "evaluation": {key: rate for key, (_, rate) in evaluations.items() if rate > 0},
     }
 
@@ -131,8 +132,6 @@ class _Speaker:
 
 def _evaluate(shop: Workshop, say: _Speaker) -> dict[str, tuple[Finding, float]]:
     """Per tower, what its evaluation gave; the first is scored as well."""
-    from possam.params.plan import tower_key
-
     found: dict[str, tuple[Finding, float]] = {}
     for name, run in shop.project.runs.items():
         key = tower_key(shop.project, run.sam)
@@ -142,12 +141,13 @@ def _evaluate(shop: Workshop, say: _Speaker) -> dict[str, tuple[Finding, float]]
     return found
 
 
-def _rates(found: dict[str, list[float]], trials: Sequence[Trial]) -> dict[str, float]:
+def _rates(trials: Sequence[Trial]) -> dict[str, float]:
     """Images per second of one process by tower: the mean over the runs that worked."""
+    found: dict[str, list[float]] = {}
     for trial in trials:
         if not trial.fault:
-            found[trial.key].append(trial.images_per_s)
-    return {key: sum(own) / len(own) for key, own in found.items() if own}
+            found.setdefault(trial.key, []).append(trial.images_per_s)
+    return {key: mean(own) for key, own in found.items()}
 
 
 def _of_trials(project: Project, trials: Sequence[Trial]) -> list[Finding]:

@@ -372,4 +372,4 @@ def _evaluate(shop: Workshop, name: str, *, scored: bool) -> float:
                 identity=identity,
                 device=str(device),
             )
-    return EVALUATED / float(seconds.sum())
+    return len(seconds) / float(seconds.sum())
