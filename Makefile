@@ -91,4 +91,4 @@ towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hour
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
 
 clean: ## remove data, trainings and evaluations of mini, everything of smoke, and Snakemake's records
-	rm -rf data/mini data/smoke results/smoke reports/smoke results/mini/runs results/mini/evaluations .snakemake
+	rm -rf data/mini data/smoke results/smoke reports/smoke results/mini/runs results/mini/evaluations stored .snakemake

@@ -14,6 +14,7 @@ from possam.params.slurm import Allocation, Allocations
 from possam.pipeline.declarations import CONSTRAINTS, STAGES
 from possam.pipeline.graph import PAPER, Graph, scale_of
 from possam.pipeline.records import settle_records
+from possam.pipeline.stored import bring_back
 from possam.runtime import forkserver
 from possam.runtime.environment import job_variables
 
@@ -25,6 +26,8 @@ graph = Graph()
 
 # DVC or git may have brought results back: give Snakemake their records before it plans.
 if workflow.exec_mode == ExecMode.DEFAULT:
+    for name in graph.scales:
+        bring_back(graph, name)
     settle_records()
 
 # The profile says where jobs run. It is no parameter of a rule: another launcher reruns nothing.

@@ -32,8 +32,7 @@ from possam.runtime.commands import application, command
 from possam.runtime.errors import InputError
 
 app = application(
-    "PosSAM (arXiv 2403.09620): the stages of the experiment pipeline, one command each. Snakemake "
-    "calls them; every one can also be called by itself."
+    "PosSAM (arXiv 2403.09620): the stages of the experiment pipeline, one command each."
 )
 pipeline, look, your_data, cluster, project_wide = (
     partial(command, app, panel)
@@ -379,6 +378,14 @@ def keep(scale: Scale) -> None:
     from possam.stages.keep import keep
 
     keep(load_project(scale))
+
+
+@project_wide("possam store --scale mini")
+def store(scale: Scale) -> None:
+    """Link finished results into stored/, which is what DVC stores."""
+    from possam.pipeline.stored import store
+
+    store(load_project(scale))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

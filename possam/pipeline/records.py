@@ -26,7 +26,7 @@ def settle_records() -> None:
     """Copy Snakemake's records of results made here; restore those of results brought back."""
     for outputs, copy in _stored():
         path = outputs[0]
-        record, kept = _read(_record(path)), _read(copy)
+        record, kept = read_copy(_record(path)), read_copy(copy)
         modified = path.stat().st_mtime
         made_here = record is not None and abs(record["endtime"] - modified) < _SAME_TIME_S
         if made_here and kept is not None and kept["record"] == record:
@@ -52,8 +52,8 @@ def _stored() -> Iterator[tuple[list[Path], Path]]:
                     yield outputs, path.with_suffix(".snakemake")
 
 
-def _read(path: Path) -> Any:
-    """The content; None if the file is missing or half-written (Snakemake writes in place)."""
+def read_copy(path: Path) -> Any:
+    """A record or its copy; None if it is missing or half-written (Snakemake writes in place)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

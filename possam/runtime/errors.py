@@ -12,6 +12,10 @@ class InputError(PossamError):
     """A file, parameter or argument is missing, malformed or inconsistent."""
 
 
+class NotPermittedError(InputError):
+    """This user may not read a file, which may well be a good one."""
+
+
 class ChecksumError(InputError):
     """A file's content does not match its checksum."""
 

@@ -1,7 +1,7 @@
 """Atomic files, hashes and JSON.
 
 A file is written under a temporary name in the same folder and renamed once it is complete. An
-exception leaves nothing behind.
+exception leaves nothing behind. Files get the permissions that the umask says.
 """
 
 import contextlib
@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from possam.runtime.errors import InputError
+from possam.runtime.reading import reading
 
 
 def _temporary(path: Path) -> Path:
@@ -30,9 +32,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = _temporary(Path(path))
     try:
         yield temporary
+        _share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _share(path: Path) -> None:
+    """Give a file that only its owner may use the permissions of any new file in its folder.
+
+    safetensors writes through a private temporary file, whatever the umask says.
+    """
+    status = path.lstat()
+    if stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077:
+        probe = _temporary(path)
+        try:
+            probe.touch()
+            path.chmod(stat.S_IMODE(probe.stat().st_mode))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -87,13 +105,16 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
         stream.write(text + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a missing or malformed file is an :class:`InputError` that names it."""
+def read_json(path: str | Path, *, missing: str = "") -> Any:
+    """Read a JSON file; ``missing`` as in :func:`reading`.
+
+    Raises:
+        InputError: missing, a folder, not to be read by this user, or malformed.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        with reading(path, missing=missing):
+            return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from possam.model.encoders.state_dicts import READ_ERRORS
 from possam.runtime.errors import InputError, WrongVariantError
+from possam.runtime.reading import check_readable
 
 SYNTHETIC_CONVNEXT = "synthetic_convnext"
 _TEXT_BATCH = 256
@@ -65,10 +66,9 @@ def _read_config(config: Path | str) -> tuple[dict[str, Any], str, Path | None]:
                 f"{config}: neither an open_clip JSON file nor a built-in open_clip model name"
             )
         return found, str(config), None
+    check_readable(path, missing="an open_clip model configuration is expected there")
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file (an open_clip model configuration)") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
     loaded = loaded.get("model_cfg", loaded) if isinstance(loaded, dict) else {}
@@ -89,6 +89,8 @@ def _build_tokenizer(text: dict[str, Any], name: str, folder: Path | None) -> Si
     except FileNotFoundError as error:
         raise InputError(f"{name}: text_cfg.tokenizer_kwargs.bpe_path: {error}") from error
     except (OSError, EOFError) as error:
+        if path := options.get("bpe_path"):
+            check_readable(path)
         raise InputError(f"{options.get('bpe_path')}: not a gzip BPE file ({error})") from error
 
 
@@ -250,8 +252,8 @@ def load_clip(
         raise InputError(
             f"CLIP {config}: give a checkpoint, or random_init=True and no checkpoint, not both"
         )
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise InputError(f"{checkpoint}: no such file (a CLIP checkpoint); nothing is downloaded")
+    if checkpoint is not None:
+        check_readable(checkpoint, missing="a CLIP checkpoint is expected there")
     model, tokenizer, size = build_open_clip(config)
     frozen = FrozenClip(model=model, tokenizer=tokenizer, image_size=size)
     if checkpoint is not None:

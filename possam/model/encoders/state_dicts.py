@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from possam.runtime.errors import InputError
+from possam.runtime.reading import check_readable
 
 READ_ERRORS = (
     RuntimeError,
@@ -25,11 +26,10 @@ READ_ERRORS = (
 def read_state_dict(path: Path, *, kind: str) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or one of ``torch.save``, by name, on the CPU.
 
-    ``kind`` says in messages what the file should hold (``"SAM"``). A missing or truncated file, or
-    one that holds no mapping of names to tensors, is an InputError.
+    ``kind`` says in messages what the file should hold (``"SAM"``). A file that is missing, may not
+    be read, is truncated, or holds no mapping of names to tensors, is an InputError.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file (a {kind} checkpoint)")
+    check_readable(path, missing=f"a {kind} checkpoint is expected there")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
