@@ -31,9 +31,7 @@ from possam.datasets.catalogue import Split
 from possam.runtime.commands import application, command
 from possam.runtime.errors import InputError
 
-app = application(
-    "PosSAM (arXiv 2403.09620): the stages of the experiment pipeline, one command each."
-)
+app = application("PosSAM (arXiv 2403.09620): the experiment pipeline, one command per stage.")
 pipeline, look, your_data, cluster, project_wide = (
     partial(command, app, panel)
     for panel in ("Pipeline stages", "Look and compare", "Your own data", "Cluster", "Project")

@@ -17,6 +17,7 @@ from typing import IO, Any
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, read_json, write_json
 from possam.runtime.progress import Progress
+from possam.runtime.reading import check_readable
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
@@ -103,8 +104,7 @@ def unpack(
             member, name written twice; more bytes or members than the limits allow, or more bytes
             than the disk has room for.
     """
-    if not archive.is_file():
-        raise InputError(f"{archive}: no such file; download it first")
+    check_readable(archive, missing="download it first")
     directory.parent.mkdir(parents=True, exist_ok=True)
     budget = _Budget(
         archive, directory.parent, max_bytes=max_bytes, max_files=max_files, max_ratio=max_ratio
@@ -165,6 +165,7 @@ def check_archive(archive: Path) -> None:
 @contextlib.contextmanager
 def _readable(archive: Path) -> Iterator[None]:
     """Turn errors of reading a damaged ``archive`` into an :class:`InputError`."""
+    check_readable(archive)
     try:
         yield
     except (

@@ -22,6 +22,7 @@ from possam.runtime.errors import ChecksumError, InputError, PossamError
 from possam.runtime.files import atomic_path, read_json, write_json
 from possam.runtime.locks import hold
 from possam.runtime.progress import Progress
+from possam.runtime.reading import reading
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
@@ -169,8 +170,8 @@ def _pin(directory: Path, file: str, facts: Mapping[str, Any], name: str) -> Non
 
 
 def _chunks(path: Path, *, label: str) -> Iterator[bytes]:
-    """Content of a file, in pieces, with progress."""
-    with open(path, "rb") as stream:
+    """Content of a file, in pieces, with progress; an InputError if it may not be read."""
+    with reading(path), open(path, "rb") as stream:
         with Progress(path.stat().st_size // _MEGABYTE, label=label, unit="MB") as progress:
             while chunk := stream.read(_CHUNK):
                 yield chunk

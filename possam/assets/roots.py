@@ -14,6 +14,7 @@ from possam.params.data import DataParams, FilesParams, PartParams, image_count
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, hash_json, read_json, sha256_file, write_json
 from possam.runtime.progress import track
+from possam.runtime.reading import explain
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def _reading(path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path or error.filename}: cannot be read ({error.strerror})") from error
+        where = path or error.filename
+        reason = explain(error, where) or f"{where}: cannot be read ({error.strerror})"
+        raise InputError(reason) from error
 
 
 def _raise(error: OSError) -> None:

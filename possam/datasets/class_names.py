@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from possam.runtime.errors import InputError
+from possam.runtime.reading import reading
 
 VOID_NAME = "invalid_class_id"
 
@@ -19,9 +20,8 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
         InputError: an unreadable file, a faulty line, an index written twice, or no class.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such class-name file; fetch it first") from error
+        with reading(path, missing="name a class-name file, or fetch it first"):
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); fetch it again") from error
     classes: dict[int, tuple[str, ...]] = {}
@@ -58,7 +58,7 @@ def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
 def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV table; InputError if it is unreadable or its columns are not ``columns``."""
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
+        with reading(path, missing="fetch it"), open(path, encoding="utf-8", newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error

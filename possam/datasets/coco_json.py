@@ -7,6 +7,7 @@ from typing import Any
 
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
+from possam.runtime.reading import explain
 
 MAX_ID = 1 << 24
 """Segment ids are below this: they are coded in three bytes."""
@@ -71,8 +72,9 @@ def check_present(folder: Path, names: set[str], path: Path, what: str) -> None:
     try:
         present = {entry.name for entry in folder.iterdir()}
     except OSError as error:
+        reason = explain(error, folder)
         raise InputError(
-            f"{folder}: no folder of {what}s ({error.strerror}); unpack them"
+            reason or f"{folder}: no folder of {what}s ({error.strerror}); unpack them"
         ) from error
     if lost := sorted(names - present):
         raise InputError(

@@ -33,6 +33,7 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, hash_json, read_json, sha256_file, write_json
 from possam.runtime.pools import in_chunks
 from possam.runtime.progress import Progress
+from possam.runtime.reading import reading
 
 CHUNK = 8
 """Images that a worker gets at once."""
@@ -144,12 +145,8 @@ def _signature(task: Task) -> str:
     """Hash of what the converted image depends on: its files (size, time) and its payload."""
     stats = []
     for path in (task.image, *task.sources):
-        try:
+        with reading(path, missing="unpack its archive again"):
             status = path.stat()
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); unpack its archive again"
-            ) from error
         stats.append([str(path), status.st_size, status.st_mtime_ns])
     return hash_json([task.id, stats, task.payload])
 

@@ -141,9 +141,8 @@ class ConvertedDataset:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a converted data set; InputError if missing or of another format version."""
     path = Path(directory) / MANIFEST
-    if not path.exists():
-        raise InputError(f"{directory}: not a converted data set (no {MANIFEST}); convert it first")
-    manifest: dict[str, Any] = read_json(path)
+    missing = f"{directory} is not a converted data set; convert it first"
+    manifest: dict[str, Any] = read_json(path, missing=missing)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {FORMAT!r} is expected; convert the data set again")
     return manifest

@@ -22,6 +22,7 @@ from PIL import Image
 
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path
+from possam.runtime.reading import reading
 
 Array = npt.NDArray[Any]
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -40,7 +41,8 @@ _LARGEST = 1 << 28
 def read_upstream(path: Path) -> bytes:
     """Content of a file of an upstream archive; InputError if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        with reading(path, missing="unpack its archive again"):
+            return Path(path).read_bytes()
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); unpack its archive again"

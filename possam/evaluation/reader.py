@@ -3,6 +3,7 @@
 A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65536 B.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 from possam.runtime.memory import no_collection
+from possam.runtime.reading import reading
 
 CATEGORY_IDS: tuple[str, ...] = get_args(Numbering)
 VOID_LABELS = {8: 255, 16: 65535}
@@ -249,13 +251,13 @@ def read_png(path: Path) -> NDArray[Any]:
     Raises:
         InputError: no such file, or not an image.
     """
+    with reading(path, missing="predict every image of the data set"):
+        content = path.read_bytes()
     try:
-        if (quick := decode_map(path.read_bytes())) is not None:
+        if (quick := decode_map(content)) is not None:
             return quick
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; predict every image of the data set") from error
     except UNREADABLE as error:
         raise InputError(f"{path}: not a readable image ({error}); write it again") from error
 

@@ -24,6 +24,7 @@ from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path
+from possam.runtime.reading import reading
 
 Weights = NDArray[np.float64]
 IMAGE_FILE, MATCH_FILE = "per_image.parquet", "instance_matches.parquet"
@@ -311,9 +312,10 @@ def _read_table(
 ) -> pd.DataFrame:
     """A table that has all ``needed`` columns, and all columns or none of each group."""
     try:
-        frame = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; evaluate the run again") from error
+        with reading(path, missing="evaluate the run again"):
+            frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are kinds of them
+        raise InputError(f"{path}: damaged ({error}); evaluate the run again") from error
     present = set(frame.columns)
     needed = needed.union(*(group for group in map(set, groups) if group & present))
     if missing := needed - present:

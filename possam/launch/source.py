@@ -54,7 +54,7 @@ def freeze(*, root: Path, package: Path = PACKAGE) -> Path:
                     path = temporary / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content)
-                    path.chmod(0o444)
+                    path.chmod(path.stat().st_mode & 0o555)
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from possam.params.tables import TableParams
 from possam.runtime.errors import InputError
+from possam.runtime.reading import reading
 
 NAME, VENUE = "method", "venue"
 
@@ -38,11 +39,9 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, floa
 
 
 def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
-    try:
+    with reading(path, missing="published values belong there"):
         with open(path, encoding="utf-8", newline="") as stream:
             lines = list(csv.DictReader(stream))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; published values belong there") from error
     if not lines:
         raise InputError(f"{path}: no rows; published values belong there")
     for key in keys:

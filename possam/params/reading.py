@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
+from possam.runtime.reading import reading
 
 P = TypeVar("P", bound=Options)
 
@@ -71,9 +72,10 @@ def _tuples(value: Any) -> Any:
 def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
     """Parse one YAML mapping without repeated keys (``may_be_empty``: the file may be empty)."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     try:
         data = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:

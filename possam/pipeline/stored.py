@@ -9,6 +9,7 @@ and their checkpoints are left out.
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import (
     atomic_directory,
     atomic_path,
-    hash_json,
     read_json,
     sha256_file,
     write_json,
@@ -61,29 +61,28 @@ def store(project: Project) -> None:
 def bring_back(graph: Graph, scale: str) -> None:
     """Link results that DVC has put into ``stored/<scale>`` to where the pipeline looks for them.
 
-    What is missing there is linked. A result of other parameters, code or inputs takes the place
-    of one only if it is what Snakemake would make and that one is not; a training is set aside
-    then. Nothing happens if ``stored/<scale>`` is as :func:`store` or this function left it.
+    What is missing there is linked, unless it was there before and somebody removed it. A result of
+    other parameters, code or inputs takes the place of one only if it is what Snakemake would make
+    now, and that one is not; a training is set aside then.
     """
     if not Path(STORED.format(scale=scale)).is_dir():
         return
     project = graph.project(scale)
-    if _known(project) == _state(project):
-        return
     settle_records()
+    known = _known(project)
     for job, copy in _units(project, stored=True):
-        path = Path(job.path)
+        path, digest = Path(job.path), sha256_file(copy)
         if job.stage == "train" and is_held(path.parent / RUN_LOCK):
             continue
         if path.is_file():
-            same = sha256_file(path) == sha256_file(copy)
+            same = sha256_file(path) == digest
             take = not same and not _fits(graph, job, path) and _fits(graph, job, copy)
         else:
             begun = job.stage == "train" and _files(project, job).has_work
-            take = not begun or _fits(graph, job, copy)
+            take = known.get(str(copy)) != digest and (not begun or _fits(graph, job, copy))
         if take:
             _take(project, job, copy)
-            print(f"{path}: brought back from {copy}", flush=True)
+            print(f"{path}: brought back from {copy}", file=sys.stderr, flush=True)
     _note(project)
     settle_records()
 
@@ -142,15 +141,14 @@ def _take(project: Project, job: Job, record: Path) -> None:
     for place in _places(project, job, record):
         source = _in_store(project, place)
         if job.stage == "train":
-            files = _files(project, job)
-            files.set_aside()
+            _files(project, job).set_aside()
             # identity.json says whose the files are, run.json that they are complete.
             names = sorted(
                 _walk(source), key=lambda one: (one == record, one.name != "identity.json")
             )
             for one in names:
                 _link(one, place / one.name)
-        elif source.is_dir():
+        elif source.is_dir() and not source.is_symlink():
             with atomic_directory(place) as folder:
                 for one in _walk(source):
                     _link(one, folder / one.relative_to(source))
@@ -215,15 +213,13 @@ def _same(one: Path, other: Path) -> bool:
     return links and os.readlink(one) == os.readlink(other)
 
 
-def _state(project: Project) -> str:
-    return hash_json({str(path): sha256_file(path) for _, path in _units(project, stored=True)})
-
-
 def _note(project: Project) -> None:
-    """Remember the store as it is now."""
-    write_json(_NOTE.format(scale=project.name), {"state": _state(project)})
+    """Remember which units the store has."""
+    units = {str(path): sha256_file(path) for _, path in _units(project, stored=True)}
+    if units != _known(project):
+        write_json(_NOTE.format(scale=project.name), units)
 
 
-def _known(project: Project) -> str | None:
+def _known(project: Project) -> dict[str, str]:
     note = Path(_NOTE.format(scale=project.name))
-    return str(read_json(note)["state"]) if note.is_file() else None
+    return dict(read_json(note)) if note.is_file() else {}

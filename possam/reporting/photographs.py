@@ -17,6 +17,7 @@ from possam.model.options import InferenceOptions
 from possam.reporting.overlay import draw_overlay
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path, write_json
+from possam.runtime.reading import check_readable
 
 if TYPE_CHECKING:
     from possam.model.encoders.text import TextEmbeddings
@@ -72,13 +73,12 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: no such file, not an image, truncated, or of a mode without colours.
     """
+    check_readable(path)
     try:
         with Image.open(path) as image:
             image.load()
             # Images without an EXIF orientation come back as they are.
             return _as_rgb(ImageOps.exif_transpose(image), path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
     except (
         OSError,  # also Pillow's UnidentifiedImageError, and truncated files
         SyntaxError,  # Pillow's error for broken PNG chunks

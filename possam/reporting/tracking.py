@@ -259,6 +259,7 @@ def _connect(uri: str) -> Any:
         logging.getLogger(logger).setLevel(logging.WARNING)
     if uri.startswith(_SQLITE):
         _database(uri).parent.mkdir(parents=True, exist_ok=True)
+        _database(uri).touch()  # SQLite itself would make a file that the group may not write
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -1,9 +1,10 @@
-"""Why a file cannot be read: missing, a folder, or without permission; and what to do about it.
+"""Why a file cannot be read or written: missing, a folder, or not permitted; with the remedy.
 
-A file that this user may not read is a good one: no message about it says to fetch it again.
+A file that this user may not read may be a good one: no message about it says to fetch it again.
 """
 
 import contextlib
+import errno
 import os
 import pwd
 import stat
@@ -30,10 +31,9 @@ def reading(path: str | Path, *, missing: str = "") -> Iterator[None]:
         if os.path.islink(path):
             what = f"a link to {os.readlink(path)}, where nothing is (a disk that is not mounted?)"
         raise InputError(f"{path}: {what}{missing and f'; {missing}'}") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: a folder, where a file is expected; name the file") from error
-    except PermissionError as error:
-        raise NotPermittedError(not_permitted(path)) from error
+    except (IsADirectoryError, PermissionError) as error:
+        kind = NotPermittedError if isinstance(error, PermissionError) else InputError
+        raise kind(explain(error, path)) from error
 
 
 def check_readable(path: str | Path, *, missing: str = "") -> None:
@@ -45,26 +45,48 @@ def check_readable(path: str | Path, *, missing: str = "") -> None:
         pass
 
 
-def not_permitted(path: str | Path, *, action: str = "read") -> str:
-    """One sentence: who may not read ``path``, what is in the way, and the remedy."""
-    path = Path(path)
+def explain(error: OSError, path: str | Path | None = None) -> str | None:
+    """One sentence with the remedy for an error of permissions, or of a folder for a file.
+
+    ``path``: what was to be read or written, if the error does not say it. None for other errors.
+    """
+    path = error.filename if path is None else path
+    if not isinstance(path, str | Path):
+        return None
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: a folder, where a file is expected; name the file"
+    if error.errno == errno.EROFS:
+        return (
+            f"{path}: lies on a file system that is mounted read-only; work in a checkout of your "
+            "own, or name another folder for what is written (predict: --out)"
+        )
+    return _not_permitted(Path(path)) if isinstance(error, PermissionError) else None
+
+
+def _not_permitted(path: Path) -> str:
+    user, action, remedy = _user(os.geteuid()), "read", "use a copy of yours"
     chain = (*reversed(path.absolute().parents), path)
-    blocked = next((one for one in chain if not _opens(one)), path)
+    blocked = next((one for one in chain if not _opens(one)), None)
+    if blocked is None:
+        action, remedy = "write", "work in a checkout of your own"
+        blocked = path if os.path.lexists(path) and not os.access(path, os.W_OK) else path.parent
     try:
         status = blocked.lstat()
-        owner, mode = _user(status.st_uid), stat.filemode(status.st_mode)
     except OSError:
-        owner, mode = "another user", "unknown permissions"
-    user = _user(os.geteuid())
+        return f"{path}: user {user} may not {action} it; {remedy}"
+    owner, mode = _user(status.st_uid), stat.filemode(status.st_mode)
     return (
         f"{path}: user {user} may not {action} it ({blocked}: {mode}, owner {owner}); let {owner} "
-        "give the permission (chmod), or use a copy of yours: the file itself may be good"
+        f"give the permission (chmod), or {remedy}. The file itself may be good"
     )
 
 
 def _opens(path: Path) -> bool:
-    needed = os.X_OK if path.is_dir() else os.R_OK
-    return os.access(path, needed, effective_ids=os.access in os.supports_effective_ids)
+    """Whether a file can be read, or what is in a folder be reached; True if it does not exist."""
+    if not os.path.lexists(path):
+        return True
+    effective = os.access in os.supports_effective_ids
+    return os.access(path, os.X_OK if path.is_dir() else os.R_OK, effective_ids=effective)
 
 
 def _user(number: int) -> str:

@@ -71,11 +71,8 @@ def asset_record(layout: Layout, asset: str) -> dict[str, Any]:
         InputError: the asset has not been fetched.
     """
     path, scale = layout.asset_record(asset), layout.project.name
-    if not path.is_file():
-        raise InputError(
-            f"{path}: asset {asset!r} is missing; fetch it: possam download {asset} --scale {scale}"
-        )
-    record = read_json(path)
+    command = f"possam download {asset} --scale {scale}"
+    record = read_json(path, missing=f"asset {asset!r} is missing; fetch it: {command}")
     if not isinstance(record, dict) or "sha256" not in record:
         raise InputError(f"{path}: not the record of an asset; delete it and fetch the asset again")
     return record
@@ -138,12 +135,11 @@ def finished_run(layout: Layout, name: str, seed: int) -> dict[str, Any]:
         InputError: it is not finished.
     """
     path, scale = layout.run(name, seed) / "run.json", layout.project.name
-    if not path.is_file():
-        raise InputError(
-            f"{path}: run {name!r} is not trained with seed {seed} at scale {scale}; train it: "
-            f"possam train {name} --seed {seed} --scale {scale}"
-        )
-    found: dict[str, Any] = read_json(path)
+    missing = (
+        f"run {name!r} is not trained with seed {seed} at scale {scale}; train it: "
+        f"possam train {name} --seed {seed} --scale {scale}"
+    )
+    found: dict[str, Any] = read_json(path, missing=missing)
     return found
 
 

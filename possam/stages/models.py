@@ -26,6 +26,7 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path, hash_json
 from possam.runtime.progress import Progress
 from possam.runtime.provenance import package_versions
+from possam.runtime.reading import check_readable
 from possam.stages.common import (
     asset_file,
     asset_record,
@@ -169,6 +170,7 @@ def embed_cached(
 
 def _read(path: Path, count: int) -> Tensor:
     """The embeddings of ``count`` names in a file."""
+    check_readable(path)
     try:
         names = load_file(path)["names"]
         with safetensors.safe_open(path, framework="pt") as file:

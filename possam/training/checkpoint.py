@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from possam.model.possam import PosSAM, rebuild_possam
-from possam.runtime.errors import InputError, WrongVariantError
+from possam.runtime.errors import InputError, NotPermittedError, WrongVariantError
 from possam.runtime.files import (
     atomic_directory,
     atomic_path,
@@ -27,6 +27,7 @@ from possam.runtime.files import (
     sha256_file,
     write_json,
 )
+from possam.runtime.reading import check_readable, reading
 from possam.training.checkpoint_paths import checkpoint_path, checkpoints
 
 FORMAT = "possam-weights-2"
@@ -83,7 +84,8 @@ def save_checkpoint(
     """Write ``folder/step_<step>`` atomically, then remove old ones (:func:`rotate`)."""
     path = checkpoint_path(folder, step)
     with atomic_directory(path) as temporary:
-        save_file(_weights(model), temporary / "weights.safetensors")
+        with atomic_path(temporary / "weights.safetensors") as staged:
+            save_file(_weights(model), staged)
         state = {"optimizer": optimizer.state_dict(), "counters": dict(counters)}
         torch.save(state, temporary / "state.pt")
         shutil.copyfile(metrics, temporary / "metrics.jsonl")
@@ -118,9 +120,9 @@ def load_checkpoint(path: Path, *, identities: Collection[str]) -> Checkpoint:
         own = " or ".join(identities)
         raise InputError(f"{path}: is of run {manifest['identity']}, not of run {own}")
     for name, digest in manifest["sha256"].items():
-        if not (path / name).is_file():
-            raise InputError(f"{path / name}: missing")
-        if sha256_file(path / name) != digest:
+        with reading(path / name):
+            found = sha256_file(path / name)
+        if found != digest:
             raise InputError(f"{path / name}: damaged (its hash is not the one in manifest.json)")
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     return Checkpoint(
@@ -136,12 +138,15 @@ def load_checkpoint(path: Path, *, identities: Collection[str]) -> Checkpoint:
 def newest_intact(folder: Path, *, identities: Collection[str]) -> Checkpoint | None:
     """The newest checkpoint of :func:`load_checkpoint`; None if there is no checkpoint.
 
-    One line per damaged checkpoint is printed. If all are damaged, that is an InputError.
+    One line per damaged checkpoint is printed. If all are damaged, that is an InputError; one that
+    this user may not read is a NotPermittedError.
     """
     faults: list[str] = []
     for path in checkpoints(folder):
         try:
             return load_checkpoint(path, identities=identities)
+        except NotPermittedError:
+            raise
         except InputError as error:
             faults.append(str(error))
             print(f"{error}; trying the checkpoint before it", flush=True)
@@ -211,13 +216,12 @@ def accept_weights(path: Path, identity: str, accepted: Sequence[Mapping[str, An
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Metadata of trained weights: format, identity, accepted_code, frozen, model, ...
 
-    A file that is missing, truncated, or of another kind is an InputError.
+    A file that is missing, may not be read, is truncated or of another kind is an InputError.
     """
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = (stream.metadata() or {}).get(METADATA_KEY)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: not a safetensors file, or truncated ({error}); train or fetch it again"

@@ -24,6 +24,7 @@ from possam.runtime.files import (
     write_json,
 )
 from possam.runtime.progress import Progress
+from possam.runtime.reading import check_readable
 
 FORMAT = "possam-features-3"
 
@@ -202,10 +203,11 @@ class CachedFeatures:
 
 
 def _open_map(path: Path, shape: list[int]) -> np.ndarray:
+    check_readable(path, missing="build the cache anew")
     try:
         bits: np.ndarray = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or damaged ({error}); build the cache anew") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged ({error}); build the cache anew") from error
     if list(bits.shape) != shape or bits.dtype != np.uint16:
         raise InputError(
             f"{path}: {bits.dtype} {list(bits.shape)}, but the manifest says uint16 {shape}; "

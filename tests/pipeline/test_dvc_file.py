@@ -1,4 +1,4 @@
-"""dvc.yaml, written by hand, names what exists and never lets DVC remove an out before a stage."""
+"""dvc.yaml, written by hand, names what exists, and no result that DVC could remove."""
 
 import re
 import subprocess
@@ -75,10 +75,17 @@ def test_a_stage_s_outs_are_the_files_of_its_job_and_the_record(
     assert named == {first, *others, record}
 
 
+def test_what_dvc_may_remove_is_only_links(content: dict[str, Any]) -> None:
+    """Without a hash in dvc.lock, ``dvc exp run`` and ``dvc checkout`` remove a cached out."""
+    for stage in content["stages"].values():
+        for path, flags in outs(stage.get("do", stage)).items():
+            assert path.startswith("stored/") or flags["cache"] is False, path
+
+
 def test_what_is_stored_is_what_the_stages_say(content: dict[str, Any]) -> None:
-    stored = [path.replace("mini/", "") for path in outs(content["stages"]["mini"])]
+    stored = [path.replace("stored/mini/", "") for path in outs(content["stages"]["mini"])]
     for stage in STAGES.values():
-        first = re.sub(r"\{(scale|prefix)\}/?", "", stage.outputs[0])
+        first = re.sub(r"^(data/\{scale\}/|results/\{prefix\})", "", stage.outputs[0])
         inside = any(first.startswith(f"{folder}/") for folder in stored)
         assert inside == (stage.stored and stage.name not in ("table", "figure")), stage.name
 

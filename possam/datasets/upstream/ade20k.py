@@ -19,6 +19,7 @@ from possam.datasets.class_names import read_class_table, read_label_names
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
+from possam.runtime.reading import explain
 
 if TYPE_CHECKING:
     from possam.datasets.pixels import Array
@@ -189,7 +190,8 @@ def _listing(folder: Path, *suffixes: str) -> dict[str, Path]:
     try:
         return find_by_stem(folder.glob("*"), *suffixes)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+        reason = explain(error, folder) or f"{folder}: cannot be read ({error.strerror})"
+        raise InputError(reason) from error
 
 
 def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> list[Task]:

@@ -14,6 +14,7 @@ from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files,
 from possam.datasets.class_names import read_label_names
 from possam.datasets.records import Converted, Source, Task, stuff_categories
 from possam.runtime.errors import InputError
+from possam.runtime.reading import check_readable, reading
 
 if TYPE_CHECKING:
     from possam.datasets.pixels import Array
@@ -96,7 +97,8 @@ def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: st
 def _read_listing(path: Path) -> dict[int, str]:
     """Image names of a split by number: ``2008_000003`` has number 2008000003."""
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        with reading(path, missing="unpack asset pascal_voc_2010"):
+            lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); unpack asset pascal_voc_2010 and give its folder "
@@ -127,6 +129,7 @@ def read_label_map(path: Path, num_classes: int) -> Array:
     import numpy as np
     from scipy.io import loadmat
 
+    check_readable(path, missing="unpack asset pascal_context_459 again")
     try:
         content = loadmat(path, variable_names=[_VARIABLE])
     except Exception as error:  # scipy raises many kinds, also bare Exception

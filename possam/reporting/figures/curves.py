@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from possam.reporting.figures.style import LINE_COLOURS, start_figure
 from possam.runtime.errors import InputError
+from possam.runtime.reading import reading
 
 TERMS: Mapping[str, str] = {
     "loss": "total (weighted sum)",
@@ -41,10 +42,8 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
     Raises:
         InputError: no such file, no lines, or a line without one of the values.
     """
-    try:
+    with reading(path, missing="train the run again"):
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; train the run again") from error
     values: dict[str, list[Any]] = {key: [] for key in ("step", *TERMS)}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
