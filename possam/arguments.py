@@ -37,7 +37,10 @@ def scales() -> list[str]:
     """Shell completion: the files in ``params/scales``."""
     from possam.params.reading import scale_names
 
-    return scale_names()
+    try:
+        return scale_names()
+    except PossamError:
+        return []
 
 
 Launcher = Annotated[

@@ -24,7 +24,7 @@ from possam.evaluation.panoptic import PanopticCounts
 from possam.evaluation.semantic import SemanticCounts
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path
-from possam.runtime.reading import reading
+from possam.runtime.reading import check_readable
 
 Weights = NDArray[np.float64]
 IMAGE_FILE, MATCH_FILE = "per_image.parquet", "instance_matches.parquet"
@@ -311,9 +311,9 @@ def _read_table(
     path: Path, needed: set[str], *, groups: Iterable[Iterable[str]] = ()
 ) -> pd.DataFrame:
     """A table that has all ``needed`` columns, and all columns or none of each group."""
+    check_readable(path, missing="evaluate the run again")
     try:
-        with reading(path, missing="evaluate the run again"):
-            frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are kinds of them
         raise InputError(f"{path}: damaged ({error}); evaluate the run again") from error
     present = set(frame.columns)

@@ -19,7 +19,7 @@ from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE, job
 from possam.runtime.errors import InputError, PossamError
 from possam.runtime.files import write_json
 from possam.runtime.locks import is_held
-from possam.runtime.provenance import git_state
+from possam.runtime.provenance import source_state
 from possam.training.options import SAVE, SAVE_AND_END
 
 _LOCK_S = 180.0
@@ -218,7 +218,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     git = folder / f"git_{job.source.name}.json"
     if not git.exists():
-        write_json(git, git_state(root))
+        write_json(git, source_state())
     executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=allocation.max_requeues)
     names = ("account", "partition", "qos", "constraint", "exclusive")
     optional = {name: getattr(allocation, name) for name in names} | allocation.gpu_request

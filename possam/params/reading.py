@@ -1,6 +1,7 @@
 """YAML files as typed models; errors name the file, the key and the valid choices."""
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,8 +101,22 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def require_checkout(folder: Path = Path("params")) -> None:
+    """Raise an InputError unless ``folder`` is here: commands are called in a checkout's root."""
+    if (folder / "scales").is_dir():
+        return
+    here = Path.cwd()
+    root = next((one for one in here.parents if (one / "params/scales").is_dir()), None)
+    if root is not None:
+        remedy = f"call it in the root of the checkout: cd {shlex.quote(str(root))}"
+    else:
+        remedy = "call it in the root of a checkout of PosSAM, or link that checkout's params here"
+    raise InputError(f"{folder}: no such folder in {here}; {remedy}")
+
+
 def scale_names(folder: Path = Path("params")) -> list[str]:
-    """Names of the scales that have a file in ``folder``, sorted."""
+    """Names of the scales that have a file in ``folder``, sorted; InputError if it is not here."""
+    require_checkout(folder)
     return sorted(path.stem for path in (folder / "scales").glob("*.yaml"))
 
 

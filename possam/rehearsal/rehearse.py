@@ -27,7 +27,7 @@ from possam.rehearsal.trials import (
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, write_json
 from possam.runtime.findings import OK, PROBLEM, Finding, print_findings
-from possam.runtime.provenance import git_state
+from possam.runtime.provenance import source_state
 from possam.stages.common import check_device, set_up_process
 from possam.stages.plan import print_plan
 from possam.training.distributed import TrainingProcess, join
@@ -106,7 +106,7 @@ def perform(
             "unit": load_plan(project)[1].unit,
             "device": process.device.type,
             "processes": process.world_size,
-            "git": git_state(Path(".")),
+            "git": source_state(),
             "seconds": time.monotonic() - started,
             "passed": all(found.state != PROBLEM for found in findings),
             "findings": [asdict(found) for found in findings],

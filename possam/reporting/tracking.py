@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import re
+import sqlite3
 import sys
 import time
 from collections import defaultdict
@@ -259,7 +260,9 @@ def _connect(uri: str) -> Any:
         logging.getLogger(logger).setLevel(logging.WARNING)
     if uri.startswith(_SQLITE):
         _database(uri).parent.mkdir(parents=True, exist_ok=True)
-        _database(uri).touch()  # SQLite itself would make a file that the group may not write
+        if not _database(uri).exists():
+            _database(uri).touch()  # SQLite would make one that the group may not write
+        relocate(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -275,6 +278,38 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
             f"restore --experiment-id {found.experiment_id}) or give another name"
         )
     return str(found.experiment_id)
+
+
+def relocate(uri: str) -> None:
+    """Point a SQLite store at the ``mlartifacts/`` beside it; nothing for other stores.
+
+    MLflow keeps absolute addresses, which are wrong once a checkout is moved, renamed or copied.
+    """
+    if not uri.startswith(_SQLITE) or not _database(uri).is_file():
+        return
+    artifacts = _database(uri).parent / "mlartifacts"
+    if not artifacts.is_dir():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(_database(uri), timeout=60)) as store, store:
+            if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
+                return
+            rows = store.execute("SELECT artifact_location FROM experiments").fetchall()
+            folders = {str(location).rpartition("/")[0] for (location,) in rows}
+            for old in folders - {artifacts.as_uri()}:
+                if not old.startswith("file:") or not old.endswith("/mlartifacts"):
+                    continue
+                columns = {"experiments": "artifact_location", "runs": "artifact_uri"}
+                for table, column in columns.items():
+                    moved = f"{column} = ? || substr({column}, ?)"
+                    inside = f"substr({column}, 1, ?) = ?"
+                    values = (artifacts.as_uri(), len(old) + 1, len(old) + 1, f"{old}/")
+                    store.execute(f"UPDATE {table} SET {moved} WHERE {inside}", values)
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"{_database(uri)}: the tracking store cannot be used: {error}; the results are "
+            "untouched. Make the file writable, or set POSSAM_TRACKING_URI to another store"
+        ) from error
 
 
 def _database(uri: str) -> Path:

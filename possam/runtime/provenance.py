@@ -25,6 +25,8 @@ PACKAGES = (
 """Distributions whose versions can change a result."""
 
 UNKNOWN = "unknown"
+_CODE = Path(__file__).resolve().parents[2]
+"""The folder of the code that runs: the checkout, also if the working folder is another one."""
 
 
 def provenance(
@@ -34,7 +36,6 @@ def provenance(
     inputs: Mapping[str, str],
     seed: int | None,
     started: float,
-    root: Path,
     accepted_code: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Describe a finished stage, for JSON; facts that cannot be found are ``"unknown"`` or null.
@@ -45,7 +46,6 @@ def provenance(
         inputs: name or path of each input -> its hash.
         seed: the stage's seed; None if nothing in it is random.
         started: ``time.time()`` at the start, in seconds.
-        root: a folder of the checkout, for the git commit (:func:`source_state`).
         accepted_code: changes of the code that a training went on after
             (:class:`possam.training.run_files.RunFiles`).
     """
@@ -55,7 +55,7 @@ def provenance(
         "parameters": dict(parameters),
         "inputs": dict(sorted(inputs.items())),
         "seed": seed,
-        "git": source_state(root),
+        "git": source_state(),
         "packages": package_versions(),
         "python": platform.python_version(),
         "hardware": hardware(),
@@ -67,13 +67,13 @@ def provenance(
     }
 
 
-def source_state(root: Path) -> dict[str, Any]:
+def source_state() -> dict[str, Any]:
     """:func:`git_state` of the code that runs.
 
     Frozen sources (:mod:`possam.launch.source`) bring that of the checkout they were copied from.
     """
     source = Environment.load().source
-    return dict(read_json(source)) if source else git_state(root)
+    return dict(read_json(source)) if source else git_state(_CODE)
 
 
 def _output(command: list[str]) -> str | None:

@@ -18,8 +18,8 @@ def check(scale: str | None) -> None:
         InputError: a file is wrong; the message names file, key and valid choices.
     """
     folder = Path("params")
-    Allocations(folder=folder)
     scales = [scale] if scale else scale_names(folder)
+    Allocations(folder=folder)
     for name in scales:
         project = Project(name, folder=folder)
         load_data(project)

@@ -60,7 +60,7 @@ class StageRecord:
 
     def write(self, directory: Path) -> None:
         """Write ``directory/provenance.json`` atomically."""
-        content = provenance(**vars(self), root=Path("."))
+        content = provenance(**vars(self))
         write_json(directory / "provenance.json", content)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from possam.params.layout import Layout
 from possam.params.project import Project
+from possam.params.reading import require_checkout
 from possam.runtime.environment import Environment, apply_mlflow_defaults
 from possam.runtime.files import write_json
 
@@ -30,8 +31,12 @@ def follow_runs(project: Project) -> None:
 
 def serve(*, host: str, port: int) -> None:
     """Replace this process by ``mlflow ui`` on the tracking database; Ctrl-C stops it."""
+    from possam.reporting.tracking import relocate
+
+    require_checkout()
     apply_mlflow_defaults()
     uri = Environment.load().tracking_uri
+    relocate(uri)
     arguments = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     print(f"MLflow: http://{host}:{port} (tracking: {uri})", flush=True)
     os.execv(sys.executable, [*arguments, "--backend-store-uri", uri])

@@ -251,7 +251,6 @@ def rebuild_towers(
             inputs={},
             seed=seed,
             started=started,
-            root=Path(__file__).resolve().parents[2],
         )
         record["training_wall_time_s"] = {k: math.ceil(v) for k, v in sorted(wall_times.items())}
         record["files"] = {

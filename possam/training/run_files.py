@@ -151,7 +151,7 @@ class RunFiles:
             if checkpoint is None:
                 raise InputError(f"{self.weights}: is there without {self.summary}; remove it")
             steps = checkpoint.step
-        own, git = hash_json(identity), source_state(Path())
+        own, git = hash_json(identity), source_state()
         change = {
             "steps": steps,
             "time": datetime.now(tz=UTC).isoformat(timespec="seconds"),
@@ -167,7 +167,7 @@ class RunFiles:
         )
 
     def _write(self, identity: Mapping[str, Any], accepted: list[dict[str, Any]]) -> None:
-        git = source_state(Path())
+        git = source_state()
         content = {"hash": hash_json(identity), "identity": identity, "git": git}
         write_json(self.identity, {**content, "accepted_code": accepted})
 

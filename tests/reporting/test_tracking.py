@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import os
 import shutil
 import socket
+import stat
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import yaml
 
 from possam.reporting import tracking
-from possam.reporting.tracking import Summary, TrackingError, follow, ingest, redact
+from possam.reporting.tracking import Summary, TrackingError, follow, ingest, redact, relocate
 from possam.runtime.files import sha256_file
 from tests.support.tracked_results import (
     PARAMETERS,
@@ -224,6 +226,38 @@ def test_artifacts_lie_beside_the_database(send: Any, uri: str) -> None:
     run_id = send().runs["training/full/seed3"]
     folder = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
     assert [path.name for path in folder.glob(f"*/{run_id}/artifacts/run.json")] == ["run.json"]
+
+
+def test_a_moved_checkout_keeps_its_pages(results: Path, tmp_path: Path) -> None:
+    def ingested(folder: Path) -> tuple[Summary, str]:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        return ingest(results=results, project=project(), tracking_uri=uri), uri
+
+    old, new = tmp_path / "Max's folder", tmp_path / "renamed"
+    before, _ = ingested(old)
+    old.rename(new)
+    after, uri = ingested(new)
+    assert after.runs == before.runs and not after.created and not old.exists()
+    location = client(uri).get_experiment_by_name(after.experiment).artifact_location
+    assert location == (new / "mlartifacts" / after.experiment).as_uri()
+    for key, run_id in after.runs.items():
+        assert client(uri).list_artifacts(run_id), key
+    copy = tmp_path / "copy"
+    shutil.copytree(new, copy)
+    relocate(f"sqlite:///{copy}/mlflow.db")  # what the pages do first
+    run = client(f"sqlite:///{copy}/mlflow.db").get_run(after.runs["training/full/seed3"])
+    assert run.info.artifact_uri.startswith((copy / "mlartifacts").as_uri())
+
+
+def test_the_group_may_write_the_database(results: Path, tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        ingest(results=results, project=project(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    finally:
+        os.umask(before)
+    made = [tmp_path / "mlflow.db", *(tmp_path / "mlartifacts").rglob("*")]
+    assert len(made) > 1
+    assert [path for path in made if not path.stat().st_mode & stat.S_IWGRP] == []
 
 
 def test_twice_changes_nothing_and_results_stay_untouched(

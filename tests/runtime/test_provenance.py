@@ -54,7 +54,7 @@ def test_without_a_checkout_or_without_git_it_says_so(
     assert "not installed" in git_state(tmp_path)["note"]
 
 
-def test_provenance_is_what_was_given_and_what_was_found(tmp_path: Path) -> None:
+def test_provenance_is_what_was_given_and_what_was_found() -> None:
     started = time.time() - 5
     content = provenance(
         stage="train",
@@ -62,7 +62,6 @@ def test_provenance_is_what_was_given_and_what_was_found(tmp_path: Path) -> None
         inputs={"z": "1" * 64, "a": "2" * 64},
         seed=3,
         started=started,
-        root=tmp_path,
     )
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content["stage"] == "train" and content["seed"] == 3

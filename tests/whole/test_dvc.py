@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def weights(workspace: Workspace) -> dict[str, str]:
 def clone(workspace: Workspace, folder: Path) -> Workspace:
     workspace.run("git", "clone", "--quiet", ".", str(folder))
     fresh = Workspace(folder, workspace.server)
-    assert not (folder / "results/smoke/runs").exists() and not (folder / METADATA).exists()
+    assert not (folder / "stored").exists() and not (folder / METADATA).exists()
     store = workspace.folder.parent / "store"
     dvc(fresh, "remote", "modify", "--local", "store", "url", str(store))
     dvc(fresh, "pull", "--quiet")
@@ -124,10 +125,12 @@ def test_what_was_brought_back_does_not_pass_for_what_was_there(
     with edited(runs, old, new):
         stored.snakemake(TABLE)
         assert weights(stored) != before
+        made = weights(stored)
     dvc(stored, "checkout", "--force")
     stored.run("git", "restore", "results")
-    assert weights(stored) == before
+    assert weights(stored) == made, "DVC changes no result"
     assert "Nothing to be done" in stored.snakemake(TABLE)
+    assert weights(stored) == before
     with edited(runs, old, new):
         assert re.search(r"train +1\n", stored.snakemake("-n", TABLE))
 
@@ -136,10 +139,16 @@ def test_what_was_brought_back_does_not_pass_for_what_was_there(
 def test_the_cache_is_not_written_through_links(stored: Workspace, link: str) -> None:
     cache = stored.folder / ".dvc/cache/files/md5"
     dvc(stored, "config", "--local", "cache.type", link)
+    name = "runs/possam_b_ade20k/seed0/metrics.jsonl"
     try:
         dvc(stored, "checkout", "--relink", "--quiet")
-        linked = stored.folder / "results/smoke/runs/possam_b_ade20k/seed0/metrics.jsonl"
+        linked = stored.folder / "stored/smoke" / name
         assert linked.is_symlink() or linked.stat().st_nlink > 1
+        shutil.rmtree(stored.folder / "results/smoke/runs")
+        shutil.rmtree(stored.folder / ".possam")
+        assert "Nothing to be done" in stored.snakemake(TABLE)
+        linked = stored.folder / "results/smoke" / name
+        assert not linked.is_symlink() and linked.stat().st_nlink > 1
         old, new = weight(8.0 if link == "symlink" else 6.0)
         with edited(stored.folder / "params/runs.yaml", old, new):
             assert made(stored.snakemake(TABLE)) == ["train", "evaluate", "table"]
@@ -163,6 +172,38 @@ def test_metrics_and_plots_are_the_table_s(stored: Workspace) -> None:
     dvc(stored, "plots", "show", "--out", "plots")
     page = (stored.folder / "plots/index.html").read_text()
     assert "PosSAM (B)" in page and "MaskCLIP" in page and "coco_ade_pq" in page
+
+
+def kept(workspace: Workspace) -> dict[str, str]:
+    """Hashes of all data, results, weights and checkpoints."""
+    roots = (workspace.folder / name for name in ("data/smoke", "results/smoke"))
+    files = (path for root in roots for path in root.rglob("*") if path.is_file())
+    return {str(path): sha256_file(path) for path in files if "logs" not in path.parts}
+
+
+def test_no_command_of_dvc_removes_a_result(finished: Workspace, tmp_path: Path) -> None:
+    """Nothing is pinned, or it was and the cache is empty: DVC then removes what it manages."""
+    fresh = finished.copy(tmp_path / "project")
+    # Only DVC's own work is tried here, not what Snakemake makes after it.
+    text = (fresh.folder / "dvc.yaml").read_text()
+    (fresh.folder / "dvc.yaml").write_text(re.sub(r"snakemake .*", '"true"', text))
+    fresh.commit("Without Snakemake")
+    before = kept(fresh)
+    assert any("checkpoints" in name for name in before)
+    setting = "params/runs.yaml:+possam_b_ade20k.loss.dice_weight=4.0"
+    dvc(fresh, "checkout", "--force")
+    assert kept(fresh) == before
+    dvc(fresh, "exp", "run", "--name", "lighter", "--set-param", setting)
+    assert kept(fresh) == before
+    fresh.run("git", "restore", ".")
+    dvc(fresh, "repro")
+    fresh.commit("Pinned")
+    shutil.rmtree(fresh.folder / ".dvc/cache")
+    for command in (("checkout", "--force"), ("exp", "apply", "lighter"), ("gc", "-w", "--force")):
+        fresh.run("dvc", *command, check=False)
+        assert kept(fresh) == before, command
+    assert fresh.run("dvc", "pull", "--force", check=False).returncode != 0, "there is no remote"
+    assert kept(fresh) == before
 
 
 def test_an_experiment_is_run_and_kept(stored: Workspace) -> None:
