@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3,$(shell command 
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 BIN := .venv/bin
 READY := .venv/.ready
+# An environment knows its own path: after a move of the checkout it is made anew.
+MOVED := $(shell test ! -L .venv && grep -s "^command = " .venv/pyvenv.cfg | grep -vqF "$(CURDIR)/.venv" && echo moved)
 CORES ?= 2
 SCALE ?= mini
 # The study is every table of params/tables.yaml and the report of them all.
@@ -22,11 +24,15 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv with every pinned package
 
+ifneq ($(MOVED),)
+.PHONY: $(READY)
+endif
+
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed (or set PYTHON=...)" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12; set PYTHON=..." >&2; exit 2; }
-	"$(PYTHON)" -m venv .venv
+	"$(PYTHON)" -m venv $(if $(MOVED),--clear) "$(CURDIR)/.venv"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .

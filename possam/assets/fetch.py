@@ -19,7 +19,7 @@ from possam.assets.archives import check_archive
 from possam.assets.download import download
 from possam.params.assets import AssetParams
 from possam.runtime.errors import ChecksumError, InputError, PossamError
-from possam.runtime.files import atomic_path, read_json, write_json
+from possam.runtime.files import atomic_path, link_to, read_json, write_json
 from possam.runtime.locks import hold
 from possam.runtime.progress import Progress
 from possam.runtime.reading import reading
@@ -336,7 +336,7 @@ class _Fetching:
                 "data.yaml to download"
             )
         with atomic_path(self.target) as link:
-            link.symlink_to(local.absolute())
+            link_to(local, link)
         return self.verified(digests, source="data root")
 
 

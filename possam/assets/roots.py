@@ -12,7 +12,14 @@ from possam.assets.archives import RECORD
 from possam.params.assets import AssetParams
 from possam.params.data import DataParams, FilesParams, PartParams, image_count
 from possam.runtime.errors import InputError
-from possam.runtime.files import atomic_directory, hash_json, read_json, sha256_file, write_json
+from possam.runtime.files import (
+    atomic_directory,
+    hash_json,
+    link_to,
+    read_json,
+    sha256_file,
+    write_json,
+)
 from possam.runtime.progress import track
 from possam.runtime.reading import explain
 
@@ -117,7 +124,7 @@ def link_parts(name: str, local: LocalParts, directory: Path, *, note: Path) -> 
         for part, place in local.parts:
             link = target / part.path
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(place.absolute())
+            link_to(place, link)
         write_json(target / RECORD, {"linked": local.root, **facts})
     return facts
 

@@ -89,7 +89,7 @@ def convert(
             progress.update(count)
     root = IMAGES
     if image_root is not None:
-        root = os.path.relpath(os.path.realpath(image_root), os.path.realpath(out))
+        root = _relative(image_root, out)
     manifest = _assemble(staging, source, head=head, image_root=root)
     for folder in folders:
         expected = {_file_name(task, folder) for task in tasks}
@@ -108,6 +108,19 @@ def convert(
     known.unlink()
     _publish(staging, out)
     return manifest
+
+
+def _relative(image_root: Path, out: Path) -> str:
+    """``image_root`` as seen from ``out``, by the names in the project where they lead there.
+
+    A folder linked from a data root keeps its link, so that the project can be moved.
+    """
+    place = os.path.join(os.path.realpath(out.parent), out.name)
+    named = os.path.relpath(os.path.abspath(image_root), out)
+    there = os.path.normpath(os.path.join(place, named))
+    if os.path.exists(there) and os.path.samefile(there, image_root):
+        return named
+    return os.path.relpath(os.path.realpath(image_root), place)
 
 
 def _folders(source: Source) -> list[str]:

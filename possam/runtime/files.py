@@ -85,6 +85,17 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
+def link_to(place: Path, link: Path) -> None:
+    """Make ``link`` a symbolic link to ``place``; a relative one if both are in the working folder.
+
+    So a checkout can be moved together with data that lie in it.
+    """
+    target, here = place.absolute(), Path.cwd()
+    if target.is_relative_to(here) and link.absolute().is_relative_to(here):
+        target = Path(os.path.relpath(target, os.path.realpath(link.parent)))
+    link.symlink_to(target)
+
+
 def remove_leftovers(folder: Path, *, of: str = "") -> None:
     """Remove the temporary files and directories that a killed process left in ``folder``.
 

@@ -231,9 +231,10 @@ def dvc(workspace: Workspace, *arguments: str) -> str:
 
 
 def restore(workspace: Workspace) -> None:
-    """Everything as it was committed."""
+    """Everything as it was committed; Snakemake takes what DVC brought back."""
     workspace.run("git", "restore", ".")
     dvc(workspace, "checkout", "--force", "--quiet")
+    workspace.snakemake("-n", TARGETS[0])
 
 
 @pytest.fixture(scope="session")
