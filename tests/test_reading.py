@@ -23,7 +23,6 @@ from possam.model.encoders.state_dicts import read_state_dict
 from possam.params.reading import read_yaml
 from possam.reporting.figures.curves import read_curve
 from possam.reporting.photographs import read_photograph
-from possam.runtime.commands import application, command
 from possam.runtime.errors import InputError, NotPermittedError
 from possam.runtime.files import atomic_directory, atomic_path, read_json, write_json
 from possam.stages.models import _read as read_text_embeddings
@@ -131,25 +130,6 @@ def test_files_have_the_permissions_that_the_umask_says(shared: Path, umask: int
         if path.is_file() and path.is_relative_to(frozen):
             expected &= 0o555
         assert stat.S_IMODE(path.stat().st_mode) == expected, path
-
-
-def test_a_command_that_may_not_write_says_so_in_one_sentence(
-    shared: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    app = application("test")
-
-    def write() -> None:
-        (shared / "theirs/a.txt").write_text("")
-
-    command(app, "panel", "write")(write)
-    command(app, "panel", "other")(test_a_command_that_may_not_write_says_so_in_one_sentence)
-    (shared / "theirs").mkdir()
-    (shared / "theirs").chmod(0o555)
-    with without_rights(), pytest.raises(SystemExit) as ended:
-        app(args=["write"])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert re.fullmatch(r"possam write: .*a\.txt: user \w+ may not write it .*theirs.*\n", error)
 
 
 @pytest.mark.parametrize("place", ["params/scales", "results/mini", ""])

@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 
 from possam import __version__
 from possam.runtime.errors import JobFailedError, PossamError
-from possam.runtime.reading import explain
 
 
 class _Group(TyperGroup):
@@ -83,11 +82,6 @@ def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..
                 # The reader of the output is gone (`| head`): nothing may be written to it at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 code = 141
-            except OSError as error:
-                if (text := explain(error)) is None:
-                    raise
-                print(f"possam {name}: {text}", file=sys.stderr)
-                code = 2
             raise typer.Exit(code)
 
         app.command(name, rich_help_panel=panel, epilog=f"Example:\n\n\b\n  {example}")(call)

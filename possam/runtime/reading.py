@@ -1,10 +1,9 @@
-"""Why a file cannot be read or written: missing, a folder, or not permitted; with the remedy.
+"""Why a file cannot be read: missing, a folder, or not permitted; with the remedy.
 
 A file that this user may not read may be a good one: no message about it says to fetch it again.
 """
 
 import contextlib
-import errno
 import os
 import pwd
 import stat
@@ -45,39 +44,25 @@ def check_readable(path: str | Path, *, missing: str = "") -> None:
         pass
 
 
-def explain(error: OSError, path: str | Path | None = None) -> str | None:
-    """One sentence with the remedy for an error of permissions, or of a folder for a file.
-
-    ``path``: what was to be read or written, if the error does not say it. None for other errors.
-    """
-    path = error.filename if path is None else path
-    if not isinstance(path, str | Path):
-        return None
+def explain(error: OSError, path: str | Path) -> str | None:
+    """Why ``path`` was not read, and the remedy, if it is a folder or not permitted; else None."""
     if isinstance(error, IsADirectoryError):
         return f"{path}: a folder, where a file is expected; name the file"
-    if error.errno == errno.EROFS:
-        return (
-            f"{path}: lies on a file system that is mounted read-only; work in a checkout of your "
-            "own, or name another folder for what is written (predict: --out)"
-        )
     return _not_permitted(Path(path)) if isinstance(error, PermissionError) else None
 
 
 def _not_permitted(path: Path) -> str:
-    user, action, remedy = _user(os.geteuid()), "read", "use a copy of yours"
+    user, remedy = _user(os.geteuid()), "use a copy of yours"
     chain = (*reversed(path.absolute().parents), path)
-    blocked = next((one for one in chain if not _opens(one)), None)
-    if blocked is None:
-        action, remedy = "write", "work in a checkout of your own"
-        blocked = path if os.path.lexists(path) and not os.access(path, os.W_OK) else path.parent
+    blocked = next((one for one in chain if not _opens(one)), path)
     try:
         status = blocked.lstat()
     except OSError:
-        return f"{path}: user {user} may not {action} it; {remedy}"
+        return f"{path}: user {user} may not read it; {remedy}"
     owner, mode = _user(status.st_uid), stat.filemode(status.st_mode)
     return (
-        f"{path}: user {user} may not {action} it ({blocked}: {mode}, owner {owner}); let {owner} "
-        f"give the permission (chmod), or {remedy}. The file itself may be good"
+        f"{path}: user {user} may not read it ({blocked}: {mode}, owner {owner}); let {owner} give "
+        f"the permission (chmod), or {remedy}. The file itself may be good"
     )
 
 

@@ -5,6 +5,8 @@ file holds one vocabulary: ``names``, (N, E) float32. Files are never changed, o
 """
 
 import hashlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,7 @@ def embed_cached(
 
     Args:
         encoder: what ``clip``'s embeddings depend on besides the sentences, as JSON.
-        folder: of the files; made if missing.
+        folder: of the files; made if missing, left alone if it may not be written.
 
     Raises:
         InputError: a damaged file, or input that ``embed_vocabulary`` refuses.
@@ -163,8 +165,13 @@ def embed_cached(
     with Progress(sentences, label=label, unit="sentences") as progress:
         text = embed_vocabulary(clip, vocabulary, templates=templates, report=progress.update)
     names = text.names.cpu().contiguous()
-    with atomic_path(path) as temporary:
-        save_file({"names": names}, temporary, metadata={"sha256": _digest(names)})
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if os.access(existing, os.W_OK):
+        with atomic_path(path) as temporary:
+            save_file({"names": names}, temporary, metadata={"sha256": _digest(names)})
+    else:
+        reason = f"{folder}: may not be written: the next call embeds these names again"
+        print(reason, file=sys.stderr, flush=True)
     return of_names(names, vocabulary)
 
 
