@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from possam.arguments import load_project
-from possam.assets.archives import check_archive, unpack
+from possam.assets.archives import check_archive, is_unpacked, unpack
+from possam.assets.fetch import _copy
 from possam.datasets.class_names import read_class_index, read_class_table
 from possam.datasets.pixels import read_image
 from possam.datasets.upstream.pascal_context_459 import read_label_map
@@ -90,6 +92,27 @@ def test_the_folder_in_the_way_is_named(shared: Path) -> None:
     with without_rights(), pytest.raises(NotPermittedError, match=r"theirs: d-{9}, owner \w+"):
         read_json(shared / "theirs/deep/a.json")
     (shared / "theirs").chmod(0o755)
+
+
+def test_an_unpacked_archive_that_may_not_be_read_is_not_unpacked_again(shared: Path) -> None:
+    with zipfile.ZipFile(shared / "a.zip", "w") as bundle:
+        bundle.writestr("deep/a.txt", "a")
+    unpack(shared / "a.zip", shared / "unpacked", source_sha256="a")
+    assert is_unpacked(shared / "unpacked", "a")
+    (shared / "unpacked/deep").chmod(0)
+    with without_rights(), pytest.raises(NotPermittedError, match=r"unpacked/deep: .* may not"):
+        is_unpacked(shared / "unpacked", "a")
+    (shared / "unpacked/deep").chmod(0o755)
+
+
+def test_a_source_that_may_not_be_read_leaves_nothing_behind(shared: Path) -> None:
+    source, partial = shared / "a.zip", shared / ".a.zip.part"
+    source.write_text("good")
+    source.chmod(0)
+    shared.chmod(0o777)
+    with without_rights(), pytest.raises(NotPermittedError) as caught:
+        _copy(source, partial, "a")
+    assert not WRONG_REMEDY.search(str(caught.value)) and not partial.exists()
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(shared: Path) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from possam.runtime.errors import InputError
+from possam.runtime.errors import InputError, NotPermittedError
 from possam.runtime.files import atomic_directory, read_json, write_json
 from possam.runtime.progress import Progress
-from possam.runtime.reading import check_readable
+from possam.runtime.reading import check_readable, explain
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
@@ -135,13 +135,23 @@ def is_unpacked(directory: Path, source_sha256: str) -> bool:
     """Whether ``directory`` holds the archive of this hash, by number and total size of its files.
 
     Contents are not read, so that a folder of 100,000 files is checked in seconds.
+
+    Raises:
+        NotPermittedError: this user may not read it, so that nobody can tell.
     """
     record = read_json(directory / RECORD) if (directory / RECORD).is_file() else None
     if not isinstance(record, dict) or record.get("sha256") != source_sha256:
         return False
-    files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walked = os.walk(directory, onerror=refuse)
+    files = (Path(folder, name) for folder, _, names in walked for name in names)
     try:
         sizes = [path.stat().st_size for path in files if path != directory / RECORD]
+    except PermissionError as error:
+        raise NotPermittedError(explain(error, error.filename)) from error
     except FileNotFoundError:  # a link to nowhere
         return False
     return (len(sizes), sum(sizes)) == (record.get("files"), record.get("bytes"))

@@ -344,6 +344,9 @@ def _copy(source: Path, partial: Path, name: str) -> None:
     try:
         with open(partial, "wb") as writer:
             writer.writelines(_chunks(source, label=name))
+    except InputError:
+        partial.unlink(missing_ok=True)
+        raise
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(

@@ -107,5 +107,5 @@ def test_tables_of_classes_are_read_and_checked(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"table\.csv: cannot be read"):
         read_class_table(path, ("id", "name"))
-    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.csv: no such file"):
         read_class_table(tmp_path / "none.csv", ("id", "name"))

@@ -57,6 +57,29 @@ def test_miniature_is_converted_as_computed_by_hand(tmp_path: Path) -> None:
     assert validate_dataset(arguments["out"])["absent_classes"] == []
 
 
+def test_a_moved_project_finds_its_images_behind_a_link(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path / "upstream")
+    project = tmp_path / "project"
+    (project / "raw").mkdir(parents=True)
+    (project / "raw/val2017").symlink_to(arguments["images"].absolute())
+    out = project / "datasets/coco_val"
+    linked = arguments | {"images": project / "raw/val2017", "out": out}
+    assert convert_coco(**linked)["image_root"] == "../../raw/val2017"
+    moved = tmp_path / "deeper/renamed"
+    moved.parent.mkdir()
+    project.rename(moved)
+    assert ConvertedDataset.open(moved / "datasets/coco_val").image(0).ndim == 3
+
+
+def test_images_are_found_from_a_folder_that_is_a_link(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path / "project/raw")
+    (tmp_path / "other disk/deep").mkdir(parents=True)
+    (tmp_path / "project/datasets").symlink_to(tmp_path / "other disk/deep")
+    out = tmp_path / "project/datasets/coco_val"
+    convert_coco(**arguments | {"out": out})
+    assert ConvertedDataset.open(out).image(0).ndim == 3
+
+
 def test_upstream_pngs_are_kept_bit_for_bit(tmp_path: Path) -> None:
     arguments = make_coco(tmp_path)
     convert_coco(**arguments)

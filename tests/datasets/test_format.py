@@ -189,7 +189,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda o: Image.fromarray(np.zeros((3, 4), np.uint8)).save(o / "semantic" / PNG),
         "4x3 pixels",
     ),
-    "missing PNG": (lambda o: (o / "semantic" / PNG).unlink(), "cannot be read"),
+    "missing PNG": (lambda o: (o / "semantic" / PNG).unlink(), "no such file"),
     "stray PNG": (lambda o: (o / "semantic" / "x.png").write_bytes(b""), "belongs to no image"),
     "image": (
         lambda o: save_photo(o.parent / "images/validation/ADE_val_00000001.jpg", 3, 5, 9),

@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated mat": (_cut(MAT, 0.9), r"2008_000001\.mat: not a readable MATLAB file"),
     "half a mat": (_cut(MAT, 0.5), r"2008_000001\.mat: not a readable MATLAB file"),
     "empty mat": (_cut(MAT, 0.0), r"2008_000001\.mat: not a readable MATLAB file"),
-    "no mat": (lambda r: (r / MAT).unlink(), "cannot be read"),
+    "no mat": (lambda r: (r / MAT).unlink(), "no such file"),
     "text for a mat": (
         lambda r: (r / MAT).write_text("no matrix " * 50),
         r"2008_000001\.mat: not a readable MATLAB file",
@@ -120,7 +120,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "label out of range": (lambda r: save_mat(r / MAT, _label(4)), r"labels are 0\.\.4; .*1\.\.3"),
     "negative label": (lambda r: save_mat(r / MAT, _label(-1)), r"labels are -1\.\.3"),
     "truncated image": (_cut(JPEG, 0.6), "truncated"),
-    "no image": (lambda r: (r / JPEG).unlink(), "cannot be read"),
+    "no image": (lambda r: (r / JPEG).unlink(), "no such file"),
     "no list": (lambda r: (r / LIST).unlink(), "VOCdevkit/VOC2010"),
     "empty list": (lambda r: (r / LIST).write_text(""), "no image to convert"),
     "image twice": (

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from possam.runtime.errors import InputError
 from possam.runtime.files import (
     atomic_directory,
+    atomic_path,
     atomic_write,
     hash_json,
+    link_to,
     read_json,
     sha256_file,
     write_json,
@@ -89,3 +91,19 @@ def test_file_hash(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"possam" * 1000)
     assert sha256_file(path) == hashlib.sha256(b"possam" * 1000).hexdigest()
+
+
+def test_a_link_inside_the_working_folder_survives_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, outside = tmp_path / "checkout", tmp_path / "outside.zip"
+    (checkout / "upstream").mkdir(parents=True)
+    (checkout / "upstream/a.zip").write_text("inside")
+    outside.write_text("outside")
+    monkeypatch.chdir(checkout)
+    for name, place in (("a.zip", Path("upstream/a.zip")), ("b.zip", outside)):
+        with atomic_path(Path("data/assets") / name) as link:
+            link_to(place, link)
+    moved = checkout.rename(tmp_path / "renamed")
+    assert (moved / "data/assets/a.zip").read_text() == "inside"
+    assert (moved / "data/assets/b.zip").read_text() == "outside"

@@ -232,7 +232,7 @@ def test_unreadable_files_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{name}: not a readable .* truncated"):
         start_from_mask2former(possam(), path)
     path.unlink()
-    with pytest.raises(InputError, match=rf"{name}: no such file \(a Mask2Former checkpoint\)"):
+    with pytest.raises(InputError, match=rf"{name}: no such file; a Mask2Former checkpoint"):
         start_from_mask2former(possam(), path)
 
 
