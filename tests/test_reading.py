@@ -22,6 +22,7 @@ from possam.evaluation.statistics import _read_table
 from possam.launch.source import freeze
 from possam.model.encoders.clip import load_clip
 from possam.model.encoders.state_dicts import read_state_dict
+from possam.params.published import _read_lines
 from possam.params.reading import read_yaml
 from possam.reporting.figures.curves import read_curve
 from possam.reporting.photographs import read_photograph
@@ -38,10 +39,11 @@ READERS: dict[str, Callable[[Path], object]] = {
     "weights.safetensors": read_metadata,
     "sam.pth": lambda path: read_state_dict(path, kind="SAM"),
     "sam.safetensors": lambda path: read_state_dict(path, kind="SAM"),
-    "clip.json": lambda path: load_clip(path, None, random_init=True),
+    "clip.json": lambda path: load_clip(config=path, checkpoint=None, random_init=True),
     "text.safetensors": lambda path: read_text_embeddings(path, 1),
     "map_0.npy": lambda path: _open_map(path, [1, 1]),
     "images.parquet": lambda path: _read_table(path, {"id"}),
+    "published.csv": lambda path: _read_lines(path, ["row"]),
     "metrics.jsonl": lambda path: read_curve(path, run="a", seed=0),
     "names.txt": read_class_index,
     "names.csv": lambda path: read_class_table(path, ("id", "name")),

@@ -165,6 +165,7 @@ def check_archive(archive: Path) -> None:
     Raises:
         InputError: as :func:`unpack`, except for what only unpacking shows.
     """
+    check_readable(archive)
     budget = _Budget(
         archive, archive.parent, max_bytes=MAX_BYTES, max_files=MAX_FILES, max_ratio=MAX_RATIO
     )

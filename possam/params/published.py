@@ -39,9 +39,14 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, floa
 
 
 def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
-    with reading(path, missing="published values belong there"):
-        with open(path, encoding="utf-8", newline="") as stream:
+    try:
+        with (
+            reading(path, missing="published values belong there"),
+            open(path, encoding="utf-8", newline="") as stream,
+        ):
             lines = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
     if not lines:
         raise InputError(f"{path}: no rows; published values belong there")
     for key in keys:

@@ -42,8 +42,11 @@ def read_curve(path: Path, *, run: str, seed: int) -> Curve:
     Raises:
         InputError: no such file, no lines, or a line without one of the values.
     """
-    with reading(path, missing="train the run again"):
-        text = path.read_text(encoding="utf-8")
+    try:
+        with reading(path, missing="train the run again"):
+            text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged, not UTF-8 text ({error})") from error
     values: dict[str, list[Any]] = {key: [] for key in ("step", *TERMS)}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
