@@ -250,6 +250,8 @@ def test_a_moved_checkout_keeps_its_pages(results: Path, tmp_path: Path) -> None
 
 
 def test_the_group_may_write_the_database(results: Path, tmp_path: Path) -> None:
+    for path in results.rglob("*"):  # copies are as readable as the results
+        path.chmod(0o775 if path.is_dir() else 0o664)
     before = os.umask(0o002)
     try:
         ingest(results=results, project=project(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
