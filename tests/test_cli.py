@@ -25,7 +25,7 @@ PANELS = {
     "Look and compare": "show compare ui efficiency",
     "Your own data": "predict score convert-files",
     "Cluster": "jobs rehearse",
-    "Project": "runs check doctor plan keep",
+    "Project": "runs check doctor plan keep store",
 }
 
 

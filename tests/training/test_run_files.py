@@ -28,7 +28,7 @@ GIT = {"commit": "c" * 40, "dirty": False, "note": ""}
 @pytest.fixture(autouse=True)
 def git(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of calling git hundreds of times."""
-    monkeypatch.setattr(run_files, "source_state", lambda root: GIT)
+    monkeypatch.setattr(run_files, "source_state", lambda: GIT)
 
 
 class Killed(BaseException):
