@@ -89,10 +89,14 @@ class _Redacting:
     def write(self, text: str) -> int:
         """Write ``text`` without credentials; returns the length of ``text``."""
         suspect = "@" in text or "=" in text or "uthorization" in text or "Bearer" in text
+        shown = text
         if suspect or any(secret in text for secret in self._secrets):
-            self._stream.write(redact(text, self._secrets))
-        else:
-            self._stream.write(text)
+            shown = redact(text, self._secrets)
+        try:
+            self._stream.write(shown)
+        except UnicodeEncodeError as error:
+            encoded = shown.encode(error.encoding, "backslashreplace")
+            self._stream.write(encoded.decode(error.encoding))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -111,8 +115,5 @@ def guard_output() -> None:
     """
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
-        if stream is None or isinstance(stream, _Redacting):
-            continue
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, _Redacting(stream))
+        if stream is not None and not isinstance(stream, _Redacting):
+            setattr(sys, name, _Redacting(stream))

@@ -145,9 +145,10 @@ def cache_features(
 
 def _create(path: Path, images: int, shape: tuple[int, ...]) -> np.memmap:
     store = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(images, *shape))
-    with open(path, "r+b") as stream:
-        # Without room, writing to a map would kill the process by a signal (SIGBUS).
-        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    # Without room, writing to a map would kill the process by a signal (SIGBUS).
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
     return store
 
 
