@@ -30,7 +30,7 @@ export XDG_CACHE_HOME ?= $(CURDIR)/.possam/home/.cache
 $(warning HOME cannot be written: caches lie in $(XDG_CACHE_HOME))
 endif
 ifeq ($(USER)$(LOGNAME),)
-export LOGNAME := $(shell id -un 2>/dev/null || id -u)
+export LOGNAME := $(shell { id -un || id -u; } 2>/dev/null)
 endif
 # An older pip trusts only its own certificates unless it is told.
 ifneq ($(SSL_CERT_FILE),)
