@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3,$(shell command -v $(v))))
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 BIN := .venv/bin
+UV := workflow/uv.sh $(BIN)
 READY := .venv/.ready
 # An environment knows its own path: after a move of the checkout it is made anew.
 MOVED := $(shell test ! -L .venv && grep -s "^command = " .venv/pyvenv.cfg | grep -vqF "$(CURDIR)/.venv" && echo moved)
@@ -15,6 +16,29 @@ STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)
 # One thread per process: two processes on two cores beat one process on two threads.
 export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
+# Where pip is set up for a site, uv is too: certificates and indexes here, pip.conf in workflow/uv.sh (docs/set-up.md).
+export UV_SYSTEM_CERTS ?= true
+export UV_DEFAULT_INDEX ?= $(value PIP_INDEX_URL)
+export UV_INDEX ?= $(value PIP_EXTRA_INDEX_URL)
+# Modules of a site set these for another Python, whose packages would come before those of .venv.
+export PYTHONPATH := $(CURDIR)
+unexport PYTHONHOME
+# Snakemake and DVC do not start without a folder for caches, and without a user's name.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+ifneq ($(shell test -d "$$HOME" && echo yes),yes)
+export HOME := $(CURDIR)/.possam/home
+endif
+export XDG_CACHE_HOME ?= $(CURDIR)/.possam/home/.cache
+$(warning HOME cannot be written: caches lie in $(XDG_CACHE_HOME))
+endif
+ifeq ($(USER)$(LOGNAME),)
+export LOGNAME := $(shell { id -un || id -u; } 2>/dev/null)
+endif
+# An older pip trusts only its own certificates unless it is told.
+ifneq ($(SSL_CERT_FILE),)
+export PIP_CERT ?= $(SSL_CERT_FILE)
+endif
+GET_PYTHON = install one (apt install python3.11-venv, pyenv install 3.12 or uv python install 3.12) and set PYTHON=its path
 
 .DEFAULT_GOAL := help
 .PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory test-slurm lint format lock ui towers clean
@@ -29,13 +53,15 @@ ifneq ($(MOVED),)
 endif
 
 $(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed (or set PYTHON=...)" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed: $(GET_PYTHON)" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12; set PYTHON=..." >&2; exit 2; }
+	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12: $(GET_PYTHON)" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(if $(MOVED),--clear) "$(CURDIR)/.venv"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) \
+	  && $(UV) pip install --python $(BIN)/python --no-deps -r requirements.lock \
+	  && $(UV) pip install --python $(BIN)/python --no-deps -e . \
+	  || { echo "make: the packages are not installed, for the reason above; docs/set-up.md: mirrors, proxies," \
+	    "certificates, and where caches lie" >&2; exit 2; }
 	@touch $(READY)
 
 study: $(READY) ## all tables and figures (SCALE=mini), in MLflow and on one page: reports/mini/report.html
@@ -87,7 +113,7 @@ format: $(READY) ## let ruff format the sources
 	$(BIN)/ruff format .
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --python-version 3.11 \
+	$(UV) pip compile --universal --all-extras --no-header --no-annotate --python-version 3.11 \
 	  pyproject.toml -o requirements.lock
 
 ui: $(READY) ## MLflow's pages on http://127.0.0.1:5000

@@ -30,9 +30,22 @@ def main() -> int:
             return forkserver.ask(server, arguments)
         except OSError as error:
             print(f"possam: no fork server at {server} ({error})", file=sys.stderr)
-    from possam.cli import main as run
+    try:
+        from possam.cli import main as run
 
-    return run(arguments)
+        return run(arguments)
+    except (ImportError, OSError) as error:  # what the command line itself needs
+        from possam.runtime.faults import explain
+
+        if (reason := explain(error)) is None:
+            raise
+        print(f"possam: {reason}", file=sys.stderr)
+    if arguments[:1] == ["doctor"]:
+        from possam.stages.doctor import doctor
+
+        given = [value for option, value in pairwise(arguments) if option == "--scale"]
+        doctor(given[-1] if given else Environment.load().scale)
+    return 2
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from possam.arguments import (
 from possam.datasets.catalogue import Split
 from possam.runtime.commands import application, command
 from possam.runtime.errors import InputError
+from possam.runtime.secrets import guard_output
 
 app = application("PosSAM (arXiv 2403.09620): the experiment pipeline, one command per stage.")
 pipeline, look, your_data, cluster, project_wide = (
@@ -355,7 +356,7 @@ def doctor(scale: Scale) -> int:
     """Print what this machine lacks for a scale, and the remedy."""
     from possam.stages.doctor import doctor
 
-    return doctor(load_project(scale))
+    return doctor(scale)
 
 
 @project_wide("possam plan table1 table4 --scale paper --nodes 4")
@@ -388,6 +389,7 @@ def store(scale: Scale) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``possam`` with ``arguments`` (None: the process's own). Returns the exit code."""
+    guard_output()
     try:
         app(args=arguments, prog_name="possam")
     except SystemExit as end:

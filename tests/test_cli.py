@@ -96,7 +96,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_exit_code_of_a_command_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("possam.stages.doctor.doctor", lambda project: 1)
+    monkeypatch.setattr("possam.stages.doctor.doctor", lambda scale: 1)
     assert cli.main(["doctor", "--scale", "smoke"]) == 1
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from possam.runtime.errors import InputError, NotPermittedError
+from possam.runtime.faults import NO_ROOM, fault_of
 from possam.runtime.files import atomic_directory, read_json, write_json
 from possam.runtime.progress import Progress
 from possam.runtime.reading import check_readable, explain
@@ -189,6 +190,8 @@ def _readable(archive: Path) -> Iterator[None]:
             "it and download it again"
         ) from error
     except OSError as error:
+        if (fault := fault_of(error)) in NO_ROOM:
+            raise InputError(f"{archive}: cannot be unpacked: {'; '.join(fault)}") from error
         # gzip and tarfile report damaged content as OSError, and so does a failing disk.
         raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from error
 

@@ -1,6 +1,6 @@
 """One file over HTTP: resumed where it stopped, retried with growing pauses, with progress."""
 
-import errno
+import base64
 import http.client
 import json
 import re
@@ -12,15 +12,16 @@ import urllib.request
 from pathlib import Path
 
 from possam.runtime.errors import ChecksumError, InputError
+from possam.runtime.faults import CERTIFICATES, NO_ROOM, fault_of
 from possam.runtime.files import write_json
 from possam.runtime.progress import Progress
+from possam.runtime.secrets import redact, split_credentials
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
 _MAX_PAUSE = 60.0
 # Request timeout, too early, too many requests: the only client errors that waiting may cure.
 _TRANSIENT_CLIENT_ERRORS = frozenset({408, 425, 429})
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class _Retry(Exception):
@@ -60,8 +61,9 @@ def download(
             failures = 1 if _length(partial) > before else failures + 1
             if failures >= retries:
                 raise InputError(
-                    f"{url}: download failed after {failures} attempts ({error}); check the "
-                    f"network and run the same command again: it goes on at byte {_length(partial)}"
+                    f"{redact(url)}: download failed after {failures} attempts ({error}); check "
+                    "the network and run the same command again: it goes on at byte "
+                    f"{_length(partial)}"
                 ) from error
             pause = min(_MAX_PAUSE, backoff * 2 ** (failures - 1))
             sys.stderr.write(f"{label}: {error}; next attempt in {pause:.3g} s\n")
@@ -82,7 +84,7 @@ def _validator(url: str, partial: Path) -> str | None:
         state = json.loads(_state_path(partial).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(state, dict) and state.get("url") == url
+    known = isinstance(state, dict) and state.get("url") == redact(url)
     return str(state.get("validator", "")) if known else None
 
 
@@ -96,7 +98,11 @@ def _attempt(url: str, partial: Path, *, label: str, size: int | None, timeout: 
         headers["Range"] = f"bytes={offset}-"
         if validator:
             headers["If-Range"] = validator
-    request = urllib.request.Request(url, headers=headers)
+    address, credentials = split_credentials(url)
+    request = urllib.request.Request(address, headers=headers)
+    if credentials is not None:  # not for another host that the server may redirect to
+        token = base64.b64encode(credentials.encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             _receive(response, url, partial, label=label, size=size, offset=offset)
@@ -107,13 +113,17 @@ def _attempt(url: str, partial: Path, *, label: str, size: int | None, timeout: 
         if error.code >= 500 or error.code in _TRANSIENT_CLIENT_ERRORS:
             raise _Retry(f"the server answers {error.code} {error.reason}") from error
         raise InputError(
-            f"{url}: the server answers {error.code} {error.reason}; correct urls in assets.yaml, "
-            "or put the file in place by hand"
+            f"{redact(url)}: the server answers {error.code} {error.reason}; correct urls in "
+            "assets.yaml, or put the file in place by hand"
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise InputError(f"{partial}: the disk is full; make room and run again") from error
-        raise _Retry(str(error) or type(error).__name__) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # of a file here, which no further attempt opens
+        fault = fault_of(error)
+        if fault in NO_ROOM or fault == CERTIFICATES:
+            place = redact(url) if fault == CERTIFICATES else partial
+            raise InputError(f"{place}: {'; '.join(fault)}") from error
+        raise _Retry(redact(error) or type(error).__name__) from error
 
 
 def _receive(
@@ -129,8 +139,9 @@ def _receive(
     if size is not None and total is not None and total != size:
         partial.unlink(missing_ok=True)
         raise ChecksumError(
-            f"{url}: the server's file has {total} bytes, {size} are expected; the file changed "
-            "upstream or the URL is wrong: correct size and checksum, or urls, in assets.yaml"
+            f"{redact(url)}: the server's file has {total} bytes, {size} are expected; the file "
+            "changed upstream or the URL is wrong: correct size and checksum, or urls, in "
+            "assets.yaml"
         )
     free = shutil.disk_usage(partial.parent).free
     if total is not None and free < total - offset:
@@ -141,7 +152,7 @@ def _receive(
     etag = response.headers.get("ETag", "")
     strong = "" if etag.startswith("W/") else etag
     validator = strong or response.headers.get("Last-Modified", "")
-    write_json(_state_path(partial), {"url": url, "validator": validator})
+    write_json(_state_path(partial), {"url": redact(url), "validator": validator})
     limit = total if total is not None else size
     received = offset
     megabytes = (limit or 0) // _MEGABYTE

@@ -19,10 +19,12 @@ from possam.assets.archives import check_archive
 from possam.assets.download import download
 from possam.params.assets import AssetParams
 from possam.runtime.errors import ChecksumError, InputError, PossamError
+from possam.runtime.faults import NO_ROOM, fault_of
 from possam.runtime.files import atomic_path, link_to, read_json, write_json
 from possam.runtime.locks import hold
 from possam.runtime.progress import Progress
 from possam.runtime.reading import reading
+from possam.runtime.secrets import redact
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1_000_000
@@ -299,7 +301,7 @@ class _Fetching:
             try:
                 digests = self._try(url, expected)
                 partial_path(target).replace(target)
-                return self.verified(digests, source=url)
+                return self.verified(digests, source=redact(url))
             except PossamError as error:
                 faults.append(error)
         kind = ChecksumError if any(isinstance(f, ChecksumError) for f in faults) else InputError
@@ -316,15 +318,16 @@ class _Fetching:
         if fault:
             partial.unlink()
             raise ChecksumError(
-                f"{self.asset.file} from {url}: {fault}; the download was removed. Run again; if "
-                f"it fails again the file changed upstream: correct {name}.checksum in assets.yaml"
+                f"{self.asset.file} from {redact(url)}: {fault}; the download was removed. Run "
+                f"again; if it fails again the file changed upstream: correct "
+                f"{name}.checksum in assets.yaml"
             )
         if self.asset.unpack:
             try:
                 check_archive(partial)
             except InputError as error:
                 partial.unlink()
-                raise InputError(f"{url}: {error}; the download was removed") from error
+                raise InputError(f"{redact(url)}: {error}; the download was removed") from error
         return digests
 
     def link(self, local: Path, expected: _Expected) -> dict[str, Any]:
@@ -349,6 +352,8 @@ def _copy(source: Path, partial: Path, name: str) -> None:
         raise
     except OSError as error:
         partial.unlink(missing_ok=True)
+        if (fault := fault_of(error)) in NO_ROOM:
+            raise InputError(f"{partial}: {'; '.join(fault)}") from error
         raise InputError(
             f"{source}: cannot be copied for asset {name} ({error.strerror}); put the file there "
             f"or correct {name}.urls in assets.yaml"

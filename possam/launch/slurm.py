@@ -66,7 +66,9 @@ def require_slurm(what: str) -> None:
 def _ask(*command: str) -> tuple[int, str, str]:
     """Exit code, standard output, and standard error on one line."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
     except FileNotFoundError as error:
         raise InputError(f"{command[0]}: no such command; call it on a login node") from error
     except subprocess.TimeoutExpired as error:

@@ -17,9 +17,11 @@ from possam.launch.source import check
 from possam.params.slurm import Allocation
 from possam.runtime.environment import FORKSERVER_VARIABLE, SOURCE_VARIABLE, job_variables
 from possam.runtime.errors import InputError, PossamError
+from possam.runtime.faults import explain
 from possam.runtime.files import write_json
 from possam.runtime.locks import is_held
 from possam.runtime.provenance import source_state
+from possam.runtime.secrets import guard_output, redact
 from possam.training.options import SAVE, SAVE_AND_END
 
 _LOCK_S = 180.0
@@ -59,6 +61,7 @@ class TrainingJob:
         from submitit.core.utils import UncompletedJobError
         from submitit.slurm.slurm import SlurmJobEnvironment
 
+        guard_output()
         environment = SlurmJobEnvironment()
         job, rank = environment.job_id, environment.global_rank
         records = RunRecords(self.directory)
@@ -77,13 +80,16 @@ class TrainingJob:
                 message = "max_requeues (params/slurm.yaml) is used up; submit it again to go on"
                 code = 1
             elif not isinstance(error, PossamError):
-                message, final, code = f"{type(error).__name__}: {error}", False, 1
+                message = explain(error) or f"{type(error).__name__}: {error}"
+                final, code = False, 1
             else:
                 from possam.training.distributed import LostProcessError
 
                 if isinstance(error, LostProcessError):  # the parameters are not at fault
                     final, code = False, 1
-            records.write_failure(job, rank, message=message, final=final, code=code)
+            records.write_failure(job, rank, message=redact(message), final=final, code=code)
+            if redact(error) != str(error):  # submitit keeps and prints what is raised
+                raise PossamError(redact(message)) from None
             raise
 
     def _announce(self, job: str, host: str) -> None:

@@ -25,7 +25,8 @@ EXCLUDED: frozenset[str] = frozenset(
         *("params.assets", "params.benchmarks", "params.data", "params.figures"),
         *("params.layout", "params.project", "params.reading", "params.scale"),
         *("params.tables", "runtime.environment", "runtime.errors", "runtime.locks"),
-        *("runtime.gpu_driver", "runtime.memory", "runtime.progress", "runtime.provenance"),
+        *("runtime.caches", "runtime.faults", "runtime.gpu_driver", "runtime.memory"),
+        *("runtime.progress", "runtime.provenance", "runtime.secrets"),
         "training.run_files",
     )
 )

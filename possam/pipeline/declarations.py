@@ -20,6 +20,7 @@ from possam.params.tables import CONDITIONS
 from possam.pipeline.external import find_external, hash_predictions, prediction_files
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
+from possam.runtime.secrets import redact
 
 Wildcards = Mapping[str, str]
 """A job's wildcards by name: ``scale`` or ``prefix`` is one of them."""
@@ -86,8 +87,10 @@ class Download(Stage):
         return [layout.WORLD.format(scale=project.name)] if from_world else []
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
+        """A renewed password or token of an address is no other source."""
         asset = _asset(project, w["asset"])
-        return asset.model_dump(mode="json", exclude={"about", "unpacked_about"})
+        values = asset.model_dump(mode="json", exclude={"about", "unpacked_about"})
+        return values | {"urls": [redact(url, frozenset()) for url in values["urls"]]}
 
 
 class Convert(Stage):

@@ -20,11 +20,13 @@ from possam.params.plan import load_plan
 from possam.params.project import Project
 from possam.rehearsal.drawn import GRID
 from possam.runtime.errors import PossamError
+from possam.runtime.faults import explain
 from possam.runtime.files import atomic_directory, read_json, write_json
 from possam.runtime.findings import OK, PROBLEM, WARNING, Finding
 from possam.runtime.gpu_driver import driver_version
 from possam.runtime.locks import hold, is_held
 from possam.runtime.provenance import usable_cores
+from possam.runtime.secrets import redact
 from possam.training.distributed import TrainingProcess
 
 LATE_S = 60.0
@@ -112,7 +114,7 @@ def _together(process: TrainingProcess, matter: str, trial: Callable[[], Finding
     try:
         found = trial()
     except (PossamError, OSError, RuntimeError) as error:
-        found = Finding(matter, PROBLEM, " ".join(str(error).split()))
+        found = Finding(matter, PROBLEM, " ".join(redact(explain(error) or error).split()))
     everyone: list[Finding] = process.collect(found)
     return max(everyone, key=lambda one: (OK, WARNING, PROBLEM).index(one.state))
 

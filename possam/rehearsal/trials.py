@@ -28,6 +28,7 @@ from possam.rehearsal import drawn
 from possam.runtime.files import hash_json
 from possam.runtime.findings import OK, PROBLEM, Finding
 from possam.runtime.provenance import peak_memory_mib
+from possam.runtime.secrets import redact
 from possam.stages.models import tower_widths
 from possam.training.checkpoint import WeightsMetadata
 from possam.training.checkpoint_paths import checkpoints
@@ -140,7 +141,7 @@ def try_run(shop: Workshop, name: str, also: Sequence[str]) -> Trial:
     except LostProcessError:
         raise
     except Exception as error:  # whatever it is, the table of the rehearsal has to name it
-        own = replace(trial, fault=f"{type(error).__name__}: {error}")
+        own = replace(trial, fault=f"{type(error).__name__}: {redact(error)}")
     if process.device.type == "cuda":
         torch.cuda.empty_cache()
     everyone: list[Trial] = process.collect(own)
@@ -335,7 +336,7 @@ def try_evaluation(shop: Workshop, name: str, *, scored: bool) -> tuple[Finding,
     try:
         rate = _evaluate(shop, name, scored=scored)
     except Exception as error:  # see try_run
-        text = f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{name}: {type(error).__name__}: {' '.join(redact(error).split())}"
         return Finding("evaluation", PROBLEM, text), 0.0
     what = "segmented and scored" if scored else "segmented"
     text = f"{name}: {EVALUATED} images {what}, {rate:.2f} images per second"

@@ -13,7 +13,6 @@ tags link a table to them (``possam.link.*``) and them to their tables (``possam
 import contextlib
 import json
 import logging
-import re
 import sqlite3
 import sys
 import time
@@ -29,6 +28,7 @@ from possam.reporting.records import NOTE, TABLE, Point, Record, points_hash, re
 from possam.runtime.environment import apply_mlflow_defaults
 from possam.runtime.errors import PossamError
 from possam.runtime.locks import hold
+from possam.runtime.secrets import redact
 
 KEY, CONTENT, LOGGED = "possam.key", "possam.content", "possam.logged"
 SUPERSEDED = "possam.superseded_by"
@@ -316,18 +316,13 @@ def _database(uri: str) -> Path:
     return Path(uri.removeprefix(_SQLITE).partition("?")[0]).absolute()
 
 
-def redact(uri: str) -> str:
-    """The address without user name and password, for messages and files."""
-    return re.sub(r"//[^@/]+@", "//***@", uri)
-
-
 def _check_address(uri: str) -> None:
     scheme, separator, rest = uri.partition("://")
     if uri == "databricks" or (separator and scheme and rest.strip("/")):
         return
     raise TrackingError(
-        f"tracking address {uri!r}: not an address; set POSSAM_TRACKING_URI to, for example, "
-        "sqlite:///mlflow.db or http://server:5000"
+        f"tracking address {redact(uri)!r}: not an address; set POSSAM_TRACKING_URI to, for "
+        "example, sqlite:///mlflow.db or http://server:5000"
     )
 
 

@@ -1,7 +1,8 @@
 """Subcommands of a typer application: grouped help, one example each, errors as exit codes.
 
-Exit codes: 0 done (or the command's own code); 1 a job on a cluster failed; 2 bad input or usage
-(one message, nothing half-written); 130 interrupted; 141 the reader of the output is gone.
+Exit codes: 0 done (or the command's own code); 1 a job on a cluster failed; 2 bad input or usage,
+or a fault of the machine (one message, nothing half-written); 130 interrupted; 141 the reader of
+the output is gone.
 
 Help is plain text: with rich's boxes ``possam --help`` takes three times as long (measured: 0.38
 instead of 0.12 s of CPU time).
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 
 from possam import __version__
 from possam.runtime.errors import JobFailedError, PossamError
+from possam.runtime.faults import explain
 
 
 class _Group(TyperGroup):
@@ -82,6 +84,11 @@ def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..
                 # The reader of the output is gone (`| head`): nothing may be written to it at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 code = 141
+            except Exception as error:
+                if (reason := explain(error)) is None:
+                    raise
+                print(f"possam {name}: {reason}", file=sys.stderr)
+                code = 2
             raise typer.Exit(code)
 
         app.command(name, rich_help_panel=panel, epilog=f"Example:\n\n\b\n  {example}")(call)

@@ -3,28 +3,19 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from possam.runtime.errors import PossamError
+from possam.runtime.caches import settle_numba
 
 
 @contextlib.contextmanager
 def importing_loops() -> Iterator[None]:
     """A context in which to import a module of loops that numba compiles.
 
-    Raises:
-        PossamError: numba finds no folder to keep the compiled loops in.
+    They are kept in the first cache folder that can be written (:mod:`possam.runtime.caches`).
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        raise PossamError(
-            f"{Path(__file__).parents[1]}: numba can keep its compiled loops neither here nor in "
-            "your cache folder; set NUMBA_CACHE_DIR to a writable folder"
-        ) from error
+    settle_numba()
+    yield
 
 
 def share_out(total: int, kernel: Callable[..., None], *arguments: Any) -> None:

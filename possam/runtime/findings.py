@@ -1,6 +1,6 @@
 """What a check found about one matter, with its remedy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -22,6 +22,10 @@ class Finding:
     def of(cls, matter: str, good: bool, text: str, otherwise: str, remedy: str) -> "Finding":
         """``ok`` if ``good``, else the state ``otherwise`` with the remedy."""
         return cls(matter, OK, text) if good else cls(matter, otherwise, text, remedy)
+
+
+Check = tuple[str, Callable[[], Finding | Iterable[Finding]]]
+"""A matter, and what examines it."""
 
 
 def print_findings(findings: Sequence[Finding], *, scale: str) -> int:

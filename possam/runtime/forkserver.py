@@ -39,6 +39,9 @@ _LIBRARIES = (
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _STANDARD = (0, 1, 2)
 _LARGEST_REQUEST = 16 << 20
+_LONGEST_SOCKET = 107
+"""Bytes of a UNIX socket's path on Linux, without the final zero."""
+
 KILLED = 137
 """Exit code of a job that vanished: that of a shell after SIGKILL."""
 
@@ -47,10 +50,16 @@ def lend(entry: str) -> None:
     """Start a server for the commands that this process starts; it ends with this process.
 
     ``entry``: ``module:function``, which a job calls with its arguments for its exit code.
-    Where a server is lent already, the commands use that one.
+    Where a server is lent already, the commands use that one. Where none can be started, a line
+    says so, and each command imports its libraries itself.
     """
-    if not os.environ.get(FORKSERVER_VARIABLE):
+    if os.environ.get(FORKSERVER_VARIABLE):
+        return
+    try:
         os.environ[FORKSERVER_VARIABLE] = str(start(entry))
+    except OSError as error:
+        text = f"no fork server ({error}): every job imports its libraries itself, seconds each"
+        print(f"possam: {text}", file=sys.stderr, flush=True)
 
 
 def start(entry: str) -> Path:
@@ -58,8 +67,14 @@ def start(entry: str) -> Path:
 
     Returns:
         Its socket, which appears once the server listens.
+
+    Raises:
+        OSError: the folder of temporary files cannot be written, or its path is too long.
     """
     path = Path(tempfile.mkdtemp(prefix="possam-")) / "jobs"
+    if len(os.fsencode(_staged(path))) > _LONGEST_SOCKET:
+        path.parent.rmdir()
+        raise OSError(f"TMPDIR={path.parents[1]} is too long for a socket; set a shorter one")
     process = subprocess.Popen(
         [sys.executable, "-m", "possam.runtime.forkserver", str(path), entry],
         stdin=subprocess.PIPE,
@@ -71,6 +86,10 @@ def start(entry: str) -> Path:
     return path
 
 
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}")
+
+
 def serve(path: Path, entry: str) -> None:
     """Import the libraries, then fork a child for each request at the socket ``path``.
 
@@ -78,7 +97,7 @@ def serve(path: Path, entry: str) -> None:
     """
     threading.Thread(target=_end_with_parent, args=(path,), daemon=True).start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        staged = path.with_name(f".{path.name}")
+        staged = _staged(path)
         listener.bind(str(staged))
         listener.listen(64)
         staged.rename(path)  # only now, so that a process that sees it can connect

@@ -1,9 +1,12 @@
 """Work on many items in several processes, with results in the order of the items."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +18,17 @@ from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from possam.runtime.errors import PossamError
+from possam.runtime.faults import SHARED_MEMORY, SOCKET, fault_of
 from possam.runtime.memory import keep_freed_memory
 
 _WINDOW = 3
 """Chunks per worker that wait or run at a time."""
+
+_LONGEST_SOCKET = 107
+"""Bytes of a UNIX socket's path on Linux, without the final zero."""
+
+_SOCKET = "/pymp-12345678/listener-12345678"
+"""What the standard library adds to the folder of temporary files."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +46,8 @@ def in_chunks(
 
     Only a few chunks per worker wait or run at a time, so memory does not grow with the items. The
     first error, in the order of the items, is raised here as the job raised it. Workers end with
-    this process, and only this process answers to Ctrl-C.
+    this process, and only this process answers to Ctrl-C. Where processes cannot share anything,
+    one does the work, and a line says why.
 
     Args:
         job: sent to every worker once; picklable, as are chunks, results and errors.
@@ -49,8 +60,7 @@ def in_chunks(
         PossamError: a worker died.
     """
     chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
-    workers = min(workers, len(chunks))
-    if workers <= 1:
+    if min(workers, len(chunks)) <= 1 or (workers := usable(min(workers, len(chunks)))) <= 1:
         keep_freed_memory()
         for part in chunks:
             yield len(part), job(part)
@@ -73,6 +83,31 @@ def in_chunks(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def usable(workers: int) -> int:
+    """``workers``, or 0 where this machine lets processes share nothing; then a line says why."""
+    if workers and (fault := sharing_fault()) is not None:
+        _say_once(f"possam: {'; '.join(fault)}. One process does the work, more slowly.")
+        return 0
+    return workers
+
+
+def sharing_fault() -> tuple[str, str] | None:
+    """Why processes of one program cannot work together here, with the remedy; None if they can."""
+    try:
+        if len(os.fsencode(tempfile.gettempdir())) + len(_SOCKET) > _LONGEST_SOCKET:
+            return SOCKET
+        multiprocessing.get_context("forkserver").Lock()
+    except (OSError, ImportError) as error:
+        what, remedy = fault_of(error) or SHARED_MEMORY
+        return f"{what} ({error})", remedy
+    return None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def fork_server(preload: str) -> ForkServerContext:

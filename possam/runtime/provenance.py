@@ -1,9 +1,11 @@
 """``provenance.json``: a result's inputs, code, machine, time and memory."""
 
+import functools
 import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,8 @@ PACKAGES = (
 UNKNOWN = "unknown"
 _CODE = Path(__file__).resolve().parents[2]
 """The folder of the code that runs: the checkout, also if the working folder is another one."""
+
+GIT_MISSING = "git is not installed; install it, so that results name their commit"
 
 
 def provenance(
@@ -73,29 +77,71 @@ def source_state() -> dict[str, Any]:
     Frozen sources (:mod:`possam.launch.source`) bring that of the checkout they were copied from.
     """
     source = Environment.load().source
-    return dict(read_json(source)) if source else git_state(_CODE)
+    if source:
+        return dict(read_json(source))
+    state = git_state(_CODE)
+    if state["commit"] == UNKNOWN:
+        _say_once(f"possam: no commit is recorded: {state['note']}")
+    return state
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _output(command: list[str]) -> str | None:
     """Standard output of a short command; None if it is missing, fails or hangs."""
+    code, output, _ = _run(command)
+    return output if code == 0 else None
+
+
+def _run(command: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a short command; -1: it is missing or hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=30,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},  # git's errors are told apart by their English text
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return -1, "", str(error)
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def git_fault(root: Path) -> str | None:
+    """Why git tells nothing about the checkout in ``root``, with the remedy; None if it does."""
+    if shutil.which("git") is None:
+        return GIT_MISSING
+    code, _, errors = _run(["git", "-C", str(root), "status", "--porcelain", "--", "."])
+    if code == 0:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if "dubious ownership" in errors:
+        place = shlex.quote(str(root.resolve()))
+        return (
+            "git refuses this checkout, which belongs to another user; "
+            f"git config --global --add safe.directory {place}"
+        )
+    if "not a git repository" in errors:
+        return "git reports no checkout here; clone the project, so that results name their commit"
+    return f"git fails here ({' '.join(errors.split())[:200]}); git status shows why"
 
 
 def git_state(root: Path) -> dict[str, Any]:
     """Commit (hex digits, or ``"unknown"``), whether files differ from it (or None), and a note."""
     if shutil.which("git") is None:
-        return {"commit": UNKNOWN, "dirty": None, "note": "git is not installed"}
+        return {"commit": UNKNOWN, "dirty": None, "note": GIT_MISSING}
     git = ["git", "-C", str(root)]
     commit = _output([*git, "rev-parse", "--verify", "HEAD"])
     # Tables, pages and DVC's hashes are results of the commit, and no changes to it.
     sources = [".", *(f":(exclude){path}" for path in ("results", "reports", "dvc.lock"))]
     changes = _output([*git, "status", "--porcelain", "--", *sources])
     if changes is None:
-        return {"commit": UNKNOWN, "dirty": None, "note": "git reports no checkout here"}
+        return {"commit": UNKNOWN, "dirty": None, "note": git_fault(root)}
     if commit is None:
         return {"commit": UNKNOWN, "dirty": True, "note": "the checkout has no commit yet"}
     note = f"{len(changes.splitlines())} files differ from the commit" if changes else ""

@@ -11,6 +11,7 @@ from possam.model.options import CLIP
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.pipeline.codehash import PACKAGE, code_hash
+from possam.runtime.caches import settle_triton
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, write_json
 from possam.runtime.gpu_driver import fault_here
@@ -23,6 +24,8 @@ def set_up_process(project: Project) -> None:
     import torch
 
     torch.set_num_threads(project.scale.threads)
+    if torch.cuda.is_available():
+        settle_triton()
     keep_freed_memory()
 
 

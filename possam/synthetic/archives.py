@@ -23,6 +23,7 @@ import numpy as np
 
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write, sha256_file, write_json
+from possam.runtime.pools import usable
 from possam.runtime.progress import Progress
 from possam.synthetic.annotate import (
     ADE_FULL_FOLDER,
@@ -274,7 +275,7 @@ def write_world(directory: Path, world: WorldOptions, *, workers: int = 1) -> di
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
     with ExitStack() as stack:
         pool = None
-        if workers > 1:
+        if workers > 1 and usable(workers) > 1:
             # Spawned, not forked: a fork copies locks that threads of the parent may hold.
             pool = stack.enter_context(
                 ProcessPoolExecutor(workers, mp_context=get_context("spawn"))

@@ -4,6 +4,7 @@ A cache directory holds ``manifest.json`` and one file per map, ``map_0.npy`` an
 1 or 2, C, h, w), uint16 views of bfloat16; the second entry of axis 1 is the mirrored image.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,12 @@ def cache_features(
 
 
 def _create(path: Path, images: int, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(images, *shape))
+    store = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(images, *shape))
+    # Without room, writing to a map would kill the process by a signal (SIGBUS).
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return store
 
 
 @dataclass(frozen=True)

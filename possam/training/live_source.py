@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.loader import Sample, SegmentationDataset, collate
-from possam.runtime.pools import fork_server
+from possam.runtime.pools import fork_server, usable
 from possam.training.distributed import TrainingProcess
 from possam.training.options import TrainingOptions
 from possam.training.sharding import BatchSharding
@@ -106,11 +106,12 @@ class LiveSource:
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of the steps ``start <= step < stop``, on its device."""
-        context = fork_server(SegmentationDataset.__module__) if self._workers else None
+        workers = usable(self._workers)
+        context = fork_server(SegmentationDataset.__module__) if workers else None
         loader = DataLoader(
             self._samples,
             batch_sampler=_Keys(self._order, self.sharding, start, stop),
-            num_workers=self._workers,
+            num_workers=workers,
             multiprocessing_context=context,
             collate_fn=collate,
             # a generator of its own, so that iterating does not draw from the global one

@@ -1,6 +1,7 @@
 """Fetching over an unreliable server, and checks before a file gets its name."""
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import json
@@ -43,6 +44,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.plan: list[str] = []
         self.always = ""
         self.requests: list[str | None] = []
+        self.credentials: list[str | None] = []
         self.etag = '"one"'
 
     @property
@@ -60,6 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Stay silent."""
 
     def do_GET(self) -> None:
+        self.server.credentials.append(self.headers.get("Authorization"))
         self.server.requests.append(self.headers.get("Range"))
         word = self.server.plan.pop(0) if self.server.plan else self.server.always
         if word == "drop":
@@ -163,6 +166,44 @@ def test_downloads_checks_and_records(server: Server, tmp_path: Path) -> None:
         "licence": "test",
     }
     assert leftovers(tmp_path) == []
+
+
+def test_a_password_reaches_the_server_and_nothing_else(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = server.url.replace("http://", "http://anna:p%40ss@") + "?token=geheim&raw=1"
+    server.plan = ["cut", "500", "500", "500"]
+    with pytest.raises(InputError, match="goes on at byte") as caught:
+        get(asset(secret), tmp_path)
+    # A renewed token is no other file: the download goes on.
+    assert get(asset(secret.replace("geheim", "erneut")), tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == f"bytes={len(CONTENT) // 2}-"
+    assert set(server.credentials) == {"Basic YW5uYTpwQHNz"}
+    written = [str(caught.value), *capsys.readouterr()]
+    written += [path.read_text("latin-1") for path in tmp_path.iterdir() if path.suffix == ".json"]
+    for text in written:
+        assert not any(word in text for word in ("p%40ss", "p@ss", "geheim", "erneut"))
+    shown = server.url.replace("http://", "http://***@") + "?token=***&raw=1"
+    assert json.loads((tmp_path / "one.record.json").read_text())["source"] == shown
+
+
+def test_a_disk_that_fills_up_and_a_folder_without_permission(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("possam.assets.download._receive", refuse)
+    with pytest.raises(InputError, match=r"file\.bin\.part: your disk quota is used up; "):
+        get(asset(server.url), tmp_path)
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "x.part")
+
+    monkeypatch.setattr("possam.assets.download._receive", deny)
+    with pytest.raises(PermissionError):
+        get(asset(server.url), tmp_path)
+    assert len(server.requests) == 2, "no attempt was repeated"
 
 
 def test_a_complete_file_is_neither_fetched_nor_hashed_again(

@@ -7,9 +7,7 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from possam import evaluation
 from possam.datasets.pixels import encode_map
-from possam.evaluation import run_lengths
 from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
 from possam.pipeline.codehash import module_closure
-from possam.runtime.errors import PossamError
 from tests.support.pictures import draw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,37 +256,6 @@ def test_maps_of_different_sizes_are_refused() -> None:
     one, other = (encode_array(np.zeros(shape, np.uint8)) for shape in ((2, 3), (3, 2)))
     with pytest.raises(ValueError, match="different sizes"):
         count_shared_pixels(one, other)
-
-
-@pytest.fixture
-def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception], None]]:
-    """``compiling(error)``: the loops are not loaded yet, and numba answers with ``error``."""
-
-    def call(error: Exception) -> None:
-        def fail(**options: Any) -> None:
-            raise error
-
-        monkeypatch.setattr("numba.njit", fail)
-        monkeypatch.delitem(sys.modules, "possam.evaluation.kernels", raising=False)
-        monkeypatch.delattr(evaluation, "kernels", raising=False)
-        run_lengths._kernels.cache_clear()
-
-    yield call
-    run_lengths._kernels.cache_clear()
-
-
-def test_nowhere_to_keep_the_compiled_loops(compiling: Callable[[Exception], None]) -> None:
-    compiling(RuntimeError("cannot cache function '_load': no locator available for file 'x'"))
-    with pytest.raises(PossamError, match="set NUMBA_CACHE_DIR to a writable folder"):
-        encode_array(np.zeros((1, 1), np.uint8))
-
-
-def test_other_errors_of_numba_are_not_explained_away(
-    compiling: Callable[[Exception], None],
-) -> None:
-    compiling(RuntimeError("something else"))
-    with pytest.raises(RuntimeError, match="something else"):
-        encode_array(np.zeros((1, 1), np.uint8))
 
 
 def test_numba_is_imported_by_the_first_map_alone() -> None:

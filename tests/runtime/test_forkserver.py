@@ -203,3 +203,15 @@ def test_without_a_server_the_command_does_it_itself_and_says_so(tmp_path: Path)
     assert done.returncode == 2
     assert "no fork server" in done.stderr
     assert "table99" in done.stderr
+
+
+def test_where_no_server_can_start_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (long := tmp_path / ("long" * 25)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setenv("POSSAM_FORKSERVER", "")
+    forkserver.lend("jobs_of_tests:job")
+    assert not os.environ["POSSAM_FORKSERVER"] and not list(long.iterdir())
+    error = capsys.readouterr().err
+    assert "no fork server" in error and "set a shorter one" in error

@@ -1,9 +1,11 @@
 """Work in several processes: results in order, errors as they were raised, clean ends."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,6 +15,7 @@ import pytest
 
 from possam.runtime import pools as worker_pool
 from possam.runtime.errors import InputError, PossamError
+from possam.runtime.faults import SOCKET
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +62,32 @@ def test_workers_are_other_processes() -> None:
     ids = {found for _, found in in_chunks(process, range(40), workers=2)}
     assert ids and os.getpid() not in ids and len(ids) <= 2
     assert {found for _, found in in_chunks(process, range(2), workers=2)} == {os.getpid()}
+
+
+def test_without_shared_memory_one_process_does_the_work_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("multiprocessing.context.ForkServerContext.Lock", refuse)
+    for _ in range(2):
+        found = list(in_chunks(process, range(40), workers=2))
+        assert {one for _, one in found} == {os.getpid()}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Read-only file system" in line and line.endswith(
+        "One process does the work, more slowly."
+    )
+
+
+def test_a_long_path_of_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 75)
+    assert worker_pool.sharing_fault() == SOCKET
+    assert worker_pool.usable(2) == 0 and "TMPDIR" in capsys.readouterr().err
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 74)
+    assert worker_pool.sharing_fault() is None and worker_pool.usable(2) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])

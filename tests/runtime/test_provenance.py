@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from possam.runtime import provenance as provenance_module
 from possam.runtime.environment import DEFAULT_TRACKING_URI, MLFLOW_DEFAULTS, Environment
 from possam.runtime.provenance import (
     git_state,
@@ -16,6 +17,7 @@ from possam.runtime.provenance import (
     package_versions,
     peak_memory_mib,
     provenance,
+    source_state,
 )
 
 
@@ -52,6 +54,20 @@ def test_without_a_checkout_or_without_git_it_says_so(
     assert (state["commit"], state["dirty"]) == ("unknown", None) and "no checkout" in state["note"]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "not installed" in git_state(tmp_path)["note"]
+
+
+def test_a_checkout_of_another_user_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(tmp_path, "init", "-q")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("LANGUAGE", "de")
+    monkeypatch.delenv("POSSAM_SOURCE", raising=False)
+    monkeypatch.setattr(provenance_module, "_CODE", tmp_path)
+    state = source_state()
+    assert state["commit"] == "unknown"
+    assert state["note"].endswith(f"git config --global --add safe.directory {tmp_path}")
+    assert state["note"] in capsys.readouterr().err
 
 
 def test_provenance_is_what_was_given_and_what_was_found() -> None:

@@ -2,8 +2,12 @@
 
 import errno
 import fcntl
+import http.server
+import os
 import shutil
 import sqlite3
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +17,10 @@ from possam import cli
 from possam.params.project import Project
 from possam.runtime.files import write_json
 from possam.runtime.findings import Finding
-from possam.stages import doctor
-from possam.stages.doctor import examine
+from possam.stages import doctor_scale, doctor_site
+from possam.stages.doctor import perform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = doctor._packages
 SLURM = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 
 
@@ -35,15 +38,17 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", str(commands), prepend=":")
     for name in ("POSSAM_TRACKING_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(doctor, "_packages", lambda: iter([Finding("packages", "ok", "")]))
-    monkeypatch.setattr(doctor, "_gpu_names", lambda: ["A100 (85.1 GB)"] * 8)
-    monkeypatch.setattr(doctor, "_available_memory", lambda: 2**40)
-    monkeypatch.setattr(doctor, "free_bytes", lambda path: 10**12)
+    site = [check for check in doctor_site.CHECKS if check[0] not in ("packages", "imports", "git")]
+    monkeypatch.setattr(doctor_site, "CHECKS", site)
+    monkeypatch.setattr(doctor_scale, "_gpu_names", lambda: ["A100 (85.1 GB)"] * 8)
+    monkeypatch.setattr(doctor_scale, "_available_memory", lambda: 2**40)
+    monkeypatch.setattr(doctor_scale, "free_bytes", lambda path: 10**12)
+    monkeypatch.setattr(doctor_scale, "_no_answer", lambda url: None)
     yield commands
 
 
 def packages() -> Finding:
-    (found,) = PACKAGES()
+    (found,) = doctor_site._packages()
     return found
 
 
@@ -53,7 +58,8 @@ def script(path: Path, line: str) -> None:
 
 
 def about(matter: str, scale: str = "paper") -> list[Finding]:
-    return [found for found in examine(Project(scale)) if found.matter == matter]
+    checks = [*doctor_site.CHECKS, *doctor_scale.checks(Project(scale))]
+    return [found for found in perform(checks) if found.matter == matter]
 
 
 def only(matter: str, scale: str = "paper") -> Finding:
@@ -76,7 +82,7 @@ def test_a_machine_that_has_everything(machine: Path, capsys: pytest.CaptureFixt
 def test_a_problem_gives_exit_code_1_and_bad_input_2(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "free_bytes", lambda path: 10**9)
+    monkeypatch.setattr(doctor_scale, "free_bytes", lambda path: 10**9)
     assert cli.main(["doctor", "--scale", "paper"]) == 1
     assert "problem  disk" in capsys.readouterr().out
     assert cli.main(["doctor", "--scale", "huge"]) == 2
@@ -84,7 +90,7 @@ def test_a_problem_gives_exit_code_1_and_bad_input_2(
 
 def test_disk_is_compared_with_the_plan(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only("disk").state == "ok"
-    monkeypatch.setattr(doctor, "free_bytes", lambda path: 80 * 10**9)
+    monkeypatch.setattr(doctor_scale, "free_bytes", lambda path: 80 * 10**9)
     found = only("disk")
     assert found.state == "problem" and "80.0 GB free, 9" in found.text
     assert "data.yaml" in found.remedy
@@ -94,7 +100,7 @@ def test_disk_is_compared_with_the_plan(machine: Path, monkeypatch: pytest.Monke
 def test_gpus_are_needed_where_a_scale_trains_on_them(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_gpu_names", list)
+    monkeypatch.setattr(doctor_scale, "_gpu_names", list)
     assert only("gpus").text.endswith("trains on 8, on SLURM's nodes")
     assert only("gpus", "smoke").state == "ok"
     script(machine / "sinfo", "exit 1")
@@ -113,7 +119,7 @@ def test_the_driver_is_compared_with_the_installed_torch(
     script(machine / "nvidia-smi", "echo 535.183.01")
     # torch can use the GPUs, so there is nothing to say about the driver
     assert only("gpu driver").state == "ok"
-    monkeypatch.setattr(doctor, "_gpu_names", list)
+    monkeypatch.setattr(doctor_scale, "_gpu_names", list)
     found = only("gpu driver")
     assert found.state == "warning" and "535.183.01 is too old" in found.text
     assert "+cu126" in found.remedy and not about("gpu driver", "smoke")
@@ -136,14 +142,14 @@ def test_the_driver_is_compared_with_the_installed_torch(
 def test_a_slurm_that_does_not_answer(
     machine: Path, monkeypatch: pytest.MonkeyPatch, command: str, line: str, text: str
 ) -> None:
-    monkeypatch.setattr(doctor, "_gpu_names", list)
+    monkeypatch.setattr(doctor_scale, "_gpu_names", list)
     script(machine / command, line)
     found = only("slurm")
     assert found.state == "problem" and text in found.text and found.remedy
 
 
 def test_a_part_of_slurm_is_missing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_gpu_names", list)
+    monkeypatch.setattr(doctor_scale, "_gpu_names", list)
     monkeypatch.setenv("PATH", str(machine))
     (machine / "sacct").unlink()
     assert only("slurm") == Finding(
@@ -172,14 +178,14 @@ def test_packages_are_compared_with_the_lock(machine: Path) -> None:
 
 
 def test_a_package_that_everything_needs(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.metadata.version
+    real = doctor_site.metadata.version
 
     def version(name: str) -> str:
         if name == "torch":
-            raise doctor.metadata.PackageNotFoundError(name)
+            raise doctor_site.metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(doctor_site.metadata, "version", version)
     assert packages() == Finding("packages", "problem", "missing: torch", "make setup")
 
 
@@ -197,10 +203,10 @@ def test_a_file_system_without_locks(machine: Path, monkeypatch: pytest.MonkeyPa
 
 def test_memory_and_cores(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only("memory").state == "ok"
-    monkeypatch.setattr(doctor, "_available_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(doctor_scale, "_available_memory", lambda: 4 * 2**30)
     assert "4.0 GiB available, 10 GiB" in only("memory").text
     assert (only("memory").state, only("memory", "smoke").state) == ("warning", "ok")
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert (only("cores").state, only("cores", "smoke").state) == ("warning", "ok")
 
 
@@ -249,11 +255,127 @@ def test_mlflow(
     assert only("mlflow").state == "problem"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere/mlflow.db")
     assert "cannot be written" in only("mlflow").text
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9/")
-    assert only("mlflow").state == "problem"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:geheim@127.0.0.1:9/")
+    found = only("mlflow")
+    assert found.state == "problem" and found.text.startswith("http://***@127.0.0.1:9/: ")
+    assert "geheim" not in found.text
 
 
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._python().state == "ok"
-    monkeypatch.setattr(doctor.sys, "version_info", (3, 9, 1))
-    assert doctor._python().state == "problem"
+    assert doctor_site._python().state == "ok"
+    monkeypatch.setattr(doctor_site.sys, "version_info", (3, 9, 1))
+    assert doctor_site._python().state == "problem"
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """A tracking server that wants a password."""
+
+    def do_GET(self) -> None:
+        good = self.headers.get("Authorization") == "Basic YW5uYTpwQHNz"
+        self.send_response(200 if good else 401)
+        self.end_headers()
+        self.wfile.write(b"{}" if good else b"who are you?")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_tracking_server_with_a_password(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:p%40ss@{address}")
+        assert only("mlflow") == Finding("mlflow", "ok", f"http://***@{address}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:wrong1@{address}")
+        found = only("mlflow")
+        assert found.state == "problem" and "401" in found.text and "wrong1" not in found.text
+        server.shutdown()
+
+
+def test_no_check_ends_the_doctor(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> Finding:
+        raise AttributeError("module 'numpy' has no attribute 'bool'")
+
+    def refuse(_: object) -> Finding:
+        raise PermissionError(errno.EACCES, "Permission denied", "data")
+
+    monkeypatch.setattr(doctor_site, "CHECKS", [("imports", fail), *doctor_site.CHECKS])
+    monkeypatch.setattr(doctor_scale, "_weights", refuse)
+    assert cli.main(["doctor", "--scale", "paper"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (broken,) = (line for line in lines if line.split()[:2] == ["problem", "imports"])
+    assert "has no attribute 'bool'" in broken and " -> " in broken
+    (refused,) = (line for line in lines if line.split()[:2] == ["problem", "weights"])
+    assert "data: no permission" in refused and "ls -ld" in refused
+    assert lines[-1].startswith("scale paper: 2 problems")
+
+
+def test_a_folder_that_cannot_be_written(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert only("folders").state == "ok"
+    real = doctor_site.write_fault
+
+    def fault(folder: Path) -> OSError | None:
+        if folder.name == "data":
+            return OSError(errno.EDQUOT, "Disk quota exceeded")
+        return real(folder)
+
+    Path("data").mkdir()
+    monkeypatch.setattr(doctor_site, "write_fault", fault)
+    found = only("folders")
+    assert found.state == "problem" and f"{Path('data').absolute()}: your disk quota" in found.text
+    assert "larger quota" in found.remedy
+
+
+def test_temporary_files(machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (only("temporary files").state, only("processes").state) == ("ok", "ok")
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    missing = about("temporary files")[0]
+    assert missing.state == "warning" and "/nowhere cannot be used (no such folder)" in missing.text
+    (long := tmp_path / ("long" * 20)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    found = only("processes")
+    assert found.state == "warning" and "too long" in found.text and "shorter" in found.remedy
+
+
+def test_what_the_shell_and_the_site_have_set(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "module"
+    (module / "numpy").mkdir(parents=True)
+    (module / "numpy" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(module))
+    assert str(module) in only("python path").text and "unset" in only("python path").remedy
+    monkeypatch.setattr(doctor_site.resource, "getrlimit", lambda limit: (256, 256))
+    assert "256 open files" in only("limits").text and "ulimit -n 1024" in only("limits").remedy
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    assert "SSL_CERT_FILE=/nowhere.pem" in about("certificates")[0].text
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    assert only("home").state == "problem" and "XDG_CACHE_HOME" in only("home").remedy
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not about("home")
+    monkeypatch.setattr(doctor_site.getpass, "getuser", lambda: {}["getpwuid(): uid not found: 7"])
+    assert "uid not found: 7" in only("home").text and "USER" in only("home").remedy
+    monkeypatch.setattr(doctor_site.sys, "getfilesystemencoding", lambda: "ascii")
+    assert only("locale").state == "warning" and "LC_ALL" in only("locale").remedy
+
+
+def test_git_that_refuses_a_folder_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.chdir(REPOSITORY)
+    found = doctor_site._git()
+    assert found.state == "warning" and "another user" in found.text
+    assert found.remedy == f"git config --global --add safe.directory {REPOSITORY}"
+
+
+def test_hosts_that_do_not_answer(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert only("network").state == "ok" and not about("network", "smoke")
+    monkeypatch.setattr(doctor_scale, "_no_answer", lambda url: "Name or service not known")
+    found = only("network")
+    assert found.state == "warning" and "Name or service not known" in found.text
+    assert "https_proxy" in found.remedy

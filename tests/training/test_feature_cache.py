@@ -1,6 +1,8 @@
 """The feature cache: what is read is what was encoded, and never of other towers or data."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,22 @@ def test_sizes_that_the_stride_does_not_divide_are_refused(tmp_path: Path) -> No
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not finite"):
         write(tmp_path / "cache", FakeDataset(), encode=lambda images: [encode(images)[0] / 0])
+
+
+def test_room_is_reserved_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, writing to a memory map would kill the process."""
+    sizes: list[int] = []
+
+    def full(_: int, start: int, length: int) -> None:
+        sizes.append(start + length)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "cache", FakeDataset())
+    assert sizes[0] >= 6 * 2 * 3 * 4 * 4 * 2 and list(tmp_path.iterdir()) == []
 
 
 def test_empty_data_set_is_refused(tmp_path: Path) -> None:
