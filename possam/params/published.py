@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,12 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, dict[str, floa
 
 def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; published values belong there") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file in UTF-8: {error}") from error
     if not lines:
         raise InputError(f"{path}: no rows; published values belong there")
     for key in keys:
@@ -53,9 +56,12 @@ def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
 
 def _number(path: Path, line: Mapping[str, str], key: str) -> float:
     try:
-        return float(line[key])
-    except ValueError as error:
-        raise InputError(f"{path}: {line[NAME]}: {key}: {line[key]!r} is no number") from error
+        value = float(line[key])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{path}: {line[NAME]}: {key}: {line[key]!r} is no number")
+    return value
 
 
 def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
