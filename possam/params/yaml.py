@@ -8,7 +8,7 @@ key is the text that is written, whatever it looks like.
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -105,7 +105,7 @@ class _Loader(yaml.SafeLoader):
             ),
         ]
     }
-    yaml_constructors: dict[str | None, Any] = {  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
         _TAG + "null": lambda loader, node: None,
         _TAG + "bool": _scalar(lambda text: {"true": True, "false": False}[text.lower()]),
         _TAG + "int": _scalar(_integer),
