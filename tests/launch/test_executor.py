@@ -27,7 +27,7 @@ def executor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Executor:
     for name, printed in {
         "sacct": "last-years-project",
         "sinfo": "debug*",
-        "sacctmgr": "a",
+        "sacctmgr": "last-years-project",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{printed}'\n")
         (tmp_path / name).chmod(0o755)
