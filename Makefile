@@ -56,6 +56,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed: $(GET_PYTHON)" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12: $(GET_PYTHON)" >&2; exit 2; }
+	@command -v which >/dev/null || { echo "make: Snakemake needs the command 'which'; install the package of that name (Debian: debianutils)" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(if $(MOVED),--clear) "$(CURDIR)/.venv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) \
 	  && $(UV) pip install --python $(BIN)/python --no-deps -r requirements.lock \

@@ -10,6 +10,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
+from possam.launch.executor import leave_defaults_to_slurm, refuse_executor
 from possam.params.slurm import Allocation, Allocations
 from possam.pipeline.declarations import CONSTRAINTS, STAGES
 from possam.pipeline.graph import PAPER, Graph, scale_of
@@ -34,9 +35,10 @@ if workflow.exec_mode == ExecMode.DEFAULT:
 launcher = config.get("launcher", "local")
 allocations = Allocations() if launcher == "slurm" else None
 
-# In a job (workflow/driver.sh): the jobs submitted from here must not inherit its variables. The executor would
-# remove them as well, and SLURM_CONF with them.
-if launcher == "slurm" and "SLURM_JOB_ID" in os.environ and workflow.exec_mode == ExecMode.DEFAULT:
+# Jobs that are submitted from here must not inherit the variables of a surrounding job (workflow/driver.sh). The
+# executor would remove them as well, and SLURM_CONF with them.
+if launcher == "slurm" and workflow.exec_mode == ExecMode.DEFAULT:
+    leave_defaults_to_slurm()
     for name in job_variables(os.environ):
         del os.environ[name]
 
@@ -53,9 +55,13 @@ def allocation(kind, wildcards):
 
 
 def asked(kind):
-    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, the CPU."""
+    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, the CPU.
+
+    Commands take the number of their processes from cpus_per_task: on a login node, Snakemake
+    limits the threads of submitted jobs to its own cores.
+    """
     if launcher == "local":
-        return {"device": "cpu", "setup": ""}
+        return {"device": "cpu", "setup": "", "cpus_per_task": lambda w, threads: threads}
     return {
         name: lambda w, name=name: allocation(kind, w).resources[name]
         for name in Allocation.RESOURCES
@@ -79,8 +85,10 @@ wildcard_constraints:
 
 
 onstart:
-    if workflow.local_exec and workflow.exec_mode == ExecMode.DEFAULT:
-        forkserver.lend("possam.cli:main")
+    if workflow.exec_mode == ExecMode.DEFAULT:
+        refuse_executor(workflow.executor_plugin, launcher=launcher)
+        if workflow.local_exec:
+            forkserver.lend("possam.cli:main")
 
 
 onsuccess:
@@ -91,11 +99,17 @@ onerror:
     settle_records()
 
 
-# On a cluster's login node: downloads, and the commands that wait for trainings.
+# On a cluster's login node: downloads, and the commands that wait for trainings. Without --profile slurm no command
+# waits: a training is a job like any other.
 localrules:
     table1,
     download,
-    train,
+
+
+if launcher == "slurm":
+
+    localrules:
+        train,
 
 
 rule table1:

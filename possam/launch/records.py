@@ -1,7 +1,9 @@
 """Small files in a training's folder, through which its drivers and jobs find each other."""
 
+import contextlib
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from possam.runtime.files import read_json, sha256_file, write_json
 
 FOLDER = "slurm"
 """In a run's folder: holds submitit's files, the jobs' logs, and the records below."""
+
+_MEET_S = 300.0
+"""How long network storage may take to show one node what another wrote."""
 
 _TAIL = 4096
 """Bytes at the end of an existing log that a follower shows first."""
@@ -104,6 +109,29 @@ class RunRecords:
         found = [read_json(path) for path in self.folder.glob(f"{job}_*_failure.json")]
         return min(found, key=lambda values: (not values["final"], values["time"]), default=None)
 
+    @contextlib.contextmanager
+    def meeting(self, job: str, attempt: str, *, rank: int) -> Iterator[int]:
+        """The port at which the processes of ``job`` meet: rank 0 finds a free one for all.
+
+        ``attempt``: how often the job was put back: a requeued job keeps its number.
+        """
+        path = self.folder / f"{job}_{attempt}_port.json"
+        if rank == 0:
+            write_json(path, free_port(20000 + int(job) % 10000))
+        try:
+            yield self._read_port(path, job)
+        finally:
+            if rank == 0:
+                path.unlink(missing_ok=True)
+
+    def _read_port(self, path: Path, job: str) -> int:
+        deadline = time.monotonic() + _MEET_S
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path}: process 0 of job {job} has not written it")
+            time.sleep(0.2)
+        return int(read_json(path))
+
     def write_finished(self, job: str) -> None:
         """Keep a copy of ``run.json``, which Snakemake removes after a failure of its own."""
         run = read_json(self.directory / "run.json")
@@ -124,6 +152,18 @@ class RunRecords:
             return False
         write_json(target, kept["run"])
         return True
+
+
+def free_port(first: int) -> int:
+    """The first free port of this machine from ``first`` on; of the first hundred, else any.
+
+    Ports from 20000 to 29999 lie below those that systems assign by themselves, and successive jobs
+    begin at different ones.
+    """
+    for port in (*range(first, first + 100), 0):
+        with contextlib.suppress(OSError), socket.create_server(("", port)) as probe:
+            return int(probe.getsockname()[1])
+    raise InputError("no port of this machine is free; end processes that hold them")
 
 
 class Follower:

@@ -69,9 +69,12 @@ class TrainingJob:
         try:
             hosts = tuple(environment.hostnames)
             os.environ.update(ranks(os.environ, hosts=hosts, world_size=self.world_size))
-            if rank == 0:
-                self._announce(job, environment.hostname)
-            self._until_asked(Signals())
+            attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+            with records.meeting(job, attempt, rank=rank) as port:
+                os.environ["MASTER_PORT"] = str(port)
+                if rank == 0:
+                    self._announce(job, environment.hostname)
+                self._until_asked(Signals())
             if rank == 0:
                 self._record(records, job)
         except Exception as error:
@@ -185,7 +188,7 @@ class Signals:
 def ranks(
     variables: Mapping[str, str], *, hosts: tuple[str, ...], world_size: int
 ) -> dict[str, str]:
-    """torch's variables for this process, from those that srun set.
+    """torch's variables for this process but for the port, from those that srun set.
 
     Args:
         hosts: the job's nodes; the processes meet on the first.
@@ -206,8 +209,6 @@ def ranks(
         "WORLD_SIZE": str(world_size),
         # On one node the loopback address saves resolving a host name.
         "MASTER_ADDR": hosts[0] if len(hosts) > 1 else "127.0.0.1",
-        # Below the ports that systems assign by themselves; successive jobs get different ones.
-        "MASTER_PORT": str(20000 + int(variables["SLURM_JOB_ID"]) % 10000),
     }
 
 
@@ -263,7 +264,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
         **{name: value for name, value in optional.items() if value},
     )
     try:
-        with _outside_any_job(allocation.environment):
+        with _outside_any_job(allocation.said):
             return str(executor.submit(job).job_id)
     except FailedJobError as error:
         raise InputError(
@@ -273,12 +274,12 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
 
 
 @contextlib.contextmanager
-def _outside_any_job(heard: Set[str]) -> Iterator[None]:
+def _outside_any_job(said: Set[str]) -> Iterator[None]:
     """Hide the variables of a job that the driver may run in: sbatch would inherit them.
 
-    ``heard``: variables of sbatch that stay, because sites tell their users to set them.
+    ``said``: variables of sbatch that are hidden as well, because the job's request decides.
     """
-    hidden = job_variables(os.environ) - heard
+    hidden = job_variables(os.environ) | (said & os.environ.keys())
     values = {name: os.environ.pop(name) for name in hidden}
     try:
         yield

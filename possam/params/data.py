@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from possam.datasets.catalogue import datasets, module_of
 from possam.params.project import Project
-from possam.params.reading import choose, read_yaml, validate
+from possam.params.reading import choose, validate
+from possam.params.yaml import read_yaml
 from possam.runtime.environment import DATA_ROOTS_PREFIX, Environment
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options

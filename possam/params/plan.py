@@ -5,8 +5,9 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from possam.params.project import Project
-from possam.params.reading import read_yaml, validate
+from possam.params.reading import validate
 from possam.params.slurm import Allocations, Kind
+from possam.params.yaml import read_yaml
 from possam.runtime.errors import InputError
 from possam.runtime.options import Count, Options, Positive, Rate
 

@@ -18,12 +18,12 @@ from possam.params.reading import (
     choose,
     merge,
     read_entries,
-    read_yaml,
     scale_names,
     validate,
 )
 from possam.params.scale import RunDefinition, RunParams, ScaleParams
 from possam.params.tables import DEFAULT_VARIANT, Evaluation, TableParams, check_table
+from possam.params.yaml import read_yaml
 from possam.runtime.errors import InputError
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
     try:
         with (
             reading(path, missing="published values belong there"),
-            open(path, encoding="utf-8", newline="") as stream,
+            open(path, encoding="utf-8-sig", newline="") as stream,
         ):
             lines = list(csv.DictReader(stream))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -57,9 +58,12 @@ def _read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
 
 def _number(path: Path, line: Mapping[str, str], key: str) -> float:
     try:
-        return float(line[key])
-    except ValueError as error:
-        raise InputError(f"{path}: {line[NAME]}: {key}: {line[key]!r} is no number") from error
+        value = float(line[key])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{path}: {line[NAME]}: {key}: {line[key]!r} is no number")
+    return value
 
 
 def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:

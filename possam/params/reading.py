@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from possam.params.yaml import read_yaml
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
-from possam.runtime.reading import reading
 
 P = TypeVar("P", bound=Options)
 
@@ -53,6 +52,8 @@ def validate(
             line = f"{source}: {'.'.join(where)}: {fault['msg']}"
             if fault["type"] != "missing" and not isinstance(fault.get("input"), dict | list):
                 line += f" (got {fault.get('input')!r})"
+            if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+                line += "; write it in quotes"
             if fault["type"] == "extra_forbidden":
                 line += f"; valid keys: {', '.join(_fields_at(model, fault['loc']))}"
             elif where[-1] in known:
@@ -68,37 +69,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     return value
-
-
-def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
-    """Parse one YAML mapping without repeated keys (``may_be_empty``: the file may be empty)."""
-    try:
-        with reading(path):
-            text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    try:
-        data = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if data is None and may_be_empty:
-        data = {}
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: a mapping is expected at the top level")
-    return data
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def require_checkout(folder: Path = Path("params")) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, StringConstraints, model_validator
 
-from possam.params.reading import choose, merge, read_yaml, scale_names, validate
+from possam.params.reading import choose, merge, scale_names, validate
+from possam.params.yaml import read_yaml
 from possam.runtime.errors import InputError
 from possam.runtime.options import Count, Options, Positive
 
@@ -164,10 +165,15 @@ class Allocation(Options):
         return lines
 
     @property
-    def environment(self) -> frozenset[str]:
-        """Variables, such as SBATCH_ACCOUNT, that sbatch is to read for what is None here."""
+    def said(self) -> frozenset[str]:
+        """Variables of sbatch, such as SBATCH_ACCOUNT, for what is said here.
+
+        They would win over the options in a script.
+        """
         names = ("account", "partition", "qos", "reservation", "constraint")
-        return frozenset(f"SBATCH_{n.upper()}" for n in names if getattr(self, n) is None)
+        options = [name for name in names if getattr(self, name) is not None]
+        options += [option[2:].partition("=")[0].replace("-", "_") for option in self.extra]
+        return frozenset(f"SBATCH_{option.upper()}" for option in options)
 
 
 class _File(Options):

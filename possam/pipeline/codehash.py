@@ -1,13 +1,14 @@
 """Hash of the code that a stage uses: one part of a result's identity.
 
-The files are parsed, never imported. Comments, formatting, docstrings, the wording of errors and
-the Python version do not change the hash; a changed constant or statement does, also in an imported
-module.
+The files are parsed, never imported. Comments, formatting, line ends, docstrings, the wording of
+errors, the Python version and the file system do not change the hash; a changed constant or
+statement does, also in an imported module. The standard library is enough to compute it.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeGuard
@@ -24,9 +25,9 @@ EXCLUDED: frozenset[str] = frozenset(
         *("runtime.options", "synthetic.options", "training.options"),
         *("params.assets", "params.benchmarks", "params.data", "params.figures"),
         *("params.layout", "params.project", "params.reading", "params.scale"),
-        *("params.tables", "runtime.environment", "runtime.errors", "runtime.locks"),
+        *("params.tables", "params.yaml", "runtime.environment", "runtime.errors", "runtime.locks"),
         *("runtime.caches", "runtime.faults", "runtime.gpu_driver", "runtime.memory"),
-        *("runtime.progress", "runtime.provenance", "runtime.secrets"),
+        *("runtime.progress", "runtime.provenance", "runtime.reading", "runtime.secrets"),
         "training.run_files",
     )
 )
@@ -47,6 +48,8 @@ and so it is not listed.
 """
 
 _VERSION_NAMES = {"__version__", "__all__"}
+_COUNTED_ZEROS = {"conversion", "is_async", "level", "simple", "value"}
+"""Fields of Python 3.11's nodes that count also where they are 0, False or empty."""
 
 
 def module_closure(
@@ -107,7 +110,9 @@ def _file_of(module: str, package: Path) -> Path | None:
     base = package.joinpath(*rest)
     for path in (base / "__init__.py", base.with_suffix(".py")):
         if path.is_file() and (rest or path.name == "__init__.py"):
-            return path
+            # Where a file system ignores case, the class Graph would be found as graph.py.
+            listed = path.parent if path.stem == "__init__" else path
+            return path if not rest or listed.name in os.listdir(listed.parent) else None
     return None
 
 
@@ -132,10 +137,13 @@ def _normalise(
     """Append a canonical text of ``node`` to ``parts``, and its import nodes to ``imports``.
 
     Empty fields are left out: Python versions add fields (``type_params``), and an unused one must
-    not change the hash. ``wording``: the node is part of an error's message, whose literal text is
-    left out, but not the values in it.
+    not change the hash. Values are written in ASCII: which characters ``repr`` escapes depends on
+    the version's Unicode. ``wording``: the node is part of an error's message, whose literal text
+    is left out, but not the values in it.
     """
     kind = node.__class__
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr(_joined(node.values))
     wording = wording and kind is not ast.Call  # what calls inside the message get does count
     if kind in (ast.Import, ast.ImportFrom, ast.Call):
         imports.append(node)
@@ -158,16 +166,34 @@ def _normalise(
             parts += [field, "["]
             for item in value:
                 if not isinstance(item, ast.AST):
-                    parts.append(repr(item))
+                    parts.append(ascii(item))
                 elif _is_inert(item) or (wording and _is_text(item)):
                     continue
                 else:
                     _normalise(item, parts, imports, wording=wording)
                 parts.append(",")
             parts.append("]")
-        else:
-            parts.append(f"{field}={value!r};")
+        elif value or field in _COUNTED_ZEROS:
+            parts.append(f"{field}={value!a};")
     parts.append(")")
+
+
+def _joined(values: Iterable[ast.expr]) -> list[ast.expr]:
+    """The parts of an f-string with adjacent texts as one and without empty ones.
+
+    Some versions of Python split texts where a format specification or a literal ends.
+    """
+    result: list[ast.expr] = []
+    for value in values:
+        for part in _joined(value.values) if isinstance(value, ast.JoinedStr) else [value]:
+            last = result[-1] if result else None
+            if not (isinstance(part, ast.Constant) and isinstance(part.value, str)):
+                result.append(part)
+            elif isinstance(last, ast.Constant):
+                result[-1] = ast.Constant(str(last.value) + part.value)
+            elif part.value:
+                result.append(part)
+    return result
 
 
 def _normalise_error(error: ast.Call, parts: list[str], imports: list[ast.AST]) -> None:

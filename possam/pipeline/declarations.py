@@ -12,6 +12,7 @@ from possam.datasets.catalogue import module_of
 from possam.model.options import CLIP
 from possam.params import layout
 from possam.params.assets import AssetParams
+from possam.params.data import load_data
 from possam.params.figures import find_figure, load_figures
 from possam.params.project import Project
 from possam.params.published import read_published
@@ -85,6 +86,10 @@ class Download(Stage):
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         from_world = any("{world}" in url for url in _asset(project, w["asset"]).urls)
         return [layout.WORLD.format(scale=project.name)] if from_world else []
+
+    def check(self, project: Project, w: Wildcards) -> None:
+        """The file of the data that a user has already must be right."""
+        load_data(project)
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         """A renewed password or token of an address is no other source."""

@@ -73,13 +73,29 @@ class Environment:
         )
 
 
-def job_variables(variables: Mapping[str, str]) -> set[str]:
-    """Names of the variables that a job hands on to jobs submitted from it, and that change them.
+_CLUSTER = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
+"""Variables of SLURM that say where the cluster is."""
 
-    ``SLURM_CONF`` is none of them: it says where the cluster is.
+_DECIDED = frozenset(
+    f"SBATCH_{name}"
+    for name in (
+        *("ARRAY_INX", "BATCH", "CPUS_PER_GPU", "ERROR", "EXCLUSIVE", "EXPORT", "GPUS"),
+        *("GPUS_PER_NODE", "GPUS_PER_TASK", "GRES", "INPUT", "JOB_NAME", "MEM_PER_CPU"),
+        *("MEM_PER_GPU", "MEM_PER_NODE", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "OVERCOMMIT"),
+        *("REQUEUE", "SIGNAL", "TIMELIMIT", "TRES_PER_TASK", "WAIT", "WAIT_ALL_NODES"),
+    )
+)
+"""sbatch's variables for what every job's request or submission says."""
+
+
+def job_variables(variables: Mapping[str, str]) -> set[str]:
+    """Names of the variables that jobs submitted from here must not inherit.
+
+    Those are a surrounding job's own, and sbatch's for what ``params/slurm.yaml`` decides for every
+    job. Other variables of sbatch stay: sites tell their users to set them.
     """
-    prefixes = ("SLURM_", "SRUN_", "SBATCH_")
-    return {n for n in variables if n.startswith(prefixes) and n != "SLURM_CONF"}
+    own = {n for n in variables if n.startswith(("SLURM_", "SRUN_")) and n not in _CLUSTER}
+    return own | (_DECIDED & variables.keys())
 
 
 def apply_mlflow_defaults() -> None:

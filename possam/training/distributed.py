@@ -153,8 +153,8 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Tr
         variables: environment variables; ``None``: those of this process.
 
     Raises:
-        InputError: missing or impossible variables, too few GPUs, or other processes that do not
-            join in time.
+        InputError: missing or impossible variables, or too few GPUs.
+        LostProcessError: the port is taken, or other processes do not join in time.
     """
     names = _read(Environment.load(variables).processes)
     if names is None or names.world_size == 1:
@@ -173,7 +173,7 @@ def join(device: str, variables: Mapping[str, str] | None = None) -> Iterator[Tr
             timeout=TIMEOUT,
         )
     except RuntimeError as error:
-        raise InputError(
+        raise LostProcessError(
             f"process {names.rank} of {names.world_size} did not meet the others at MASTER_ADDR "
             f"{names.address}, MASTER_PORT {names.port} ({_short(error)}); start all of "
             "them with the same address, of the machine of process 0, and a free port"

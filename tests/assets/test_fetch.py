@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from possam.assets.fetch import fetch
 from possam.params.assets import AssetParams
-from possam.params.reading import read_yaml, validate
+from possam.params.reading import validate
+from possam.params.yaml import read_yaml
 from possam.runtime.errors import ChecksumError, InputError
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several chunks

@@ -106,7 +106,6 @@ def test_ranks_are_slurms() -> None:
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "8",
         "MASTER_ADDR": "node3",
-        "MASTER_PORT": "23456",
     }
     one = ranks(VARIABLES, hosts=("node3",), world_size=8)
     assert one["MASTER_ADDR"] == "127.0.0.1"

@@ -153,16 +153,40 @@ def test_a_driver_in_a_job_hands_none_of_its_variables_on(
 ) -> None:
     own = {
         **{"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "3"},
-        **{"SRUN_DEBUG": "1", "SBATCH_GRES": "gpu:1", "SBATCH_QOS": "user", "SLURM_CONF": "/c"},
-        "SBATCH_ACCOUNT": "group",
+        **{"SLURM_TRES_PER_TASK": "cpu:3", "SRUN_DEBUG": "1", "SLURM_CONF": "/c"},
     }
     for name, value in own.items():
         monkeypatch.setenv(name, value)
-    # What the file leaves open is heard as sites tell their users to say it.
-    heard = {"SLURM_CONF": "/c", "SBATCH_ACCOUNT": "group", "SBATCH_QOS": "user"}
-    assert asked_for()[1] == heard
-    assert asked_for(qos="long", account="a")[1] == {"SLURM_CONF": "/c"}
+    assert asked_for()[1] == {"SLURM_CONF": "/c"}
     assert os.environ["SLURM_NTASKS"] == "4"
+
+
+def test_what_the_file_leaves_open_is_heard_from_the_users_variables(
+    asked_for: Callable[..., tuple[str, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = ("account", "partition", "qos", "reservation", "constraint")
+    users = {f"SBATCH_{field.upper()}": f"my-{field}" for field in fields}
+    others = {"SBATCH_WCKEY": "key", "SBATCH_NETWORK": "ib", "SLURM_CLUSTERS": "c1"}
+    for name, value in {**users, **others}.items():
+        monkeypatch.setenv(name, value)
+    assert asked_for()[1] == users | others
+    # What the file says would lose against a variable: sbatch reads them after the script.
+    for field in fields:
+        variables = asked_for(**{field: "files"})[1]
+        assert variables == {k: v for k, v in (users | others).items() if v != f"my-{field}"}
+    assert "SBATCH_WCKEY" not in asked_for(extra=("--wckey=files",))[1]
+    # Every job says these; SBATCH_WAIT would keep sbatch until the job has ended.
+    for name in (
+        "GRES",
+        "TIMELIMIT",
+        "MEM_PER_NODE",
+        "MEM_PER_CPU",
+        "EXCLUSIVE",
+        "WAIT",
+        "ARRAY_INX",
+    ):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    assert asked_for()[1] == users | others
 
 
 def test_a_refusal_says_where_to_look(

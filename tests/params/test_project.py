@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from possam.params.project import Project
-from possam.params.reading import merge, read_yaml
+from possam.params.reading import merge
+from possam.params.yaml import read_yaml
 from possam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,8 +1,10 @@
 """The code hash follows what the code does, not how it is written down."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +89,7 @@ def test_changed_by_code_anywhere_in_the_closure(
     assert code_hash("demo.loop", package=package) != before
 
 
+FORMATTED = ast.FormattedValue(ast.Name("x"), conversion=-1)
 ERRORS = "def check(x, names):\n    if x < 0:\n        raise InputError({})\n    return x\n"
 
 
@@ -190,6 +193,75 @@ def test_unknown_module_and_broken_file_are_named(package: Path) -> None:
 def test_hash_does_not_depend_on_the_python_version(package: Path) -> None:
     """Pinned: a hash that moved with the interpreter would retrain every run after an upgrade."""
     assert code_hash("demo.loop", package=package) == PINNED
+
+
+@pytest.mark.parametrize(
+    ("parts", "one"),
+    [
+        *[(["a", "b", FORMATTED], ["ab", FORMATTED]), ([FORMATTED, ""], [FORMATTED])],
+        *[(["", FORMATTED, "", "c"], [FORMATTED, "c"]), ([["a", "b"], "c"], ["abc"])],
+    ],
+)
+def test_texts_that_some_versions_split_are_one(parts: list[Any], one: list[Any]) -> None:
+    """3.12 splits texts of f-strings; the trees are written by hand, for every version."""
+
+    def hashed(parts: list[Any]) -> str:
+        found: list[str] = []
+        codehash._normalise(_f_string(parts), found, [])
+        return "".join(found)
+
+    assert hashed(parts) == hashed(one)
+    assert hashed(parts) != hashed([*one, "more"])
+
+
+def _f_string(parts: list[Any]) -> ast.JoinedStr:
+    made = (_f_string(p) if isinstance(p, list) else p for p in parts)
+    return ast.JoinedStr([ast.Constant(p) if isinstance(p, str) else p for p in made])
+
+
+def test_fields_of_later_versions_do_not_count_while_they_are_empty() -> None:
+    found: dict[object, str] = {}
+    for lazy in (None, 0, 1):
+        node = ast.parse("import os").body[0]
+        if lazy is not None:
+            node._fields = (*node._fields, "is_lazy")
+            node.is_lazy = lazy  # type: ignore[attr-defined]
+        parts: list[str] = []
+        codehash._normalise(node, parts, [])
+        found[lazy] = "".join(parts)
+    assert found[None] == found[0] != found[1]
+
+
+def test_what_counts_is_written_without_the_versions_table_of_characters(package: Path) -> None:
+    """``repr`` writes a character as it is from the version on that knows it."""
+    (package / "lazy.py").write_text("K = '\u0cf3\U0001fadf é'\n", encoding="utf-8")
+    parts: list[str] = []
+    codehash._normalise(ast.parse((package / "lazy.py").read_bytes()), parts, [])
+    assert "".join(parts).isascii() and r"\u0cf3\U0001fadf" in "".join(parts)
+
+
+@pytest.mark.parametrize("content", [b"\r\n", b"\r"])
+def test_line_ends_do_not_count(package: Path, content: bytes) -> None:
+    (package / "lazy.py").write_text('K = """two\nlines"""\n\nif K:\n    L = 1 + \\\n        2\n')
+    before = code_hash("demo.loop", package=package)
+    for path in package.rglob("*.py"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", content))
+    assert code_hash("demo.loop", package=package) == before
+
+
+def test_a_file_system_that_ignores_case_adds_no_module(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(package, "loop.py", "from demo.losses", "from demo import Losses, Deep\nfrom demo.losses")
+    before = module_closure("demo.loop", package=package)
+    exact = Path.is_file
+
+    def any_case(path: Path) -> bool:
+        return exact(path) or exact(package / str(path.relative_to(package)).lower())
+
+    monkeypatch.setattr(Path, "is_file", any_case)
+    assert (package / "Losses.py").is_file() and (package / "Deep/__init__.py").is_file()
+    assert module_closure("demo.loop", package=package) == before
 
 
 def test_of_this_package_without_importing_it() -> None:

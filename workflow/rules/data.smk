@@ -13,7 +13,7 @@ rule world:
         **asked("world"),
     shell:
         "{resources.setup}"
-        "possam world --scale {wildcards.scale} --workers {threads} 2> >(tee {log} >&2)"
+        "possam world --scale {wildcards.scale} --workers {resources.cpus_per_task} 2> >(tee {log} >&2)"
 
 
 rule download:
@@ -46,7 +46,7 @@ rule convert:
     shell:
         "{resources.setup}"
         "possam convert {wildcards.dataset} {wildcards.split} --scale {wildcards.scale} "
-        "--workers {threads} 2> >(tee {log} >&2)"
+        "--workers {resources.cpus_per_task} 2> >(tee {log} >&2)"
 
 
 rule features:

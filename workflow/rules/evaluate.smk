@@ -47,4 +47,4 @@ rule external:
     shell:
         "{resources.setup}"
         "possam evaluate {wildcards.external} {wildcards.benchmark} --scale {params.scale} "
-        "--workers {threads} 2> >(tee {log} >&2)"
+        "--workers {resources.cpus_per_task} 2> >(tee {log} >&2)"
