@@ -1,6 +1,7 @@
 """Provenance says what a result was made from, also where there is no git."""
 
 import json
+import os
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -60,6 +61,8 @@ def test_a_checkout_of_another_user_is_named_with_the_remedy(
 ) -> None:
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # they may allow every folder
+        monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("LANGUAGE", "de")
     monkeypatch.delenv("POSSAM_SOURCE", raising=False)
     state = source_state(tmp_path)
