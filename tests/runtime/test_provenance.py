@@ -1,6 +1,7 @@
 """Provenance says what a result was made from, also where there is no git."""
 
 import json
+import os
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -61,6 +62,8 @@ def test_a_checkout_of_another_user_is_named_with_the_remedy(
 ) -> None:
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # they may allow every folder
+        monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("LANGUAGE", "de")
     monkeypatch.delenv("POSSAM_SOURCE", raising=False)
     monkeypatch.setattr(provenance_module, "_CODE", tmp_path)

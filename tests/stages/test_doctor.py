@@ -6,6 +6,7 @@ import http.server
 import os
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -365,12 +366,17 @@ def test_what_the_shell_and_the_site_have_set(
     assert only("locale").state == "warning" and "LC_ALL" in only("locale").remedy
 
 
-def test_git_that_refuses_a_folder_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_that_refuses_a_folder_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    monkeypatch.chdir(REPOSITORY)
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # they may allow every folder
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.chdir(tmp_path)
     found = doctor_site._git()
     assert found.state == "warning" and "another user" in found.text
-    assert found.remedy == f"git config --global --add safe.directory {REPOSITORY}"
+    assert found.remedy == f"git config --global --add safe.directory {tmp_path}"
 
 
 def test_hosts_that_do_not_answer(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
