@@ -13,6 +13,7 @@ from snakemake_interface_executor_plugins.settings import CommonSettings
 
 from possam.launch.executor import leave_defaults_to_slurm, refuse_executor
 from possam.params import layout
+from possam.params.slurm import Allocations
 from possam.pipeline.graph import Graph
 from possam.runtime.errors import InputError
 
@@ -110,7 +111,7 @@ class Executor(RemoteExecutor):
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The pipeline without results, and an executor of another kind of cluster."""
-    for name in ("Snakefile", "workflow", "profiles", "params", "possam"):
+    for name in ("Snakefile", "workflow", "profiles", "slurm", "params", "possam"):
         (tmp_path / name).symlink_to(ROOT / name)
     package = tmp_path / "plugins/snakemake_executor_plugin_elsewhere"
     package.mkdir(parents=True)
@@ -149,3 +150,19 @@ def test_an_own_profile_for_slurm_is_refused_before_any_job(project: Path) -> No
     done = snakemake(project, "slurm", "data/smoke/world/manifest.json")
     assert done.returncode == 1 and "type --profile slurm" in done.stdout + done.stderr
     assert not (project / "data").exists()
+
+
+def test_a_command_uses_as_many_processes_as_its_job_asks_for(project: Path) -> None:
+    """Whatever the login node has: Snakemake limits threads to its own cores there."""
+    target, printed = (
+        "data/paper/datasets/coco_train/manifest.json",
+        ("--printshellcmds", "--quiet"),
+    )
+    options = ("-n", "--cores", "1", *printed, "host", "--", target)
+    asked = Allocations(folder=ROOT / "params").of("paper", "convert").cpus
+    done = snakemake(project, "slurm", "--profile", "slurm", *options)
+    text = done.stdout + done.stderr
+    assert asked > 1 and f"cpus_per_task={asked}," in text
+    assert f"possam convert coco train --scale paper --workers {asked} " in text
+    here = snakemake(project, "local", "--profile", "profiles/default", *options)
+    assert "possam convert coco train --scale paper --workers 1 " in here.stdout + here.stderr

@@ -107,7 +107,11 @@ def test_a_job_whose_port_is_taken_meets_at_another(tmp_path: Path) -> None:
             )
             for rank in "01"
         ]
-        printed = [process.communicate()[0] for process in processes]
+        try:
+            printed = [process.communicate()[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     assert printed[0] == printed[1]
     (first, one), (second, other) = json.loads(printed[0])
     assert (first, second) == (0, 1) and one == other != port

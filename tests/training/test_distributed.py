@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from possam.runtime.errors import InputError
-from possam.training.distributed import join, single_process
+from possam.training.distributed import LostProcessError, join, single_process
 
 LAUNCHED = {
     "RANK": "1",
@@ -132,6 +133,15 @@ def test_one_process_needs_no_others(variables: dict[str, str]) -> None:
 def test_impossible_variables_are_refused(changes: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message), join("cpu", {**LAUNCHED, **changes}):
         pass
+
+
+def test_a_port_that_was_taken_meanwhile_is_no_fault_of_the_parameters() -> None:
+    """A SLURM job is submitted again after it, but not after an InputError."""
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        launched = {**LAUNCHED, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port}
+        with pytest.raises(LostProcessError, match=f"MASTER_PORT {port}"), join("cpu", launched):
+            pass
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
