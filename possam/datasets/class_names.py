@@ -1,9 +1,11 @@
 """Class-name files (``index:name,synonym,...``, as OpenSeg and ODISE use them) and class tables."""
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from possam.datasets.json_fields import is_text
 from possam.runtime.errors import InputError
 
 VOID_NAME = "invalid_class_id"
@@ -22,6 +24,8 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such class-name file; fetch it first") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); fetch it again") from error
     classes: dict[int, tuple[str, ...]] = {}
@@ -30,13 +34,15 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
             continue
         where = f"{path}: line {number}"
         head, colon, tail = line.partition(":")
-        if not colon or not head.strip().isdigit():
+        if not (colon and re.fullmatch(r"\s*[0-9]{1,18}\s*", head)):
             raise InputError(f"{where}: 'index:name,synonym' is expected, not {line!r}")
         names = tuple(name.strip() for name in tail.split(","))
         if int(head) in classes:
             raise InputError(f"{where}: index {int(head)} is written twice; remove one")
         if not all(names):
             raise InputError(f"{where}: a name is empty; remove the stray comma")
+        if not all(map(is_text, names)):
+            raise InputError(f"{where}: a name has a tab or control character; remove it")
         classes[int(head)] = names
     classes = {index: names for index, names in classes.items() if names != (VOID_NAME,)}
     if not classes:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from possam.datasets.json_fields import OBJECT, TEXT, check_fields, one_of, optional
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
 from possam.datasets.records import Category, Segment
 from possam.runtime.errors import InputError
@@ -32,6 +33,13 @@ FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
 T = TypeVar("T", bound=np.generic)
+_MANIFEST = {
+    **dict.fromkeys(("name", "split", "instances", "content"), TEXT),
+    "image_root": one_of(str, text="a path"),
+    **dict.fromkeys(("counts", "histogram", "sha256"), OBJECT),
+    "warts": optional(OBJECT),
+}
+_SHA256 = dict.fromkeys(("annotations", "instances", PANOPTIC, SEMANTIC, IMAGES), TEXT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +76,7 @@ class ConvertedDataset:
         directory = Path(directory)
         manifest = read_manifest(directory)
         path = directory / ANNOTATIONS
-        if sha256_file(path) != manifest["sha256"]["annotations"]:
-            raise InputError(f"{path}: changed since the conversion; convert the data set again")
-        data = read_json(path)
+        data = _read_unchanged(path, manifest["sha256"]["annotations"])
         root = directory / manifest["image_root"]
         try:
             categories = tuple(
@@ -132,10 +138,8 @@ class ConvertedDataset:
 
     def instances(self) -> dict[str, Any]:
         """COCO's instances JSON (things, compressed RLE) for pycocotools; InputError if changed."""
-        path = self.directory / INSTANCES
-        if sha256_file(path) != self.manifest["sha256"]["instances"]:
-            raise InputError(f"{path}: changed since the conversion; convert the data set again")
-        return dict(read_json(path))
+        digest = self.manifest["sha256"]["instances"]
+        return dict(_read_unchanged(self.directory / INSTANCES, digest))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -146,7 +150,22 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {FORMAT!r} is expected; convert the data set again")
+    remedy = "convert the data set again"
+    check_fields(manifest, _MANIFEST, str(path), remedy=remedy)
+    check_fields(manifest["sha256"], _SHA256, f"{path}: sha256", remedy=remedy)
     return manifest
+
+
+def _read_unchanged(path: Path, digest: str) -> Any:
+    try:
+        unchanged = sha256_file(path) == digest
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); convert the data set again"
+        ) from error
+    if not unchanged:
+        raise InputError(f"{path}: changed since the conversion; convert the data set again")
+    return read_json(path)
 
 
 def _of_size(pixels: npt.NDArray[T], record: ImageRecord, path: Path) -> npt.NDArray[T]:

@@ -32,12 +32,14 @@ def check_photo(path: Path) -> tuple[tuple[int, int], str]:
     return (height, width), hashlib.sha256(content).hexdigest()
 
 
-def check_size(labels: Array, labels_path: Path, size: tuple[int, int], photo_path: Path) -> None:
-    """Raise InputError unless ``labels`` (H, W, ...) have the size of their photograph."""
-    if labels.shape[:2] != size:
+def check_size(
+    found: tuple[int, ...], labels_path: Path, size: tuple[int, ...], photo_path: Path
+) -> None:
+    """Raise InputError unless labels of ``found`` (H, W, ...) have the size of their photograph."""
+    if found[:2] != size:
         raise InputError(
-            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
-            f"{size[1]}x{size[0]}; unpack both again{turned(labels.shape[:2], size)}"
+            f"{labels_path}: {found[1]}x{found[0]} pixels, but {photo_path} has "
+            f"{size[1]}x{size[0]}; unpack both again{turned(found[:2], size)}"
         )
 
 

@@ -24,6 +24,8 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path
 
 Array = npt.NDArray[Any]
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""Formats that Pillow may take a file for; for others it would start programs (EPS), or worse."""
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a damaged image, or a file that is no image."""
 
@@ -51,7 +53,7 @@ def read_upstream(path: Path) -> bytes:
 def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
     """Open the ``content`` of image ``path``; InputError for damage found here or in the block."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             yield image
     except UNREADABLE as error:
         raise InputError(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from possam.datasets.format import Category, ConvertedDataset, ImageRecord
-from possam.datasets.pixels import UNREADABLE, decode_ids, decode_map
+from possam.datasets.json_fields import ID, LIST, TEXT
+from possam.datasets.pixels import FORMATS, UNREADABLE, decode_ids, decode_map
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
@@ -141,7 +142,8 @@ class PredictionReader:
                     f"{self._dataset.name}; {remedy}"
                 )
             ours = known[category["id"]]
-            name = str(category.get("name", ours.names[0])).strip().lower()
+            _check_fields({"name": ours.names[0]} | category, where, name=str)
+            name = category.get("name", ours.names[0]).strip().lower()
             names = [synonym.strip().lower() for synonym in ours.names]
             if category_ids == "contiguous" and name not in names:
                 raise InputError(
@@ -217,17 +219,17 @@ class LabelFormat:
         return found, {value: self.classes.get(value, -1) for value in values}
 
 
-_KINDS = {int: "a whole number", str: "a text", list: "a list"}
+_KINDS = {int: ID._replace(text="a whole number"), str: TEXT._replace(text="a text"), list: LIST}
 
 
 def _check_fields(entry: Any, where: str, **fields: type) -> None:
     """Raise an InputError unless ``entry`` is a JSON object with ``fields`` of these types."""
-    if not isinstance(entry, dict):
+    if type(entry) is not dict:
         raise InputError(f"{where}: an object is expected; see COCO's panoptic format")
     for key, kind in fields.items():
-        if not isinstance(entry.get(key), kind):
+        if not _KINDS[kind].holds(entry.get(key)):
             raise InputError(
-                f"{where}: {key}: missing or not {_KINDS[kind]}; see COCO's panoptic format"
+                f"{where}: {key}: missing or not {_KINDS[kind].text}; see COCO's panoptic format"
             )
 
 
@@ -252,7 +254,7 @@ def read_png(path: Path) -> NDArray[Any]:
     try:
         if (quick := decode_map(path.read_bytes())) is not None:
             return quick
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; predict every image of the data set") from error

@@ -88,14 +88,41 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a missing or malformed file is an :class:`InputError` that names it."""
+    """Read a JSON file (see :func:`parse_json`); InputError if it is missing or malformed."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of JSON text: bytes are UTF-8, and may begin with a byte order mark.
+
+    Raises:
+        ValueError: no JSON; NaN or an infinity; a number of thousands of digits; a key that is
+            written twice in one object; values that are nested a thousand deep.
+    """
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except RecursionError as error:
+        raise ValueError("values are nested too deep") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {twice!r} is written twice in one object")
+    return found
 
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:

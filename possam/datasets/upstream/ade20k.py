@@ -228,7 +228,7 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
     maps = [_read_labels(task.sources[0], len(categories))]
     maps += [_read_instances(path, things) for path in task.sources[1:]]
     for path, array in zip(task.sources, maps, strict=True):
-        images.check_size(array, path, size, task.image)
+        images.check_size(array.shape, path, size, task.image)
     ids, classes = images.merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
     segments = images.find_segments(ids, classes.__getitem__)
     return Converted(

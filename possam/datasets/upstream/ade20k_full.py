@@ -160,7 +160,7 @@ def _convert(task: Task, *, class_of: Array) -> Converted:
 
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])
-    images.check_size(indices, task.sources[0], photo.shape[:2], task.image)
+    images.check_size(indices.shape, task.sources[0], photo.shape[:2], task.image)
     size = images.limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
     if size == indices.shape:
         return images.convert_regions(class_of[indices], image=task.image.read_bytes())

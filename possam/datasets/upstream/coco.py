@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_class_index
 from possam.datasets.coco_json import (
+    CATEGORY,
     check_instance,
     check_present,
     check_segments,
@@ -27,6 +28,7 @@ from possam.datasets.coco_json import (
     read_lists,
     unique,
 )
+from possam.datasets.json_fields import ID, check_fields
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
 
@@ -150,9 +152,7 @@ def read_coco(
         origin += f" ({skipped} of other images left out)"
     return Source(
         tasks=tasks,
-        converter=partial(
-            _convert, categories=categories, json_name=panoptic_json, instances_name=instances_json
-        ),
+        converter=partial(_convert, categories=categories, json_name=panoptic_json),
         categories=categories,
         image_root=images,
         instances=origin,
@@ -172,11 +172,10 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
         )
     categories = []
     for position, (key, entry) in enumerate(upstream.items()):
-        is_thing = get(entry, "isthing", path, "categories")
-        if is_thing not in (0, 1):
-            raise InputError(f"{path}: categories: isthing of {key} is {is_thing!r}, not 0 or 1")
+        check_fields(entry, CATEGORY, f"{path}: category {key}")
+        is_thing = bool(entry["isthing"])
         categories.append(
-            Category(index=position, names=names[key], is_thing=bool(is_thing), upstream_id=key)
+            Category(index=position, names=names[key], is_thing=is_thing, upstream_id=key)
         )
     return categories
 
@@ -205,14 +204,14 @@ def _instances(
     things = {c.upstream_id: c.index for c in categories if c.is_thing}
     grouped, skipped = defaultdict[int, list[dict[str, Any]]](list), 0
     for key, entry in unique(data["annotations"], "id", path, "annotations").items():
-        category = get(entry, "category_id", path, "annotations")
-        if type(category) is not int or category not in things:
+        check_fields(entry, {"category_id": ID, "image_id": ID}, f"{path}: annotation {key}")
+        category, image = entry["category_id"], entry["image_id"]
+        if category not in things:
             raise InputError(
                 f"{path}: annotation {key}: category_id {category} is no thing class of the "
                 "panoptic annotations; the two files must be of one release"
             )
-        image = get(entry, "image_id", path, "annotations")
-        if type(image) is not int or image not in sizes:
+        if image not in sizes:
             skipped += 1
             continue
         fields = ("area", "bbox", "iscrowd", "segmentation")
@@ -227,7 +226,6 @@ def _convert(
     *,
     categories: Sequence[Category],
     json_name: Path,
-    instances_name: Path | None,
 ) -> Converted:
     from possam.datasets.images import check_photo, things_as_instances, turned
     from possam.datasets.pixels import class_map, read_ids
@@ -248,10 +246,7 @@ def _convert(
     if payload["instances"] is None:
         instances = things_as_instances(ids, segments, categories)
     else:
-        instances = [
-            _instance(entry, *size, f"{instances_name}: annotation {entry['id']}")
-            for entry in payload["instances"]
-        ]
+        instances = [_instance(entry, *size) for entry in payload["instances"]]
     return Converted(
         image=image_sha256,
         ids=ids,
@@ -289,22 +284,15 @@ def _segments(
     return tuple(segments.values())
 
 
-def _instance(entry: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
-    """An upstream instance with its polygons or RLE as compressed RLE."""
+def _instance(entry: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """An upstream instance, which has been checked, with its polygons or RLE as compressed RLE."""
     from pycocotools import mask as run_length
 
     mask = entry["segmentation"]
-    try:
-        if isinstance(mask, list):
-            mask = run_length.merge(run_length.frPyObjects(mask, height, width))
-        elif isinstance(mask["counts"], list):
-            mask = run_length.frPyObjects(mask, height, width)
-        else:
-            run_length.decode(mask)  # raises if the text is no mask of this size
-        text = str(mask["counts"], "ascii") if isinstance(mask["counts"], bytes) else mask["counts"]
-    except Exception as error:  # pycocotools raises bare Exception on shapes that it does not know
-        raise InputError(
-            f"{where}: segmentation cannot be read ({error}); fetch the file again"
-        ) from error
+    if isinstance(mask, list):
+        mask = run_length.merge(run_length.frPyObjects(mask, height, width))
+    elif isinstance(mask["counts"], list):
+        mask = run_length.frPyObjects(mask, height, width)
+    text = str(mask["counts"], "ascii") if isinstance(mask["counts"], bytes) else mask["counts"]
     kept = {key: entry[key] for key in ("category_id", "area", "bbox", "iscrowd")}
     return {**kept, "segmentation": {"size": [height, width], "counts": text}}

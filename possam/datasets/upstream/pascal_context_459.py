@@ -105,7 +105,7 @@ def _read_listing(path: Path) -> dict[int, str]:
     stems: dict[int, str] = {}
     for number, stem in enumerate(lines, start=1):
         digits = stem.replace("_", "")
-        if not (digits.isascii() and digits.isdigit()):
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
             raise InputError(f"{path}: line {number}: {stem!r} is no image name like 2008_000003")
         if int(digits) in stems:
             raise InputError(f"{path}: line {number}: {stem} comes twice; unpack the archive again")
@@ -114,33 +114,33 @@ def _read_listing(path: Path) -> dict[int, str]:
 
 
 def _convert(task: Task, *, num_classes: int) -> Converted:
-    from possam.datasets.images import check_photo, check_size, convert_regions
+    from possam.datasets.images import check_photo, convert_regions
 
     size, image_sha256 = check_photo(task.image)
-    labels = read_label_map(task.sources[0], num_classes)
-    check_size(labels, task.sources[0], size, task.image)
+    labels = read_label_map(task.sources[0], num_classes, size, task.image)
     return convert_regions(labels, image=image_sha256)
 
 
-def read_label_map(path: Path, num_classes: int) -> Array:
-    """Class indices of a ``.mat`` file, int32 (H, W), -1 void; InputError if it is faulty."""
+def read_label_map(path: Path, num_classes: int, size: tuple[int, int], photo: Path) -> Array:
+    """Class indices of a ``.mat`` file, int32 (H, W), -1 void; InputError if it is faulty.
+
+    ``size``: (H, W) of the photograph; a map of another size is refused before it is inflated.
+    """
     import numpy as np
-    from scipy.io import loadmat
+
+    from possam.datasets.images import check_size
+    from possam.datasets.mat_file import find_matrix
 
     try:
-        content = loadmat(path, variable_names=[_VARIABLE])
-    except Exception as error:  # scipy raises many kinds, also bare Exception
+        matrix = find_matrix(path, _VARIABLE)
+        check_size(matrix.shape, path, size, photo)
+        pixels = matrix.read()
+    except ValueError as error:
         raise InputError(
-            f"{path}: not a readable MATLAB file ({error}); it may be truncated: unpack asset "
-            "pascal_context_459 again"
+            f"{path}: not a readable MATLAB file ({error}); it may be truncated: "
+            f"unpack its archive again, or save the matrix {_VARIABLE} with MATLAB's -v7"
         ) from error
-    pixels = content.get(_VARIABLE)
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.dtype.kind not in "iu":
-        raise InputError(
-            f"{path}: {_VARIABLE}: missing, or no matrix of whole numbers; use the label maps of "
-            "PASCAL Context (asset pascal_context_459)"
-        )
-    if pixels.size and (pixels.min() < 0 or pixels.max() > num_classes):
+    if pixels.min() < 0 or pixels.max() > num_classes:
         raise InputError(
             f"{path}: {_VARIABLE}: labels are {pixels.min()}..{pixels.max()}; valid are "
             f"1..{num_classes}, and 0 for void: use the class names that belong to these maps"
