@@ -6,6 +6,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 CORES ?= 2
 SCALE ?= mini
+MINUTES ?= 10
+SEED ?= 0
 # The study is every table of params/tables.yaml and the report of them all.
 TABLES := $(shell sed -n 's/^\(table[0-9]*\):.*/\1/p' params/tables.yaml)
 STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)/$(table).tracking.json) \
@@ -15,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory test-slurm lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -65,6 +67,9 @@ paper-step: $(READY) ## two training steps of the paper's largest model on a CPU
 
 paper-memory: $(READY) ## GPU memory of the paper's sixteen trainings, computed without a GPU (about five minutes)
 	$(BIN)/python -m tests.support.paper_memory
+
+fuzz: $(READY) ## hostile variants of every file that others write, MINUTES=10 for each reader (READERS="coco png"; SEED=0)
+	$(BIN)/python -m tests.fuzz $(READERS) --minutes $(MINUTES) --seed $(SEED)
 
 # It needs Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server, and installs none of them.
 test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault

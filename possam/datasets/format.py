@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from possam.datasets.json_fields import OBJECT, TEXT, check_fields, one_of, optional
+from possam.datasets.json_fields import OBJECT, TEXT, check_fields, one_of
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
 from possam.datasets.records import Category, Segment
 from possam.runtime.errors import InputError
@@ -34,12 +34,11 @@ ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manife
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
 T = TypeVar("T", bound=np.generic)
 _MANIFEST = {
-    **dict.fromkeys(("name", "split", "instances", "content"), TEXT),
+    **dict.fromkeys(("name", "split", "content"), TEXT),
     "image_root": one_of(str, text="a path"),
-    **dict.fromkeys(("counts", "histogram", "sha256"), OBJECT),
-    "warts": optional(OBJECT),
+    "sha256": OBJECT,
 }
-_SHA256 = dict.fromkeys(("annotations", "instances", PANOPTIC, SEMANTIC, IMAGES), TEXT)
+_SHA256 = dict.fromkeys(("annotations", "instances"), TEXT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
