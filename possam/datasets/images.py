@@ -4,6 +4,7 @@ Images and label maps are resized as in the published preparations.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,23 @@ def find_segments(ids: Array, class_of: Callable[[int], int]) -> tuple[Segment, 
         Segment(id=key, category=class_of(key), area=area, bbox=box)
         for key, area, box in segment_table(ids)
     )
+
+
+def settle_crowds(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """``segments``, with a defined order of each class's crowd regions: the largest comes last.
+
+    Of several crowd regions of one class, panopticapi excuses predictions on the one that is listed
+    last; upstream's order means nothing.
+    """
+    result, places = list(segments), defaultdict[int, list[int]](list)
+    for place, segment in enumerate(result):
+        if segment.is_crowd:
+            places[segment.category].append(place)
+    for own in places.values():
+        ordered = sorted((result[place] for place in own), key=lambda one: (one.area, one.id))
+        for place, segment in zip(own, ordered, strict=True):
+            result[place] = segment
+    return tuple(result)
 
 
 def things_as_instances(

@@ -26,7 +26,8 @@ KINDS = {
     "unlabelled": "images without a labelled pixel",
     "no_segment": "images with labelled pixels, but without a segment",
     "no_instance": "images without an instance annotation",
-    "several_crowds": "further crowd regions of one class in an image",
+    "several_crowds": "further crowd regions of one class in an image (PQ excuses predictions on "
+    "the largest only)",
     "instance_without_area": "instance annotations of area 0",
     "instance_without_pixel": "instance annotations whose mask covers no pixel",
 }

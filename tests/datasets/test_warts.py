@@ -174,6 +174,27 @@ def test_crowd_regions_of_one_class_are_counted_beyond_the_first(tmp_path: Path)
     assert coco_warts(arguments) == {"several_crowds": {"count": 2, "images": 1, "ids": [34]}}
 
 
+@pytest.mark.parametrize("order", [(7, 8, 9), (9, 8, 7), (8, 9, 7)])
+def test_upstreams_order_of_crowd_regions_does_not_matter(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """panopticapi excuses predictions on the last one: this is always the largest."""
+    arguments = make_coco(tmp_path)
+    ids = coco_ids()  # bars 9 at the right: 4 pixels, of which 8 takes one and 7 takes one
+    ids[:1, 5], ids[1:2, 5] = 8, 7
+    save_rgb_ids(arguments["panoptic_png"] / "000000000034.png", ids)
+    crowds = [{"id": key, "category_id": 7, "iscrowd": 1} for key in order]
+
+    def reorder(data: Any) -> None:
+        grass, disc, _ = data["annotations"][1]["segments_info"]
+        data["annotations"][1]["segments_info"] = [crowds[0], disc, crowds[1], grass, crowds[2]]
+
+    edit(arguments["panoptic_json"], reorder)
+    convert_coco(**arguments)
+    segments = ConvertedDataset.open(arguments["out"]).images[1].segments
+    assert [segment.id for segment in segments] == [7, 300, 8, 70000, 9]
+
+
 def empty_labels(root: Path, number: int, *folders: str) -> None:
     for folder in folders:
         path = root / folder / "validation" / f"ADE_val_{number:08d}.png"

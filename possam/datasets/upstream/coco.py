@@ -260,7 +260,10 @@ def _convert(
 def _segments(
     ids: Array, entries: Any, index: Mapping[int, int], where: str, png: Path
 ) -> tuple[Segment, ...]:
-    """Segments in the JSON's order, with areas and boxes computed from the PNG."""
+    """Segments in the JSON's order, with areas and boxes computed from the PNG; see
+    :func:`possam.datasets.images.settle_crowds` for several crowd regions of one class.
+    """
+    from possam.datasets.images import settle_crowds
     from possam.datasets.label_runs import segment_table
 
     counted = {key: (area, box) for key, area, box in segment_table(ids)}
@@ -281,7 +284,7 @@ def _segments(
             f"{png}: segment id {strange[0]} is not in segments_info of {where} ({len(strange)} "
             "such ids); JSON and PNGs must be of one release"
         )
-    return tuple(segments.values())
+    return settle_crowds(segments.values())
 
 
 def _instance(entry: dict[str, Any], height: int, width: int) -> dict[str, Any]:
