@@ -21,13 +21,13 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
         InputError: an unreadable file, a faulty line, an index written twice, or no class.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such class-name file; fetch it first") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); fetch it again") from error
+        raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     classes: dict[int, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -64,10 +64,10 @@ def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
 def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV table; InputError if it is unreadable or its columns are not ``columns``."""
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise InputError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
     if tuple(header) != tuple(columns):
         raise InputError(f"{path}: the columns are {header}, {list(columns)} are expected")
     for number, row in enumerate(rows, start=2):

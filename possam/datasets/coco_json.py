@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from possam.datasets.json_fields import (
-    FILE_NAME,
+    FILE_PATH,
     FLAG,
     ID,
     REMEDY,
@@ -33,7 +33,7 @@ BOX = Field(
     "four numbers (x, y, width, height)",
 )
 INSTANCE = {"area": number(0, _FAR), "bbox": BOX, "iscrowd": FLAG}
-_KEYS = {"id": ID, "image_id": ID, "file_name": FILE_NAME}
+_KEYS = {"id": ID, "image_id": ID, "file_name": FILE_PATH}
 _SIDE = whole(1, _PIXELS)
 
 
@@ -45,8 +45,8 @@ def get(entry: Any, key: str, path: Path | str, where: str) -> Any:
 
 
 def plain_name(entry: Any, key: str, path: Path) -> str:
-    """``entry[key]``, a file name without folders; InputError otherwise."""
-    check_fields(entry, {key: FILE_NAME}, f"{path}: annotations")
+    """``entry[key]``, a file name, perhaps with subfolders; InputError otherwise."""
+    check_fields(entry, {key: FILE_PATH}, f"{path}: annotations")
     return str(entry[key])
 
 
@@ -82,22 +82,6 @@ def image_size(record: Any, path: Path) -> tuple[int, int]:
     if height * width > _PIXELS:
         raise InputError(f"{where}: {width}x{height} pixels are more than {_PIXELS}; {REMEDY}")
     return height, width
-
-
-def check_present(folder: Path, names: set[str], path: Path, what: str) -> None:
-    """Check that the files that ``path`` lists are in ``folder``, from one listing of it."""
-    try:
-        present = {entry.name for entry in folder.iterdir()}
-    except OSError as error:
-        raise InputError(
-            f"{folder}: no folder of {what}s ({error.strerror}); unpack them"
-        ) from error
-    if lost := sorted(names - present):
-        raise InputError(
-            f"{folder / lost[0]}: listed in {path} but missing ({len(lost)} such {what}s of "
-            f"{len(names)}); unpack the {what}s of this split again, not with a tool that believes "
-            "a zip's count of entries: where it has 16 bits, 65,536 of them are lost"
-        )
 
 
 def check_segments(entries: Any, known: set[int], where: str) -> None:

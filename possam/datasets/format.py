@@ -3,7 +3,8 @@
 A folder in COCO panoptic format, with semantic maps and instances::
 
     annotations.json  COCO panoptic JSON; category ids are contiguous, 0..K-1, in the order of the
-                      class-name file; categories also have "names" (synonyms) and "upstream_id"
+                      class-name file; categories also have "names" (synonyms), "upstream_id" and
+                      "upstream_name", images "upstream_id" where the publisher's id is a text
     panoptic/*.png    segment ids R + 256 G + 65536 B, 0 is void
     semantic/*.png    class index; void is 255, or 65535 from 255 classes on
     instances.json    COCO instances JSON of the things, masks as compressed RLE
@@ -43,7 +44,10 @@ _SHA256 = dict.fromkeys(("annotations", "instances"), TEXT)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One image: its files (full paths), size in pixels, and segments."""
+    """One image: its files (full paths), size in pixels, and segments.
+
+    ``upstream_id``: the publisher's, a text in Cityscapes and Mapillary Vistas; else ``id`` itself.
+    """
 
     id: int
     file: Path
@@ -52,6 +56,7 @@ class ImageRecord:
     panoptic: Path
     semantic: Path
     segments: tuple[Segment, ...]
+    upstream_id: int | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,7 @@ class ConvertedDataset:
                     names=tuple(entry["names"]),
                     is_thing=bool(entry["isthing"]),
                     upstream_id=int(entry["upstream_id"]),
+                    upstream_name=str(entry.get("upstream_name", "")),
                 )
                 for entry in data["categories"]
             )
@@ -171,7 +177,7 @@ def _of_size(pixels: npt.NDArray[T], record: ImageRecord, path: Path) -> npt.NDA
     if pixels.shape[:2] != (record.height, record.width):
         raise InputError(
             f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the annotations say "
-            f"{record.width}x{record.height}; unpack and convert again"
+            f"{record.width}x{record.height}; restore the file, or convert the data set again"
         )
     return pixels
 
@@ -197,4 +203,5 @@ def _image(
         panoptic=directory / PANOPTIC / annotation["file_name"],
         semantic=directory / SEMANTIC / annotation["file_name"],
         segments=segments,
+        upstream_id=entry.get("upstream_id", int(entry["id"])),
     )

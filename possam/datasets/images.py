@@ -40,7 +40,7 @@ def check_size(
     if found[:2] != size:
         raise InputError(
             f"{labels_path}: {found[1]}x{found[0]} pixels, but {photo_path} has "
-            f"{size[1]}x{size[0]}; unpack both again{turned(found[:2], size)}"
+            f"{size[1]}x{size[0]}; both must be of one size{turned(found[:2], size)}"
         )
 
 
@@ -49,7 +49,7 @@ def turned(size: tuple[int, ...], other: tuple[int, ...]) -> str:
     if size != other[::-1]:
         return ""
     return (
-        ", or turn the photograph's pixels if its EXIF orientation does: labels must lie on the "
+        "; turn the photograph's pixels if its EXIF orientation does: labels must lie on the "
         "pixels as stored"
     )
 

@@ -64,10 +64,16 @@ def is_file_name(value: Any) -> bool:
     )
 
 
+def is_file_path(value: Any) -> bool:
+    """Whether ``value`` is a file name, perhaps in folders: a path that stays below its folder."""
+    return type(value) is str and all(map(is_file_name, value.split("/")))
+
+
 ID = whole(0, (1 << 63) - 1)
 FLAG = Field(lambda v: type(v) is int and v in (0, 1), "0 or 1")
 TEXT = Field(is_text, "text")
 FILE_NAME = Field(is_file_name, "a plain file name")
+FILE_PATH = Field(is_file_path, "a plain file name, or a path below the folder")
 LIST = one_of(list, text="a list")
 OBJECT = one_of(dict, text="an object")
 

@@ -57,7 +57,7 @@ def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
             yield image
     except UNREADABLE as error:
         raise InputError(
-            f"{path}: damaged or truncated image ({error}); unpack its archive again"
+            f"{path}: damaged or truncated image ({error}); replace the file by a good one"
         ) from error
 
 

@@ -6,7 +6,7 @@ and ``ids`` (of the first hundred of them).
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ KINDS = {
     "exif_orientation": "photographs with an EXIF orientation (not applied)",
     "unreadable_exif": "photographs with damaged EXIF data (not read)",
     "upper_case_suffix": "photographs with an upper-case suffix",
+    "renamed_photo": "photographs under another name than in the list (suffix or subfolder)",
     "duplicate_photo": "photographs that another image has, too, byte for byte",
     "unlabelled": "images without a labelled pixel",
     "no_segment": "images with labelled pixels, but without a segment",
@@ -31,7 +32,9 @@ KINDS = {
     "instance_without_area": "instance annotations of area 0",
     "instance_without_pixel": "instance annotations whose mask covers no pixel",
 }
-"""Every kind, and what it counts, in words."""
+"""Every kind of an image, and what it counts, in words."""
+STRAY = "stray_file"
+"""The kind of files that belong to no image: ``count``, and ``files`` (the first hundred)."""
 _LISTED = 100
 _ORIENTATION = 0x0112
 _MODES = {"RGB": None, "L": "grey_photo", "CMYK": "cmyk_photo"}
@@ -98,11 +101,12 @@ class Tally:
             self._found[kind][image_id] = count
         self._photos[part[IMAGES]].append(image_id)
 
-    def to_json(self) -> dict[str, dict[str, Any]]:
-        """The manifest's ``warts``: the kinds that occur."""
+    def to_json(self, stray: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """The manifest's ``warts``: the kinds that occur. ``stray``: see :data:`STRAY`."""
         same = [image for ids in self._photos.values() if len(ids) > 1 for image in ids]
         found = self._found | {"duplicate_photo": dict.fromkeys(sorted(same), 1)}
-        return {
+        files = {STRAY: {"count": len(stray), "files": list(stray[:_LISTED])}} if stray else {}
+        return files | {
             kind: {
                 "count": sum(images.values()),
                 "images": len(images),
@@ -115,8 +119,12 @@ class Tally:
 
 def describe_warts(warts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line per kind of a manifest's ``warts``."""
-    return [
-        f"{entry['count']} {KINDS[kind]}: image {', '.join(map(str, entry['ids'][:5]))}"
-        + (", ..." if entry["images"] > 5 else "")
-        for kind, entry in warts.items()
-    ]
+    lines = []
+    for kind, entry in warts.items():
+        if kind == STRAY:
+            what, named = "stray files (left out):", entry["files"]
+        else:
+            what, named = f"{KINDS[kind]}: image", entry["ids"]
+        more = ", ..." if len(named) > 5 else ""
+        lines.append(f"{entry['count']} {what} {', '.join(map(str, named[:5]))}{more}")
+    return lines

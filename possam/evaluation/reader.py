@@ -105,8 +105,12 @@ class PredictionReader:
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
         self.annotations: dict[int, dict[str, Any]] = {}
         """Entries of the JSON by image id; their segments are not checked yet."""
+        texts = {record.upstream_id: record.id for record in dataset.images}
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
+            if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), str):
+                own = texts.get(annotation["image_id"], annotation["image_id"])
+                annotation = {**annotation, "image_id": own}
             _check_fields(annotation, where, image_id=int, file_name=str, segments_info=list)
             image_id = annotation["image_id"]
             if image_id in self.annotations:

@@ -18,8 +18,16 @@ def convert_dataset(project: Project, dataset: str, split: str, *, workers: int)
     declared = find_dataset(dataset, split)
     assets = project.dataset_assets(dataset, split)
     parts = {part: asset_path(layout, asset) for part, asset in assets.items()}
-    source = declared.read(parts, split)
-    _convert_checked(source, dataset, split, out=layout.dataset(dataset, split), workers=workers)
+    out = layout.dataset(dataset, split)
+    try:
+        _convert_checked(declared.read(parts, split), dataset, split, out=out, workers=workers)
+    except InputError as error:
+        folders = ", ".join(str(path) for path in parts.values())
+        raise InputError(
+            f"{error}\n{dataset} {split} is made of {folders}; if a file of it is damaged, remove "
+            f"what holds it and run possam download {' '.join(sorted(set(assets.values())))} "
+            f"--scale {project.name}"
+        ) from error
 
 
 def convert_files(

@@ -123,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "label out of range": (lambda r: save_mat(r / MAT, _label(4)), r"labels are 0\.\.4; .*1\.\.3"),
     "negative label": (lambda r: save_mat(r / MAT, _label(-1)), r"labels are -1\.\.3"),
     "truncated image": (_cut(JPEG, 0.6), "truncated"),
-    "no image": (lambda r: (r / JPEG).unlink(), "cannot be read"),
+    "no image": (lambda r: (r / JPEG).unlink(), "missing"),
     "no list": (lambda r: (r / LIST).unlink(), "VOCdevkit/VOC2010"),
     "empty list": (lambda r: (r / LIST).write_text(""), "no image to convert"),
     "image twice": (

@@ -1,10 +1,14 @@
-"""COCO panoptic and instance annotations.
+"""COCO panoptic and instance annotations, and Cityscapes' and Mapillary Vistas' in this format.
 
 Panoptic PNGs are kept bit for bit. In the semantic map every pixel has the class of its segment,
 crowds included, as in COCO's common preparation. Areas and boxes are computed from the PNG.
 Instance annotations are kept as published, also those of area 0, as COCO's own evaluation does.
 
 The JSON files and the lists of images are checked before the first image is converted.
+
+Cityscapes (createPanopticImgs.py of its scripts) and Mapillary Vistas have texts as image ids; the
+images get numbers in the JSON's order. Cityscapes' JSON calls photographs
+``<id>_gtFine_leftImg8bit.png`` that are ``<city>/<id>_leftImg8bit.png`` on disk.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_class_index
+from possam.datasets.coco_files import find_coco, find_photo, match_names, number_images
 from possam.datasets.coco_json import (
     CATEGORY,
     check_instance,
-    check_present,
     check_segments,
     get,
     image_size,
@@ -28,6 +32,7 @@ from possam.datasets.coco_json import (
     read_lists,
     unique,
 )
+from possam.datasets.files import Folder, locate, stray_files
 from possam.datasets.json_fields import ID, check_fields
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Segment, Source, Task
 from possam.runtime.errors import InputError
@@ -38,14 +43,13 @@ if TYPE_CHECKING:
 _SPLITS = {"train": "train2017", "val": "val2017"}
 
 
-def _read_parts(parts: Mapping[str, Path], name: str, *, complete: bool = True) -> Source:
-    """Read split ``name`` (upstream's); unless ``complete``, the instances file may be missing."""
-    instances = parts["instances"] / f"annotations/instances_{name}.json"
+def _read_parts(parts: Mapping[str, Path], name: str) -> Source:
+    """Read split ``name`` (upstream's) of the official release."""
     return read_coco(
         images=parts["images"] / name,
         panoptic_json=parts["panoptic"] / f"annotations/panoptic_{name}.json",
         panoptic_png=parts["panoptic"] / f"annotations/panoptic_{name}",
-        instances_json=instances if complete or instances.is_file() else None,
+        instances_json=parts["instances"] / f"annotations/instances_{name}.json",
         class_names=parts["class_names"],
     )
 
@@ -77,11 +81,10 @@ DECLARATION = UpstreamDataset(
     read=lambda parts, split: _read_parts(parts, _SPLITS[split]),
     folder=FolderLayout(
         root="it holds the split's images, and annotations/ with panoptic_<split>{.json,/} and, if "
-        "there is one, instances_<split>.json",
+        "there is one, instances_<split>.json; or the folders of Cityscapes or Mapillary Vistas",
         splits={name: name for name in _SPLITS.values()},
-        read=lambda root, split, class_names: _read_parts(
-            {"images": root, "panoptic": root, "instances": root, "class_names": class_names},
-            split, complete=False,
+        read=lambda root, split, class_names: read_coco(
+            **find_coco(root, split), class_names=class_names
         ),
     ),
     on_disk={
@@ -107,7 +110,8 @@ def read_coco(
     """Images and classes of one split of COCO, or of any data set in its layout.
 
     Args:
-        images: folder of JPEGs; every image that ``panoptic_json`` lists must be there.
+        images: folder of photographs, which may lie in its subfolders; every image that
+            ``panoptic_json`` lists must be there.
         panoptic_json, panoptic_png: panoptic annotations, and the folder of their PNGs.
         instances_json: instance annotations; those of images that ``panoptic_json`` does not list
             are left out. None: instances are the thing segments of the panoptic maps.
@@ -118,20 +122,26 @@ def read_coco(
     """
     data = read_lists(panoptic_json, ("images", "annotations", "categories"))
     categories = _categories(data["categories"], panoptic_json, class_names)
+    numbers = number_images(data, panoptic_json)
     records = unique(data["images"], "id", panoptic_json, "images")
     unique(data["images"], "file_name", panoptic_json, "images")
     annotations = unique(data["annotations"], "image_id", panoptic_json, "annotations")
     _match(records, annotations, panoptic_json)
-    for folder, entries, what in ((images, records, "image"), (panoptic_png, annotations, "PNG")):
-        names = {plain_name(entry, "file_name", panoptic_json) for entry in entries.values()}
-        check_present(folder, names, panoptic_json, what)
+    photos, maps = Folder(images, what="photograph"), Folder(panoptic_png, what="PNG")
+    listed, drawn = (
+        [plain_name(entry, "file_name", panoptic_json) for entry in entries.values()]
+        for entries in (records, annotations)
+    )
+    pictures = locate(listed, lambda name: find_photo(name, photos), images, panoptic_json, "image")
+    pngs = locate(drawn, maps.file, panoptic_png, panoptic_json, "PNG")
+    nested = len({picture.stem for picture in pictures.values()}) < len(pictures)
     sizes = {key: image_size(record, panoptic_json) for key, record in records.items()}
-    instances, skipped = _instances(instances_json, sizes, categories)
+    instances, skipped = _instances(instances_json, sizes, categories, numbers)
     known = {category.upstream_id for category in categories}
     tasks = []
     for key, record in records.items():
         annotation = annotations[key]
-        png = panoptic_png / annotation["file_name"]
+        png, image = pngs[annotation["file_name"]], pictures[record["file_name"]]
         segments = get(annotation, "segments_info", panoptic_json, "annotations")
         check_segments(segments, known, f"{panoptic_json}: image {key}")
         payload = {
@@ -140,13 +150,25 @@ def read_coco(
             "segments": segments,
             "instances": instances.get(key, []) if instances is not None else None,
         }
-        image = images / record["file_name"]
-        if png.name != f"{image.stem}.png":
+        upstream_id = record.get("upstream_id", "")
+        if not match_names(image, png, upstream_id):
             raise InputError(
-                f"{panoptic_json}: annotations.file_name {png.name!r} of image {key} should be "
-                f"'{image.stem}.png'; the JSON does not belong to these images"
+                f"{panoptic_json}: annotations.file_name {png.name!r} of image "
+                f"{upstream_id or key} should be '{image.stem}.png'; the JSON does not belong to "
+                "these images"
             )
-        tasks.append(Task(id=key, image=image, sources=(png,), payload=payload))
+        below = image.relative_to(images)
+        tasks.append(
+            Task(
+                id=key,
+                image=image,
+                sources=(png,),
+                payload=payload,
+                name="__".join(below.with_suffix("").parts) if nested else "",
+                upstream_id=upstream_id,
+                warts={} if below.as_posix() == record["file_name"] else {"renamed_photo": 1},
+            )
+        )
     origin = "panoptic segments" if instances_json is None else UPSTREAM_INSTANCES
     if skipped:
         origin += f" ({skipped} of other images left out)"
@@ -156,6 +178,7 @@ def read_coco(
         categories=categories,
         image_root=images,
         instances=origin,
+        stray=stray_files(photos, maps),
     )
 
 
@@ -175,7 +198,13 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
         check_fields(entry, CATEGORY, f"{path}: category {key}")
         is_thing = bool(entry["isthing"])
         categories.append(
-            Category(index=position, names=names[key], is_thing=is_thing, upstream_id=key)
+            Category(
+                index=position,
+                names=names[key],
+                is_thing=is_thing,
+                upstream_id=key,
+                upstream_name=str(entry.get("name", "")).strip(),
+            )
         )
     return categories
 
@@ -184,26 +213,35 @@ def _match(records: Mapping[int, Any], annotations: Mapping[int, Any], path: Pat
     """Check that every image has an annotation, and every annotation an image."""
     if missing := records.keys() - annotations.keys():
         raise InputError(
-            f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); fetch "
-            "the file again, or remove the images from the list"
+            f"{path}: image {min(missing)} has no annotation ({len(missing)} such images); add "
+            "it, with an empty segments_info if nothing is in the image, or remove the image"
         )
     if strange := annotations.keys() - records.keys():
         raise InputError(
             f"{path}: annotations: image_id {min(strange)} is not in images ({len(strange)} such "
-            "annotations); fetch the file again"
+            "annotations); remove them, or add the images"
         )
 
 
 def _instances(
-    path: Path | None, sizes: Mapping[int, tuple[int, int]], categories: Sequence[Category]
+    path: Path | None,
+    sizes: Mapping[int, tuple[int, int]],
+    categories: Sequence[Category],
+    numbers: Mapping[str, int],
 ) -> tuple[dict[int, list[dict[str, Any]]] | None, int]:
-    """Upstream instance annotations by image (None without a file), and how many were left out."""
+    """Upstream instance annotations by image (None without a file), and how many were left out.
+
+    ``numbers``: see :func:`possam.datasets.coco_files.number_images`.
+    """
     if path is None:
         return None, 0
     data = read_lists(path, ("images", "annotations", "categories"))
     things = {c.upstream_id: c.index for c in categories if c.is_thing}
     grouped, skipped = defaultdict[int, list[dict[str, Any]]](list), 0
     for key, entry in unique(data["annotations"], "id", path, "annotations").items():
+        if numbers:  # 0: no image
+            text = entry.get("image_id")
+            entry = {**entry, "image_id": numbers.get(text, 0) if isinstance(text, str) else 0}
         check_fields(entry, {"category_id": ID, "image_id": ID}, f"{path}: annotation {key}")
         category, image = entry["category_id"], entry["image_id"]
         if category not in things:
@@ -218,6 +256,11 @@ def _instances(
         kept = {name: get(entry, name, path, "annotations") for name in fields}
         check_instance(kept, *sizes[image], f"{path}: annotation {key}")
         grouped[image].append({"id": key, "category_id": things[category], **kept})
+    if skipped and not grouped:
+        raise InputError(
+            f"{path}: annotations: none of {skipped} is of an image of the panoptic annotations; "
+            "the two files must be of one split"
+        )
     return grouped, skipped
 
 
@@ -238,7 +281,8 @@ def _convert(
         if shape != size:
             raise InputError(
                 f"{path}: {shape[1]}x{shape[0]} pixels, but {json_name} says {size[1]}x{size[0]} "
-                f"for image {task.id}; unpack image and annotation again{turned(shape, size)}"
+                f"for image {task.upstream_id or task.id}; all must be of one size"
+                f"{turned(shape, size)}"
             )
     index = {category.upstream_id: category.index for category in categories}
     segments = _segments(ids, payload["segments"], index, f"{json_name}: image {task.id}", png)

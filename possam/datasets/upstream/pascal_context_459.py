@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_label_names
+from possam.datasets.files import Folder, locate, stray_files
 from possam.datasets.records import Converted, Source, Task, stuff_categories
 from possam.runtime.errors import InputError
 
@@ -81,26 +82,32 @@ def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: st
         InputError: an unreadable or faulty image list or class-name file.
     """
     names = read_label_names(class_names)
-    images = voc / "JPEGImages"
+    images, listing = voc / "JPEGImages", voc / "ImageSets/Main" / f"{split}.txt"
+    stems = _read_listing(listing)
+    photos = Folder(images, what="photograph")
+    pictures = locate(
+        (f"{stem}.jpg" for stem in stems.values()), photos.picture, images, listing, "photograph"
+    )
     return Source(
         tasks=[
-            Task(id=number, image=images / f"{stem}.jpg", sources=(labels / f"{stem}.mat",))
-            for number, stem in _read_listing(voc / "ImageSets/Main" / f"{split}.txt").items()
+            Task(id=number, image=pictures[f"{stem}.jpg"], sources=(labels / f"{stem}.mat",))
+            for number, stem in stems.items()
         ],
         converter=partial(_convert, num_classes=len(names)),
         categories=stuff_categories(names, list(names)),
         image_root=images,
+        stray=stray_files(photos),
     )
 
 
 def _read_listing(path: Path) -> dict[int, str]:
     """Image names of a split by number: ``2008_000003`` has number 2008000003."""
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); unpack asset pascal_voc_2010 and give its folder "
-            "VOCdevkit/VOC2010"
+            f"{path}: cannot be read ({error}); give the folder VOCdevkit/VOC2010, "
+            "with ImageSets/Main in it"
         ) from error
     stems: dict[int, str] = {}
     for number, stem in enumerate(lines, start=1):
@@ -108,7 +115,7 @@ def _read_listing(path: Path) -> dict[int, str]:
         if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
             raise InputError(f"{path}: line {number}: {stem!r} is no image name like 2008_000003")
         if int(digits) in stems:
-            raise InputError(f"{path}: line {number}: {stem} comes twice; unpack the archive again")
+            raise InputError(f"{path}: line {number}: {stem} comes twice; remove one of them")
         stems[int(digits)] = stem
     return stems
 
@@ -137,8 +144,8 @@ def read_label_map(path: Path, num_classes: int, size: tuple[int, int], photo: P
         pixels = matrix.read()
     except ValueError as error:
         raise InputError(
-            f"{path}: not a readable MATLAB file ({error}); it may be truncated: "
-            f"unpack its archive again, or save the matrix {_VARIABLE} with MATLAB's -v7"
+            f"{path}: not a readable MATLAB file ({error}); it may be truncated: replace it by a "
+            f"good one, or save the matrix {_VARIABLE} with MATLAB's -v7"
         ) from error
     if pixels.min() < 0 or pixels.max() > num_classes:
         raise InputError(
