@@ -8,6 +8,7 @@ from pathlib import Path
 from possam.datasets.json_fields import is_text
 from possam.runtime.errors import InputError
 
+_ADDITIONS = {"merged", "other", "stuff"}
 VOID_NAME = "invalid_class_id"
 
 
@@ -74,6 +75,45 @@ def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]
         if len(row) != len(columns):
             raise InputError(f"{path}: line {number} has {len(row)} cells, not {len(columns)}")
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def name_keys(name: str) -> set[tuple[str, ...]]:
+    """What a name, and each of its parts between commas, is compared by.
+
+    Lower case, words in any order, and without COCO's additions: ``floor-other-merged`` is
+    ``floor``, ``wall-brick`` is ``brick wall``.
+    """
+    keys = set()
+    for part in (name, *name.split(",")):
+        words = sorted(re.findall(r"\w+", part.casefold().replace("_", " ")))
+        keys.add(tuple(word for word in words if word not in _ADDITIONS) or tuple(words))
+    return keys - {()}
+
+
+def check_numbering(
+    names: Sequence[Iterable[str]], upstream: Sequence[str], path: Path, other: Path
+) -> None:
+    """Refuse class names that are those of other classes: they are shifted, or in another order.
+
+    Names that upstream does not have are no fault: class-name files rename.
+
+    Args:
+        names: of each class, in ``path``; upstream: its name in ``other``, or empty.
+
+    Raises:
+        InputError: at least half of the classes have the name of another one.
+    """
+    ours = [set().union(*map(name_keys, own)) for own in names]
+    theirs = [name_keys(name) for name in upstream]
+    wrong = [k for k, (a, b) in enumerate(zip(ours, theirs, strict=True)) if b and not a & b]
+    moved = [k for k in wrong if any(ours[k] & theirs[other] for other in wrong)]
+    if moved and 2 * len(moved) >= len(ours):
+        first = moved[0]
+        raise InputError(
+            f"{path}: {len(moved)} of {len(ours)} classes have the name of another class of "
+            f"{other} ({upstream[first]!r} there is {next(iter(names[first]), '')!r} here); its "
+            "numbering is shifted, or in another order: correct it"
+        )
 
 
 def seen_classes(

@@ -72,7 +72,6 @@ def is_file_path(value: Any) -> bool:
 ID = whole(0, (1 << 63) - 1)
 FLAG = Field(lambda v: type(v) is int and v in (0, 1), "0 or 1")
 TEXT = Field(is_text, "text")
-FILE_NAME = Field(is_file_name, "a plain file name")
 FILE_PATH = Field(is_file_path, "a plain file name, or a path below the folder")
 LIST = one_of(list, text="a list")
 OBJECT = one_of(dict, text="an object")

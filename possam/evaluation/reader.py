@@ -4,7 +4,7 @@ A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from possam.datasets.format import Category, ConvertedDataset, ImageRecord
+from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.json_fields import ID, LIST, TEXT
 from possam.datasets.pixels import FORMATS, UNREADABLE, decode_ids, decode_map
+from possam.evaluation.numbering import Mapped, NumberingError, check_listed
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
@@ -86,6 +87,11 @@ class PredictionReader:
         category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
             id of the data set's upstream release (``upstream``).
 
+    Attributes:
+        listed: id and name of each entry of the JSON's ``categories``.
+        stated: the numbering that was named: ``category_id`` -> class index.
+        note: on names that are none of the data set's, or None.
+
     Raises:
         InputError: anything missing, malformed or inconsistent, with file, field and remedy.
     """
@@ -132,34 +138,25 @@ class PredictionReader:
             )
 
     def _category_map(self, categories: list[Any], category_ids: str) -> dict[int, int]:
-        """Valid ``category_id`` -> class index."""
-        known = _by_id(self._dataset, category_ids)
-        other = "upstream" if category_ids == "contiguous" else "contiguous"
-        remedy = f"if the ids are {other} ids, choose category_ids={other!r}"
-        result = {}
+        """Valid ``category_id`` -> class index; sets ``listed``, ``stated`` and ``note``."""
+        where = f"{self.json}: categories"
         for number, category in enumerate(categories):
-            where = f"{self.json}: categories[{number}]"
-            _check_fields(category, where, id=int)
-            if category["id"] not in known:
-                raise InputError(
-                    f"{where}: id: {category['id']!r} is no {category_ids} category id of "
-                    f"{self._dataset.name}; {remedy}"
-                )
-            ours = known[category["id"]]
-            _check_fields({"name": ours.names[0]} | category, where, name=str)
-            name = category.get("name", ours.names[0]).strip().lower()
-            names = [synonym.strip().lower() for synonym in ours.names]
-            if category_ids == "contiguous" and name not in names:
-                raise InputError(
-                    f"{where}: name: {name!r}, but class {ours.index} of {self._dataset.name} is "
-                    f"{ours.names[0]!r}; {remedy}"
-                )
-            result[category["id"]] = ours.index
-        return result
+            _check_fields({"name": ""} | category, f"{where}[{number}]", id=int, name=str)
+        self.listed = [(entry["id"], entry.get("name", "").strip()) for entry in categories]
+        self.stated = _by_id(self._dataset, category_ids)
+        self.note = check_listed(self.listed, self.stated, self._dataset, where)
+        return {key: self.stated[key] for key, _ in self.listed}
 
     def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index."""
         return self.format.read(record, self.annotations[record.id])
+
+    def numbers(self, record: ImageRecord) -> Mapped:
+        """The map of one image with ``category_id`` as it is in the JSON."""
+        known = {key: key for key, _ in self.listed}
+        return Mapped(*replace(self.format, classes=known).read(
+            record, self.annotations[record.id]
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +167,11 @@ class LabelFormat:
         dataset: the data set's name, for messages.
         classes: valid label -> class index.
         category_ids: one of ``CATEGORY_IDS``, the numbering of the labels.
+        listed, note: as of :class:`PredictionReader`; labels have no names.
     """
 
+    listed = ()
+    note = None
     folder: Path
     dataset: str
     classes: Mapping[int, int]
@@ -185,16 +185,33 @@ class LabelFormat:
             raise InputError(
                 f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
             )
-        classes = {key: c.index for key, c in _by_id(dataset, category_ids).items()}
+        classes = _by_id(dataset, category_ids)
         return cls(folder=folder, dataset=dataset.name, classes=classes, category_ids=category_ids)
 
-    def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
-        """The map of one image, as runs of labels, and label -> class index, -1 for none.
+    @property
+    def stated(self) -> Mapping[int, int]:
+        """The numbering that was named: label -> class index."""
+        return self.classes
+
+    def numbers(self, record: ImageRecord) -> Mapped:
+        """The map of one image with labels as they are in the PNG."""
+        found = self.read_labels(record)
+        values = np.unique(found.values).tolist()
+        return Mapped(found, dict(zip(values, values, strict=True)))
+
+    def path(self, record: ImageRecord) -> Path:
+        """The PNG of one image, named like the photograph or the data set's own PNG."""
+        names = dict.fromkeys(f"{file.stem}.png" for file in (record.file, record.panoptic))
+        places = [self.folder / name for name in reversed(names)]
+        return next((place for place in places if place.exists()), places[-1])
+
+    def read_labels(self, record: ImageRecord) -> RunLengths:
+        """The map of one image, as runs of labels that are not checked yet.
 
         Raises:
-            InputError: anything missing or malformed, with file and remedy.
+            InputError: missing, no label map, or of another size.
         """
-        path = self.folder / f"{Path(record.file).stem}.png"
+        path = self.path(record)
         found = encode_file(path, colour=False)
         if found is None or found.shape != (record.height, record.width):
             stored = read_png(path)
@@ -205,6 +222,16 @@ class LabelFormat:
                 )
             check_size(path, stored, record)
             found = encode_array(stored)
+        return found
+
+    def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
+        """The map of one image, as runs of labels, and label -> class index, -1 for none.
+
+        Raises:
+            NumberingError: a label that is no class.
+            InputError: anything missing or malformed, with file and remedy.
+        """
+        path, found = self.path(record), self.read_labels(record)
         void = VOID_LABELS[found.bits]
         none = {void, 0} if self.category_ids == "upstream" else {void}
         if found.bits == 8 and max(self.classes) >= void:
@@ -215,7 +242,7 @@ class LabelFormat:
         values = np.unique(found.values).tolist()
         unknown = [v for v in values if v not in self.classes and v not in none]
         if unknown:
-            raise InputError(
+            raise NumberingError(
                 f"{path}: labels {unknown[:5]}: valid are the {self.category_ids} ids "
                 f"{min(self.classes)}..{max(self.classes)} of the data set's {len(self.classes)} "
                 f"classes, and {' or '.join(map(str, sorted(none)))} for none"
@@ -244,9 +271,9 @@ def _check_category_ids(category_ids: str) -> None:
         )
 
 
-def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, Category]:
+def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, int]:
     upstream = category_ids == "upstream"
-    return {c.upstream_id if upstream else c.index: c for c in dataset.categories}
+    return {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
 
 
 def read_png(path: Path) -> NDArray[Any]:

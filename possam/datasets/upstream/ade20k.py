@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files
-from possam.datasets.class_names import read_class_table, read_label_names
+from possam.datasets.class_names import check_numbering, read_class_table, read_label_names
 from possam.datasets.files import PICTURES, Folder, stray_files
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Source, Task
 from possam.runtime.errors import InputError
@@ -161,7 +161,9 @@ def read_index_table(
             f"{table}: {columns[0]} must be {start}..{start + len(names) - 1}, one line per class "
             f"of {class_names}; it has {len(order)} lines"
         )
-    return names, values, [row[columns[2]] for row in rows]
+    own = [row[columns[2]] for row in rows]
+    check_numbering(list(names.values()), own, class_names, table)
+    return names, values, own
 
 
 def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
-from possam.datasets.class_names import read_class_index
+from possam.datasets.class_names import check_numbering, name_keys, read_class_index
 from possam.datasets.coco_files import find_coco, find_photo, match_names, number_images
 from possam.datasets.coco_json import (
     CATEGORY,
@@ -206,6 +206,10 @@ def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[C
                 upstream_name=str(entry.get("name", "")).strip(),
             )
         )
+    check_numbering(
+        [one.names for one in categories], [one.upstream_name for one in categories],
+        class_names, path,
+    )  # fmt: skip
     return categories
 
 
@@ -236,6 +240,7 @@ def _instances(
     if path is None:
         return None, 0
     data = read_lists(path, ("images", "annotations", "categories"))
+    _check_instance_names(data["categories"], categories, path)
     things = {c.upstream_id: c.index for c in categories if c.is_thing}
     grouped, skipped = defaultdict[int, list[dict[str, Any]]](list), 0
     for key, entry in unique(data["annotations"], "id", path, "annotations").items():
@@ -262,6 +267,25 @@ def _instances(
             "the two files must be of one split"
         )
     return grouped, skipped
+
+
+def _check_instance_names(
+    entries: Sequence[Any], categories: Sequence[Category], path: Path
+) -> None:
+    """Check that a class has one name in the instance and the panoptic annotations."""
+    known = {category.upstream_id: category for category in categories}
+    for entry in entries:
+        key, name = (entry.get(field) for field in ("id", "name")) if isinstance(entry, dict) else (
+            None, None,
+        )  # fmt: skip
+        category = known.get(key) if isinstance(key, int) else None
+        if category is None or not isinstance(name, str) or not category.upstream_name:
+            continue
+        if not name_keys(name) & name_keys(category.upstream_name):
+            raise InputError(
+                f"{path}: categories: id {key} is {name!r}, but {category.upstream_name!r} in the "
+                "panoptic annotations; both files must number the classes alike"
+            )
 
 
 def _convert(
