@@ -31,7 +31,7 @@ _PLACES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 """The JSON, and where its PNGs and photographs can be: COCO, Cityscapes, Mapillary Vistas."""
 
 
-def find_coco(root: Path, split: str) -> dict[str, Path | None]:
+def find_coco(root: Path, split: str) -> dict[str, Any]:
     """The arguments of ``read_coco`` but the class names, for a folder as its publisher lays it.
 
     ``split``: as in the JSON's name (``val2017``, ``val``, ``val_trainId``), or Mapillary Vistas'

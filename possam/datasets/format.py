@@ -46,7 +46,7 @@ _SHA256 = dict.fromkeys(("annotations", "instances"), TEXT)
 class ImageRecord:
     """One image: its files (full paths), size in pixels, and segments.
 
-    ``upstream_id``: the publisher's, a text in Cityscapes and Mapillary Vistas; else ``id`` itself.
+    ``upstream_id``: the publisher's id where it is a text, as in Cityscapes; else empty.
     """
 
     id: int
@@ -56,7 +56,7 @@ class ImageRecord:
     panoptic: Path
     semantic: Path
     segments: tuple[Segment, ...]
-    upstream_id: int | str
+    upstream_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,5 +203,5 @@ def _image(
         panoptic=directory / PANOPTIC / annotation["file_name"],
         semantic=directory / SEMANTIC / annotation["file_name"],
         segments=segments,
-        upstream_id=entry.get("upstream_id", int(entry["id"])),
+        upstream_id=str(entry.get("upstream_id", "")),
     )

@@ -111,7 +111,7 @@ class PredictionReader:
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
         self.annotations: dict[int, dict[str, Any]] = {}
         """Entries of the JSON by image id; their segments are not checked yet."""
-        texts = {record.upstream_id: record.id for record in dataset.images}
+        texts = {record.upstream_id: record.id for record in dataset.images if record.upstream_id}
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
             if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), str):
@@ -144,7 +144,9 @@ class PredictionReader:
             _check_fields({"name": ""} | category, f"{where}[{number}]", id=int, name=str)
         self.listed = [(entry["id"], entry.get("name", "").strip()) for entry in categories]
         self.stated = _by_id(self._dataset, category_ids)
-        self.note = check_listed(self.listed, self.stated, self._dataset, where)
+        self.note = check_listed(
+            self.listed, self.stated, self._dataset, kind=category_ids, where=where
+        )
         return {key: self.stated[key] for key, _ in self.listed}
 
     def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
