@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from possam.datasets.label_runs import compact, encode_masks, segment_table
-from possam.datasets.pixels import Array, open_image, read_upstream, runs
+from possam.datasets.pixels import Array, check_as_stored, open_image, read_upstream, runs
 from possam.datasets.records import Category, Converted, Segment
 from possam.runtime.errors import InputError
 
@@ -27,6 +27,7 @@ def check_photo(path: Path) -> tuple[tuple[int, int], str]:
     """
     content = read_upstream(path)
     with open_image(content, path) as image:
+        check_as_stored(image, path)
         width, height = image.size
         image.draft("L", (1, 1))
         image.load()

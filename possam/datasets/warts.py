@@ -13,13 +13,14 @@ from typing import Any
 from PIL import Image
 
 from possam.datasets.format import IMAGES
-from possam.datasets.pixels import open_image, read_upstream
+from possam.datasets.pixels import open_image, orientation, read_upstream
 
 KINDS = {
     "grey_photo": "grey photographs (read as RGB)",
     "cmyk_photo": "CMYK photographs (read as RGB)",
     "other_photo": "photographs of another colour mode (read as RGB)",
-    "exif_orientation": "photographs with an EXIF orientation (not applied)",
+    "exif_orientation": "photographs with an EXIF orientation (not applied: labels must lie on the "
+    "pixels as stored)",
     "unreadable_exif": "photographs with damaged EXIF data (not read)",
     "upper_case_suffix": "photographs with an upper-case suffix",
     "renamed_photo": "photographs under another name than in the list (suffix or subfolder)",
@@ -36,7 +37,6 @@ KINDS = {
 STRAY = "stray_file"
 """The kind of files that belong to no image: ``count``, and ``files`` (the first hundred)."""
 _LISTED = 100
-_ORIENTATION = 0x0112
 _MODES = {"RGB": None, "L": "grey_photo", "CMYK": "cmyk_photo"}
 
 
@@ -70,7 +70,7 @@ def _photo_warts(path: Path) -> dict[str, int]:
         try:
             exif = Image.Exif()  # image.getexif() hides damage that Pillow met on opening
             exif.load(image.info.get("exif", b""))
-            turned = exif.get(_ORIENTATION, 1) not in (0, 1)
+            turned = orientation(image) != 1
         except Exception:  # Pillow raises and warns of many kinds for damaged EXIF data
             kinds.append("unreadable_exif")
         else:

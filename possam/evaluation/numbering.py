@@ -149,8 +149,10 @@ def _fitting(
         if same > best and other != numbers and all(key in other for key, _ in listed):
             best, text = same, what
     if not text:
-        other = "contiguous" if kind == "upstream" else "upstream"
-        return f"; if the ids are {other} ids, choose category_ids={other!r}; else correct them"
+        opposite = "contiguous" if kind == "upstream" else "upstream"
+        return (
+            f"; if the ids are {opposite} ids, choose category_ids={opposite!r}; else correct them"
+        )
     return f"; they fit {text}: {best} of {len(listed)} names agree"
 
 

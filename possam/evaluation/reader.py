@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from possam.datasets.files import is_stray
 from possam.datasets.format import ConvertedDataset, ImageRecord
+from possam.datasets.images import turned
 from possam.datasets.json_fields import ID, LIST, TEXT
 from possam.datasets.pixels import FORMATS, UNREADABLE, decode_ids, decode_map
 from possam.evaluation.numbering import Mapped, NumberingError, check_listed
@@ -141,7 +143,8 @@ class PredictionReader:
         """Valid ``category_id`` -> class index; sets ``listed``, ``stated`` and ``note``."""
         where = f"{self.json}: categories"
         for number, category in enumerate(categories):
-            _check_fields({"name": ""} | category, f"{where}[{number}]", id=int, name=str)
+            _check_fields(category, f"{where}[{number}]", id=int)
+            _check_fields({"name": ""} | category, f"{where}[{number}]", name=str)
         self.listed = [(entry["id"], entry.get("name", "").strip()) for entry in categories]
         self.stated = _by_id(self._dataset, category_ids)
         self.note = check_listed(
@@ -183,7 +186,7 @@ class LabelFormat:
     def of(cls, folder: Path, dataset: ConvertedDataset, *, category_ids: str) -> "LabelFormat":
         """The format of ``folder``; errors as of :class:`PredictionReader`."""
         _check_category_ids(category_ids)
-        if not any(folder.glob("*.png")):
+        if not any(is_label_map(path) for path in folder.iterdir()):
             raise InputError(
                 f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
             )
@@ -202,10 +205,10 @@ class LabelFormat:
         return Mapped(found, dict(zip(values, values, strict=True)))
 
     def path(self, record: ImageRecord) -> Path:
-        """The PNG of one image, named like the photograph or the data set's own PNG."""
-        names = dict.fromkeys(f"{file.stem}.png" for file in (record.file, record.panoptic))
-        places = [self.folder / name for name in reversed(names)]
-        return next((place for place in places if place.exists()), places[-1])
+        """The PNG of one image, named like those of the data set."""
+        path = self.folder / f"{record.panoptic.stem}.png"
+        upper = path.with_suffix(".PNG")
+        return upper if upper.exists() and not path.exists() else path
 
     def read_labels(self, record: ImageRecord) -> RunLengths:
         """The map of one image, as runs of labels that are not checked yet.
@@ -273,6 +276,11 @@ def _check_category_ids(category_ids: str) -> None:
         )
 
 
+def is_label_map(path: Path) -> bool:
+    """Whether a file in a folder of label PNGs is one, by its name."""
+    return path.suffix.lower() == ".png" and not is_stray(Path(path.name))
+
+
 def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, int]:
     upstream = category_ids == "upstream"
     return {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
@@ -297,8 +305,10 @@ def read_png(path: Path) -> NDArray[Any]:
 
 def check_size(path: Path, pixels: NDArray[Any], record: ImageRecord) -> None:
     """Raise an InputError if pixels (H,W,...) differ in size from the image."""
-    if pixels.shape[:2] != (record.height, record.width):
+    size = (record.height, record.width)
+    if pixels.shape[:2] != size:
         raise InputError(
             f"{path}: size: {pixels.shape[1]} x {pixels.shape[0]}, but image {record.id} is "
             f"{record.width} x {record.height} (width x height); resize it (nearest)"
+            f"{turned(pixels.shape[:2], size)}"
         )

@@ -38,12 +38,14 @@ def convert_files(
     class_names: Path,
     class_table: Path | None,
     without_instances: bool,
+    allow_empty: bool,
     out: Path,
     workers: int,
 ) -> None:
     """Convert a user's folder in the layout of a data set, and validate the result.
 
     The ``folder`` in the data set's declaration says what ``root``, ``split`` and the options mean.
+    ``allow_empty``: most images may be without segments.
 
     Raises:
         InputError: an option that the layout does not have, or bad input.
@@ -62,12 +64,20 @@ def convert_files(
     options = {option: value for option, value in options.items() if getattr(own, option)}
     split = own.splits.get(split, split)
     source = own.read(root, split, class_names=class_names, **options)
-    report = _convert_checked(source, layout, split, out=out, workers=workers)
+    report = _convert_checked(
+        source, layout, split, out=out, workers=workers, allow_empty=allow_empty
+    )
     print(f"{out}: {report['counts']}")
 
 
 def _convert_checked(
-    source: Source, dataset: str, split: str, *, out: Path, workers: int
+    source: Source,
+    dataset: str,
+    split: str,
+    *,
+    out: Path,
+    workers: int,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Convert to ``out``, which only a valid result replaces. Returns the validator's report.
 
@@ -82,7 +92,7 @@ def _convert_checked(
 
     def check(folder: Path) -> None:
         faults = datasets()[dataset].faults
-        report.update(validate_dataset(folder, workers=count, more=faults))
+        report.update(validate_dataset(folder, workers=count, more=faults, allow_empty=allow_empty))
 
     code = code_hash(module_of(dataset), "possam.datasets.conversion")
     manifest = convert(

@@ -108,6 +108,60 @@ def test_photographs_are_read_as_stored_and_as_rgb(tmp_path: Path, case: str) ->
     assert sample.image.shape == (3, 4, 6) and len(sample.masks) == 2
 
 
+def test_orientation_is_found_wherever_it_is_written(tmp_path: Path) -> None:
+    """In EXIF data, or in XMP, as ``possam predict`` finds it."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="3"/></x:xmpmeta>'
+    arguments = make_coco(tmp_path)
+    noise().save(arguments["images"] / "000000000012.jpg", xmp=xmp)
+    assert coco_warts(arguments) == {"exif_orientation": once(12)}
+
+
+def test_a_turned_tiff_is_refused_since_it_would_be_read_turned(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    path = arguments["images"] / "000000000012.jpg"
+    path.unlink()
+    noise().save(path.with_suffix(".tif"), exif=turned(3))
+    with pytest.raises(InputError, match=r"12\.tif: a TIFF with EXIF orientation 3; save it upri"):
+        convert_coco(**arguments)
+    noise().save(path.with_suffix(".tif"), exif=turned(1))
+    convert_coco(**arguments)
+
+
+def test_deep_grey_photographs_are_scaled(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    path = arguments["images"] / "000000000012.jpg"
+    path.unlink()
+    deep = (np.arange(24, dtype=np.uint16) * 2570).reshape(4, 6)
+    Image.fromarray(deep).save(path.with_suffix(".png"))
+    assert coco_warts(arguments) == {"other_photo": once(12), "renamed_photo": once(12)}
+    assert ConvertedDataset.open(arguments["out"]).image(0)[..., 1].ravel().tolist() == list(
+        range(0, 240, 10)
+    )
+
+
+def test_most_images_may_be_empty_if_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_coco(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "panoptic.json").rename(tmp_path / "annotations/panoptic_val2017.json")
+    (tmp_path / "panoptic_val2017").rename(tmp_path / "annotations/panoptic_val2017")
+
+    def clear(data: Any) -> None:
+        for entry in data["annotations"]:
+            entry["segments_info"] = []
+            path = tmp_path / "annotations/panoptic_val2017" / entry["file_name"]
+            save_rgb_ids(path, np.zeros((4, 6), int))
+
+    edit(tmp_path / "annotations/panoptic_val2017.json", clear)
+    line = ["convert-files", "coco", str(tmp_path), "--split", "val2017", "--class-names"]
+    line += [str(tmp_path / "names.txt"), "--out", str(tmp_path / "out")]
+    assert cli.main(line) == 2
+    assert "2 of 2 images have no" in capsys.readouterr().err
+    assert cli.main([*line, "--allow-empty"]) == 0
+    assert "2 images without a labelled pixel" in capsys.readouterr().out
+
+
 def test_labels_on_the_turned_photograph_are_refused_with_the_remedy(tmp_path: Path) -> None:
     arguments = make_coco(tmp_path)
     photo = noise().transpose(Image.Transpose.ROTATE_90)
