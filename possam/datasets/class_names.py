@@ -24,7 +24,7 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such class-name file; fetch it first") from error
+        raise InputError(f"{path}: no such class-name file; write or fetch it first") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -67,9 +67,7 @@ def unique(entries: Sequence[Any], key: str, path: Path, where: str) -> dict[Any
         check_fields(entry, fields, f"{path}: {where}[{position}]")
         value = entry[key]
         if value in result:
-            raise InputError(
-                f"{path}: {where}: {key} {value!r} comes twice; remove one, or fetch the file again"
-            )
+            raise InputError(f"{path}: {where}: {key} {value!r} comes twice; remove one")
         result[value] = entry
     return result
 

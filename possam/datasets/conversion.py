@@ -167,7 +167,7 @@ def _signature(task: Task) -> str:
             status = path.stat()
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read ({error.strerror}); unpack its archive again"
+                f"{path}: cannot be read ({error.strerror}); restore the file"
             ) from error
         stats.append([str(path), status.st_size, status.st_mtime_ns])
     return hash_json([task.id, stats, task.payload])

@@ -66,7 +66,13 @@ class Folder:
         def fail(error: OSError) -> None:
             raise error
 
-        for folder, _, names in os.walk(self.path, onerror=fail):
+        seen = set[str]()
+        for folder, folders, names in os.walk(self.path, onerror=fail, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder that is listed already
+                folders.clear()
+                continue
+            seen.add(real)
             below = Path(folder).relative_to(self.path)
             yield from (below / name for name in names)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from possam.runtime.errors import InputError
 
-REMEDY = "correct it, or fetch the file again"
+REMEDY = "correct it, or replace the file by a good one"
 _NAME_BYTES = 255
 """Longest file name of common file systems."""
 

@@ -45,9 +45,7 @@ def read_upstream(path: Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
-        ) from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 
 
 @contextlib.contextmanager

@@ -216,7 +216,7 @@ BAD = {
     ),
     "instances under other names": (
         lambda r: edit(r / "instances.json", lambda d: d["categories"][0].update(name="bar")),
-        "id 1 is 'bar', but 'disc'",
+        "'bar' has the id 1, but 7 in the panoptic",
     ),
     "instances of another split": (
         lambda r: edit(

@@ -272,18 +272,14 @@ def _instances(
 def _check_instance_names(
     entries: Sequence[Any], categories: Sequence[Category], path: Path
 ) -> None:
-    """Check that a class has one name in the instance and the panoptic annotations."""
-    known = {category.upstream_id: category for category in categories}
-    for entry in entries:
-        key, name = (entry.get(field) for field in ("id", "name")) if isinstance(entry, dict) else (
-            None, None,
-        )  # fmt: skip
-        category = known.get(key) if isinstance(key, int) else None
-        if category is None or not isinstance(name, str) or not category.upstream_name:
-            continue
-        if not name_keys(name) & name_keys(category.upstream_name):
+    """Check that a name has one id in the instance and the panoptic annotations."""
+    known = {category.upstream_id: name_keys(category.upstream_name) for category in categories}
+    for key, entry in unique(entries, "id", path, "categories").items():
+        own = name_keys(str(entry.get("name", "")))
+        there = [other for other, names in known.items() if names & own]
+        if there and key not in there:
             raise InputError(
-                f"{path}: categories: id {key} is {name!r}, but {category.upstream_name!r} in the "
+                f"{path}: categories: {entry['name']!r} has the id {key}, but {there[0]} in the "
                 "panoptic annotations; both files must number the classes alike"
             )
 
