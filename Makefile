@@ -9,6 +9,8 @@ READY := .venv/.ready
 MOVED := $(shell test ! -L .venv && grep -s "^command = " .venv/pyvenv.cfg | grep -vqF "$(CURDIR)/.venv" && echo moved)
 CORES ?= 2
 SCALE ?= mini
+MINUTES ?= 10
+SEED ?= 0
 # The study is every table of params/tables.yaml and the report of them all.
 TABLES := $(shell sed -n 's/^\(table[0-9]*\):.*/\1/p' params/tables.yaml)
 STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)/$(table).tracking.json) \
@@ -41,7 +43,7 @@ endif
 GET_PYTHON = install one (apt install python3.11-venv, pyenv install 3.12 or uv python install 3.12) and set PYTHON=its path
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory test-slurm lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -98,6 +100,9 @@ paper-step: $(READY) ## two training steps of the paper's largest model on a CPU
 
 paper-memory: $(READY) ## GPU memory of the paper's sixteen trainings, computed without a GPU (about five minutes)
 	$(BIN)/python -m tests.support.paper_memory
+
+fuzz: $(READY) ## hostile variants of every file that others write, MINUTES=10 for each reader (READERS="coco png"; SEED=0)
+	$(BIN)/python -m tests.fuzz $(READERS) --minutes $(MINUTES) --seed $(SEED)
 
 # It needs Debian's packages slurm-wlm, slurmdbd, munge and mariadb-server, and installs none of them.
 test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault

@@ -286,6 +286,9 @@ def convert_files(
     without_instances: Annotated[
         bool, Option("--without-instances", help="ade20k: each thing class is one segment.")
     ] = False,
+    allow_empty: Annotated[
+        bool, Option("--allow-empty", help="Most images may have no segment.")
+    ] = False,
     workers: Workers = 1,
 ) -> None:
     """Convert any folder in the upstream layout of one of the data sets."""
@@ -298,6 +301,7 @@ def convert_files(
         class_names=class_names,
         class_table=class_table,
         without_instances=without_instances,
+        allow_empty=allow_empty,
         out=out,
         workers=workers,
     )

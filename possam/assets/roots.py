@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from possam.assets.archives import RECORD
+from possam.datasets.files import is_stray
 from possam.params.assets import AssetParams
 from possam.params.data import DataParams, FilesParams, PartParams, image_count
 from possam.runtime.errors import InputError
@@ -151,7 +152,8 @@ def _list_part(
         yield part.path, place, _status(place, name), True
         return
     walked = os.walk(place, onerror=_raise)
-    every = sorted(Path(folder, file) for folder, _, files in walked for file in files)
+    found = (Path(folder, file) for folder, _, files in walked for file in files)
+    every = sorted(path for path in found if not is_stray(path.relative_to(place)))
     for files in part.files:
         own = [path for path in every if path.name.lower().endswith(files.suffix)]
         _count(name, files, place, len(own))

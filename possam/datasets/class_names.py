@@ -1,12 +1,15 @@
 """Class-name files (``index:name,synonym,...``, as OpenSeg and ODISE use them) and class tables."""
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from possam.datasets.json_fields import is_text
 from possam.runtime.errors import InputError
 from possam.runtime.reading import reading
 
+_ADDITIONS = {"merged", "other", "stuff"}
 VOID_NAME = "invalid_class_id"
 
 
@@ -20,23 +23,25 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
         InputError: an unreadable file, a faulty line, an index written twice, or no class.
     """
     try:
-        with reading(path, missing="name a class-name file, or fetch it first"):
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with reading(path, missing="write or fetch it first"):
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); fetch it again") from error
+        raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     classes: dict[int, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
         head, colon, tail = line.partition(":")
-        if not colon or not head.strip().isdigit():
+        if not (colon and re.fullmatch(r"\s*[0-9]{1,18}\s*", head)):
             raise InputError(f"{where}: 'index:name,synonym' is expected, not {line!r}")
         names = tuple(name.strip() for name in tail.split(","))
         if int(head) in classes:
             raise InputError(f"{where}: index {int(head)} is written twice; remove one")
         if not all(names):
             raise InputError(f"{where}: a name is empty; remove the stray comma")
+        if not all(map(is_text, names)):
+            raise InputError(f"{where}: a name has a tab or control character; remove it")
         classes[int(head)] = names
     classes = {index: names for index, names in classes.items() if names != (VOID_NAME,)}
     if not classes:
@@ -58,16 +63,58 @@ def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:
 def read_class_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV table; InputError if it is unreadable or its columns are not ``columns``."""
     try:
-        with reading(path, missing="fetch it"), open(path, encoding="utf-8", newline="") as stream:
+        with (
+            reading(path, missing="fetch it"),
+            open(path, encoding="utf-8-sig", newline="") as stream,
+        ):
             header, *rows = list(csv.reader(stream)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise InputError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
     if tuple(header) != tuple(columns):
         raise InputError(f"{path}: the columns are {header}, {list(columns)} are expected")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(columns):
             raise InputError(f"{path}: line {number} has {len(row)} cells, not {len(columns)}")
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def name_keys(name: str) -> set[tuple[str, ...]]:
+    """What a name, and each of its parts between commas, is compared by.
+
+    Lower case, words in any order, and without COCO's additions: ``floor-other-merged`` is
+    ``floor``, ``wall-brick`` is ``brick wall``.
+    """
+    keys = set()
+    for part in (name, *name.split(",")):
+        words = sorted(re.findall(r"\w+", part.casefold().replace("_", " ")))
+        keys.add(tuple(word for word in words if word not in _ADDITIONS) or tuple(words))
+    return keys - {()}
+
+
+def check_numbering(
+    names: Sequence[Iterable[str]], upstream: Sequence[str], path: Path, other: Path
+) -> None:
+    """Refuse class names that are those of other classes: they are shifted, or in another order.
+
+    Names that upstream does not have are no fault: class-name files rename.
+
+    Args:
+        names: of each class, in ``path``; upstream: its name in ``other``, or empty.
+
+    Raises:
+        InputError: at least half of the classes have the name of another one.
+    """
+    ours = [set().union(*map(name_keys, own)) for own in names]
+    theirs = [name_keys(name) for name in upstream]
+    wrong = [k for k, (a, b) in enumerate(zip(ours, theirs, strict=True)) if b and not a & b]
+    moved = [k for k in wrong if any(ours[k] & theirs[other] for other in wrong)]
+    if moved and 2 * len(moved) >= len(ours):
+        first = moved[0]
+        raise InputError(
+            f"{path}: {len(moved)} of {len(ours)} classes have the name of another class of "
+            f"{other} ({upstream[first]!r} there is {next(iter(names[first]), '')!r} here); its "
+            "numbering is shifted, or in another order: correct it"
+        )
 
 
 def seen_classes(

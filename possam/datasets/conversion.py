@@ -70,6 +70,7 @@ def convert(
     tasks, image_root = source.tasks, source.image_root
     if not tasks:
         raise InputError(f"{out}: no image to convert for {name} {split}; check the paths")
+    _check_unique(tasks)
     out = Path(os.path.abspath(out))
     staging = out.with_name(f".{out.name}.partial")
     head = {"format": FORMAT, "name": name, "split": split}
@@ -123,9 +124,27 @@ def _relative(image_root: Path, out: Path) -> str:
     return os.path.relpath(os.path.realpath(image_root), place)
 
 
+def _check_unique(tasks: Sequence[Task]) -> None:
+    """InputError if two images would share a PNG: an annotation, or the name of a converted one."""
+    users: dict[str, Task] = {}
+    for task in tasks:
+        for name in (task.png_name, *map(str, task.sources)):
+            if (other := users.setdefault(name, task)) is not task:
+                raise InputError(
+                    f"{task.image}: shares {name} with {other.image}; photographs must differ in "
+                    "more than their suffixes, and each needs its own annotation: rename one, or "
+                    "leave it out"
+                )
+
+
 def _folders(source: Source) -> list[str]:
     """The data set's folders with one file per image."""
     return [PANOPTIC, SEMANTIC] if source.image_root is not None else [PANOPTIC, SEMANTIC, IMAGES]
+
+
+def _image_name(task: Task, root: Path | None) -> str:
+    """The photograph's path below the data set's image root."""
+    return task.image.name if root is None else task.image.relative_to(root).as_posix()
 
 
 def _file_name(task: Task, folder: str) -> str:
@@ -196,7 +215,7 @@ def _convert_one(task: Task, signature: str, source: Source, staging: Path) -> N
         "instances": result.instances,
     }
     annotated = source.instances.startswith(UPSTREAM_INSTANCES)
-    part["warts"] = find_warts(task.image, part, instances=annotated)
+    part["warts"] = find_warts(task.image, part, instances=annotated) | task.warts
     write_bytes(_part_path(staging, task), json.dumps(part).encode())
 
 
@@ -252,7 +271,9 @@ def _assemble(
 
     for task in tasks:
         part = read_json(_part_path(staging, task))
-        entry = {"id": task.id, "file_name": task.image.name}
+        entry = {"id": task.id, "file_name": _image_name(task, source.image_root)}
+        if task.upstream_id:
+            entry["upstream_id"] = task.upstream_id
         images.append({**entry, "width": part["width"], "height": part["height"]})
         warts.add(task.id, part)
     classes = [category.to_json() for category in source.categories]
@@ -279,7 +300,7 @@ def _assemble(
             "instances": sum(histogram["instances"]),
         },
         "histogram": {**histogram, "void_pixels": void_pixels},
-        "warts": warts.to_json(),
+        "warts": warts.to_json(source.stray),
         "instances": instances,
         "sha256": sha256,
         "content": hash_json({**head, "instances": instances, "sha256": sha256}),

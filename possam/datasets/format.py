@@ -3,7 +3,8 @@
 A folder in COCO panoptic format, with semantic maps and instances::
 
     annotations.json  COCO panoptic JSON; category ids are contiguous, 0..K-1, in the order of the
-                      class-name file; categories also have "names" (synonyms) and "upstream_id"
+                      class-name file; categories also have "names" (synonyms), "upstream_id" and
+                      "upstream_name", images "upstream_id" where the publisher's id is a text
     panoptic/*.png    segment ids R + 256 G + 65536 B, 0 is void
     semantic/*.png    class index; void is 255, or 65535 from 255 classes on
     instances.json    COCO instances JSON of the things, masks as compressed RLE
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from possam.datasets.json_fields import OBJECT, TEXT, check_fields, one_of
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
 from possam.datasets.records import Category, Segment
 from possam.runtime.errors import InputError
@@ -32,11 +34,20 @@ FORMAT = "possam-dataset-1"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
 T = TypeVar("T", bound=np.generic)
+_MANIFEST = {
+    **dict.fromkeys(("name", "split", "content"), TEXT),
+    "image_root": one_of(str, text="a path"),
+    "sha256": OBJECT,
+}
+_SHA256 = dict.fromkeys(("annotations", "instances"), TEXT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One image: its files (full paths), size in pixels, and segments."""
+    """One image: its files (full paths), size in pixels, and segments.
+
+    ``upstream_id``: the publisher's id where it is a text, as in Cityscapes; else empty.
+    """
 
     id: int
     file: Path
@@ -45,6 +56,7 @@ class ImageRecord:
     panoptic: Path
     semantic: Path
     segments: tuple[Segment, ...]
+    upstream_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +80,7 @@ class ConvertedDataset:
         directory = Path(directory)
         manifest = read_manifest(directory)
         path = directory / ANNOTATIONS
-        if sha256_file(path) != manifest["sha256"]["annotations"]:
-            raise InputError(f"{path}: changed since the conversion; convert the data set again")
-        data = read_json(path)
+        data = _read_unchanged(path, manifest["sha256"]["annotations"])
         root = directory / manifest["image_root"]
         try:
             categories = tuple(
@@ -79,6 +89,7 @@ class ConvertedDataset:
                     names=tuple(entry["names"]),
                     is_thing=bool(entry["isthing"]),
                     upstream_id=int(entry["upstream_id"]),
+                    upstream_name=str(entry.get("upstream_name", "")),
                 )
                 for entry in data["categories"]
             )
@@ -132,10 +143,8 @@ class ConvertedDataset:
 
     def instances(self) -> dict[str, Any]:
         """COCO's instances JSON (things, compressed RLE) for pycocotools; InputError if changed."""
-        path = self.directory / INSTANCES
-        if sha256_file(path) != self.manifest["sha256"]["instances"]:
-            raise InputError(f"{path}: changed since the conversion; convert the data set again")
-        return dict(read_json(path))
+        digest = self.manifest["sha256"]["instances"]
+        return dict(_read_unchanged(self.directory / INSTANCES, digest))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -145,14 +154,29 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path, missing=missing)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {FORMAT!r} is expected; convert the data set again")
+    remedy = "convert the data set again"
+    check_fields(manifest, _MANIFEST, str(path), remedy=remedy)
+    check_fields(manifest["sha256"], _SHA256, f"{path}: sha256", remedy=remedy)
     return manifest
+
+
+def _read_unchanged(path: Path, digest: str) -> Any:
+    try:
+        unchanged = sha256_file(path) == digest
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); convert the data set again"
+        ) from error
+    if not unchanged:
+        raise InputError(f"{path}: changed since the conversion; convert the data set again")
+    return read_json(path)
 
 
 def _of_size(pixels: npt.NDArray[T], record: ImageRecord, path: Path) -> npt.NDArray[T]:
     if pixels.shape[:2] != (record.height, record.width):
         raise InputError(
             f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the annotations say "
-            f"{record.width}x{record.height}; unpack and convert again"
+            f"{record.width}x{record.height}; restore the file, or convert the data set again"
         )
     return pixels
 
@@ -178,4 +202,5 @@ def _image(
         panoptic=directory / PANOPTIC / annotation["file_name"],
         semantic=directory / SEMANTIC / annotation["file_name"],
         segments=segments,
+        upstream_id=str(entry.get("upstream_id", "")),
     )

@@ -4,6 +4,7 @@ Images and label maps are resized as in the published preparations.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from possam.datasets.label_runs import compact, encode_masks, segment_table
-from possam.datasets.pixels import Array, open_image, read_upstream, runs
+from possam.datasets.pixels import Array, check_as_stored, open_image, read_upstream, runs
 from possam.datasets.records import Category, Converted, Segment
 from possam.runtime.errors import InputError
 
@@ -26,18 +27,21 @@ def check_photo(path: Path) -> tuple[tuple[int, int], str]:
     """
     content = read_upstream(path)
     with open_image(content, path) as image:
+        check_as_stored(image, path)
         width, height = image.size
         image.draft("L", (1, 1))
         image.load()
     return (height, width), hashlib.sha256(content).hexdigest()
 
 
-def check_size(labels: Array, labels_path: Path, size: tuple[int, int], photo_path: Path) -> None:
-    """Raise InputError unless ``labels`` (H, W, ...) have the size of their photograph."""
-    if labels.shape[:2] != size:
+def check_size(
+    found: tuple[int, ...], labels_path: Path, size: tuple[int, ...], photo_path: Path
+) -> None:
+    """Raise InputError unless labels of ``found`` (H, W, ...) have the size of their photograph."""
+    if found[:2] != size:
         raise InputError(
-            f"{labels_path}: {labels.shape[1]}x{labels.shape[0]} pixels, but {photo_path} has "
-            f"{size[1]}x{size[0]}; unpack both again{turned(labels.shape[:2], size)}"
+            f"{labels_path}: {found[1]}x{found[0]} pixels, but {photo_path} has "
+            f"{size[1]}x{size[0]}; both must be of one size{turned(found[:2], size)}"
         )
 
 
@@ -46,7 +50,7 @@ def turned(size: tuple[int, ...], other: tuple[int, ...]) -> str:
     if size != other[::-1]:
         return ""
     return (
-        ", or turn the photograph's pixels if its EXIF orientation does: labels must lie on the "
+        "; turn the photograph's pixels if its EXIF orientation does: labels must lie on the "
         "pixels as stored"
     )
 
@@ -96,6 +100,23 @@ def find_segments(ids: Array, class_of: Callable[[int], int]) -> tuple[Segment, 
         Segment(id=key, category=class_of(key), area=area, bbox=box)
         for key, area, box in segment_table(ids)
     )
+
+
+def settle_crowds(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """``segments``, with a defined order of each class's crowd regions: the largest comes last.
+
+    Of several crowd regions of one class, panopticapi excuses predictions on the one that is listed
+    last; upstream's order means nothing.
+    """
+    result, places = list(segments), defaultdict[int, list[int]](list)
+    for place, segment in enumerate(result):
+        if segment.is_crowd:
+            places[segment.category].append(place)
+    for own in places.values():
+        ordered = sorted((result[place] for place in own), key=lambda one: (one.area, one.id))
+        for place, segment in zip(own, ordered, strict=True):
+            result[place] = segment
+    return tuple(result)
 
 
 def things_as_instances(

@@ -25,6 +25,8 @@ from possam.runtime.files import atomic_path
 from possam.runtime.reading import reading
 
 Array = npt.NDArray[Any]
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""Formats that Pillow may take a file for; for others it would start programs (EPS), or worse."""
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a damaged image, or a file that is no image."""
 
@@ -32,6 +34,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
 _CHUNK = struct.Struct(">I4s")
 _CHECK = struct.Struct(">I")
+_ORIENTATION = 0x0112
 GREY, RGB = 0, 2
 """Colour types, as PNG numbers them."""
 _LARGEST = 1 << 28
@@ -44,20 +47,18 @@ def read_upstream(path: Path) -> bytes:
         with reading(path, missing="unpack its archive again"):
             return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); unpack its archive again"
-        ) from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 
 
 @contextlib.contextmanager
 def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
     """Open the ``content`` of image ``path``; InputError for damage found here or in the block."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             yield image
     except UNREADABLE as error:
         raise InputError(
-            f"{path}: damaged or truncated image ({error}); unpack its archive again"
+            f"{path}: damaged or truncated image ({error}); replace the file by a good one"
         ) from error
 
 
@@ -74,9 +75,35 @@ def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
     pixels = decode_map(content) if mode is None else None
     if pixels is None:
         with open_image(content, path) as image:
+            check_as_stored(image, path)
             image.load()
-            pixels = np.asarray(image if mode is None else image.convert(mode))
+            pixels = np.asarray(image if mode is None else _converted(image, mode, path))
     return pixels, hashlib.sha256(content).hexdigest()
+
+
+def _converted(image: Image.Image, mode: str, path: Path) -> Image.Image:
+    """``image`` in another mode; Pillow would cut deep grey at 255, so it is scaled to 8 bits."""
+    if image.mode == "F":
+        raise InputError(f"{path}: floating-point pixels have no known range; save it as 8 bits")
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.float64).clip(0, 65535)
+        image = Image.fromarray((deep / 257).round().astype(np.uint8))
+    return image.convert(mode)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation (1 upright, 2..8 turned or mirrored) of an image that is not loaded yet."""
+    found = image.getexif().get(_ORIENTATION, 1)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def check_as_stored(image: Image.Image, path: Path) -> None:
+    """InputError for a turned TIFF: of all formats, Pillow turns its pixels when it loads them."""
+    if image.format == "TIFF" and (number := orientation(image)) != 1:
+        raise InputError(
+            f"{path}: a TIFF with EXIF orientation {number}; save it upright: labels must lie on "
+            "the pixels as stored"
+        )
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:

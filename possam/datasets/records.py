@@ -19,12 +19,16 @@ UPSTREAM_INSTANCES = "upstream annotations"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Category:
-    """One class: ``index`` 0..K-1, ``names`` (the preferred one first) and the publisher's id."""
+    """One class: ``index`` 0..K-1, ``names`` (the preferred one first) and the publisher's id.
+
+    ``upstream_name``: what the publisher calls it; empty if only the class-name file names it.
+    """
 
     index: int
     names: tuple[str, ...]
     is_thing: bool
     upstream_id: int
+    upstream_name: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The entry in the JSON's ``categories``."""
@@ -34,15 +38,24 @@ class Category:
             "names": list(self.names),
             "isthing": int(self.is_thing),
             "upstream_id": self.upstream_id,
+            "upstream_name": self.upstream_name,
         }
 
 
 def stuff_categories(
-    names: Mapping[int, tuple[str, ...]], upstream_ids: Sequence[int]
+    names: Mapping[int, tuple[str, ...]],
+    upstream_ids: Sequence[int],
+    upstream_names: Sequence[str] = (),
 ) -> list[Category]:
     """Classes in the order of ``names`` (class-name file), all stuff."""
     return [
-        Category(index=index, names=synonyms, is_thing=False, upstream_id=upstream)
+        Category(
+            index=index,
+            names=synonyms,
+            is_thing=False,
+            upstream_id=upstream,
+            upstream_name=upstream_names[index] if upstream_names else "",
+        )
         for index, (synonyms, upstream) in enumerate(zip(names.values(), upstream_ids, strict=True))
     ]
 
@@ -76,17 +89,23 @@ class Task:
         id, image: number and photograph; number and file name are unique in the data set.
         sources: the image's annotation files.
         payload: what the converter needs besides the files (JSON values).
+        name: of its PNGs, without suffix, where the photograph's own is not unique.
+        upstream_id: the publisher's id, where this is a text.
+        warts: what is unusual about its files' names, by kind.
     """
 
     id: int
     image: Path
     sources: tuple[Path, ...]
     payload: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    upstream_id: str = ""
+    warts: dict[str, int] = field(default_factory=dict)
 
     @property
     def png_name(self) -> str:
         """File name of this image's PNGs."""
-        return f"{self.image.stem}.png"
+        return f"{self.name or self.image.stem}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +139,7 @@ class Source:
         converter: converts one image; picklable; raises InputError on bad input.
         image_root: folder of the photographs; None: the data set stores what the converter returns.
         instances: where the instances come from, in words.
+        stray: files in upstream's folders that belong to no data set and were left out.
     """
 
     tasks: Sequence[Task]
@@ -127,3 +147,4 @@ class Source:
     categories: Sequence[Category]
     image_root: Path | None
     instances: str = "none (semantic only: a class's pixels are one stuff segment)"
+    stray: tuple[str, ...] = ()

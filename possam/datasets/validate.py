@@ -35,6 +35,7 @@ def validate_dataset(
     *,
     workers: int = 1,
     more: Callable[[ConvertedDataset], list[str]] | None = None,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Check everything that a converted data set promises.
 
@@ -42,8 +43,8 @@ def validate_dataset(
     unique; image, panoptic and semantic map have one size; each PNG and the JSON have the same ids,
     areas and boxes; class indices are in range; both maps agree on stuff; instances have a thing
     class, their image's size and their mask's area (upstream annotations: any area, also 0); at
-    least half of the images have a labelled pixel, and at least half have a segment. ``more``:
-    further checks of this data set; returns one message per fault.
+    least half of the images have a labelled pixel, and at least half have a segment, unless
+    ``allow_empty``. ``more``: further checks of this data set; returns one message per fault.
 
     Returns:
         ``counts`` (the manifest's), and what is unusual but no fault: ``void_images`` (ids of those
@@ -95,10 +96,10 @@ def validate_dataset(
         if value != dataset.manifest["histogram"][key]:
             faults.append(f"{directory}/manifest.json: histogram.{key} does not match the files")
     for what, ids in (("labelled pixel", void_images), ("segment", empty_images)):
-        if 2 * len(ids) > len(dataset):
+        if 2 * len(ids) > len(dataset) and not allow_empty:
             faults.append(
                 f"{directory}: {len(ids)} of {len(dataset)} images have no {what}; the class table "
-                "or the labels are of another release"
+                "or the labels are of another release (if it is meant: convert-files --allow-empty)"
             )
     if faults:
         rest = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []

@@ -6,33 +6,37 @@ and ``ids`` (of the first hundred of them).
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from possam.datasets.format import IMAGES
-from possam.datasets.pixels import open_image, read_upstream
+from possam.datasets.pixels import open_image, orientation, read_upstream
 
 KINDS = {
     "grey_photo": "grey photographs (read as RGB)",
     "cmyk_photo": "CMYK photographs (read as RGB)",
     "other_photo": "photographs of another colour mode (read as RGB)",
-    "exif_orientation": "photographs with an EXIF orientation (not applied)",
+    "exif_orientation": "photographs with an EXIF orientation (not applied: labels must lie on the "
+    "pixels as stored)",
     "unreadable_exif": "photographs with damaged EXIF data (not read)",
     "upper_case_suffix": "photographs with an upper-case suffix",
+    "renamed_photo": "photographs under another name than in the list (suffix or subfolder)",
     "duplicate_photo": "photographs that another image has, too, byte for byte",
     "unlabelled": "images without a labelled pixel",
     "no_segment": "images with labelled pixels, but without a segment",
     "no_instance": "images without an instance annotation",
-    "several_crowds": "further crowd regions of one class in an image",
+    "several_crowds": "further crowd regions of one class in an image (PQ excuses predictions on "
+    "the largest only)",
     "instance_without_area": "instance annotations of area 0",
     "instance_without_pixel": "instance annotations whose mask covers no pixel",
 }
-"""Every kind, and what it counts, in words."""
+"""Every kind of an image, and what it counts, in words."""
+STRAY = "stray_file"
+"""The kind of files that belong to no image: ``count``, and ``files`` (the first hundred)."""
 _LISTED = 100
-_ORIENTATION = 0x0112
 _MODES = {"RGB": None, "L": "grey_photo", "CMYK": "cmyk_photo"}
 
 
@@ -66,7 +70,7 @@ def _photo_warts(path: Path) -> dict[str, int]:
         try:
             exif = Image.Exif()  # image.getexif() hides damage that Pillow met on opening
             exif.load(image.info.get("exif", b""))
-            turned = exif.get(_ORIENTATION, 1) not in (0, 1)
+            turned = orientation(image) != 1
         except Exception:  # Pillow raises and warns of many kinds for damaged EXIF data
             kinds.append("unreadable_exif")
         else:
@@ -97,11 +101,12 @@ class Tally:
             self._found[kind][image_id] = count
         self._photos[part[IMAGES]].append(image_id)
 
-    def to_json(self) -> dict[str, dict[str, Any]]:
-        """The manifest's ``warts``: the kinds that occur."""
+    def to_json(self, stray: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """The manifest's ``warts``: the kinds that occur. ``stray``: see :data:`STRAY`."""
         same = [image for ids in self._photos.values() if len(ids) > 1 for image in ids]
         found = self._found | {"duplicate_photo": dict.fromkeys(sorted(same), 1)}
-        return {
+        files = {STRAY: {"count": len(stray), "files": list(stray[:_LISTED])}} if stray else {}
+        return files | {
             kind: {
                 "count": sum(images.values()),
                 "images": len(images),
@@ -114,8 +119,12 @@ class Tally:
 
 def describe_warts(warts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line per kind of a manifest's ``warts``."""
-    return [
-        f"{entry['count']} {KINDS[kind]}: image {', '.join(map(str, entry['ids'][:5]))}"
-        + (", ..." if entry["images"] > 5 else "")
-        for kind, entry in warts.items()
-    ]
+    lines = []
+    for kind, entry in warts.items():
+        if kind == STRAY:
+            what, named = "stray files (left out):", entry["files"]
+        else:
+            what, named = f"{KINDS[kind]}: image", entry["ids"]
+        more = ", ..." if len(named) > 5 else ""
+        lines.append(f"{entry['count']} {what} {', '.join(map(str, named[:5]))}{more}")
+    return lines

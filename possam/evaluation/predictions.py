@@ -79,8 +79,9 @@ def check_panopticapi(
 
     # In one process: sums of IoUs would round differently for every number of cores.
     target = read_json(dataset.directory / ANNOTATIONS)
+    own = {record.upstream_id: record.id for record in dataset.images}
     sides = [
-        {item["image_id"]: item for item in content["annotations"]}
+        {own.get(item["image_id"], item["image_id"]): item for item in content["annotations"]}
         for content in (target, read_json(json))
     ]
     pairs = [tuple(side[record.id] for side in sides) for record in dataset.images]

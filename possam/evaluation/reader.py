@@ -5,7 +5,7 @@ A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,8 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from possam.datasets.format import Category, ConvertedDataset, ImageRecord
-from possam.datasets.pixels import UNREADABLE, decode_ids, decode_map
+from possam.datasets.files import is_stray
+from possam.datasets.format import ConvertedDataset, ImageRecord
+from possam.datasets.images import turned
+from possam.datasets.json_fields import ID, LIST, TEXT
+from possam.datasets.pixels import FORMATS, UNREADABLE, decode_ids, decode_map
+from possam.evaluation.numbering import Mapped, NumberingError, check_listed
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
@@ -87,6 +91,11 @@ class PredictionReader:
         category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
             id of the data set's upstream release (``upstream``).
 
+    Attributes:
+        listed: id and name of each entry of the JSON's ``categories``.
+        stated: the numbering that was named: ``category_id`` -> class index.
+        note: on names that are none of the data set's, or None.
+
     Raises:
         InputError: anything missing, malformed or inconsistent, with file, field and remedy.
     """
@@ -106,8 +115,12 @@ class PredictionReader:
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
         self.annotations: dict[int, dict[str, Any]] = {}
         """Entries of the JSON by image id; their segments are not checked yet."""
+        texts = {record.upstream_id: record.id for record in dataset.images if record.upstream_id}
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
+            if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), str):
+                own = texts.get(annotation["image_id"], annotation["image_id"])
+                annotation = {**annotation, "image_id": own}
             _check_fields(annotation, where, image_id=int, file_name=str, segments_info=list)
             image_id = annotation["image_id"]
             if image_id in self.annotations:
@@ -129,33 +142,28 @@ class PredictionReader:
             )
 
     def _category_map(self, categories: list[Any], category_ids: str) -> dict[int, int]:
-        """Valid ``category_id`` -> class index."""
-        known = _by_id(self._dataset, category_ids)
-        other = "upstream" if category_ids == "contiguous" else "contiguous"
-        remedy = f"if the ids are {other} ids, choose category_ids={other!r}"
-        result = {}
+        """Valid ``category_id`` -> class index; sets ``listed``, ``stated`` and ``note``."""
+        where = f"{self.json}: categories"
         for number, category in enumerate(categories):
-            where = f"{self.json}: categories[{number}]"
-            _check_fields(category, where, id=int)
-            if category["id"] not in known:
-                raise InputError(
-                    f"{where}: id: {category['id']!r} is no {category_ids} category id of "
-                    f"{self._dataset.name}; {remedy}"
-                )
-            ours = known[category["id"]]
-            name = str(category.get("name", ours.names[0])).strip().lower()
-            names = [synonym.strip().lower() for synonym in ours.names]
-            if category_ids == "contiguous" and name not in names:
-                raise InputError(
-                    f"{where}: name: {name!r}, but class {ours.index} of {self._dataset.name} is "
-                    f"{ours.names[0]!r}; {remedy}"
-                )
-            result[category["id"]] = ours.index
-        return result
+            _check_fields(category, f"{where}[{number}]", id=int)
+            _check_fields({"name": ""} | category, f"{where}[{number}]", name=str)
+        self.listed = [(entry["id"], entry.get("name", "").strip()) for entry in categories]
+        self.stated = _by_id(self._dataset, category_ids)
+        self.note = check_listed(
+            self.listed, self.stated, self._dataset, kind=category_ids, where=where
+        )
+        return {key: self.stated[key] for key, _ in self.listed}
 
     def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
         """The map of one image, as runs of ids, and id -> class index."""
         return self.format.read(record, self.annotations[record.id])
+
+    def numbers(self, record: ImageRecord) -> Mapped:
+        """The map of one image with ``category_id`` as it is in the JSON."""
+        known = {key: key for key, _ in self.listed}
+        return Mapped(*replace(self.format, classes=known).read(
+            record, self.annotations[record.id]
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +174,11 @@ class LabelFormat:
         dataset: the data set's name, for messages.
         classes: valid label -> class index.
         category_ids: one of ``CATEGORY_IDS``, the numbering of the labels.
+        listed, note: as of :class:`PredictionReader`; labels have no names.
     """
 
+    listed = ()
+    note = None
     folder: Path
     dataset: str
     classes: Mapping[int, int]
@@ -177,20 +188,37 @@ class LabelFormat:
     def of(cls, folder: Path, dataset: ConvertedDataset, *, category_ids: str) -> "LabelFormat":
         """The format of ``folder``; errors as of :class:`PredictionReader`."""
         _check_category_ids(category_ids)
-        if not any(folder.glob("*.png")):
+        if not any(is_label_map(path) for path in folder.iterdir()):
             raise InputError(
                 f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
             )
-        classes = {key: c.index for key, c in _by_id(dataset, category_ids).items()}
+        classes = _by_id(dataset, category_ids)
         return cls(folder=folder, dataset=dataset.name, classes=classes, category_ids=category_ids)
 
-    def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
-        """The map of one image, as runs of labels, and label -> class index, -1 for none.
+    @property
+    def stated(self) -> Mapping[int, int]:
+        """The numbering that was named: label -> class index."""
+        return self.classes
+
+    def numbers(self, record: ImageRecord) -> Mapped:
+        """The map of one image with labels as they are in the PNG."""
+        found = self.read_labels(record)
+        values = np.unique(found.values).tolist()
+        return Mapped(found, dict(zip(values, values, strict=True)))
+
+    def path(self, record: ImageRecord) -> Path:
+        """The PNG of one image, named like those of the data set."""
+        path = self.folder / f"{record.panoptic.stem}.png"
+        upper = path.with_suffix(".PNG")
+        return upper if upper.exists() and not path.exists() else path
+
+    def read_labels(self, record: ImageRecord) -> RunLengths:
+        """The map of one image, as runs of labels that are not checked yet.
 
         Raises:
-            InputError: anything missing or malformed, with file and remedy.
+            InputError: missing, no label map, or of another size.
         """
-        path = self.folder / f"{Path(record.file).stem}.png"
+        path = self.path(record)
         found = encode_file(path, colour=False)
         if found is None or found.shape != (record.height, record.width):
             stored = read_png(path)
@@ -201,6 +229,16 @@ class LabelFormat:
                 )
             check_size(path, stored, record)
             found = encode_array(stored)
+        return found
+
+    def read(self, record: ImageRecord) -> tuple[RunLengths, dict[int, int]]:
+        """The map of one image, as runs of labels, and label -> class index, -1 for none.
+
+        Raises:
+            NumberingError: a label that is no class.
+            InputError: anything missing or malformed, with file and remedy.
+        """
+        path, found = self.path(record), self.read_labels(record)
         void = VOID_LABELS[found.bits]
         none = {void, 0} if self.category_ids == "upstream" else {void}
         if found.bits == 8 and max(self.classes) >= void:
@@ -211,7 +249,7 @@ class LabelFormat:
         values = np.unique(found.values).tolist()
         unknown = [v for v in values if v not in self.classes and v not in none]
         if unknown:
-            raise InputError(
+            raise NumberingError(
                 f"{path}: labels {unknown[:5]}: valid are the {self.category_ids} ids "
                 f"{min(self.classes)}..{max(self.classes)} of the data set's {len(self.classes)} "
                 f"classes, and {' or '.join(map(str, sorted(none)))} for none"
@@ -219,17 +257,17 @@ class LabelFormat:
         return found, {value: self.classes.get(value, -1) for value in values}
 
 
-_KINDS = {int: "a whole number", str: "a text", list: "a list"}
+_KINDS = {int: ID._replace(text="a whole number"), str: TEXT._replace(text="a text"), list: LIST}
 
 
 def _check_fields(entry: Any, where: str, **fields: type) -> None:
     """Raise an InputError unless ``entry`` is a JSON object with ``fields`` of these types."""
-    if not isinstance(entry, dict):
+    if type(entry) is not dict:
         raise InputError(f"{where}: an object is expected; see COCO's panoptic format")
     for key, kind in fields.items():
-        if not isinstance(entry.get(key), kind):
+        if not _KINDS[kind].holds(entry.get(key)):
             raise InputError(
-                f"{where}: {key}: missing or not {_KINDS[kind]}; see COCO's panoptic format"
+                f"{where}: {key}: missing or not {_KINDS[kind].text}; see COCO's panoptic format"
             )
 
 
@@ -240,9 +278,14 @@ def _check_category_ids(category_ids: str) -> None:
         )
 
 
-def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, Category]:
+def is_label_map(path: Path) -> bool:
+    """Whether a file in a folder of label PNGs is one, by its name."""
+    return path.suffix.lower() == ".png" and not is_stray(Path(path.name))
+
+
+def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, int]:
     upstream = category_ids == "upstream"
-    return {c.upstream_id if upstream else c.index: c for c in dataset.categories}
+    return {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
 
 
 def read_png(path: Path) -> NDArray[Any]:
@@ -256,7 +299,7 @@ def read_png(path: Path) -> NDArray[Any]:
     try:
         if (quick := decode_map(content)) is not None:
             return quick
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return np.asarray(image)
     except UNREADABLE as error:
         raise InputError(f"{path}: not a readable image ({error}); write it again") from error
@@ -264,8 +307,10 @@ def read_png(path: Path) -> NDArray[Any]:
 
 def check_size(path: Path, pixels: NDArray[Any], record: ImageRecord) -> None:
     """Raise an InputError if pixels (H,W,...) differ in size from the image."""
-    if pixels.shape[:2] != (record.height, record.width):
+    size = (record.height, record.width)
+    if pixels.shape[:2] != size:
         raise InputError(
             f"{path}: size: {pixels.shape[1]} x {pixels.shape[0]}, but image {record.id} is "
             f"{record.width} x {record.height} (width x height); resize it (nearest)"
+            f"{turned(pixels.shape[:2], size)}"
         )

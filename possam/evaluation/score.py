@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
+from possam.evaluation.numbering import LOW, NumberingError, suggest
 from possam.evaluation.options import EvaluationOptions
 from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
 from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
@@ -19,6 +21,8 @@ from possam.runtime.memory import no_collection
 from possam.runtime.pools import in_chunks
 from possam.runtime.progress import Progress
 
+NOTES = "notes"
+"""Key in the protocol: what to know about the predictions, a list of sentences."""
 _CHUNK = 16
 _PRELOAD = "possam.evaluation.preload"
 
@@ -110,17 +114,30 @@ def measure_predictions(
         predicted = PredictionReader(
             predictions, dataset, folder=segmentations, category_ids=category_ids
         )
+    other = partial(suggest, dataset, predicted.numbers, stated=predicted.stated)
+    try:
+        evaluators = count_predictions(dataset, predicted, metrics=metrics, workers=workers)
+    except NumberingError as error:
+        hint = other(listed=predicted.listed)
+        raise InputError(f"{error}; {hint}" if hint else str(error)) from error
     # panopticapi does not translate category ids, so it can check only contiguous ones.
     readable = evaluation.check_panopticapi and category_ids == "contiguous"
-    return make_result(
+    statistics, result = make_result(
         dataset=dataset,
-        evaluators=count_predictions(dataset, predicted, metrics=metrics, workers=workers),
+        evaluators=evaluators,
         seen=flags,
         evaluation=evaluation,
         protocol={"predictions": predictions.name},
         semantic_prediction=source,
         written=(predictions, predicted.folder) if readable else None,
     )
+    notes = [predicted.note]
+    reached = [result["metrics"].get(name) for name in ("pq", "miou")]
+    if all(value is None or value < LOW for value in reached):
+        notes.append(other(listed=predicted.listed))
+    if any(notes):
+        result["protocol"][NOTES] = [note for note in notes if note]
+    return statistics, result
 
 
 class _Image(NamedTuple):

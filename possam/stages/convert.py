@@ -18,8 +18,16 @@ def convert_dataset(project: Project, dataset: str, split: str, *, workers: int)
     declared = find_dataset(dataset, split)
     assets = project.dataset_assets(dataset, split)
     parts = {part: asset_path(layout, asset) for part, asset in assets.items()}
-    source = declared.read(parts, split)
-    _convert_checked(source, dataset, split, out=layout.dataset(dataset, split), workers=workers)
+    out = layout.dataset(dataset, split)
+    try:
+        _convert_checked(declared.read(parts, split), dataset, split, out=out, workers=workers)
+    except InputError as error:
+        folders = ", ".join(str(path) for path in parts.values())
+        raise InputError(
+            f"{error}\n{dataset} {split} is made of {folders}; if a file of it is damaged, remove "
+            f"what holds it and run possam download {' '.join(sorted(set(assets.values())))} "
+            f"--scale {project.name}"
+        ) from error
 
 
 def convert_files(
@@ -30,12 +38,14 @@ def convert_files(
     class_names: Path,
     class_table: Path | None,
     without_instances: bool,
+    allow_empty: bool,
     out: Path,
     workers: int,
 ) -> None:
     """Convert a user's folder in the layout of a data set, and validate the result.
 
     The ``folder`` in the data set's declaration says what ``root``, ``split`` and the options mean.
+    ``allow_empty``: most images may be without segments.
 
     Raises:
         InputError: an option that the layout does not have, or bad input.
@@ -54,12 +64,20 @@ def convert_files(
     options = {option: value for option, value in options.items() if getattr(own, option)}
     split = own.splits.get(split, split)
     source = own.read(root, split, class_names=class_names, **options)
-    report = _convert_checked(source, layout, split, out=out, workers=workers)
+    report = _convert_checked(
+        source, layout, split, out=out, workers=workers, allow_empty=allow_empty
+    )
     print(f"{out}: {report['counts']}")
 
 
 def _convert_checked(
-    source: Source, dataset: str, split: str, *, out: Path, workers: int
+    source: Source,
+    dataset: str,
+    split: str,
+    *,
+    out: Path,
+    workers: int,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Convert to ``out``, which only a valid result replaces. Returns the validator's report.
 
@@ -74,7 +92,7 @@ def _convert_checked(
 
     def check(folder: Path) -> None:
         faults = datasets()[dataset].faults
-        report.update(validate_dataset(folder, workers=count, more=faults))
+        report.update(validate_dataset(folder, workers=count, more=faults, allow_empty=allow_empty))
 
     code = code_hash(module_of(dataset), "possam.datasets.conversion")
     manifest = convert(

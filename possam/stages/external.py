@@ -1,10 +1,11 @@
 """Stage ``evaluate`` for systems of ``params/external.yaml``: predictions instead of a model."""
 
+import sys
 import time
 
 from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
-from possam.evaluation.score import measure_predictions
+from possam.evaluation.score import NOTES, measure_predictions
 from possam.evaluation.summary import count_parts, write_variants
 from possam.params.layout import Layout
 from possam.params.project import Project
@@ -58,6 +59,8 @@ def evaluate_external(project: Project, name: str, benchmark: str, *, workers: i
         metrics=test.metrics,
         workers=workers,
     )
+    for note in found["protocol"].get(NOTES, []):
+        print(f"possam evaluate: WARNING: {name}, {benchmark}: {note}", file=sys.stderr)
     identity = {
         "run": name,
         "seed": NO_SEED,

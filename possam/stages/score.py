@@ -1,5 +1,6 @@
 """Stage ``score``: predictions of any system against a converted data set, without a model."""
 
+import sys
 from pathlib import Path
 
 from possam.evaluation.metrics import METRICS
@@ -29,7 +30,7 @@ def score_predictions(
         InputError: predictions that cannot be scored, or fewer than one worker.
     """
     from possam.datasets.format import ConvertedDataset
-    from possam.evaluation.score import score
+    from possam.evaluation.score import NOTES, score
 
     if workers is not None and workers < 1:
         raise InputError(f"--workers: {workers}: at least 1 is needed")
@@ -42,6 +43,8 @@ def score_predictions(
         out=out,
         workers=usable_cores() if workers is None else workers,
     )
+    for note in result["protocol"].get(NOTES, []):
+        print(f"possam score: WARNING: {note}", file=sys.stderr)
     for name, value in result["metrics"].items():
         if value is not None:
             interval = result["intervals"].get(name)

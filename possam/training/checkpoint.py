@@ -10,23 +10,38 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from possam.datasets.json_fields import (
+    ID,
+    LIST,
+    OBJECT,
+    TEXT,
+    Field,
+    check_fields,
+    is_text,
+    optional,
+    shown,
+)
+from possam.model.options import ModelOptions
 from possam.model.possam import PosSAM, rebuild_possam
 from possam.runtime.errors import InputError, NotPermittedError, WrongVariantError
 from possam.runtime.files import (
     atomic_directory,
     atomic_path,
     hash_json,
+    parse_json,
     read_json,
     sha256_file,
     write_json,
 )
+from possam.runtime.options import Positive
 from possam.runtime.reading import check_readable, reading
 from possam.training.checkpoint_paths import checkpoint_path, checkpoints
 
@@ -35,7 +50,30 @@ METADATA_KEY = "possam"
 KEPT = 2
 """Checkpoints kept per run: the newest, and the one before, in case the newest is damaged."""
 
+_METADATA = {
+    "identity": TEXT,
+    "accepted_code": optional(LIST),
+    "frozen": OBJECT,
+    "model": OBJECT,
+    "vocabulary": Field(
+        lambda v: (
+            type(v) is list
+            and all(type(names) is list and names and all(map(is_text, names)) for names in v)
+        ),
+        "a list of lists of names",
+    ),
+    "step": ID,
+}
 _FILES = ("weights.safetensors", "state.pt", "metrics.jsonl")
+
+
+class _Description(ModelOptions):
+    """The arguments of ``build_possam`` that are stored with weights."""
+
+    backbone_channels: tuple[Positive, ...]
+    clip_channels: Positive
+    embed_dim: Positive
+    logit_scale: Annotated[float, pydantic.Field(gt=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -226,13 +264,24 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a safetensors file, or truncated ({error}); train or fetch it again"
         ) from error
-    values = json.loads(metadata) if metadata else {}
-    if values.get("format") != FORMAT:
+    try:
+        values = parse_json(metadata or "{}")
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the description in its header is damaged ({error}); train or fetch it again"
+        ) from error
+    found = values.get("format") if isinstance(values, dict) else values
+    if found != FORMAT:
         raise InputError(
             f"{path}: these are not trained PosSAM weights (format {FORMAT} expected, "
-            f"found {values.get('format')})"
+            f"found {shown(found)})"
         )
-    return values
+    where, remedy = f"{path}: header", "train or fetch it again"
+    check_fields(values, _METADATA, where, remedy=remedy)
+    check_fields(
+        values["frozen"], dict.fromkeys(values["frozen"], TEXT), f"{where}: frozen", remedy=remedy
+    )
+    return dict(values)
 
 
 def load_trained(path: str | Path, *, frozen: Mapping[str, str]) -> PosSAM:
@@ -252,12 +301,40 @@ def load_trained(path: str | Path, *, frozen: Mapping[str, str]) -> PosSAM:
                 f"{path}: trained over {tower} {trained}, but the {tower} given is {given}; use "
                 "the towers that it was trained over"
             )
+    _check_description(path, metadata["model"])
     model = rebuild_possam(metadata["model"], seed=0)
-    try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise InputError(
-            f"{path}: the tensors are not those of the model that the file describes: "
-            f"{' '.join(str(error).split())}"
-        ) from error
+    tensors = load_file(path)
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name}: a number is not finite; train or fetch it again")
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+def _check_description(path: str | Path, description: Mapping[str, Any]) -> None:
+    """Raise an InputError unless a file holds the tensors of the model that it describes.
+
+    The model is built without memory for its tensors, whose sizes are not known to be sound.
+    """
+    with safe_open(path, framework="pt") as stream:
+        slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
+        found = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+    try:
+        options = _Description.model_validate_json(json.dumps(description))
+        if options.decoder_layers + options.pixel_encoder_layers > len(found):
+            raise ValueError("there are fewer tensors than layers")
+        with torch.device("meta"):
+            model = rebuild_possam(description, seed=0)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"{path}: header: model: no such model can be built ({' '.join(str(error).split())}); "
+            "train or fetch it again"
+        ) from error
+    needed = {name: (list(value.shape), "F32") for name, value in model.state_dict().items()}
+    for name in sorted(needed.keys() | found.keys()):
+        if found.get(name) != needed.get(name):
+            raise InputError(
+                f"{path}: the tensors are not those of the model that the file describes: {name} "
+                f"is {found.get(name, 'missing')}, not {needed.get(name, 'of the model')}; train "
+                "or fetch it again"
+            )

@@ -278,7 +278,7 @@ HEAD = "train_id,ade_index,name\n"
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated label": (_truncate(SEG), "truncated"),
     "truncated image": (_truncate(JPEG), "truncated"),
-    "no label": (lambda r: (r / SEG).unlink(), "no such file"),
+    "no label": (lambda r: (r / SEG).unlink(), "_seg.png is missing"),
     "no image": (lambda r: (r / JPEG).unlink(), "no file ADE_val_"),
     "label of no image": (
         lambda r: save_ade_seg(r / SEG.replace("01_", "02_"), full_indices()),

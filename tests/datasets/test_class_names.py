@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from possam.datasets.class_names import (
+    check_numbering,
+    name_keys,
     read_class_index,
     read_class_table,
     read_label_names,
@@ -109,3 +111,27 @@ def test_tables_of_classes_are_read_and_checked(tmp_path: Path) -> None:
         read_class_table(path, ("id", "name"))
     with pytest.raises(InputError, match=r"none\.csv: no such file"):
         read_class_table(tmp_path / "none.csv", ("id", "name"))
+
+
+def test_names_are_compared_without_cocos_additions() -> None:
+    def same(first: str, second: str) -> bool:
+        return bool(name_keys(first) & name_keys(second))
+
+    for first, second in (
+        ("floor-other-merged", "floor"), ("wall-brick", "brick wall"), ("door-stuff", "Door"),
+        ("bed, cot", "cot"), ("traffic_light", "traffic light"), ("straße", "STRASSE"),
+    ):  # fmt: skip
+        assert same(first, second)
+    assert not same("wall-brick", "wall") and not same("table", "dining table")
+    assert name_keys("") == set() and name_keys("other") == {("other",)}
+
+
+def test_shifted_class_names_are_refused_and_renamed_ones_are_not() -> None:
+    upstream, path = ["person", "bicycle", "orange", "sky-other-merged"], Path("names.txt")
+    check_numbering(
+        [("human", "person"), ("bike",), ("orange fruit",), ("sky",)], upstream, path, path
+    )
+    check_numbering([("Mensch",), ("Rad",), ("Apfelsine",), ("Himmel",)], upstream, path, path)
+    check_numbering([("a",), ("b",)], ["", ""], path, path)
+    with pytest.raises(InputError, match=r"3 of 4 classes have .*'bicycle' there is 'orange' here"):
+        check_numbering([("person",), ("orange",), ("sky",), ("bicycle",)], upstream, path, path)

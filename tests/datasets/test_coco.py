@@ -237,6 +237,20 @@ BAD = {
         lambda r: edit(r / "instances.json", lambda d: d["annotations"][0].update(segmentation=[])),
         "segmentation",
     ),
+    "instances under other names": (
+        lambda r: edit(r / "instances.json", lambda d: d["categories"][0].update(name="bar")),
+        "'bar' has the id 1, but 7 in the panoptic",
+    ),
+    "instances of another split": (
+        lambda r: edit(
+            r / "instances.json", lambda d: [a.update(image_id=99) for a in d["annotations"]]
+        ),
+        "none of 3 is of an image",
+    ),
+    "names of the next class": (
+        lambda r: (r / "names.txt").write_text("1:grass\n5:bar\n7:disc\n"),
+        "3 of 3 classes have the name of another",
+    ),
     "RLE of other size": (
         lambda r: edit(
             r / "instances.json",

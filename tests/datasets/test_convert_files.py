@@ -107,7 +107,7 @@ MAT = "VOC2010/trainval/2008_000001.mat"
 
 BAD: dict[str, tuple[str, Callable[[Path], Any], str, str]] = {
     "coco, truncated JSON": ("coco", _cut(PANOPTIC), PANOPTIC, "may be truncated"),
-    "coco, truncated PNG": ("coco", _cut(COCO_PNG), COCO_PNG, "unpack"),
+    "coco, truncated PNG": ("coco", _cut(COCO_PNG), COCO_PNG, "truncated"),
     "coco, PNG of another size": (
         "coco", lambda r: save_rgb_ids(r / COCO_PNG, coco_ids()[:3]), COCO_PNG, "6x3",
     ),
@@ -123,14 +123,14 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str, str]] = {
     "coco, PNG id not in the JSON": (
         "coco", _json(lambda d: _first(d).pop()), COCO_PNG, "segment id 9 is not in segments_info",
     ),
-    "ade20k, truncated PNG": ("ade20k", _cut(ADE), ADE, "unpack"),
+    "ade20k, truncated PNG": ("ade20k", _cut(ADE), ADE, "truncated"),
     "ade20k, PNG of another size": (
         "ade20k", lambda r: Image.fromarray(ade_labels()[:2]).save(r / ADE), ADE, "5x2",
     ),
     "ade20k, unknown label": (
         "ade20k", lambda r: Image.fromarray(ade_labels() + 9).save(r / ADE), ADE, "no class",
     ),
-    "ade20k_full, truncated JPEG": ("ade20k_full", _cut(f"{FULL}.jpg"), f"{FULL}.jpg", "unpack"),
+    "ade20k_full, truncated JPEG": ("ade20k_full", _cut(f"{FULL}.jpg"), f"{FULL}.jpg", "truncated"),
     "ade20k_full, PNG of another size": (
         "ade20k_full", lambda r: save_photo(r / f"{FULL}.jpg", 4, 5), f"{FULL}_seg.png", "5x4",
     ),

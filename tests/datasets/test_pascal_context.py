@@ -107,20 +107,23 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda r: (r / MAT).write_text("no matrix " * 50),
         r"2008_000001\.mat: not a readable MATLAB file",
     ),
-    "no LabelMap": (lambda r: save_mat(r / MAT, context_labels(), name="map"), "LabelMap: missing"),
+    "no LabelMap": (
+        lambda r: save_mat(r / MAT, context_labels(), name="map"),
+        "there is no LabelMap in it",
+    ),
     "LabelMap of fractions": (
         lambda r: save_mat(r / MAT, context_labels() / 2),
         "no matrix of whole numbers",
     ),
     "LabelMap in colour": (
         lambda r: save_mat(r / MAT, np.zeros((3, 5, 3), np.uint16)),
-        "no matrix of whole numbers",
+        r"size \(3, 5, 3\), not of an image's",
     ),
     "wrong size": (lambda r: save_mat(r / MAT, context_labels()[:2]), "5x2 pixels.*5x3"),
     "label out of range": (lambda r: save_mat(r / MAT, _label(4)), r"labels are 0\.\.4; .*1\.\.3"),
     "negative label": (lambda r: save_mat(r / MAT, _label(-1)), r"labels are -1\.\.3"),
     "truncated image": (_cut(JPEG, 0.6), "truncated"),
-    "no image": (lambda r: (r / JPEG).unlink(), "no such file"),
+    "no image": (lambda r: (r / JPEG).unlink(), "missing"),
     "no list": (lambda r: (r / LIST).unlink(), "VOCdevkit/VOC2010"),
     "empty list": (lambda r: (r / LIST).write_text(""), "no image to convert"),
     "image twice": (

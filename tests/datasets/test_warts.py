@@ -108,6 +108,60 @@ def test_photographs_are_read_as_stored_and_as_rgb(tmp_path: Path, case: str) ->
     assert sample.image.shape == (3, 4, 6) and len(sample.masks) == 2
 
 
+def test_orientation_is_found_wherever_it_is_written(tmp_path: Path) -> None:
+    """In EXIF data, or in XMP, as ``possam predict`` finds it."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="3"/></x:xmpmeta>'
+    arguments = make_coco(tmp_path)
+    noise().save(arguments["images"] / "000000000012.jpg", xmp=xmp)
+    assert coco_warts(arguments) == {"exif_orientation": once(12)}
+
+
+def test_a_turned_tiff_is_refused_since_it_would_be_read_turned(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    path = arguments["images"] / "000000000012.jpg"
+    path.unlink()
+    noise().save(path.with_suffix(".tif"), exif=turned(3))
+    with pytest.raises(InputError, match=r"12\.tif: a TIFF with EXIF orientation 3; save it upri"):
+        convert_coco(**arguments)
+    noise().save(path.with_suffix(".tif"), exif=turned(1))
+    convert_coco(**arguments)
+
+
+def test_deep_grey_photographs_are_scaled(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    path = arguments["images"] / "000000000012.jpg"
+    path.unlink()
+    deep = (np.arange(24, dtype=np.uint16) * 2570).reshape(4, 6)
+    Image.fromarray(deep).save(path.with_suffix(".png"))
+    assert coco_warts(arguments) == {"other_photo": once(12), "renamed_photo": once(12)}
+    assert ConvertedDataset.open(arguments["out"]).image(0)[..., 1].ravel().tolist() == list(
+        range(0, 240, 10)
+    )
+
+
+def test_most_images_may_be_empty_if_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_coco(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "panoptic.json").rename(tmp_path / "annotations/panoptic_val2017.json")
+    (tmp_path / "panoptic_val2017").rename(tmp_path / "annotations/panoptic_val2017")
+
+    def clear(data: Any) -> None:
+        for entry in data["annotations"]:
+            entry["segments_info"] = []
+            path = tmp_path / "annotations/panoptic_val2017" / entry["file_name"]
+            save_rgb_ids(path, np.zeros((4, 6), int))
+
+    edit(tmp_path / "annotations/panoptic_val2017.json", clear)
+    line = ["convert-files", "coco", str(tmp_path), "--split", "val2017", "--class-names"]
+    line += [str(tmp_path / "names.txt"), "--out", str(tmp_path / "out")]
+    assert cli.main(line) == 2
+    assert "2 of 2 images have no" in capsys.readouterr().err
+    assert cli.main([*line, "--allow-empty"]) == 0
+    assert "2 images without a labelled pixel" in capsys.readouterr().out
+
+
 def test_labels_on_the_turned_photograph_are_refused_with_the_remedy(tmp_path: Path) -> None:
     arguments = make_coco(tmp_path)
     photo = noise().transpose(Image.Transpose.ROTATE_90)
@@ -172,6 +226,27 @@ def test_crowd_regions_of_one_class_are_counted_beyond_the_first(tmp_path: Path)
         lambda data: data["annotations"][1]["segments_info"].extend(more),
     )
     assert coco_warts(arguments) == {"several_crowds": {"count": 2, "images": 1, "ids": [34]}}
+
+
+@pytest.mark.parametrize("order", [(7, 8, 9), (9, 8, 7), (8, 9, 7)])
+def test_upstreams_order_of_crowd_regions_does_not_matter(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """panopticapi excuses predictions on the last one: this is always the largest."""
+    arguments = make_coco(tmp_path)
+    ids = coco_ids()  # bars 9 at the right: 4 pixels, of which 8 takes one and 7 takes one
+    ids[:1, 5], ids[1:2, 5] = 8, 7
+    save_rgb_ids(arguments["panoptic_png"] / "000000000034.png", ids)
+    crowds = [{"id": key, "category_id": 7, "iscrowd": 1} for key in order]
+
+    def reorder(data: Any) -> None:
+        grass, disc, _ = data["annotations"][1]["segments_info"]
+        data["annotations"][1]["segments_info"] = [crowds[0], disc, crowds[1], grass, crowds[2]]
+
+    edit(arguments["panoptic_json"], reorder)
+    convert_coco(**arguments)
+    segments = ConvertedDataset.open(arguments["out"]).images[1].segments
+    assert [segment.id for segment in segments] == [7, 300, 8, 70000, 9]
 
 
 def empty_labels(root: Path, number: int, *folders: str) -> None:

@@ -9,17 +9,17 @@ scene parsing map, unchanged. Areas and boxes are computed from the panoptic map
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files
-from possam.datasets.class_names import read_class_table, read_label_names
+from possam.datasets.class_names import check_numbering, read_class_table, read_label_names
+from possam.datasets.files import PICTURES, Folder, stray_files
 from possam.datasets.records import UPSTREAM_INSTANCES, Category, Converted, Source, Task
 from possam.runtime.errors import InputError
 from possam.runtime.files import sha256_file
-from possam.runtime.reading import explain
 
 if TYPE_CHECKING:
     from possam.datasets.pixels import Array
@@ -111,14 +111,17 @@ def read_ade20k(
             "classes; asset ade20k, folder ADEChallengeData2016, is needed here"
         )
     categories, things = _categories(class_names, instance_classes_csv)
-    images, labels = root / "images" / folder, root / "annotations" / folder
-    instances = None if instances_root is None else instances_root / folder
+    images = Folder(root / "images" / folder, what="photograph")
+    maps = [Folder(root / "annotations" / folder, what="label map")]
+    if instances_root is not None:
+        maps.append(Folder(instances_root / folder, what="instance map"))
     return Source(
-        tasks=_tasks(images, labels, instances, sha256_file(instance_classes_csv)),
+        tasks=_tasks(images, maps, sha256_file(instance_classes_csv)),
         converter=partial(_convert, categories=categories, things=things),
         categories=categories,
-        image_root=images,
-        instances="none (semantic regions)" if instances is None else UPSTREAM_INSTANCES,
+        image_root=images.path,
+        instances="none (semantic regions)" if instances_root is None else UPSTREAM_INSTANCES,
+        stray=stray_files(images, *maps),
     )
 
 
@@ -143,8 +146,8 @@ def image_number(photo: Path, taken: dict[int, Path]) -> int:
 
 def read_index_table(
     class_names: Path, table: Path, columns: tuple[str, str, str], *, start: int
-) -> tuple[dict[int, tuple[str, ...]], list[int]]:
-    """Class names by label, and the second column of ``table`` (0 for an empty cell), by class.
+) -> tuple[dict[int, tuple[str, ...]], list[int], list[str]]:
+    """Class names by label; the second column of ``table`` (0 for an empty cell), and the third.
 
     Raises an InputError unless the first column counts the classes from ``start``.
     """
@@ -158,65 +161,54 @@ def read_index_table(
             f"{table}: {columns[0]} must be {start}..{start + len(names) - 1}, one line per class "
             f"of {class_names}; it has {len(order)} lines"
         )
-    return names, values
+    own = [row[columns[2]] for row in rows]
+    check_numbering(list(names.values()), own, class_names, table)
+    return names, values, own
 
 
 def _categories(class_names: Path, table: Path) -> tuple[list[Category], dict[int, int]]:
     """The classes, and the class index (0..K-1) by instance class (1..M)."""
-    names, instance = read_index_table(class_names, table, _COLUMNS, start=1)
+    names, instance, own = read_index_table(class_names, table, _COLUMNS, start=1)
     used = sorted(value for value in instance if value)
     if used != list(range(1, len(used) + 1)):
         raise InputError(f"{table}: instance_index must be 1..M, each once; found {used}")
     categories = [
-        Category(index=key - 1, names=names[key], is_thing=value > 0, upstream_id=key)
-        for key, value in zip(names, instance, strict=True)
+        Category(
+            index=key - 1,
+            names=names[key],
+            is_thing=value > 0,
+            upstream_id=key,
+            upstream_name=name,
+        )
+        for key, value, name in zip(names, instance, own, strict=True)
     ]
     return categories, {value: i for i, value in enumerate(instance) if value}
 
 
-def find_by_stem(paths: Iterable[Path], *suffixes: str) -> dict[str, Path]:
-    """Those of ``paths`` with one of the suffixes, in any case (``.JPG`` occurs), sorted by name.
-
-    Raises an InputError if two files differ only in their suffixes or folders.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(paths, key=lambda path: path.name):
-        if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
-            raise InputError(f"{path}: {found[path.stem]} has the same name; remove one of them")
-    return found
-
-
-def _listing(folder: Path, *suffixes: str) -> dict[str, Path]:
-    try:
-        return find_by_stem(folder.glob("*"), *suffixes)
-    except OSError as error:
-        reason = explain(error, folder) or f"{folder}: cannot be read ({error.strerror})"
-        raise InputError(reason) from error
-
-
-def _tasks(images: Path, labels: Path, instances: Path | None, table: str) -> list[Task]:
-    photos = _listing(images, ".jpg", ".jpeg", ".png")
+def _tasks(images: Folder, maps: Sequence[Folder], table: str) -> list[Task]:
+    photos, found = images.by_stem(*PICTURES), [folder.by_stem(".png") for folder in maps]
     if not photos:
-        raise InputError(f"{images}: no .jpg file; unpack asset ade20k and give its folder")
-    folders = [labels] if instances is None else [labels, instances]
-    for folder in folders:
-        found = _listing(folder, ".png")
-        for missing in sorted(photos.keys() - found.keys())[:1]:
+        raise InputError(
+            f"{images.path}: no photograph ({', '.join(PICTURES)}); give the folder "
+            "ADEChallengeData2016, or one of its layout"
+        )
+    for folder, labels in zip(maps, found, strict=True):
+        for missing in sorted(photos.keys() - labels.keys())[:1]:
             raise InputError(
-                f"{folder / missing}.png: missing, the annotation of {photos[missing]}; unpack the "
-                "annotations again"
+                f"{folder.path / missing}.png: missing, the annotation of {photos[missing]}; add "
+                "it, or leave the photograph out"
             )
-        for strange in sorted(found.keys() - photos.keys())[:1]:
+        for strange in sorted(labels.keys() - photos.keys())[:1]:
             raise InputError(
-                f"{images / strange}.jpg: missing, {found[strange]} annotates it; unpack the "
-                "images again"
+                f"{images.path / strange}.jpg: missing, {labels[strange]} annotates it; add it, or "
+                "leave the annotation out"
             )
     numbers: dict[int, Path] = {}
     return [
         Task(
             id=image_number(photo, numbers),
             image=photo,
-            sources=tuple(folder / f"{stem}.png" for folder in folders),
+            sources=tuple(labels[stem] for labels in found),
             payload={"instance_classes": table},
         )
         for stem, photo in photos.items()
@@ -230,7 +222,7 @@ def _convert(task: Task, *, categories: Sequence[Category], things: Mapping[int,
     maps = [_read_labels(task.sources[0], len(categories))]
     maps += [_read_instances(path, things) for path in task.sources[1:]]
     for path, array in zip(task.sources, maps, strict=True):
-        images.check_size(array, path, size, task.image)
+        images.check_size(array.shape, path, size, task.image)
     ids, classes = images.merge_maps(maps[0], maps[1] if len(maps) > 1 else None, categories)
     segments = images.find_segments(ids, classes.__getitem__)
     return Converted(

@@ -10,15 +10,16 @@ Smaller images are copied bit for bit. Upstream's index and JSON files are not r
 from __future__ import annotations
 
 import io
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, one_file
+from possam.datasets.files import PICTURES, Folder, stray_files
 from possam.datasets.records import Category, Converted, Source, Task, stuff_categories
 from possam.datasets.upstream.ade20k import (
     SPLITS,
-    find_by_stem,
     image_number,
     read_index_table,
     split_folder,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 SHORTER_SIDE = 512
 """Upper limit of the shorter side, in pixels."""
 _JPEG_QUALITY = 75
-_LABEL = "_seg.png"
+_LABEL = "_seg"
+_OTHER_MAP = re.compile(r"_(seg|parts_\d+)$")
+"""How stems of label maps end."""
 _COLUMNS = ("train_id", "ade_index", "name")
 _INDICES = 26 * 256
 """One more than the largest ADE index that the colours can encode."""
@@ -81,7 +84,7 @@ DECLARATION = UpstreamDataset(
                 | {
                     "files": [
                         {"suffix": ".jpg", "exactly": "ade20k_full.val"},
-                        {"suffix": _LABEL, "exactly": "ade20k_full.val", "content": True},
+                        {"suffix": f"{_LABEL}.png", "exactly": "ade20k_full.val", "content": True},
                     ]
                 }
             ],
@@ -112,43 +115,54 @@ def read_ade20k_full(*, root: Path, class_names: Path, classes_csv: Path, split:
     categories = _categories(class_names, classes_csv)
     class_of = np.full(_INDICES, -1, dtype=np.int32)  # -1: not evaluated
     class_of[[category.upstream_id for category in categories]] = np.arange(len(categories))
+    files = Folder(root / "images" / "ADE" / folder, what="photograph")
     return Source(
-        tasks=_tasks(root / "images" / "ADE" / folder, split, sha256_file(classes_csv)),
+        tasks=_tasks(files, split, sha256_file(classes_csv)),
         converter=partial(_convert, class_of=class_of),
         categories=categories,
         image_root=None,
+        stray=stray_files(files),
     )
 
 
 def _categories(class_names: Path, table: Path) -> list[Category]:
-    names, indices = read_index_table(class_names, table, _COLUMNS, start=0)
+    names, indices, own = read_index_table(class_names, table, _COLUMNS, start=0)
     for index in indices:
         if not 0 < index < _INDICES or indices.count(index) > 1:
             raise InputError(
                 f"{table}: ade_index {index} must be in 1..{_INDICES - 1}, and only once"
             )
-    return stuff_categories(names, indices)
+    return stuff_categories(names, indices, own)
 
 
-def _tasks(folder: Path, split: str, table: str) -> list[Task]:
-    photos = [*find_by_stem(folder.rglob(f"ADE_{split}_*"), ".jpg").values()]
+def _tasks(files: Folder, split: str, table: str) -> list[Task]:
+    labels = files.by_stem(".png", ending=_LABEL)
+    photos = {
+        stem: photo
+        for stem, photo in files.by_stem(*PICTURES).items()
+        if stem.startswith(f"ADE_{split}_") and not _OTHER_MAP.search(stem)
+    }
     if not photos:
         raise InputError(
-            f"{folder}: no file ADE_{split}_*.jpg in it or below; unpack asset ade20k_full and "
-            "give its folder ADE20K_2021_17_01"
+            f"{files.path}: no file ADE_{split}_*.jpg in it or below; give the folder "
+            "ADE20K_2021_17_01, or one of its layout"
         )
-    labels = {photo.with_name(f"{photo.stem}{_LABEL}") for photo in photos}
-    for strange in sorted(set(folder.rglob(f"ADE_{split}_*{_LABEL}")) - labels)[:1]:
-        raise InputError(f"{strange}: annotates no image beside it; unpack the archive again")
+    for strange in sorted(labels.keys() - photos.keys())[:1]:
+        raise InputError(f"{labels[strange]}: annotates no image; add it, or leave this file out")
+    for missing in sorted(photos.keys() - labels.keys())[:1]:
+        raise InputError(
+            f"{photos[missing]}: {missing}{_LABEL}.png is missing, its annotation; add it, or "
+            "leave the photograph out"
+        )
     numbers: dict[int, Path] = {}
     return [
         Task(
             id=image_number(photo, numbers),
             image=photo,
-            sources=(photo.with_name(f"{photo.stem}{_LABEL}"),),
+            sources=(labels[stem],),
             payload={"classes": table},
         )
-        for photo in photos
+        for stem, photo in photos.items()
     ]
 
 
@@ -160,7 +174,7 @@ def _convert(task: Task, *, class_of: Array) -> Converted:
 
     photo, _ = decode_file(task.image, mode="RGB")
     indices = read_indices(task.sources[0])
-    images.check_size(indices, task.sources[0], photo.shape[:2], task.image)
+    images.check_size(indices.shape, task.sources[0], photo.shape[:2], task.image)
     size = images.limited_size(*indices.shape, shorter_side=SHORTER_SIDE)
     if size == indices.shape:
         return images.convert_regions(class_of[indices], image=task.image.read_bytes())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import read_label_names
+from possam.datasets.files import Folder, locate, stray_files
 from possam.datasets.records import Converted, Source, Task, stuff_categories
 from possam.runtime.errors import InputError
 from possam.runtime.reading import check_readable, reading
@@ -82,68 +83,74 @@ def read_pascal_context(*, voc: Path, labels: Path, class_names: Path, split: st
         InputError: an unreadable or faulty image list or class-name file.
     """
     names = read_label_names(class_names)
-    images = voc / "JPEGImages"
+    images, listing = voc / "JPEGImages", voc / "ImageSets/Main" / f"{split}.txt"
+    stems = _read_listing(listing)
+    photos = Folder(images, what="photograph")
+    pictures = locate(
+        (f"{stem}.jpg" for stem in stems.values()), photos.picture, images, listing, "photograph"
+    )
     return Source(
         tasks=[
-            Task(id=number, image=images / f"{stem}.jpg", sources=(labels / f"{stem}.mat",))
-            for number, stem in _read_listing(voc / "ImageSets/Main" / f"{split}.txt").items()
+            Task(id=number, image=pictures[f"{stem}.jpg"], sources=(labels / f"{stem}.mat",))
+            for number, stem in stems.items()
         ],
         converter=partial(_convert, num_classes=len(names)),
         categories=stuff_categories(names, list(names)),
         image_root=images,
+        stray=stray_files(photos),
     )
 
 
 def _read_listing(path: Path) -> dict[int, str]:
     """Image names of a split by number: ``2008_000003`` has number 2008000003."""
     try:
-        with reading(path, missing="unpack asset pascal_voc_2010"):
-            lines = path.read_text(encoding="utf-8").split()
+        with reading(path, missing="give the folder VOCdevkit/VOC2010, with ImageSets/Main in it"):
+            lines = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); unpack asset pascal_voc_2010 and give its folder "
-            "VOCdevkit/VOC2010"
+            f"{path}: cannot be read ({error}); give the folder VOCdevkit/VOC2010, "
+            "with ImageSets/Main in it"
         ) from error
     stems: dict[int, str] = {}
     for number, stem in enumerate(lines, start=1):
         digits = stem.replace("_", "")
-        if not (digits.isascii() and digits.isdigit()):
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
             raise InputError(f"{path}: line {number}: {stem!r} is no image name like 2008_000003")
         if int(digits) in stems:
-            raise InputError(f"{path}: line {number}: {stem} comes twice; unpack the archive again")
+            raise InputError(f"{path}: line {number}: {stem} comes twice; remove one of them")
         stems[int(digits)] = stem
     return stems
 
 
 def _convert(task: Task, *, num_classes: int) -> Converted:
-    from possam.datasets.images import check_photo, check_size, convert_regions
+    from possam.datasets.images import check_photo, convert_regions
 
     size, image_sha256 = check_photo(task.image)
-    labels = read_label_map(task.sources[0], num_classes)
-    check_size(labels, task.sources[0], size, task.image)
+    labels = read_label_map(task.sources[0], num_classes, size, task.image)
     return convert_regions(labels, image=image_sha256)
 
 
-def read_label_map(path: Path, num_classes: int) -> Array:
-    """Class indices of a ``.mat`` file, int32 (H, W), -1 void; InputError if it is faulty."""
+def read_label_map(path: Path, num_classes: int, size: tuple[int, int], photo: Path) -> Array:
+    """Class indices of a ``.mat`` file, int32 (H, W), -1 void; InputError if it is faulty.
+
+    ``size``: (H, W) of the photograph; a map of another size is refused before it is inflated.
+    """
     import numpy as np
-    from scipy.io import loadmat
+
+    from possam.datasets.images import check_size
+    from possam.datasets.mat_file import find_matrix
 
     check_readable(path, missing="unpack asset pascal_context_459 again")
     try:
-        content = loadmat(path, variable_names=[_VARIABLE])
-    except Exception as error:  # scipy raises many kinds, also bare Exception
+        matrix = find_matrix(path, _VARIABLE)
+        check_size(matrix.shape, path, size, photo)
+        pixels = matrix.read()
+    except ValueError as error:
         raise InputError(
-            f"{path}: not a readable MATLAB file ({error}); it may be truncated: unpack asset "
-            "pascal_context_459 again"
+            f"{path}: not a readable MATLAB file ({error}); it may be truncated: replace it by a "
+            f"good one, or save the matrix {_VARIABLE} with MATLAB's -v7"
         ) from error
-    pixels = content.get(_VARIABLE)
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.dtype.kind not in "iu":
-        raise InputError(
-            f"{path}: {_VARIABLE}: missing, or no matrix of whole numbers; use the label maps of "
-            "PASCAL Context (asset pascal_context_459)"
-        )
-    if pixels.size and (pixels.min() < 0 or pixels.max() > num_classes):
+    if pixels.min() < 0 or pixels.max() > num_classes:
         raise InputError(
             f"{path}: {_VARIABLE}: labels are {pixels.min()}..{pixels.max()}; valid are "
             f"1..{num_classes}, and 0 for void: use the class names that belong to these maps"

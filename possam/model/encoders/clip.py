@@ -3,7 +3,6 @@
 Shapes: B images, N texts, C channels of the dense map (Cc), E CLIP embedding, H W.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from possam.model.encoders.state_dicts import READ_ERRORS
+from possam.model.encoders.state_dicts import READ_ERRORS, check_tensors
 from possam.runtime.errors import InputError, WrongVariantError
+from possam.runtime.files import parse_json
 from possam.runtime.reading import check_readable
 
 SYNTHETIC_CONVNEXT = "synthetic_convnext"
@@ -68,12 +68,13 @@ def _read_config(config: Path | str) -> tuple[dict[str, Any], str, Path | None]:
         return found, str(config), None
     check_readable(path, missing="an open_clip model configuration is expected there")
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
     loaded = loaded.get("model_cfg", loaded) if isinstance(loaded, dict) else {}
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in loaded]
-    if missing:
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    known = loaded if isinstance(loaded, dict) else {}
+    if missing := [key for key, kind in kinds.items() if type(known.get(key)) is not kind]:
         raise InputError(f"{path}: not an open_clip model configuration: no {', '.join(missing)}")
     return loaded, str(path), path.parent
 
@@ -113,7 +114,7 @@ def build_open_clip(config: Path | str) -> tuple[CLIP | CustomTextCLIP, SimpleTo
             embed_dim=options["embed_dim"], vision_cfg=CLIPVisionCfg(**vision),
             text_cfg=CLIPTextCfg(**text), **extra,
         )  # fmt: skip
-    except (TypeError, RuntimeError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
         raise InputError(f"{name}: open_clip cannot build this model: {error}") from error
     size = vision.get("image_size", CLIPVisionCfg.image_size)
     if not isinstance(size, int):
@@ -129,8 +130,7 @@ def _load_weights(model: CLIP | CustomTextCLIP, checkpoint: Path, name: str) -> 
             f"{checkpoint}: not a readable checkpoint ({type(error).__name__}); it may be "
             "truncated: delete it and fetch it again"
         ) from error
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{checkpoint}: holds something else than a state dict of tensors")
+    check_tensors(checkpoint, state, kind="CLIP")
     if isinstance(model, CustomTextCLIP) and "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
     expected = model.state_dict()

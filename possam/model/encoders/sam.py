@@ -196,6 +196,8 @@ def load_sam(path: str | Path, *, architecture: str) -> Sam:
         found = describe_state_dict(state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except (IndexError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{path}: not a SAM state dict: a tensor has another shape") from error
     if found != wanted:
         raise WrongVariantError(
             f"{path}: holds SAM {found.name} (width {found.embed_dim}, depth {found.depth}), but "

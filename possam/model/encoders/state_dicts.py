@@ -1,7 +1,10 @@
 """Reading files of weights: PyTorch's and safetensors', tensors only."""
 
 import pickle
+import struct
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -17,6 +20,14 @@ READ_ERRORS = (
     OSError,
     ValueError,
     KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
     pickle.UnpicklingError,
     safetensors.SafetensorError,
 )
@@ -40,6 +51,17 @@ def read_state_dict(path: Path, *, kind: str) -> dict[str, Tensor]:
             f"{path}: not a readable PyTorch checkpoint ({type(error).__name__}); it may be "
             "truncated: delete it and fetch it again"
         ) from error
+    check_tensors(path, state, kind=kind)
+    return state
+
+
+def check_tensors(path: Path, state: Any, *, kind: str) -> None:
+    """Raise an InputError unless ``state`` maps names to tensors of finite numbers."""
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path}: a {kind} state dict is expected, found something else")
-    return state
+    for name, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not (isinstance(name, str) and plain) or value.is_complex() or value.is_quantized:
+            raise InputError(f"{path}: {name}: an ordinary tensor is expected; fetch it again")
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name}: a number is not finite; fetch it again")
