@@ -10,10 +10,9 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from possam.datasets.format import Category, ConvertedDataset, ImageRecord
-from possam.datasets.pixels import UNREADABLE, decode_ids, decode_map
+from possam.datasets.pixels import decode_ids, decode_map, open_image
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
 from possam.runtime.errors import InputError
@@ -247,17 +246,18 @@ def read_png(path: Path) -> NDArray[Any]:
     """Pixels of an image file, as stored.
 
     Raises:
-        InputError: no such file, or not an image.
+        InputError: no such file, not an image, or one of too many pixels.
     """
     try:
-        if (quick := decode_map(path.read_bytes())) is not None:
-            return quick
-        with Image.open(path) as image:
-            return np.asarray(image)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; predict every image of the data set") from error
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({error}); write it again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if (quick := decode_map(content)) is not None:
+        return quick
+    with open_image(content, path, remedy="write it again") as image:
+        return np.asarray(image)
 
 
 def check_size(path: Path, pixels: NDArray[Any], record: ImageRecord) -> None:
