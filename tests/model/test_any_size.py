@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from possam.model.encoders.clip import FrozenClip, load_clip
 from possam.model.encoders.sam import ARCHITECTURES, SamEncoder, build_sam, load_sam
-from possam.model.options import ResolutionOptions
+from possam.model.options import ModelOptions, ResolutionOptions
 from possam.model.possam import build_possam
 from possam.model.resolution import resize_for_test, target_size
 from possam.model.segmenter import Segmenter
@@ -27,8 +27,18 @@ SIDES = st.sampled_from([1, 2, 7, 8, 16, 17, 63, 64, 65, 66, 80]) | st.integers(
 
 
 @cache
+def project(scale: str) -> Project:
+    return Project(scale, folder=ROOT / "params")
+
+
 def resolution(scale: str) -> ResolutionOptions:
-    return Project(scale, folder=ROOT / "params").scale.predict.resolution
+    return project(scale).scale.predict.resolution
+
+
+def different_models() -> dict[str, ModelOptions]:
+    """One run of each kind of model."""
+    runs = {name: project("mini").run(name).model for name in sorted(project("mini").runs)}
+    return {name: model for model, name in {model: name for name, model in runs.items()}.items()}
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
@@ -44,19 +54,37 @@ def clip() -> FrozenClip:
 
 
 @pytest.fixture(scope="module")
-def segmenter(clip: FrozenClip) -> Segmenter:
-    """The mini scale's, with its trained towers."""
+def sam() -> SamEncoder:
     weights = TOWERS / "synthetic_sam_b.pth"
-    sam = SamEncoder(load_sam(weights, architecture="synthetic_b").image_encoder)
+    return SamEncoder(load_sam(weights, architecture="synthetic_b").image_encoder)
+
+
+def build(options: ModelOptions, sam: SamEncoder | None, clip: FrozenClip) -> Segmenter:
+    """The mini scale's trained towers around an untrained model."""
     possam = build_possam(
-        Project("mini", folder=ROOT / "params").scale.model,
-        backbone_channels=[sam.channels],
+        options,
+        backbone_channels=clip.stage_channels if sam is None else [sam.channels],
         clip_channels=clip.dense_channels,
         embed_dim=clip.embed_dim,
         logit_scale=clip.logit_scale,
         seed=0,
     )
     return Segmenter(sam=sam, clip=clip, possam=possam, precision="fp32").eval()
+
+
+@pytest.fixture(scope="module")
+def segmenter(sam: SamEncoder, clip: FrozenClip) -> Segmenter:
+    return build(project("mini").scale.model, sam, clip)
+
+
+@pytest.mark.parametrize("run", different_models())
+def test_every_model_of_the_study(run: str, sam: SamEncoder, clip: FrozenClip) -> None:
+    options = different_models()[run]
+    model = build(options, sam if options.backbone == "sam" else None, clip)
+    for height, width in ((1, 1), (64, 65), (2, 320), (320, 2)):
+        with torch.inference_mode():
+            raw = model(pictures(1, height, width))
+        assert raw.mask_logits.isfinite().all() and raw.ldp_embeddings.isfinite().all()
 
 
 @given(SIDES, SIDES, st.integers(1, 3))
@@ -127,7 +155,7 @@ def test_what_the_towers_see_is_bounded_and_of_the_same_shape(
 def test_pictures_of_the_benchmarks_size_are_as_they_are() -> None:
     image = pictures(1, 128, 128)[0].to(torch.uint8)
     seen = resize_for_test(image, resolution("mini"))
-    native = Project("mini", folder=ROOT / "params").scale.inference.resolution
+    native = project("mini").scale.inference.resolution
     assert torch.equal(seen.pixels, resize_for_test(image, native).pixels)
-    paper = Project("paper", folder=ROOT / "params").scale
+    paper = project("paper").scale
     assert paper.predict.resolution == paper.inference.resolution
