@@ -224,7 +224,7 @@ def efficiency(
 @your_data('possam predict a.jpg --words "cat; dog, puppy" --random-init --sam b --out out/a')
 def predict(
     image: Path,
-    words: Annotated[str, Option(help='Classes by ";", synonyms by ",": "cat; dog, puppy".')],
+    words: Annotated[str, Option(help='Classes by ";", synonyms by "," (escape: "\\,").')],
     out: Annotated[Path, Option(help="Folder for panoptic.png, panoptic.json, overlay.png.")],
     scale: Scale,
     stuff: Annotated[str, Option(help='Which of the words are stuff: "road; sky".')] = "",

@@ -27,8 +27,10 @@ from possam.runtime.reading import reading
 Array = npt.NDArray[Any]
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Formats that Pillow may take a file for; for others it would start programs (EPS), or worse."""
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 """What Pillow raises for a damaged image, or a file that is no image."""
+LARGEST = 250_000_000
+"""The most pixels that are read, as RGB 0.75 GB. Pillow's own limit is lower, and it warns."""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
@@ -37,8 +39,6 @@ _CHECK = struct.Struct(">I")
 _ORIENTATION = 0x0112
 GREY, RGB = 0, 2
 """Colour types, as PNG numbers them."""
-_LARGEST = 1 << 28
-"""Largest number of pixels that is decoded here; larger images are left to Pillow's limits."""
 
 
 def read_upstream(path: Path) -> bytes:
@@ -51,15 +51,30 @@ def read_upstream(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def open_image(content: bytes, path: Path) -> Iterator[Image.Image]:
-    """Open the ``content`` of image ``path``; InputError for damage found here or in the block."""
+def open_image(
+    content: bytes, path: Path, *, remedy: str = "replace the file by a good one"
+) -> Iterator[Image.Image]:
+    """Open the ``content`` of image ``path``.
+
+    Raises:
+        InputError: damage, found here or in the block (says ``remedy``), or too many pixels.
+    """
+    pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > LARGEST:
+                raise InputError(
+                    f"{path}: {width} x {height} are too many pixels; at most "
+                    f"{LARGEST // 1_000_000} megapixels are read: reduce the picture"
+                )
             yield image
     except UNREADABLE as error:
         raise InputError(
-            f"{path}: damaged or truncated image ({error}); replace the file by a good one"
+            f"{path}: not a readable image (damaged or truncated: {error}); {remedy}"
         ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillows
 
 
 def decode_file(path: Path, *, mode: str | None = None) -> tuple[Array, str]:
@@ -200,7 +215,7 @@ def inflate_map(content: bytes) -> InflatedMap | None:
     (width, height, depth, colour, *methods), data = found
     if methods != [0, 0, 0] or (depth, colour) not in ((8, GREY), (16, GREY), (8, RGB)):
         return None
-    if not 0 < width * height <= _LARGEST:
+    if not 0 < width * height <= LARGEST:
         return None
     line = 1 + width * (3 if colour == RGB else 1) * depth // 8
     try:

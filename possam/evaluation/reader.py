@@ -3,7 +3,6 @@
 A panoptic prediction is one JSON and one PNG per image, with ids R + 256 G + 65536 B.
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from possam.datasets.files import is_stray
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.images import turned
 from possam.datasets.json_fields import ID, LIST, TEXT
-from possam.datasets.pixels import FORMATS, UNREADABLE, decode_ids, decode_map
+from possam.datasets.pixels import decode_ids, decode_map, open_image
 from possam.evaluation.numbering import Mapped, NumberingError, check_listed
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
@@ -292,17 +290,14 @@ def read_png(path: Path) -> NDArray[Any]:
     """Pixels of an image file, as stored.
 
     Raises:
-        InputError: no such file, or not an image.
+        InputError: no such file, not an image, or one of too many pixels.
     """
     with reading(path, missing="predict every image of the data set"):
         content = path.read_bytes()
-    try:
-        if (quick := decode_map(content)) is not None:
-            return quick
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return np.asarray(image)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({error}); write it again") from error
+    if (quick := decode_map(content)) is not None:
+        return quick
+    with open_image(content, path, remedy="write it again") as image:
+        return np.asarray(image)
 
 
 def check_size(path: Path, pixels: NDArray[Any], record: ImageRecord) -> None:

@@ -1,4 +1,4 @@
-"""Segment one image: with names that are embedded already, or with any words."""
+"""Segment one image with names that are embedded already (any words: ``evaluation.words``)."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,43 +6,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from possam.datasets.class_names import seen_classes
 from possam.model.encoders.text import TextEmbeddings
-from possam.model.inference import Geometry, SegmentPrediction, classify, panoptic_inference
-from possam.model.options import InferenceOptions
+from possam.model.inference import (
+    Geometry,
+    MaskScores,
+    SegmentPrediction,
+    classify,
+    panoptic_inference,
+)
+from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.model.resolution import resize_for_test
-from possam.model.segmenter import Segmenter
-
-Names = tuple[str, ...]
-"""One class: its name and synonyms."""
-
-
-def segment_words(
-    pixels: NDArray[np.uint8],
-    vocabulary: Sequence[Names],
-    *,
-    segmenter: Segmenter,
-    embed: Callable[[Sequence[Names]], TextEmbeddings],
-    things: Sequence[bool],
-    training_vocabulary: Sequence[Sequence[str]],
-    inference: InferenceOptions,
-) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
-    """The panoptic result of one image for any ``vocabulary`` of K classes.
-
-    Other arguments and the result as of :func:`segment_image`.
-
-    Args:
-        embed: turns names into text embeddings of the segmenter's CLIP.
-        training_vocabulary: names of the classes trained on; empty: no class counts as seen.
-    """
-    return segment_image(
-        pixels,
-        segmenter=segmenter,
-        text=embed(vocabulary),
-        things=things,
-        seen=seen_classes(vocabulary, training_vocabulary),
-        inference=inference,
-    )
+from possam.model.segmenter import RawPrediction, Segmenter
 
 
 def segment_image(
@@ -61,10 +35,9 @@ def segment_image(
         text: embeddings of the K classes; things, seen: K flags.
     """
     device = next(segmenter.parameters()).device
-    with torch.inference_mode():
-        test = resize_for_test(torch.from_numpy(pixels).permute(2, 0, 1), inference.resolution)
-        raw = segmenter(test.pixels[None].to(device))
-        scores = classify(
+
+    def score(raw: RawPrediction) -> MaskScores:
+        return classify(
             raw,
             text.to(device),
             possam=segmenter.possam,
@@ -72,16 +45,41 @@ def segment_image(
             seen=torch.tensor(list(seen), device=device),
             options=inference,
         )
-        geometry = Geometry(
-            padded=raw.padded_size, content=test.content_size, output=test.original_size
-        )
-        ids, segments = panoptic_inference(
-            raw.mask_logits[0],
-            scores,
-            image=0,
-            geometry=geometry,
-            is_thing=torch.tensor(list(things), device=device),
-            object_threshold=inference.object_threshold,
-            overlap_threshold=inference.overlap_threshold,
-        )
+
+    return segment_scored(
+        pixels,
+        segmenter=segmenter,
+        score=score,
+        things=things,
+        inference=inference,
+        resolution=inference.resolution,
+    )
+
+
+@torch.inference_mode()
+def segment_scored(
+    pixels: NDArray[np.uint8],
+    *,
+    segmenter: Segmenter,
+    score: Callable[[RawPrediction], MaskScores],
+    things: Sequence[bool],
+    inference: InferenceOptions,
+    resolution: ResolutionOptions,
+) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
+    """As :func:`segment_image`, at ``resolution``, with masks classified by ``score``."""
+    device = next(segmenter.parameters()).device
+    test = resize_for_test(torch.from_numpy(pixels).permute(2, 0, 1), resolution)
+    raw = segmenter(test.pixels[None].to(device))
+    geometry = Geometry(
+        padded=raw.padded_size, content=test.content_size, output=test.original_size
+    )
+    ids, segments = panoptic_inference(
+        raw.mask_logits[0],
+        score(raw),
+        image=0,
+        geometry=geometry,
+        is_thing=torch.tensor(list(things), device=device),
+        object_threshold=inference.object_threshold,
+        overlap_threshold=inference.overlap_threshold,
+    )
     return ids.cpu().numpy().astype(np.int32), list(segments)

@@ -12,6 +12,7 @@ from possam.model.options import (
     InferenceOptions,
     ModelOptions,
     Precision,
+    ResolutionOptions,
 )
 from possam.runtime.options import Count, Options, Positive
 from possam.synthetic.options import WorldOptions
@@ -35,6 +36,17 @@ class TowerParams(Options):
     precision: Precision
 
 
+class PredictParams(Options):
+    """How ``possam predict`` reads photographs, which no table depends on.
+
+    ``resolution``: for the towers; ``mask_pixels``: photographs of more pixels are reduced first,
+    and their segments enlarged afterwards, so that memory stays flat.
+    """
+
+    resolution: ResolutionOptions
+    mask_pixels: Positive
+
+
 class ScaleParams(Options):
     """One scale: assets, towers and the defaults of every run.
 
@@ -55,6 +67,7 @@ class ScaleParams(Options):
     inference: InferenceOptions
     evaluation: EvaluationOptions
     automatic_masks: AutomaticMaskOptions
+    predict: PredictParams
 
     @model_validator(mode="after")
     def _seeds(self) -> "ScaleParams":

@@ -1,23 +1,26 @@
 """A photograph and words from the command line, segmented into files (``possam predict``)."""
 
-import struct
+import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from possam.datasets.images import resize_labels
 from possam.datasets.label_runs import segment_table
-from possam.datasets.pixels import encode_ids
-from possam.evaluation.segment import Names, segment_words
-from possam.model.options import InferenceOptions
+from possam.datasets.pixels import LARGEST, encode_ids, open_image, write_png
+from possam.evaluation.words import Names, segment_words
+from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.reporting.overlay import draw_overlay
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path, write_json
-from possam.runtime.reading import check_readable
+from possam.runtime.reading import reading
 
 if TYPE_CHECKING:
     from possam.model.encoders.text import TextEmbeddings
@@ -26,26 +29,40 @@ if TYPE_CHECKING:
 
 
 def parse_words(text: str) -> list[Names]:
-    """Classes and their synonyms: ``"cat; dog, puppy"`` is ``[("cat",), ("dog", "puppy")]``.
+    r"""Classes and their synonyms: ``"cat; dog, puppy"`` is ``[("cat",), ("dog", "puppy")]``.
 
-    Runs of white space become one space; empty pieces are left out.
+    A backslash before ``;``, ``,`` or a backslash makes it a part of the name. Runs of white space
+    become one space; empty pieces, and synonyms that a class has already, are left out. Benchmarks'
+    vocabularies repeat names, so two classes may share one (see :func:`repeated_names`).
 
     Raises:
-        InputError: no word at all, or a word that is written twice (case does not matter).
+        InputError: no word at all.
     """
-    classes = [
-        names
-        for group in text.split(";")
-        if (names := tuple(filter(None, (" ".join(piece.split()) for piece in group.split(",")))))
-    ]
-    known: set[str] = set()
-    for name in chain.from_iterable(classes):
-        if name.casefold() in known:
-            raise InputError(f"--words: {name!r} is written twice; name every word once")
-        known.add(name.casefold())
+    classes = []
+    for group in _split(text, ";"):
+        names: dict[str, str] = {}
+        for piece in _split(group, ","):
+            name = " ".join(_ESCAPED.sub(r"\1", piece).split())
+            names.setdefault(name.casefold(), name)
+        if found := tuple(filter(None, names.values())):
+            classes.append(found)
     if not classes:
         raise InputError('--words: no word is given; write for example "cat; dog, puppy; road"')
     return classes
+
+
+_ESCAPED = re.compile(r"\\([;,\\])")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The pieces between separators that no backslash escapes; escapes stay as they are."""
+    return re.findall(rf"(?:\\.|[^\\{separator}]|\\$)+", text, re.DOTALL)
+
+
+def repeated_names(vocabulary: Sequence[Names]) -> list[str]:
+    """The names of more than one class, sorted; the first of these classes gets the segments."""
+    counts = Counter(name.casefold() for names in vocabulary for name in names)
+    return sorted(name for name, count in counts.items() if count > 1)
 
 
 def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
@@ -65,45 +82,60 @@ def parse_stuff(text: str, vocabulary: Sequence[Names]) -> list[bool]:
     return [not any(name.casefold() in stuff for name in names) for names in vocabulary]
 
 
+class Photograph(NamedTuple):
+    """``pixels``: RGB (h,w,3) uint8, upright, perhaps reduced; ``size``: full (H, W)."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
 def read_photograph(path: Path) -> NDArray[np.uint8]:
     """Read any photograph as RGB (H,W,3) uint8, turned upright as its EXIF data says.
 
     16-bit grey is scaled to 8 bits, CMYK converted, and transparency laid over white.
 
     Raises:
-        InputError: no such file, not an image, truncated, or of a mode without colours.
+        InputError: cannot be read, not an image, truncated, of too many pixels, or of a mode
+            without colours.
     """
-    check_readable(path)
-    try:
-        with Image.open(path) as image:
+    return load_photograph(path, most=LARGEST).pixels
+
+
+def load_photograph(path: Path, *, most: int) -> Photograph:
+    """As :func:`read_photograph`, reduced to at most about ``most`` pixels where it has more."""
+    with reading(path):
+        content = path.read_bytes()
+    with open_image(content, path, remedy="save it again as PNG or JPEG") as image:
+        full = image.size
+        share = min(1.0, math.sqrt(most / (full[0] * full[1])))
+        small = (max(1, round(full[0] * share)), max(1, round(full[1] * share)))
+        if image.draft(None, small) is None:  # a JPEG is decoded at a half, a quarter, an eighth
             image.load()
-            # Images without an EXIF orientation come back as they are.
-            return _as_rgb(ImageOps.exif_transpose(image), path)
-    except (
-        OSError,  # also Pillow's UnidentifiedImageError, and truncated files
-        SyntaxError,  # Pillow's error for broken PNG chunks
-        ValueError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise InputError(
-            f"{path}: not a readable image ({error}); it may be truncated, or no image at all"
-        ) from error
+            full = image.size  # a TIFF is turned when it is decoded
+        if image.getexif().get(_ORIENTATION, 1) in _LYING:
+            full, small = full[::-1], small[::-1]
+        ImageOps.exif_transpose(image, in_place=True)
+        picture = _as_rgb(image, path)
+        if share < 1:
+            picture = picture.resize(small, Image.Resampling.BILINEAR, reducing_gap=2)
+        return Photograph(np.array(picture), full[::-1])
 
 
-def _as_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+"""EXIF's tag, and its values for a picture that lies on its side."""
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        grey = (deep.clip(0, 65535) / 257).round().astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        deep = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise InputError(f"{path}: floating-point pixels have no known range; save it as 8 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, layer)
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def segment_photograph(
@@ -113,8 +145,10 @@ def segment_photograph(
     stuff: str,
     segmenter: "Segmenter",
     embed: Callable[[Sequence[Names]], "TextEmbeddings"],
-    training_vocabulary: Sequence[Sequence[str]],
+    training_vocabulary: Sequence[Names],
     inference: InferenceOptions,
+    resolution: ResolutionOptions,
+    mask_pixels: int,
     out: Path,
 ) -> dict[str, Any]:
     """Segment a photograph; write ``panoptic.png``, ``overlay.png`` and ``panoptic.json``.
@@ -122,8 +156,9 @@ def segment_photograph(
     Args:
         image: the photograph, any size and mode.
         words, stuff: see :func:`parse_words`, :func:`parse_stuff`.
-        segmenter, embed, training_vocabulary, inference: see
+        segmenter, embed, training_vocabulary, inference, resolution: see
             :func:`possam.evaluation.segment.segment_words`.
+        mask_pixels: a photograph of more pixels is reduced, and its segments enlarged.
         out: folder; other files in it stay. Each file appears complete, the JSON last.
 
     Returns:
@@ -137,24 +172,26 @@ def segment_photograph(
     things = parse_stuff(stuff, vocabulary)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
-    pixels = read_photograph(image)
+    photo = load_photograph(image, most=mask_pixels)
     ids, segments = segment_words(
-        pixels,
+        photo.pixels,
         vocabulary,
         segmenter=segmenter,
         embed=embed,
         things=things,
         training_vocabulary=training_vocabulary,
         inference=inference,
+        resolution=resolution,
     )
-    content = _describe(image, ids, segments, vocabulary, things)
     overlay = draw_overlay(
-        pixels, ids, {s.id: s.category for s in segments}, [names[0] for names in vocabulary]
+        photo.pixels, ids, {s.id: s.category for s in segments}, [names[0] for names in vocabulary]
     )
-    coded = Image.fromarray(encode_ids(ids))
-    for name, picture in (("panoptic.png", coded), ("overlay.png", overlay)):
-        with atomic_path(out / name) as temporary:
-            picture.save(temporary, format="PNG")
+    if ids.shape != photo.size:
+        ids = resize_labels(ids, *photo.size)
+    content = _describe(image, ids, segments, vocabulary, things)
+    write_png(out / "panoptic.png", encode_ids(ids))
+    with atomic_path(out / "overlay.png") as temporary:
+        overlay.save(temporary, format="PNG")
     write_json(out / "panoptic.json", content)
     return dict(content["annotations"][0])
 

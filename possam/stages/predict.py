@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from possam.evaluation.words import cut_names
 from possam.model.encoders.clip import load_clip
 from possam.model.encoders.sam import SamEncoder, build_sam, find_architecture
 from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
@@ -15,7 +16,12 @@ from possam.model.possam import build_possam
 from possam.model.segmenter import Segmenter
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.reporting.photographs import parse_words, read_photograph, segment_photograph
+from possam.reporting.photographs import (
+    load_photograph,
+    parse_words,
+    repeated_names,
+    segment_photograph,
+)
 from possam.runtime.errors import InputError
 from possam.stages.common import check_device, clip_config, frozen_hashes, set_up_process
 from possam.stages.models import embed_names, load_segmenter, tower_widths
@@ -61,6 +67,16 @@ def _trained_segmenter(
     )
 
 
+def _warn(message: str) -> None:
+    print(f"possam predict: WARNING: {message}", file=sys.stderr)
+
+
+def _some(items: list[str]) -> str:
+    """The first five of ``items``, and how many there are beside."""
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(items[:5]) + more
+
+
 def predict(
     project: Project,
     *,
@@ -76,30 +92,40 @@ def predict(
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay into ``out``."""
     check_device(device)
     set_up_process(project)
+    scale = project.scale
     # Bad words or a bad photograph are reported before any weights are loaded.
-    parse_words(words)
-    read_photograph(image)
+    classes = parse_words(words)
+    load_photograph(image, most=scale.predict.mask_pixels)
     vocabulary: list[tuple[str, ...]] = []
     embed: Callable[..., TextEmbeddings] = embed_vocabulary
     if checkpoint is not None:
         segmenter, vocabulary = _trained_segmenter(project, checkpoint)
         embed = partial(embed_names, Layout(project))
     elif random_init and sam is not None:
-        print(
-            "possam predict: WARNING: random weights, towers included; the segments mean nothing",
-            file=sys.stderr,
-        )
+        _warn("random weights, towers included; the segments mean nothing")
         segmenter = random_segmenter(project, sam)
     else:
         raise InputError("--random-init needs --sam: name the SAM size (b, l, h)")
+    if repeated := repeated_names(classes):
+        _warn(
+            f"--words: {_some(repeated)}: in several classes; the first of them gets its segments"
+        )
+    if cut := cut_names(classes, scale.templates, segmenter.clip.tokenizer):
+        ends = _some([f"{name!r} loses {end!r}" for name, end in cut.items()])
+        _warn(
+            f"--words: too long for CLIP, which reads {segmenter.clip.tokenizer.context_length} "
+            f"tokens, and cut: {ends}; names that begin alike are then one"
+        )
     result = segment_photograph(
         image=image,
         words=words,
         stuff=stuff,
         segmenter=segmenter.to(device),
-        embed=partial(embed, segmenter.clip, templates=project.scale.templates),
+        embed=partial(embed, segmenter.clip, templates=scale.templates),
         training_vocabulary=vocabulary,
-        inference=project.scale.inference,
+        inference=scale.inference,
+        resolution=scale.predict.resolution,
+        mask_pixels=scale.predict.mask_pixels,
         out=out,
     )
     for segment in result["segments_info"]:

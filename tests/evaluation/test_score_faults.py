@@ -249,7 +249,7 @@ PNG_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "empty": (lambda path: path.write_bytes(b""), "not a readable image", "write it again"),
     "truncated": (truncated, "not a readable image", "write it again"),
     "broken chunk": (with_a_broken_chunk, "not a readable image", "write it again"),
-    "absurd size": (of_absurd_size, "not a readable image", "write it again"),
+    "absurd size": (of_absurd_size, "60000 x 60000 are too many pixels", "250 megapixels"),
     "missing": (Path.unlink, "no such file", "predict every image of the data set"),
 }
 

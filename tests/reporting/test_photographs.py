@@ -1,6 +1,10 @@
 """Any photograph and any words: readable results, or one message that says what to change."""
 
 import json
+import re
+import struct
+import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +19,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from possam.datasets.images import check_photo
+from possam.datasets.pixels import LARGEST, read_image
+from possam.evaluation.reader import read_png
 from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
 from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.model.segmenter import RawPrediction, Segmenter
 from possam.reporting.overlay import PALETTE, draw_overlay
 from possam.reporting.photographs import (
+    load_photograph,
     parse_stuff,
     parse_words,
     read_photograph,
+    repeated_names,
     segment_photograph,
 )
 from possam.runtime.errors import InputError
@@ -102,7 +111,9 @@ def scene(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
     return pixels
 
 
-def predict(image: Path, out: Path, *, words: str, stuff: str = "") -> dict[str, Any]:
+def predict(
+    image: Path, out: Path, *, words: str, stuff: str = "", mask_pixels: int = 1_000_000
+) -> dict[str, Any]:
     segmenter = ColourSegmenter()
     return segment_photograph(
         image=image,
@@ -112,6 +123,8 @@ def predict(image: Path, out: Path, *, words: str, stuff: str = "") -> dict[str,
         embed=partial(embed_vocabulary, segmenter.clip, templates=("a photo of a {}", "{}")),
         training_vocabulary=[("red",)],
         inference=INFERENCE,
+        resolution=INFERENCE.resolution,
+        mask_pixels=mask_pixels,
         out=out,
     )
 
@@ -171,7 +184,7 @@ def test_other_files_in_the_folder_stay_and_nothing_half_written_remains(tmp_pat
 
 def test_failure_writes_nothing(tmp_path: Path) -> None:
     Image.fromarray(scene()).save(tmp_path / "scene.png")
-    for words, stuff in (("", ""), ("red; red", ""), ("red", "sky")):
+    for words, stuff in (("", ""), (" ; ,", ""), ("red", "sky")):
         with pytest.raises(InputError):
             predict(tmp_path / "scene.png", tmp_path / "out", words=words, stuff=stuff)
     assert not (tmp_path / "out").exists()
@@ -211,6 +224,65 @@ def test_photographs_of_every_mode(
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
+def header_only(path: Path, width: int, height: int) -> None:
+    """A PNG of this size by its header, with next to no content."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+            for name, body in chunks
+        )
+    )
+
+
+@pytest.mark.parametrize("reader", [read_photograph, read_image, read_png, check_photo])
+def test_too_many_pixels_and_too_few_bytes_are_told_apart(
+    reader: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    for size in ((60_000, 60_000), (1, LARGEST + 1)):
+        header_only(path, *size)
+        with pytest.raises(InputError, match="too many pixels; at most 250 megapixels") as large:
+            reader(path)
+        assert "truncated" not in str(large.value) and f"{size[0]} x {size[1]}" in str(large.value)
+    header_only(path, 300, 200)
+    with pytest.raises(InputError, match=r"picture\.png.*truncated"):
+        reader(path)
+
+
+def test_pillows_own_limit_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # refused from 201 pixels on
+    Image.new("RGB", (40, 30), (9, 9, 9)).save(tmp_path / "photo.png")
+    assert read_photograph(tmp_path / "photo.png").shape == (30, 40, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100 and not recwarn.list
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_large_photographs_are_reduced_and_their_segments_enlarged(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    path, exif = tmp_path / f"photo.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    large = scene().repeat(8, axis=0).repeat(8, axis=1)
+    turns = {1: 0, 3: 2, 6: 1}[orientation]
+    Image.fromarray(np.rot90(large, turns).copy()).save(path, exif=exif)
+    photo = load_photograph(path, most=2400)
+    assert photo.size == (320, 480) and photo.pixels.shape == (40, 60, 3)
+    assert np.abs(photo.pixels.astype(int) - scene()).mean() < 8
+    result = predict(path, tmp_path / "out", words="red; blue; green", mask_pixels=2400)
+    found = {segment["name"]: segment for segment in result["segments_info"]}
+    assert found["green"]["area"] == 6400 and found["green"]["bbox"] == [360, 40, 80, 80]
+    ids = read_ids(tmp_path / "out" / "panoptic.png")
+    assert ids.shape == (320, 480) and (ids == found["green"]["id"]).sum() == 6400
+    whole = load_photograph(path, most=320 * 480)
+    assert np.array_equal(whole.pixels, read_photograph(path))
+
+
 def test_unreadable_photographs_are_named(tmp_path: Path) -> None:
     random = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     for suffix in ("jpg", "png"):
@@ -228,9 +300,7 @@ def test_unreadable_photographs_are_named(tmp_path: Path) -> None:
 
 
 word = st.text(
-    st.characters(codec="utf-8", exclude_characters=",;", exclude_categories=("Cc", "Cs", "Z")),
-    min_size=1,
-    max_size=6,
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Z")), min_size=1, max_size=6
 )
 space = st.sampled_from(["", " ", "  ", "\t", "\n "])
 vocabularies = st.lists(
@@ -238,12 +308,16 @@ vocabularies = st.lists(
 ).filter(lambda classes: len({n.casefold() for c in classes for n in c}) == sum(map(len, classes)))
 
 
+def escape(name: str) -> str:
+    return re.sub(r"([\\,;])", r"\\\1", name)
+
+
 @given(vocabularies, space, st.booleans())
 def test_parse_words_inverts_writing(
     classes: list[tuple[str, ...]], padding: str, trailing: bool
 ) -> None:
     text = ";".join(
-        ",".join(f"{padding}{name}{padding}" for name in names) + "," * trailing
+        ",".join(f"{padding}{escape(name)}{padding}" for name in names) + "," * trailing
         for names in classes
     )
     assert parse_words(text + ";" * trailing) == classes
@@ -255,9 +329,17 @@ def test_parse_words_examples() -> None:
     for text in ("", "  ", ";", ", ;,"):
         with pytest.raises(InputError, match="no word"):
             parse_words(text)
-    for text in ("cat; Cat", "dog, dog", "a; b, c; d, B"):
-        with pytest.raises(InputError, match="twice"):
-            parse_words(text)
+    escaped = r"made of paper\, cardboard\, without film; either\;or, back\\slash, C\d"
+    assert parse_words(escaped) == [
+        ("made of paper, cardboard, without film",),
+        ("either;or", "back\\slash", r"C\d"),
+    ]
+
+
+def test_repeated_names_are_kept_once_per_class_and_named() -> None:
+    assert parse_words("dog, Dog, puppy, dog") == [("dog", "puppy")]
+    assert repeated_names(parse_words("a; b, c; d, B; e, e, A")) == ["a", "b"]
+    assert repeated_names(parse_words("a, A; b")) == []
 
 
 def test_stuff_names_any_synonym() -> None:

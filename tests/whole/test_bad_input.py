@@ -145,7 +145,7 @@ def test_weights_of_another_tower(finished: Workspace, photograph: Path) -> None
         assert "download" in message or "tower" in message.lower()
 
 
-@pytest.mark.parametrize("words", ["", " ; ", " , ; ", "cat; dog; cat"])
+@pytest.mark.parametrize("words", ["", " ; ", " , ; "])
 def test_bad_words(finished: Workspace, photograph: Path, words: str) -> None:
     command = ("predict", str(photograph), "--words", words, "--checkpoint", WEIGHTS)
     assert "words" in refused(finished, *command, "--scale", "smoke", "--out", "out")

@@ -57,7 +57,7 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     """
     batch, height, width, channels = qkv.shape
     heads, channels = attention.num_heads, channels // 3
-    qkv = qkv.view(batch, height * width, 3, heads, channels // heads)
+    qkv = qkv.reshape(batch, height * width, 3, heads, channels // heads)
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     grid = query.unflatten(2, (height, width))
     table_h = get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype)
