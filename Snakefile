@@ -38,6 +38,9 @@ if launcher == "slurm" and "SLURM_JOB_ID" in os.environ and workflow.exec_mode =
         del os.environ[name]
 
 
+DEFAULT = ["results/mini/table1.csv", "results/mini/table1.tracking.json"]
+
+
 def files(stage):
     """Patterns of the files that the jobs of `stage` make."""
     return list(STAGES[stage].outputs)
@@ -62,6 +65,15 @@ def asked(kind):
 def device(kind, wildcards):
     """The kind of device that a job of `kind` computes on."""
     return "cpu" if launcher == "local" else allocation(kind, wildcards).device
+
+
+def beside(wildcards):
+    """On SLURM: the option that names the runs which may share a training's job."""
+    if launcher == "local" or not allocation("train", wildcards).share_towers:
+        return ""
+    targets = workflow.dag_settings.targets
+    runs = graph.beside(wildcards, DEFAULT if targets <= {"table1"} else targets)
+    return f"--beside '{' '.join(runs)}'" if runs else ""
 
 
 def processors(kind, here):
@@ -98,8 +110,7 @@ localrules:
 rule table1:
     """The default target: Table 1 at mini scale, tracked in MLflow."""
     input:
-        "results/mini/table1.csv",
-        "results/mini/table1.tracking.json",
+        DEFAULT,
     default_target: True
 
 

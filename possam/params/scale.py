@@ -1,6 +1,6 @@
 """Scales (``params/scales/*.yaml``) and training runs (``params/runs.yaml``)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -91,6 +91,13 @@ class RunDefinition(Options):
     def towers(self) -> tuple[str, ...]:
         """Towers whose features training reads, CLIP last."""
         return (CLIP,) if self.sam is None else (self.sam, CLIP)
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What decides which features a step reads; runs that agree in it can train together."""
+        names = ("batch_size", "micro_batch", "augmentation", "feature_cache", "workers")
+        recipe = {f"training.{name}": getattr(self.training, name) for name in names}
+        return {"sam": self.sam, "train": self.train, **recipe}
 
 
 class RunParams(RunDefinition):

@@ -81,7 +81,7 @@ def run(project: Project) -> Callable[[str], dict[str, Any]]:
         if (sam := project.run(name).sam) is not None:
             download_asset(project, project.scale.towers.sam[sam].asset)
         cache_tower_features(project, tower, "coco", "train")
-        train(project, name, seed=None, device="cpu")
+        train(project, [name], seed=None, device="cpu")
         evaluate(project, name, "coco", seed=None, condition="trained", device="cpu")
         folder = Layout(project).evaluation(name, SEED, "coco", "trained")
         return read_json(folder / "evaluation.json")["variants"]["default"]
