@@ -71,7 +71,7 @@ def beside(wildcards):
     """On SLURM: the option that names the runs which may share a training's job."""
     if launcher == "local" or not allocation("train", wildcards).share_towers:
         return ""
-    targets = workflow.dag_settings.targets
+    targets = set(workflow.dag_settings.targets)
     runs = graph.beside(wildcards, DEFAULT if targets <= {"table1"} else targets)
     return f"--beside '{' '.join(runs)}'" if runs else ""
 

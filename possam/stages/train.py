@@ -244,8 +244,8 @@ def train(
 
     with join(check_device(device)) as process, contextlib.ExitStack() as stack:
         set_up_process(project)
+        check_together({name: project.run(name, seed=seed) for name in names})
         trainings = [Training(project, name, seed=seed) for name in dict.fromkeys(names)]
-        check_together({training.name: training.run for training in trainings})
         process.first(lambda: _lock(trainings, stack))
         left = [t for t in trainings if not _is_settled(t, process, accept_code=accept_code)]
         if left:

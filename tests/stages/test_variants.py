@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from possam.cli import main
 from possam.model.encoders.sam import SamEncoder
 from possam.model.options import CLIP
 from possam.params.layout import Layout
@@ -52,7 +53,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table5 = ("sam_pooling_h_coco", "clip_pooling_h_coco", "cross_attention_h_coco")
     listed = yaml.safe_load(runs.read_text())
     smaller = {name.replace("_h_", "_b_"): {**listed[name], "sam": "b"} for name in table5}
-    runs.write_text(yaml.safe_dump({**listed, **smaller}))
+    live = {"feature_cache": False, "augmentation": {"policy": "lsj", "min_scale": 0.5}}
+    encoding = {
+        f"live_{name}": {**listed[name], "training": live}
+        for name in ("possam_b_coco", "no_iou_b_coco", "two_way_1_b_coco")
+    }
+    runs.write_text(yaml.safe_dump({**listed, **smaller, **encoding}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         project = Project("smoke")
@@ -167,3 +173,47 @@ def test_fcclip_never_sees_sam(
     clip = sha256_file(folder / "data/towers/synthetic_clip.safetensors")
     assert read_metadata(weights)["frozen"] == {CLIP: clip}
     assert set(read_json(weights.with_name("run.json"))["inputs"]) == {"dataset", CLIP}
+
+
+def test_runs_trained_together_end_as_by_themselves(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On augmented crops, which SAM and CLIP encode only once for all three."""
+    download_asset(project, "synthetic_sam_b")
+    names = ["live_possam_b_coco", "live_no_iou_b_coco", "live_two_way_1_b_coco"]
+    folders = {name: Layout(project).run(name, SEED) for name in names}
+    encoded, encode = [], SamEncoder.forward
+
+    def counting(self: SamEncoder, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(SamEncoder, "forward", counting)
+    alone = {}
+    for name in names:
+        train(project, [name], seed=None, device="cpu")
+        alone[name] = sha256_file(folders[name] / "weights.safetensors")
+        shutil.rmtree(folders[name])
+    by_itself = len(encoded)
+    assert main(["train", *names, "--scale", "smoke"]) == 0
+    assert len(encoded) - by_itself == by_itself / 3
+    for name in names:
+        assert sha256_file(folders[name] / "weights.safetensors") == alone[name]
+        assert read_json(folders[name] / "run.json")["run"] == name
+        assert read_json(folders[name] / "training.json")["together"] == 3
+        assert read_json(folders[name] / "provenance.json")["stage"] == "train"
+        assert_trained(project, name)
+    assert main(["train", *names, "--scale", "smoke"]) == 0  # nothing to do
+    assert len(encoded) - by_itself == by_itself / 3
+
+
+def test_runs_that_read_other_features_are_refused(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for other, field in (
+        ("possam_h_coco", "sam is b and h"),
+        ("possam_b_ade20k", "train is coco and ade20k"),
+        ("possam_b_coco", "training.augmentation is"),
+    ):
+        assert main(["train", "live_no_iou_b_coco", other, "--scale", "smoke"]) == 2
+        assert field in capsys.readouterr().err
