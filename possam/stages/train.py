@@ -100,20 +100,21 @@ def training_identity(
     layout: Layout,
     name: str,
     run: RunParams,
-    dataset: "ConvertedDataset",
+    content: str,
     device: str,
     *,
     package: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that the trained weights of ``run`` on its training set ``dataset`` depend on.
+    """Everything that the trained weights of ``run`` depend on.
 
+    ``content``: hash of the converted training set.
     ``device``: kind of the device that computes; code for the other kind does not count.
     ``package``: folder of the code that trains; default: this one.
 
     Raises:
         InputError: an asset has not been fetched.
     """
-    inputs = {"dataset": dataset.manifest["content"], **frozen_hashes(layout, run.sam)}
+    inputs = {"dataset": content, **frozen_hashes(layout, run.sam)}
     if run.start_from is not None:
         inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
     # Only the registry imports the parts that the options name, and it is not counted.
@@ -135,6 +136,7 @@ class Training:
         directory: the run's folder.
         files: what is in it.
         identity: on the device that it is trained on, once that is known.
+        vocabulary: names of each class of its training set.
     """
 
     identity: Mapping[str, Any]
@@ -143,15 +145,17 @@ class Training:
         self, project: Project, name: str, *, seed: int | None, package: Path | None = None
     ) -> None:
         """``package``: folder of the code that trains; default: this one."""
-        from possam.datasets.format import ConvertedDataset
+        from possam.datasets.format import read_manifest
         from possam.training.run_files import RunFiles
 
         self.layout, self.name, self.run = Layout(project), name, project.run(name, seed=seed)
         self.directory = self.layout.run(name, self.run.seed)
         superseded = self.layout.superseded(name, self.run.seed)
         self.files = RunFiles(self.directory, superseded=superseded)
-        self.dataset = ConvertedDataset.open(self.layout.dataset(self.run.train, "train"))
-        known = (self.layout, name, self.run, self.dataset)
+        # Not the annotations: a hundred megabytes, which only the training itself reads.
+        manifest = read_manifest(self.layout.dataset(self.run.train, "train"))
+        self.vocabulary: list[list[str]] = manifest["vocabulary"]
+        known = (self.layout, name, self.run, manifest["content"])
         self.on = cache(partial(training_identity, *known, package=package))
         """The identity on a kind of device."""
 
@@ -202,7 +206,7 @@ class Training:
                 "train": self.run.train,
                 "parameters": identity["parameters"],
                 "inputs": identity["inputs"],
-                "vocabulary": [list(names) for names in self.dataset.vocabulary],
+                "vocabulary": self.vocabulary,
                 "weights_sha256": summary["weights_sha256"],
                 "trainable_parameters": summary["trainable_parameters"],
                 "summary": {k: v for k, v in summary.items() if "time" not in k},
@@ -284,15 +288,17 @@ def _train(
     process: "TrainingProcess",
     asked: Callable[[], int] | None,
 ) -> None:
+    from possam.datasets.format import ConvertedDataset
     from possam.stages.models import load_towers
     from possam.training.loop import train_runs
 
     started = time.time()
     first = trainings[0]
-    layout, dataset = first.layout, first.dataset
+    layout = first.layout
+    dataset = ConvertedDataset.open(layout.dataset(first.run.train, "train"))
     sam, clip = load_towers(layout, first.run.sam)
     outcomes = train_runs(
-        [_prepared(training, sam=sam, clip=clip) for training in trainings],
+        [prepare(training, process, sam=sam, clip=clip) for training in trainings],
         source=_source(layout, first.run, dataset, sam=sam, clip=clip, process=process),
         process=process,
         asked=asked,
@@ -308,21 +314,28 @@ def _train(
         raise TrainingError("; ".join(failures))
 
 
-def _prepared(training: Training, *, sam: "SamEncoder | None", clip: "FrozenClip") -> "Run":
+def prepare(
+    training: Training, process: "TrainingProcess", *, sam: "SamEncoder | None", clip: "FrozenClip"
+) -> "Run":
+    """The run of ``training``, with its names embedded by the first process, on its device."""
     from possam.model.possam import build_possam
     from possam.stages.models import embed_names, tower_widths
     from possam.training.checkpoint import WeightsMetadata
     from possam.training.mask2former import start_from_mask2former
     from possam.training.run import Run
 
-    layout, run, vocabulary = training.layout, training.run, training.dataset.vocabulary
+    layout, run, vocabulary = training.layout, training.run, training.vocabulary
     initialise = None
     if run.start_from is not None:
         initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
     widths = tower_widths(sam=sam, clip=clip)
     return Run(
         model=build_possam(run.model, **widths, seed=run.seed),
-        text=embed_names(layout, clip, vocabulary, templates=run.templates),
+        text=process.first(
+            lambda: embed_names(
+                layout, clip.to(process.device), vocabulary, templates=run.templates
+            )
+        ),
         training=run.training,
         loss=run.loss,
         files=training.files,

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from possam.cli import main
+from possam.datasets.format import ConvertedDataset
+from possam.model.encoders.clip import FrozenClip
 from possam.model.encoders.sam import SamEncoder
 from possam.model.options import CLIP
 from possam.params.layout import Layout
@@ -21,10 +23,12 @@ from possam.stages.convert import convert_dataset
 from possam.stages.download import download_asset
 from possam.stages.evaluate import evaluate
 from possam.stages.features import cache_tower_features
+from possam.stages.models import load_towers
 from possam.stages.predict import predict
-from possam.stages.train import train
+from possam.stages.train import Training, prepare, train
 from possam.stages.world import make_world
 from possam.training.checkpoint import read_metadata
+from possam.training.distributed import TrainingProcess, single_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = {"coco_train": 4, "coco_val": 2}
@@ -217,3 +221,47 @@ def test_runs_that_read_other_features_are_refused(
     ):
         assert main(["train", "live_no_iou_b_coco", other, "--scale", "smoke"]) == 2
         assert field in capsys.readouterr().err
+
+
+def test_a_training_s_driver_does_not_read_the_annotations(project: Project, folder: Path) -> None:
+    """At the paper's scale they are a hundred megabytes."""
+    download_asset(project, "synthetic_sam_b")
+    annotations = folder / "data/smoke/datasets/coco_train/annotations.json"
+    hidden = annotations.rename(annotations.with_suffix(".away"))
+    try:
+        training = Training(project, "possam_b_coco", seed=None)
+        assert training.on("cpu")["inputs"]["dataset"]
+        assert len(training.vocabulary) == len(
+            ConvertedDataset.open(folder / "data/smoke/datasets/coco_val").vocabulary
+        )
+    finally:
+        hidden.rename(annotations)
+
+
+def test_only_the_first_process_embeds_the_names(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download_asset(project, "synthetic_sam_b")
+    training = Training(project, "possam_b_coco", seed=None)
+    training.identity = training.on("cpu")
+    sam, clip = load_towers(training.layout, "b")
+    calls = []
+    encode = FrozenClip.encode_text
+
+    def counting(self: FrozenClip, texts: list[str]) -> torch.Tensor:
+        calls.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(FrozenClip, "encode_text", counting)
+    shutil.rmtree(training.layout.text, ignore_errors=True)
+    first = prepare(training, single_process("cpu"), sam=sam, clip=clip)
+    assert len(calls) == 1
+
+    class Second(TrainingProcess):
+        def first(self, work: Any) -> Any:
+            return first.text  # as sent by process 0
+
+    shutil.rmtree(training.layout.text)
+    second = Second(device=torch.device("cpu"), rank=1, world_size=2)
+    assert prepare(training, second, sam=sam, clip=clip).text is first.text
+    assert len(calls) == 1

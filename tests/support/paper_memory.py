@@ -38,11 +38,8 @@ CLASSES = {"coco": 133, "ade20k": 150}
 NAMES_PER_CLASS = 2
 
 EXPECTED_SYNCS = {
-    ("to device", "possam/model/resolution.py:pad_image"): "colour of the padding",
-    ("to device", "possam/model/ops/sam_encoder.py:_attend"): "relative positions, two per block",
-    ("to device", "possam/model/ops/triton_sampling.py:sample_sum"): "sizes of the levels",
+    ("to device", "possam/model/ops/triton_sampling.py:_sizes"): "sizes of the levels, once",
     ("to host", "possam/training/matching.py:assign"): "costs of all pairs, for the assignment",
-    ("to device", "possam/training/matching.py:assign"): "the matched pairs",
     ("to host", "possam/training/trainer.py:step"): "the logged values",
 }
 """Where encoding and training a micro-batch may wait for the device, and for what."""
