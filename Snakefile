@@ -31,6 +31,11 @@ if workflow.exec_mode == ExecMode.DEFAULT:
 launcher = config.get("launcher", "local")
 allocations = Allocations() if launcher == "slurm" else None
 
+# Without SLURM: cpu, or cuda (profiles/gpu), where one job at a time has the GPU.
+here = config.get("device", "cpu")
+if here not in ("cpu", "cuda") or (launcher == "slurm" and "device" in config):
+    raise WorkflowError(f"--config device={here}: cpu or cuda; with --profile slurm, params/slurm.yaml decides it")
+
 # In a job (workflow/driver.sh): the jobs submitted from here must not inherit its variables. The executor would
 # remove them as well, and SLURM_CONF with them.
 if launcher == "slurm" and "SLURM_JOB_ID" in os.environ and workflow.exec_mode == ExecMode.DEFAULT:
@@ -52,10 +57,16 @@ def allocation(kind, wildcards):
     return allocations.of(scale_of(wildcards), kind)
 
 
+def local_gpus(kind, wildcards):
+    """GPUs that a job of `kind` takes on this machine."""
+    kind = kind(wildcards) if callable(kind) else kind
+    return int(here == "cuda" and kind in ("train", "evaluate", "timing", "figure"))
+
+
 def asked(kind):
-    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, the CPU."""
+    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, only the device."""
     if launcher == "local":
-        return {"device": "cpu", "setup": ""}
+        return {"device": here, "setup": "", "local_gpus": lambda w: local_gpus(kind, w)}
     return {
         name: lambda w, name=name: allocation(kind, w).resources[name]
         for name in Allocation.RESOURCES
@@ -64,7 +75,7 @@ def asked(kind):
 
 def device(kind, wildcards):
     """The kind of device that a job of `kind` computes on."""
-    return "cpu" if launcher == "local" else allocation(kind, wildcards).device
+    return here if launcher == "local" else allocation(kind, wildcards).device
 
 
 def beside(wildcards):
@@ -76,9 +87,9 @@ def beside(wildcards):
     return f"--beside '{' '.join(runs)}'" if runs else ""
 
 
-def processors(kind, here):
-    """Threads of a job of `kind`: on SLURM as many as it asks for, on this machine `here`."""
-    return here if launcher == "local" else lambda w: allocation(kind, w).cpus
+def processors(kind, local):
+    """Threads of a job of `kind`: on SLURM as many as it asks for, on this machine `local`."""
+    return local if launcher == "local" else lambda w: allocation(kind, w).cpus
 
 
 wildcard_constraints:

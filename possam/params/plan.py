@@ -28,6 +28,8 @@ class HardwareParams(Options):
             the keys of :data:`Rates`, and of ``decoders``. Where they are given, ``training``
             follows from them.
         operations_per_second: 10^12 of one unit; goes with ``operations``.
+        side: of the images (pixels) that ``operations`` and ``evaluation`` are for, whose cost
+            grows with the area; None: of the scale's own.
         convert: images per second of one job.
         feature_bytes_per_image: in the cache of one tower, on average over the towers.
         trained_parameters: their number in the largest model.
@@ -41,6 +43,7 @@ class HardwareParams(Options):
     training: Rates = Field(default_factory=dict)
     operations: dict[str, Rate] = Field(default_factory=dict)
     operations_per_second: Rate | None = None
+    side: Positive | None = None
     evaluation: Rates
     features: Rates
     feature_bytes_per_image: Count

@@ -39,9 +39,11 @@ class ScaleParams(Options):
     """One scale: assets, towers and the defaults of every run.
 
     Every run is trained once per seed; tables show the mean over the seeds.
+    ``data_of``: the scale whose assets and converted data sets are used; None: its own.
     """
 
     title: str
+    data_of: str | None = None
     synthetic: bool
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     threads: Positive

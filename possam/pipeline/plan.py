@@ -246,13 +246,21 @@ class _Cost:
                 run = project.run(job.of("run"))
                 images = run.training.iterations * run.training.batch_size
                 seconds = images / self._rate(hardware.training, run.sam, "training") / units
-                return seconds * self._share(job, run.sam)
+                area = self._area(run.training.augmentation.size, "training", run.sam)
+                return seconds * area * self._share(job, run.sam)
             case "evaluate":
                 test = project.benchmarks[job.of("benchmark")]
                 images = test.images or self._images(test.dataset, test.split)
                 sam = project.run(job.of("run")).sam
-                return images / self._rate(hardware.evaluation, sam, "evaluation") / units
+                area = self._area(project.scale.inference.resolution.size, "evaluation", sam)
+                return images * area / self._rate(hardware.evaluation, sam, "evaluation") / units
         return 0.0  # tables, figures and the rest: minutes at most
+
+    def _area(self, side: int | None, field: str, sam: str | None) -> float:
+        """Area of images of ``side`` relative to those of the rate that counts for ``field``."""
+        usual = self.hardware.side
+        measured = self.measured.get(field, {}).get(tower_key(self.project, sam))
+        return 1.0 if measured or usual is None or side is None else (side / usual) ** 2
 
     def _share(self, job: Job, sam: str | None) -> float:
         """Cost of a training behind shared towers, relative to one by itself."""

@@ -96,7 +96,11 @@ def _name(step: Step) -> str:
 def _wall(plan: Plan, nodes: int) -> list[str]:
     per_node, unit = plan.hardware.per_node, plan.hardware.unit
     counts = dict.fromkeys((nodes, *(() if nodes > 1 else (2, 4, 8))))
-    times = [
+    times = []
+    if nodes == 1 and (largest := max(step.units for step in plan.steps)) < per_node:
+        alone = duration(wall_hours(plan.steps, capacity=max(1, largest)))
+        times.append(f"{alone} on {max(1, largest)} {unit}{'s' if largest > 1 else ''}")
+    times += [
         f"{duration(wall_hours(plan.steps, capacity=count * per_node))} on {count} "
         f"node{'s' if count > 1 else ''}"
         for count in counts

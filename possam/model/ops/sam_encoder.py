@@ -13,7 +13,6 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import (
     Attention,
     Block,
-    get_rel_pos,
     window_unpartition,
 )
 from torch import Tensor
@@ -77,8 +76,8 @@ def _relative(side: int, table: Tensor) -> Tensor:
 
     Its index is made on the table's device, so that the host does not wait for a copy.
     """
-    if len(table) != 2 * side - 1:
-        return get_rel_pos(side, side, table)  # resized, where the image is not of SAM's own size
+    if len(table) != 2 * side - 1:  # the image is not of SAM's own size
+        table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear")[0].T
     places = torch.arange(side, device=table.device)
     return table[places[:, None] - places + (side - 1)]
 
