@@ -95,7 +95,7 @@ parity: $(READY) ## every borrowed part against its reference, full size; writes
 bench: $(READY) ## speed and memory beside other libraries; writes reports/bench.md (NAMES="training inference"; hours)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks --threads $(CORES) $(NAMES)
 
-paper-step: $(READY) ## two training steps of the paper's largest model on a CPU (10 GiB of memory, 6 GB of disk)
+paper-step: $(READY) ## two training steps of models of the paper's size on a CPU (10 GiB of memory, 6 GB of disk)
 	$(BIN)/python -m pytest -m paper_step tests/training/test_paper_step.py
 
 paper-memory: $(READY) ## GPU memory of the paper's sixteen trainings, computed without a GPU (about five minutes)

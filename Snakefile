@@ -35,12 +35,20 @@ if workflow.exec_mode == ExecMode.DEFAULT:
 launcher = config.get("launcher", "local")
 allocations = Allocations() if launcher == "slurm" else None
 
+# Without SLURM: cpu, or cuda (profiles/gpu), where one job at a time has the GPU.
+here = config.get("device", "cpu")
+if here not in ("cpu", "cuda") or (launcher == "slurm" and "device" in config):
+    raise WorkflowError(f"--config device={here}: cpu or cuda; with --profile slurm, params/slurm.yaml decides it")
+
 # Jobs that are submitted from here must not inherit the variables of a surrounding job (workflow/driver.sh). The
 # executor would remove them as well, and SLURM_CONF with them.
 if launcher == "slurm" and workflow.exec_mode == ExecMode.DEFAULT:
     leave_defaults_to_slurm()
     for name in job_variables(os.environ):
         del os.environ[name]
+
+
+DEFAULT = ["results/mini/table1.csv", "results/mini/table1.tracking.json"]
 
 
 def files(stage):
@@ -54,14 +62,25 @@ def allocation(kind, wildcards):
     return allocations.of(scale_of(wildcards), kind)
 
 
+def local_gpus(kind, wildcards):
+    """GPUs that a job of `kind` takes on this machine."""
+    kind = kind(wildcards) if callable(kind) else kind
+    return int(here == "cuda" and kind in ("train", "evaluate", "timing", "figure"))
+
+
 def asked(kind):
-    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, the CPU.
+    """What a rule with jobs of `kind` (or kind(wildcards)) asks SLURM for; here, only the device.
 
     Commands take the number of their processes from cpus_per_task: on a login node, Snakemake
     limits the threads of submitted jobs to its own cores.
     """
     if launcher == "local":
-        return {"device": "cpu", "setup": "", "cpus_per_task": lambda w, threads: threads}
+        return {
+            "device": here,
+            "setup": "",
+            "cpus_per_task": lambda w, threads: threads,
+            "local_gpus": lambda w: local_gpus(kind, w),
+        }
     return {
         name: lambda w, name=name: allocation(kind, w).resources[name]
         for name in Allocation.RESOURCES
@@ -70,12 +89,21 @@ def asked(kind):
 
 def device(kind, wildcards):
     """The kind of device that a job of `kind` computes on."""
-    return "cpu" if launcher == "local" else allocation(kind, wildcards).device
+    return here if launcher == "local" else allocation(kind, wildcards).device
 
 
-def processors(kind, here):
-    """Threads of a job of `kind`: on SLURM as many as it asks for, on this machine `here`."""
-    return here if launcher == "local" else lambda w: allocation(kind, w).cpus
+def beside(wildcards):
+    """On SLURM: the option that names the runs which may share a training's job."""
+    if launcher == "local" or not allocation("train", wildcards).share_towers:
+        return ""
+    targets = set(workflow.dag_settings.targets)
+    runs = graph.beside(wildcards, DEFAULT if targets <= {"table1"} else targets)
+    return f"--beside '{' '.join(runs)}'" if runs else ""
+
+
+def processors(kind, local):
+    """Threads of a job of `kind`: on SLURM as many as it asks for, on this machine `local`."""
+    return local if launcher == "local" else lambda w: allocation(kind, w).cpus
 
 
 wildcard_constraints:
@@ -115,8 +143,7 @@ if launcher == "slurm":
 rule table1:
     """The default target: Table 1 at mini scale, tracked in MLflow."""
     input:
-        "results/mini/table1.csv",
-        "results/mini/table1.tracking.json",
+        DEFAULT,
     default_target: True
 
 

@@ -61,7 +61,7 @@ AnyScale = Annotated[str | None, Option("--scale", help="Default: all.", autocom
 Seed = Annotated[int | None, Option(help="One of the scale's seeds (default: its first).")]
 Device = Annotated[str, Option(help="cpu or cuda.")]
 Workers = Annotated[int, Option(help="Processes.")]
-Run = Annotated[str, Argument(help="In params/runs.yaml.", autocompletion=names("runs"))]
+Runs = Annotated[list[str], Argument(help="In params/runs.yaml.", autocompletion=names("runs"))]
 Table = Annotated[str, Argument(help="In params/tables.yaml.", autocompletion=names("tables"))]
 Dataset = Annotated[
     str,

@@ -18,7 +18,7 @@ from possam.arguments import (
     Launcher,
     LocalDevice,
     Processes,
-    Run,
+    Runs,
     Scale,
     Seed,
     Table,
@@ -77,23 +77,27 @@ def features(tower: str, dataset: Dataset, split: Split, scale: Scale) -> None:
 
 @pipeline("possam train possam_b_coco --scale mini --seed 0")
 def train(
-    run: Run,
+    run: Runs,
     scale: Scale,
     seed: Seed = None,
     device: LocalDevice = None,
     processes: Processes = 1,
     launcher: Launcher = "local",
+    beside: Annotated[str, Option(help="slurm: runs that may share the job, not waited for.")] = "",
     accept_code: Annotated[
         bool, Option("--accept-code", help="Go on from a run of other code; its results say so.")
     ] = False,
 ) -> int:
-    """Train one run of params/runs.yaml; a killed training resumes at its last checkpoint."""
+    """Train runs of params/runs.yaml, several behind one pass of the towers; killed ones resume."""
     if launcher == "slurm":
         from possam.launch.driver import train_on_slurm
 
         only_locally(device, processes)
-        train_on_slurm(scale, run, seed=seed, accept_code=accept_code)
+        others = beside.split()
+        train_on_slurm(scale, run, seed=seed, beside=others, accept_code=accept_code)
         return 0
+    if beside:
+        raise InputError("--beside: only with --launcher slurm; else name all runs")
     if processes != 1:
         from possam.launch.local_processes import train_in_processes
 

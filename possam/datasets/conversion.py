@@ -291,6 +291,7 @@ def _assemble(
         **head,
         "image_root": image_root,
         "num_classes": size,
+        "vocabulary": [list(category.names) for category in source.categories],
         "counts": {
             "images": len(tasks),
             "segments": segments,

@@ -30,7 +30,7 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, sha256_file
 from possam.runtime.memory import no_collection
 
-FORMAT = "possam-dataset-1"
+FORMAT = "possam-dataset-2"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
 PANOPTIC, SEMANTIC, IMAGES = "panoptic", "semantic", "images"
 T = TypeVar("T", bound=np.generic)

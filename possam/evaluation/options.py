@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from possam.model.options import Compilation
+from possam.model.options import Compilation, Precision
 from possam.runtime.options import Count, Options, Positive
 
 Condition = Literal["trained", "untrained", "shuffled_names"]
@@ -29,6 +29,7 @@ class EvaluationOptions(Options):
     """Bootstrap settings and the optional cross-check against panopticapi.
 
     ``compile``: how the network runs (:func:`possam.model.ops.compilation.compiled`).
+    ``precision``: of the decoders; the towers have their own.
     """
 
     bootstrap_samples: Positive
@@ -37,6 +38,7 @@ class EvaluationOptions(Options):
     check_panopticapi: bool
     batch_size: Positive
     compile: Compilation
+    precision: Precision
 
     @property
     def bootstrap(self) -> Bootstrap:

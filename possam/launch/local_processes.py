@@ -25,7 +25,7 @@ _PATIENCE_S = 20.0
 
 def train_in_processes(
     scale: str,
-    name: str,
+    names: Sequence[str],
     *,
     seed: int | None,
     device: str | None,
@@ -33,7 +33,7 @@ def train_in_processes(
     accept_code: bool = False,
 ) -> int:
     """Train in ``count`` processes on this machine (CUDA: one per GPU); see `run_processes`."""
-    command = [sys.executable, "-m", "possam.cli", "train", name, "--scale", scale]
+    command = [sys.executable, "-m", "possam.cli", "train", *names, "--scale", scale]
     command += ["--device", device or "cpu", *([] if seed is None else ["--seed", str(seed)])]
     command += ["--accept-code"] if accept_code else []
     return run_processes(command, count=count)

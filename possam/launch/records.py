@@ -37,9 +37,10 @@ class JobRecord:
     Attributes:
         identity: hash of what the trained weights depend on.
         job: number of the last job, the one to wait for.
-        name: the job's name in SLURM; derived from the identity.
+        name: the job's name in SLURM; derived from the identities that it trains.
         source: folder of the frozen sources.
         submissions: oldest first.
+        leader: folder of the run that holds the job's logs, relative to this training's folder.
     """
 
     scale: str
@@ -50,10 +51,12 @@ class JobRecord:
     name: str
     source: str
     submissions: tuple[Submission, ...] = ()
+    leader: str = "."
 
-    def with_submission(self, submission: Submission) -> "JobRecord":
+    def with_submission(self, submission: Submission, *, name: str, leader: str) -> "JobRecord":
         """The record with one more job, now the last."""
-        return replace(self, job=submission.job, submissions=(*self.submissions, submission))
+        submissions = (*self.submissions, submission)
+        return replace(self, job=submission.job, submissions=submissions, name=name, leader=leader)
 
 
 class RunRecords:
@@ -80,6 +83,11 @@ class RunRecords:
     def write(self, record: JobRecord) -> None:
         """Replace the record, atomically."""
         write_json(self._job, asdict(record))
+
+    def of_job(self) -> "RunRecords":
+        """The records of the training whose folder holds the last job's logs and failures."""
+        record = self.read()
+        return self if record is None else RunRecords(self.directory / record.leader)
 
     def log(self, job: str) -> Path:
         """What the first process of ``job`` writes to standard error (progress, warnings)."""

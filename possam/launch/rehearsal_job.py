@@ -26,7 +26,7 @@ _LOOK_S, _ASK_S, _LATE_S = 1.0, 5.0, 60.0
 
 
 class RehearsalJob(TrainingJob):
-    """The job; picklable. ``directory`` is the folder of the rehearsal's record."""
+    """The job; picklable. Its directory is the folder of the rehearsal's record."""
 
     def _work(self, signals: Signals) -> None:
         from possam.rehearsal.rehearse import perform
@@ -38,7 +38,7 @@ class RehearsalJob(TrainingJob):
             set_up_process(project)
             perform(project, process, asked=signals)
 
-    def _record(self, records: RunRecords, job: str) -> None:
+    def _record(self, job: str) -> None:
         """Nothing: the rehearsal has written its own record."""
 
 
@@ -87,11 +87,11 @@ def rehearse_on_slurm(scale: str) -> None:
     job = submit(
         RehearsalJob(
             scale=scale,
-            run="rehearsal",
+            runs=("rehearsal",),
             seed=0,
             device=allocation.device,
             world_size=allocation.world_size,
-            directory=folder(layout).resolve(),
+            directories=(folder(layout).resolve(),),
             source=source,
         ),
         allocation,

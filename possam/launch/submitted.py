@@ -100,7 +100,7 @@ def _one(job: str, scale: str | None, seed: int | None) -> tuple[RunRecords, Job
     ]
     if len(found) > 1:  # prefer an active one
         found = [one for one in found if job_state(one[1].job, name=one[1].name).active] or found
-    if len(found) == 1:
+    if len({record.job for _, record in found}) == 1:  # of runs that are trained together
         return found[0]
     known = (f"{one.run} (job {one.job}, {one.scale})" for _, one in found or everything)
     matches = "several submitted trainings match" if found else "no submitted training matches"
@@ -111,7 +111,7 @@ def _one(job: str, scale: str | None, seed: int | None) -> tuple[RunRecords, Job
 
 def _tail(records: RunRecords, record: JobRecord) -> None:
     """Show the output of the job, until it ends or Ctrl-C."""
-    follower = Follower(records, record.job, say=lambda line: print(line, flush=True))
+    follower = Follower(records.of_job(), record.job, say=lambda line: print(line, flush=True))
     ask_at = 0.0
     while True:
         follower.show()
@@ -130,7 +130,9 @@ def _cancel(_: RunRecords, record: JobRecord) -> None:
     if not (state := job_state(record.job, name=record.name)).active:
         raise InputError(f"job {record.job} has ended already ({state})")
     cancel(record.job)
+    others = [one.run for _, one in _all() if one.job == record.job and one.run != record.run]
+    runs = " and ".join([record.run, *others])
     print(
-        f"job {record.job} of {record.run} seed {record.seed} is cancelled; its checkpoints stay",
+        f"job {record.job} of {runs} seed {record.seed} is cancelled; its checkpoints stay",
         file=sys.stderr,
     )

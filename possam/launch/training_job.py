@@ -1,4 +1,4 @@
-"""The job of one training: how it is submitted, and what each of its processes does."""
+"""The job of one training, or of several: how it is submitted, and what its processes do."""
 
 import contextlib
 import os
@@ -33,22 +33,28 @@ _KILL_S = 600.0
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One training, picklable; submitit calls it in every process of the job.
+    """One training, or several together; picklable. submitit calls it in every process of the job.
 
     Attributes:
+        runs: their names; all have one seed.
         device: ``cpu`` or ``cuda``.
         world_size: requested number of processes.
-        directory: the run's folder.
+        directories: the runs' folders; the first holds the job's files and logs.
         source: the snapshot whose code and parameters are used.
     """
 
     scale: str
-    run: str
+    runs: tuple[str, ...]
     seed: int
     device: str
     world_size: int
-    directory: Path
+    directories: tuple[Path, ...]
     source: Path
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder that holds the job's files and logs."""
+        return self.directories[0]
 
     def checkpoint(self) -> Any:
         """Called before a time-out or preemption; returns the same job, which then resumes."""
@@ -64,7 +70,7 @@ class TrainingJob:
         guard_output()
         environment = SlurmJobEnvironment()
         job, rank = environment.job_id, environment.global_rank
-        records = RunRecords(self.directory)
+        records = RunRecords(self.folder)
         records.forget_failure(job, rank)
         try:
             hosts = tuple(environment.hostnames)
@@ -74,9 +80,11 @@ class TrainingJob:
                 os.environ["MASTER_PORT"] = str(port)
                 if rank == 0:
                     self._announce(job, environment.hostname)
-                self._until_asked(Signals())
-            if rank == 0:
-                self._record(records, job)
+                try:
+                    self._until_asked(Signals())
+                finally:
+                    if rank == 0:
+                        self._record(job)
         except Exception as error:
             message, final, code = str(error), True, 2
             if isinstance(error, UncompletedJobError):
@@ -112,9 +120,11 @@ class TrainingJob:
             flush=True,
         )
 
-    def _record(self, records: RunRecords, job: str) -> None:
-        """What the first process writes after a success."""
-        records.write_finished(job)
+    def _record(self, job: str) -> None:
+        """What the first process writes at the end: which runs are finished."""
+        for directory in self.directories:
+            if (directory / "run.json").is_file():
+                RunRecords(directory).write_finished(job)
 
     def _until_asked(self, signals: "Signals") -> None:
         """Work; put the job back into the queue if a signal asked for it."""
@@ -133,12 +143,13 @@ class TrainingJob:
         from possam.stages.train import train
 
         deadline = time.monotonic() + _LOCK_S
-        while os.environ["RANK"] == "0" and is_held(self.directory / RUN_LOCK):
+        locks = [directory / RUN_LOCK for directory in self.directories]
+        while os.environ["RANK"] == "0" and any(map(is_held, locks)):
             if time.monotonic() > deadline:
                 break  # train() refuses, with the reason
             time.sleep(1)
         project = Project(self.scale, folder=self.source / "params")
-        train(project, self.run, seed=self.seed, device=self.device, asked=signals)
+        train(project, self.runs, seed=self.seed, device=self.device, asked=signals)
 
 
 class Signals:
@@ -221,7 +232,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     import submitit
     from submitit.core.utils import FailedJobError
 
-    folder = job.directory / FOLDER
+    folder = job.folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     git = folder / f"git_{job.source.name}.json"
     if not git.exists():
@@ -233,7 +244,7 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     more = {"reservation": allocation.reservation} if allocation.reservation else {}
     executor.update_parameters(
         job_name=name,
-        comment=f"possam {job.run} seed {job.seed}, scale {job.scale}",
+        comment=f"possam {' '.join(job.runs)} seed {job.seed}, scale {job.scale}",
         nodes=allocation.nodes,
         ntasks_per_node=allocation.tasks,
         cpus_per_task=allocation.cpus,

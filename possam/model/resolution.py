@@ -62,6 +62,8 @@ def resize_for_test(image: Tensor, options: ResolutionOptions) -> ResizedImage:
 def pad_image(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Pad float images (B, 3, H, W) on the right and below to ``size`` with :data:`PADDING`."""
     height, width = images.shape[-2:]
-    padded = images.new_tensor(PADDING).view(1, 3, 1, 1).repeat(len(images), 1, *size)
+    padded = images.new_empty(len(images), 3, *size)
+    for channel, value in enumerate(PADDING):  # a tensor of them would be a copy to the GPU
+        padded[:, channel] = value
     padded[..., :height, :width] = images
     return padded

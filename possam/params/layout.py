@@ -2,8 +2,8 @@
 
 The constants are patterns with ``{wildcards}``, which :class:`Layout` fills in for one scale.
 ``{prefix}`` is empty for the ``paper`` scale (``results/table1.csv``) and ``<scale>/`` for the
-others (``results/mini/table1.csv``). A stage's result is represented by a small file that is
-written last; large files lie beside it.
+others (``results/mini/table1.csv``); ``{scale}`` is the one whose data are used. A stage's result
+is represented by a small file that is written last; large files lie beside it.
 """
 
 from pathlib import Path
@@ -68,7 +68,7 @@ class Layout:
         self.kept, self.kept_report = self._path(KEPT), self._path(KEPT_REPORT)
 
     def _path(self, pattern: str, **wildcards: str | int) -> Path:
-        scale = {"scale": self.project.name, "prefix": self.project.prefix}
+        scale = {"scale": self.project.data, "prefix": self.project.prefix}
         return self.root / pattern.format(**scale, **wildcards)
 
     def asset_record(self, asset: str) -> Path:

@@ -1,8 +1,9 @@
 """``params/plan.yaml``: what a plan assumes where nothing was measured."""
 
-from typing import Annotated, get_args
+from collections.abc import Mapping
+from typing import NamedTuple, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from possam.params.project import Project
 from possam.params.reading import validate
@@ -24,6 +25,12 @@ class HardwareParams(Options):
         per_node: units per node.
         per_job: units per job, by stage; if empty, the GPUs that ``slurm.yaml`` asks for.
         training, evaluation, features: images per second of one unit.
+        operations: 10^12 floating-point operations of a forward pass per image: of each tower by
+            the keys of :data:`Rates`, and of ``decoders``. Where they are given, ``training``
+            follows from them.
+        operations_per_second: 10^12 of one unit; goes with ``operations``.
+        side: of the images (pixels) that ``operations`` and ``evaluation`` are for, whose cost
+            grows with the area; None: of the scale's own.
         convert: images per second of one job.
         feature_bytes_per_image: in the cache of one tower, on average over the towers.
         trained_parameters: their number in the largest model.
@@ -34,13 +41,27 @@ class HardwareParams(Options):
     source: str
     per_node: Positive
     per_job: dict[str, Positive] = Field(default_factory=dict)
-    training: Annotated[Rates, Field(min_length=1)]
+    training: Rates = Field(default_factory=dict)
+    operations: dict[str, Rate] = Field(default_factory=dict)
+    operations_per_second: Rate | None = None
+    side: Positive | None = None
     evaluation: Rates
     features: Rates
     feature_bytes_per_image: Count
     convert: Rate
     trained_parameters: Positive
     memory_gib: Rate
+
+    @model_validator(mode="after")
+    def _either(self) -> "HardwareParams":
+        counted = bool(self.operations)
+        if counted == bool(self.training) or counted != (self.operations_per_second is not None):
+            raise ValueError(
+                "give either training, or operations (with decoders) and operations_per_second"
+            )
+        if counted and DECODERS not in self.operations:
+            raise ValueError(f"operations: {DECODERS} is missing")
+        return self
 
 
 class PlanParams(Options):
@@ -52,6 +73,36 @@ class PlanParams(Options):
     hardware: dict[str, HardwareParams]
 
 
+DECODERS = "decoders"
+"""Key of ``operations`` for everything that is trained."""
+
+BACKWARD = 3
+"""Operations of a forward and a backward pass, in forward passes."""
+
+
+class Operations(NamedTuple):
+    """10^12 operations of a training per image: of its frozen towers, and of what is trained."""
+
+    towers: float
+    trained: float
+
+    def share(self, runs: int) -> float:
+        """Cost of one of ``runs`` that share the towers, relative to a run by itself; 0..1."""
+        return (self.towers / runs + self.trained) / (self.towers + self.trained)
+
+
+def operations_of(project: Project, sam: str | None, counted: Mapping[str, float]) -> Operations:
+    """Operations of a training of ``project``; InputError without those of one of its towers."""
+    keys = {tower_key(project, sam), tower_key(project, None)}
+    if missing := sorted(keys - counted.keys()):
+        raise InputError(
+            f"{project.folder / 'plan.yaml'}: hardware: operations.{missing[0]}: missing; scale "
+            f"{project.name} needs it"
+        )
+    towers = sum(counted[key] for key in keys)
+    return Operations(towers=towers, trained=BACKWARD * counted[DECODERS])
+
+
 def tower_key(project: Project, sam: str | None) -> str:
     """The key of :data:`Rates` for a run: its SAM's architecture, or CLIP's config."""
     towers = project.scale.towers
@@ -59,17 +110,25 @@ def tower_key(project: Project, sam: str | None) -> str:
 
 
 def load_plan(project: Project) -> tuple[PlanParams, HardwareParams]:
-    """The file, and its first hardware with training rates of all the scale's towers."""
+    """The file, and its first hardware that knows all the scale's towers, with training rates."""
     path = project.folder / "plan.yaml"
     params = validate(PlanParams, read_yaml(path), source=str(path))
     towers = {tower_key(project, size) for size in (*project.scale.towers.sam, None)}
-    fitting = [h for h in params.hardware.values() if towers <= h.training.keys()]
+    known = [(h, h.operations or h.training) for h in params.hardware.values()]
+    fitting = [h for h, rates in known if towers <= rates.keys()]
     if not fitting:
         raise InputError(
             f"{path}: hardware: no block has the rates of all towers of scale {project.name}: "
             f"{', '.join(sorted(towers))}"
         )
     hardware = fitting[0]
+    if hardware.operations_per_second is not None:
+        rates = {
+            tower_key(project, size): hardware.operations_per_second
+            / sum(operations_of(project, size, hardware.operations))
+            for size in (*project.scale.towers.sam, None)
+        }
+        hardware = hardware.model_copy(update={"training": rates})
     if not hardware.per_job:
         asked = Allocations(folder=project.folder)
         jobs = {kind: asked.of(project.name, kind) for kind in get_args(Kind)}

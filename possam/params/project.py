@@ -8,6 +8,7 @@ difference from these defaults.
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from possam.datasets.catalogue import datasets, find_dataset, trainable, users_of_roles
 from possam.model.options import InferenceOptions
@@ -33,6 +34,7 @@ class Project:
     Attributes:
         name, scale: the scale's name and content.
         prefix: ``""`` for ``paper``, else ``"<scale>/"`` (in paths of results).
+        data: name of the scale whose data it uses (in paths of data).
         assets, benchmarks: entries of ``assets.yaml`` and ``benchmarks.yaml``.
         external: entries of ``external.yaml``, of every scale.
         tables: those that this scale has the data for, with only its own external systems.
@@ -46,8 +48,10 @@ class Project:
         scales = scale_names(folder)
         choose("scale", scale, scales, str(folder / "scales"), "scale")
         source = self._source = str(folder / "scales" / f"{scale}.yaml")
-        self._scale_data = read_yaml(Path(source))
+        self._scale_data = self._read_scale(Path(source))
         self.scale = validate(ScaleParams, self._scale_data, source=source)
+        self.data = self.scale.data_of or scale
+        choose("scale", self.data, scales, source, "data_of")
         self._run_data = read_entries(folder / "runs.yaml")
         self.variants = self._resolved_variants()
         self.assets = self._mapping("assets.yaml", AssetParams)
@@ -70,6 +74,19 @@ class Project:
             if (lack := self.lack_of_evaluations(table.evaluations(self.scale.seeds)))
         }
         self.tables = {name: tables[name] for name in tables if name not in self.unserved}
+
+    def _read_scale(self, path: Path) -> dict[str, Any]:
+        """The scale's file, put over that of the scale which it is ``based_on``, if on any."""
+        own = read_yaml(path)
+        base = own.pop("based_on", None)
+        if base is None:
+            return own
+        names = set(scale_names(self.folder)) - {self.name}
+        choose("scale", str(base), names, str(path), "based_on")
+        other = read_yaml(self.folder / "scales" / f"{base}.yaml")
+        if "based_on" in other:
+            raise InputError(f"{path}: based_on: {base} is itself based on another scale")
+        return merge(other, own)
 
     def _check_roles(self) -> None:
         """Check that the scale's roles and assets are known, and that no data set is incomplete.

@@ -1,6 +1,6 @@
 """Scales (``params/scales/*.yaml``) and training runs (``params/runs.yaml``)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -51,9 +51,11 @@ class ScaleParams(Options):
     """One scale: assets, towers and the defaults of every run.
 
     Every run is trained once per seed; tables show the mean over the seeds.
+    ``data_of``: the scale whose assets and converted data sets are used; None: its own.
     """
 
     title: str
+    data_of: str | None = None
     synthetic: bool
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     threads: Positive
@@ -104,6 +106,13 @@ class RunDefinition(Options):
     def towers(self) -> tuple[str, ...]:
         """Towers whose features training reads, CLIP last."""
         return (CLIP,) if self.sam is None else (self.sam, CLIP)
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What decides which features a step reads; runs that agree in it can train together."""
+        names = ("batch_size", "micro_batch", "augmentation", "feature_cache", "workers")
+        recipe = {f"training.{name}": getattr(self.training, name) for name in names}
+        return {"sam": self.sam, "train": self.train, **recipe}
 
 
 class RunParams(RunDefinition):

@@ -74,6 +74,8 @@ class Allocation(Options):
             submitted again after its job was lost.
         signal_s: seconds before the time limit at which a training writes a checkpoint and is
             requeued.
+        share_towers: whether trainings that read the same features run in one job, behind one pass
+            of the frozen towers.
     """
 
     RESOURCES: ClassVar[tuple[str, ...]] = (
@@ -101,6 +103,7 @@ class Allocation(Options):
     tasks: Positive
     max_requeues: Count
     signal_s: Positive
+    share_towers: bool
 
     @model_validator(mode="after")
     def _fits(self) -> "Allocation":
@@ -203,6 +206,8 @@ class Allocations:
                     raise InputError(
                         f"{source}: nodes and tasks: only trainings run in several processes"
                     )
+                if kind != "train" and asked.share_towers:
+                    raise InputError(f"{source}: share_towers: only trainings do")
 
     def of(self, scale: str, kind: Kind) -> Allocation:
         """What a job of ``kind`` asks for at ``scale``; InputError if the scale has no entry."""

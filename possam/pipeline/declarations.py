@@ -85,7 +85,7 @@ class Download(Stage):
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         from_world = any("{world}" in url for url in _asset(project, w["asset"]).urls)
-        return [layout.WORLD.format(scale=project.name)] if from_world else []
+        return [layout.WORLD.format(scale=project.data)] if from_world else []
 
     def check(self, project: Project, w: Wildcards) -> None:
         """The file of the data that a user has already must be right."""
@@ -140,7 +140,7 @@ class Train(Stage):
         run = project.run(w["run"])
         inputs = [_dataset(project, run.train, "train"), *_towers(project, run.sam)]
         if run.training.feature_cache:
-            where = {"scale": project.name, "dataset": run.train, "split": "train"}
+            where = {"scale": project.data, "dataset": run.train, "split": "train"}
             inputs += [layout.FEATURES.format(tower=tower, **where) for tower in run.towers]
         if run.start_from is not None:
             inputs += _records(project, [run.start_from])
@@ -339,11 +339,11 @@ def _asset(project: Project, name: str) -> AssetParams:
 
 
 def _records(project: Project, assets: Iterable[str]) -> list[str]:
-    return [layout.ASSET.format(scale=project.name, asset=asset) for asset in assets]
+    return [layout.ASSET.format(scale=project.data, asset=asset) for asset in assets]
 
 
 def _dataset(project: Project, dataset: str, split: str) -> str:
-    return layout.DATASET.format(scale=project.name, dataset=dataset, split=split)
+    return layout.DATASET.format(scale=project.data, dataset=dataset, split=split)
 
 
 def _evaluations(project: Project, found: Iterable[Any]) -> list[str]:

@@ -127,6 +127,22 @@ class Graph:
         found = project.benchmarks.get(w["benchmark"])
         return found is not None and found.images is not None
 
+    def beside(self, wildcards: Wildcards, targets: Iterable[str]) -> list[str]:
+        """Runs that ``targets`` need and that can be trained together with that of a training.
+
+        They read the same features of the towers, and no file that the training does not read.
+        """
+        project, w = self._job(wildcards)
+        own, files = project.run(w["run"]), set(self.inputs("train", w))
+        found = []
+        for job in self.walk(targets):
+            if job.stage == "train" and job.scale == project.name and job.of("seed") == w["seed"]:
+                name = job.of("run")
+                needs = set(self.inputs("train", dict(job.wildcards)))
+                if name != w["run"] and project.run(name).reads == own.reads and needs <= files:
+                    found.append(name)
+        return found
+
     def walk(self, targets: Iterable[str]) -> dict[Job, tuple[Job, ...]]:
         """Every job that ``targets`` need -> the jobs that it needs itself, which come before it.
 

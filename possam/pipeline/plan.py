@@ -6,7 +6,7 @@ A file that exists counts as done; only Snakemake knows whether it is up to date
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,16 @@ from possam.model.options import CLIP
 from possam.params.data import load_data
 from possam.params.figures import load_figures, unserved_figures
 from possam.params.layout import FIGURE_CARD, REPORT, RUN, TABLE_CSV, Layout
-from possam.params.plan import HardwareParams, PlanParams, Rates, load_plan, tower_key
+from possam.params.plan import (
+    HardwareParams,
+    PlanParams,
+    Rates,
+    load_plan,
+    operations_of,
+    tower_key,
+)
 from possam.params.project import Project
+from possam.params.slurm import Allocations
 from possam.pipeline.graph import Graph, Job, find_job
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
@@ -69,8 +77,11 @@ class Disk:
 class Plan:
     """The whole plan.
 
-    ``measured``: images per second of one unit by tower, of ``training`` (in finished runs, else in
-    a rehearsal) and ``evaluation`` (in a rehearsal), in place of the estimates.
+    Attributes:
+        measured: images per second of one unit by tower, of ``training`` (in finished runs, else in
+            a rehearsal) and ``evaluation`` (in a rehearsal), in place of the estimates.
+        shares_towers: whether trainings that read the same features are planned behind one pass of
+            the towers.
     """
 
     targets: tuple[str, ...]
@@ -80,6 +91,12 @@ class Plan:
     hardware: HardwareParams
     params: PlanParams
     measured: Mapping[str, Rates]
+    shares_towers: bool
+
+    def unit_hours(self, *stages: str) -> float:
+        """GPU-hours or core-hours that are left, of ``stages`` (default: all)."""
+        steps = (step for step in self.steps if not stages or step.job.stage in stages)
+        return sum(step.unit_hours for step in steps)
 
 
 def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
@@ -114,15 +131,23 @@ def resolve_targets(project: Project, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
-    """Plan targets of ``scale``; names and errors as in :func:`resolve_targets`."""
+def make_plan(
+    graph: Graph, scale: str, names: Sequence[str], *, share_towers: bool | None = None
+) -> Plan:
+    """Plan targets of ``scale``; names and errors as in :func:`resolve_targets`.
+
+    ``share_towers``: of trainings; None: as ``slurm.yaml`` says.
+    """
     project = graph.project(scale)
     targets = resolve_targets(project, names)
     params, hardware = load_plan(project)
     jobs = graph.walk(targets)
     assets = [job.of("asset") for job in jobs if job.stage == "download"]
     held = {one.name: one for one in take_inventory(project, assets, load_data(project))}
-    cost = _Cost(project, params, hardware, held, _measured(project, hardware))
+    if share_towers is None:
+        share_towers = Allocations(folder=project.folder).of(scale, "train").share_towers
+    groups = _groups(project, jobs) if share_towers else {}
+    cost = _Cost(project, params, hardware, held, _measured(project, hardware), groups)
     steps = tuple(cost.step(job, needs) for job, needs in jobs.items())
     return Plan(
         targets=tuple(targets),
@@ -132,7 +157,15 @@ def make_plan(graph: Graph, scale: str, names: Sequence[str]) -> Plan:
         hardware=hardware,
         params=params,
         measured=cost.measured,
+        shares_towers=share_towers,
     )
+
+
+def _groups(project: Project, jobs: Iterable[Job]) -> dict[Job, int]:
+    """For each training that is to do: how many of them read the same features, with itself."""
+    trainings = [job for job in jobs if job.stage == "train" and not Path(job.path).is_file()]
+    reads = {job: (job.of("seed"), project.run(job.of("run")).reads) for job in trainings}
+    return {job: list(reads.values()).count(own) for job, own in reads.items()}
 
 
 def _measured(project: Project, hardware: HardwareParams) -> dict[str, Rates]:
@@ -156,6 +189,8 @@ def _trained(project: Project) -> Rates:
             folder = layout.run(name, seed)
             if (folder / "run.json").is_file() and (folder / "training.json").is_file():
                 summary = read_json(folder / "training.json")
+                if summary.get("together", 1) > 1:
+                    continue  # its seconds hold other runs' steps
                 spent = summary["seconds"] * summary.get("processes", 1)
                 key = tower_key(project, run.sam)
                 images, seconds = sums.get(key, (0.0, 0.0))
@@ -172,6 +207,7 @@ class _Cost:
     hardware: HardwareParams
     held: Mapping[str, Held]
     measured: Mapping[str, Rates]
+    groups: Mapping[Job, int]
 
     def step(self, job: Job, needs: tuple[Job, ...]) -> Step:
         units = self.hardware.per_job.get(job.stage, 0)
@@ -209,13 +245,29 @@ class _Cost:
             case "train":
                 run = project.run(job.of("run"))
                 images = run.training.iterations * run.training.batch_size
-                return images / self._rate(hardware.training, run.sam, "training") / units
+                seconds = images / self._rate(hardware.training, run.sam, "training") / units
+                area = self._area(run.training.augmentation.size, "training", run.sam)
+                return seconds * area * self._share(job, run.sam)
             case "evaluate":
                 test = project.benchmarks[job.of("benchmark")]
                 images = test.images or self._images(test.dataset, test.split)
                 sam = project.run(job.of("run")).sam
-                return images / self._rate(hardware.evaluation, sam, "evaluation") / units
+                area = self._area(project.scale.inference.resolution.size, "evaluation", sam)
+                return images * area / self._rate(hardware.evaluation, sam, "evaluation") / units
         return 0.0  # tables, figures and the rest: minutes at most
+
+    def _area(self, side: int | None, field: str, sam: str | None) -> float:
+        """Area of images of ``side`` relative to those of the rate that counts for ``field``."""
+        usual = self.hardware.side
+        measured = self.measured.get(field, {}).get(tower_key(self.project, sam))
+        return 1.0 if measured or usual is None or side is None else (side / usual) ** 2
+
+    def _share(self, job: Job, sam: str | None) -> float:
+        """Cost of a training behind shared towers, relative to one by itself."""
+        counted = self.hardware.operations
+        if not counted or self.project.run(job.of("run")).training.feature_cache:
+            return 1.0
+        return operations_of(self.project, sam, counted).share(self.groups.get(job, 1))
 
     def disk(self, steps: Sequence[Step]) -> Disk:
         """What the files of ``steps`` take."""

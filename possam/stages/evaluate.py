@@ -11,6 +11,7 @@ from possam.datasets.format import ConvertedDataset
 from possam.evaluation.efficiency import count_parameters, measure_efficiency
 from possam.evaluation.evaluate import evaluate_run
 from possam.model.ops.compilation import compiled
+from possam.model.ops.half_precision import with_decoders_in
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.tables import CONDITIONS
@@ -108,7 +109,8 @@ def evaluate(
         identity["accepted_code"] = changes
     identity["identity"] = hash_json(identity)
     out = layout.evaluation(name, run.seed, benchmark, condition)
-    segmenter = compiled(segmenter.to(device), scale.evaluation.compile)
+    segmenter = with_decoders_in(scale.evaluation.precision, segmenter.to(device))
+    segmenter = compiled(segmenter, scale.evaluation.compile)
     text = embed_names(layout, segmenter.clip, names, templates=scale.templates)
     shared: dict[str, Any] = {
         "segmenter": segmenter,

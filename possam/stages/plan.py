@@ -20,11 +20,14 @@ def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:
     """
     if nodes < 1:
         raise InputError(f"--nodes: {nodes}: at least one node is needed")
-    plan = make_plan(Graph(folder=project.folder, project=project), project.name, names)
+    graph = Graph(folder=project.folder, project=project)
+    plan = make_plan(graph, project.name, names)
+    other = make_plan(graph, project.name, names, share_towers=not plan.shares_towers)
     parts = (
         [f"{project.scale.title}: {', '.join(plan.targets)}"],
         _stages(plan),
         _trainings(plan),
+        _towers(plan, other),
         _wall(plan, nodes),
         _disk(project, plan),
         _notes(project, plan),
@@ -71,6 +74,21 @@ def _trainings(plan: Plan) -> list[str]:
     return lines
 
 
+def _towers(plan: Plan, other: Plan) -> list[str]:
+    """GPU-hours with and without shared towers, where that makes a difference."""
+    shared, each = (plan, other) if plan.shares_towers else (other, plan)
+    if shared.unit_hours() == each.unit_hours():
+        return []
+    unit, ratio = plan.hardware.unit, each.unit_hours("train") / shared.unit_hours("train")
+    return [
+        f"Towers run once for trainings that see the same crops: {shared.unit_hours():,.1f} "
+        f"{unit}-hours; once for each training: {each.unit_hours():,.1f} (of trainings "
+        f"{shared.unit_hours('train'):,.1f} and {each.unit_hours('train'):,.1f}, {ratio:.2f} "
+        f"times as many). This plan: {'shared' if plan.shares_towers else 'not shared'} "
+        "(share_towers in params/slurm.yaml)"
+    ]
+
+
 def _name(step: Step) -> str:
     return f"{step.job.of('run')} seed {step.job.of('seed')}"
 
@@ -78,7 +96,11 @@ def _name(step: Step) -> str:
 def _wall(plan: Plan, nodes: int) -> list[str]:
     per_node, unit = plan.hardware.per_node, plan.hardware.unit
     counts = dict.fromkeys((nodes, *(() if nodes > 1 else (2, 4, 8))))
-    times = [
+    times = []
+    if nodes == 1 and (largest := max(step.units for step in plan.steps)) < per_node:
+        alone = duration(wall_hours(plan.steps, capacity=max(1, largest)))
+        times.append(f"{alone} on {max(1, largest)} {unit}{'s' if largest > 1 else ''}")
+    times += [
         f"{duration(wall_hours(plan.steps, capacity=count * per_node))} on {count} "
         f"node{'s' if count > 1 else ''}"
         for count in counts

@@ -1,8 +1,8 @@
-"""Stage ``train``: one run of ``params/runs.yaml``, from frozen towers to trained weights."""
+"""Stage ``train``: runs of ``params/runs.yaml``, from frozen towers to trained weights."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from possam.model.options import CLIP
 from possam.params.layout import RUN_LOCK, Layout
 from possam.params.project import Project
 from possam.params.scale import RunParams
-from possam.runtime.errors import InputError
+from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import hash_json, read_json, write_json
 from possam.runtime.locks import hold
 from possam.stages.common import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from possam.model.encoders.clip import FrozenClip
     from possam.model.encoders.sam import SamEncoder
     from possam.training.distributed import TrainingProcess
+    from possam.training.run import Run
     from possam.training.sources import Source
 
 
@@ -99,20 +100,21 @@ def training_identity(
     layout: Layout,
     name: str,
     run: RunParams,
-    dataset: "ConvertedDataset",
+    content: str,
     device: str,
     *,
     package: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that the trained weights of ``run`` on its training set ``dataset`` depend on.
+    """Everything that the trained weights of ``run`` depend on.
 
+    ``content``: hash of the converted training set.
     ``device``: kind of the device that computes; code for the other kind does not count.
     ``package``: folder of the code that trains; default: this one.
 
     Raises:
         InputError: an asset has not been fetched.
     """
-    inputs = {"dataset": dataset.manifest["content"], **frozen_hashes(layout, run.sam)}
+    inputs = {"dataset": content, **frozen_hashes(layout, run.sam)}
     if run.start_from is not None:
         inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
     # Only the registry imports the parts that the options name, and it is not counted.
@@ -133,21 +135,27 @@ class Training:
     Attributes:
         directory: the run's folder.
         files: what is in it.
+        identity: on the device that it is trained on, once that is known.
+        vocabulary: names of each class of its training set.
     """
+
+    identity: Mapping[str, Any]
 
     def __init__(
         self, project: Project, name: str, *, seed: int | None, package: Path | None = None
     ) -> None:
         """``package``: folder of the code that trains; default: this one."""
-        from possam.datasets.format import ConvertedDataset
+        from possam.datasets.format import read_manifest
         from possam.training.run_files import RunFiles
 
         self.layout, self.name, self.run = Layout(project), name, project.run(name, seed=seed)
         self.directory = self.layout.run(name, self.run.seed)
         superseded = self.layout.superseded(name, self.run.seed)
         self.files = RunFiles(self.directory, superseded=superseded)
-        self.dataset = ConvertedDataset.open(self.layout.dataset(self.run.train, "train"))
-        known = (self.layout, name, self.run, self.dataset)
+        # Not the annotations: a hundred megabytes, which only the training itself reads.
+        manifest = read_manifest(self.layout.dataset(self.run.train, "train"))
+        self.vocabulary: list[list[str]] = manifest["vocabulary"]
+        known = (self.layout, name, self.run, manifest["content"])
         self.on = cache(partial(training_identity, *known, package=package))
         """The identity on a kind of device."""
 
@@ -198,7 +206,7 @@ class Training:
                 "train": self.run.train,
                 "parameters": identity["parameters"],
                 "inputs": identity["inputs"],
-                "vocabulary": [list(names) for names in self.dataset.vocabulary],
+                "vocabulary": self.vocabulary,
                 "weights_sha256": summary["weights_sha256"],
                 "trainable_parameters": summary["trainable_parameters"],
                 "summary": {k: v for k, v in summary.items() if "time" not in k},
@@ -208,83 +216,135 @@ class Training:
 
 def train(
     project: Project,
-    name: str,
+    names: Sequence[str],
     *,
     seed: int | None,
     device: str,
     accept_code: bool = False,
     asked: Callable[[], int] | None = None,
 ) -> None:
-    """Train run ``name`` and write ``run.json``; resumes a killed call at its last checkpoint.
+    """Train runs and write each ``run.json``; resumes a killed call at the last checkpoints.
 
-    Processes that a launcher started (``possam.training.distributed.join``) train one run together;
-    the result does not depend on their number.
+    Several runs are trained together: the towers encode an image once for all of them. Each ends
+    as it would by itself. Runs that are finished are left out, and one that fails does not stop
+    the others.
+
+    Processes that a launcher started (``possam.training.distributed.join``) train together; the
+    result does not depend on their number.
 
     Args:
+        names: of runs that read the same images (:func:`check_together`).
         seed: None: the first of the scale's seeds.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        accept_code: go on from a run of other code; its results say so.
-        asked: as :func:`possam.training.loop.train_run` takes it.
+        accept_code: go on from runs of other code; their results say so.
+        asked: as :func:`possam.training.loop.train_runs` takes it.
 
     Raises:
-        InputError: bad parameters or inputs, another process trains this run, or there is nothing
-            to accept.
-        TrainingError: the loss is no longer finite, or a process is lost.
+        InputError: bad parameters or inputs, runs that cannot be trained together, another process
+            trains one of them, or there is nothing to accept.
+        TrainingError: the loss of a run is no longer finite, or a process is lost.
     """
     from possam.training.distributed import join
 
     with join(check_device(device)) as process, contextlib.ExitStack() as stack:
         set_up_process(project)
-        training, kind = Training(project, name, seed=seed), process.device.type
-        process.first(lambda: stack.enter_context(only_one(training.directory)))
-        kind = process.first(
-            lambda: training.files.device_of(training.on, kind, accept_code=accept_code)
-        )
-        identity = training.on(kind)
-        process.agree("identity of the run", hash_json(identity))
-        if not process.first(lambda: training.settle(identity, accept_code=accept_code)):
-            _train(training, identity, process, asked)
+        check_together({name: project.run(name, seed=seed) for name in names})
+        trainings = [Training(project, name, seed=seed) for name in dict.fromkeys(names)]
+        process.first(lambda: _lock(trainings, stack))
+        left = [t for t in trainings if not _is_settled(t, process, accept_code=accept_code)]
+        if left:
+            _train(left, process, asked)
+
+
+def _lock(trainings: Sequence[Training], stack: contextlib.ExitStack) -> None:
+    # In one order for all calls, so that no two of them wait for each other.
+    for directory in sorted(training.directory for training in trainings):
+        stack.enter_context(only_one(directory))
+
+
+def _is_settled(training: Training, process: "TrainingProcess", *, accept_code: bool) -> bool:
+    """Choose the identity of ``training``; returns whether it is finished already."""
+    own, files = process.device.type, training.files
+    kind = process.first(lambda: files.device_of(training.on, own, accept_code=accept_code))
+    training.identity = training.on(kind)
+    process.agree("identity of the run", hash_json(training.identity))
+    return process.first(lambda: training.settle(training.identity, accept_code=accept_code))
+
+
+def check_together(runs: Mapping[str, RunParams]) -> None:
+    """Raise an InputError unless all ``runs`` (by name) read the same features of the towers."""
+    (first, reference), *others = runs.items()
+    for name, run in others:
+        for field, value in run.reads.items():
+            if value != reference.reads[field]:
+                raise InputError(
+                    f"{first} and {name} cannot be trained together: {field} is "
+                    f"{reference.reads[field]} and {value}; train them by two commands"
+                )
 
 
 def _train(
-    training: Training,
-    identity: Mapping[str, Any],
+    trainings: Sequence[Training],
     process: "TrainingProcess",
     asked: Callable[[], int] | None,
 ) -> None:
-    from possam.model.possam import build_possam
-    from possam.stages.models import embed_names, load_towers, tower_widths
-    from possam.training.checkpoint import WeightsMetadata
-    from possam.training.loop import train_run
-    from possam.training.mask2former import start_from_mask2former
+    from possam.datasets.format import ConvertedDataset
+    from possam.stages.models import load_towers
+    from possam.training.loop import train_runs
 
     started = time.time()
-    layout, run, dataset = training.layout, training.run, training.dataset
+    first = trainings[0]
+    layout = first.layout
+    dataset = ConvertedDataset.open(layout.dataset(first.run.train, "train"))
+    sam, clip = load_towers(layout, first.run.sam)
+    outcomes = train_runs(
+        [prepare(training, process, sam=sam, clip=clip) for training in trainings],
+        source=_source(layout, first.run, dataset, sam=sam, clip=clip, process=process),
+        process=process,
+        asked=asked,
+    )
+    failures = []
+    for training, outcome in zip(trainings, outcomes, strict=True):
+        if isinstance(outcome, TrainingError):
+            failures.append(str(outcome))
+        elif process.is_first:
+            training.record(started, training.identity).write(training.directory)
+            training.describe(training.identity, outcome)
+    if failures:
+        raise TrainingError("; ".join(failures))
+
+
+def prepare(
+    training: Training, process: "TrainingProcess", *, sam: "SamEncoder | None", clip: "FrozenClip"
+) -> "Run":
+    """The run of ``training``, with its names embedded by the first process, on its device."""
+    from possam.model.possam import build_possam
+    from possam.stages.models import embed_names, tower_widths
+    from possam.training.checkpoint import WeightsMetadata
+    from possam.training.mask2former import start_from_mask2former
+    from possam.training.run import Run
+
+    layout, run, vocabulary = training.layout, training.run, training.vocabulary
     initialise = None
     if run.start_from is not None:
         initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
-    sam, clip = load_towers(layout, run.sam)
-    text = embed_names(layout, clip, dataset.vocabulary, templates=run.templates)
     widths = tower_widths(sam=sam, clip=clip)
-    model = build_possam(run.model, **widths, seed=run.seed)
-    summary = train_run(
-        model=model,
-        source=_source(layout, run, dataset, sam=sam, clip=clip, process=process),
-        text=text,
+    return Run(
+        model=build_possam(run.model, **widths, seed=run.seed),
+        text=process.first(
+            lambda: embed_names(
+                layout, clip.to(process.device), vocabulary, templates=run.templates
+            )
+        ),
         training=run.training,
         loss=run.loss,
         files=training.files,
         seed=run.seed,
         metadata=WeightsMetadata(
             model_kwargs={**widths, **run.model.model_dump()},
-            identity=identity,
+            identity=training.identity,
             frozen=frozen_hashes(layout, run.sam),
-            vocabulary=dataset.vocabulary,
+            vocabulary=vocabulary,
         ),
-        process=process,
         initialise=initialise,
-        asked=asked,
     )
-    if process.is_first:
-        training.record(started, identity).write(training.directory)
-        training.describe(identity, summary)

@@ -23,7 +23,7 @@ from possam.training.distributed import TrainingProcess
 from possam.training.options import TrainingOptions
 from possam.training.sharding import BatchSharding
 from possam.training.sources import SampleOrder
-from possam.training.targets import Batch, Target
+from possam.training.targets import Batch, Target, send
 
 Encode = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
 """(B, 3, H, W) float32 RGB in 0..255 -> the backbone's maps and CLIP's dense map, of H x W padded
@@ -126,7 +126,7 @@ class LiveSource:
         height, width = (max(sample.image.shape[side] for sample in samples) for side in (1, 2))
         images = torch.stack([_pad(sample.image, height, width) for sample in samples])
         full = [-(-side // self._multiple) * self._multiple for side in (height, width)]
-        backbone, clip = self._encode(images.to(self._device).float())
+        backbone, clip = self._encode(send(images, self._device).float())
         return Batch(
             backbone=tuple(level.float() for level in backbone),
             clip_features=clip.float(),

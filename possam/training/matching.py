@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 from possam.runtime.errors import InputError
 from possam.training.options import LossOptions
-from possam.training.targets import Target
+from possam.training.targets import Target, send
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -127,5 +127,5 @@ def assign(costs: Tensor, counts: Sequence[int]) -> Matches:
             query, target = linear_sum_assignment(table[layer, image, :, :count])
             where = np.full((2, len(query)), ((layer,), (image,)), dtype=np.int64)
             rows.append(np.concatenate([where, query[None], target[None]]))
-    pairs = torch.from_numpy(np.concatenate(rows, axis=1).astype(np.int64)).to(costs.device)
+    pairs = send(torch.from_numpy(np.concatenate(rows, axis=1).astype(np.int64)), costs.device)
     return Matches(layer=pairs[0], image=pairs[1], query=pairs[2], target=pairs[3])

@@ -24,12 +24,14 @@ class Counters:
         seconds: of training so far.
         skipped: steps that were not finite.
         consecutive: number of steps in a row, up to the last one, that were not finite.
+        together: the most runs that shared a step's data; ``seconds`` count all their steps.
     """
 
     seconds: float
     skipped: int
     consecutive: int
     window: Window
+    together: int = 1
 
     @staticmethod
     def zero(size: int) -> "Counters":

@@ -23,7 +23,7 @@ class Target:
 
     def to(self, device: torch.device) -> "Target":
         """The same target on ``device``."""
-        return Target(masks=self.masks.to(device), labels=self.labels.to(device))
+        return Target(masks=send(self.masks, device), labels=send(self.labels, device))
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,18 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
         return Batch(
-            backbone=tuple(level.to(device) for level in self.backbone),
-            clip_features=self.clip_features.to(device),
+            backbone=tuple(send(level, device) for level in self.backbone),
+            clip_features=send(self.clip_features, device),
             targets=[target.to(device) for target in self.targets],
             indices=self.indices,
         )
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``. The host does not wait for a copy from pinned memory to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def target_from_ids(ids: np.ndarray, segments: Sequence[tuple[int, int]]) -> Target:

@@ -277,6 +277,7 @@ def test_the_stream_is_scored_as_what_it_is(tmp_path: Path) -> None:
         check_panopticapi=False,
         batch_size=1,
         compile="none",
+        precision="fp32",
     )
     path = score_stream.write_predictions(tmp_path / "one.json", dataset)
     statistics, found = measure_predictions(

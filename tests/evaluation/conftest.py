@@ -125,6 +125,7 @@ def settings_small() -> EvaluationOptions:
         check_panopticapi=True,
         batch_size=4,
         compile="none",
+        precision="fp32",
     )
 
 

@@ -80,8 +80,9 @@ def test_hours_by_hand(graph: Graph) -> None:
     plan = plan_of(graph, "possam_h_coco")
     train = plan.steps[-1]
     assert train.job.path == f"{H}/run.json" and train.units == 8
-    # 250,000 steps of 16 images at 4.21 images a second and GPU.
-    assert train.unit_hours == pytest.approx(250_000 * 16 / 4.21 / 3600)
+    # 250,000 steps of 16 images; SAM-H, CLIP, and the decoders three times, at 125 per second.
+    operations = 6.26 + 1.44 + 3 * 0.86
+    assert train.unit_hours == pytest.approx(250_000 * 16 * operations / 125 / 3600)
     assert train.hours == pytest.approx(train.unit_hours / 8)
     hours = {found.job.of("asset"): found.hours for found in plan.steps if found.units == 0
              and found.job.stage == "download"}  # fmt: skip
@@ -94,6 +95,59 @@ def test_hours_by_hand(graph: Graph) -> None:
     # Weights of two checkpoints with two moments each, and the final ones.
     assert plan.disk.runs == 51_300_000 * 4 * 7
     assert plan.disk.converted == 118_287 * 15_000
+
+
+def test_towers_that_run_once_for_several_trainings(graph: Graph) -> None:
+    """Table 5 by hand: four runs of SAM-H, 41.1 or 18.0 x 10^12 operations per image."""
+    each, shared = (
+        make_plan(graph, "paper", ["table5"], share_towers=share) for share in (False, True)
+    )
+    steps = 250_000 * 16 / 125 / 3600
+    assert each.unit_hours("train") == pytest.approx(4 * (6.26 + 1.44 + 3 * 0.86) * steps)
+    assert shared.unit_hours("train") == pytest.approx((6.26 + 1.44 + 4 * 3 * 0.86) * steps)
+    assert each.unit_hours("evaluate") == shared.unit_hours("evaluate") > 0
+    assert plan_of(graph, "table5").shares_towers is False
+    # Runs of one SAM on one data set; here there are six of B and four of H on COCO.
+    whole = [make_plan(graph, "paper", [], share_towers=s).unit_hours() for s in (False, True)]
+    assert whole[0] > 1.4 * whole[1]
+    # With cached features the towers do not run in trainings at all.
+    minis = [make_plan(graph, "mini", [], share_towers=s).unit_hours() for s in (False, True)]
+    assert minis[0] == minis[1]
+
+
+def test_slurm_yaml_says_whether_towers_are_shared(graph: Graph) -> None:
+    path = Path("params/slurm.yaml")
+    path.write_text(path.read_text().replace("share_towers: false", "share_towers: true", 1))
+    with pytest.raises(InputError, match=r"paper\.world: share_towers: only trainings do"):
+        plan_of(graph, "table5")
+    text = path.read_text().replace("share_towers: true", "share_towers: false", 1)
+    path.write_text(text.replace("train: {gpus: 8, ", "train: {share_towers: true, gpus: 8, ", 1))
+    plan = plan_of(graph, "table5")
+    assert plan.shares_towers
+    assert (
+        plan.unit_hours() == make_plan(graph, "paper", ["table5"], share_towers=True).unit_hours()
+    )
+
+
+def test_rates_of_runs_that_were_trained_together_are_not_those_of_one(graph: Graph) -> None:
+    folder = Path(H)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    summary = {"images": 4_000_000, "seconds": 100_000.0, "processes": 8, "together": 4}
+    (folder / "training.json").write_text(json.dumps(summary))
+    assert plan_of(graph, "table1").measured["training"] == {}
+
+
+def test_trainings_that_go_together_are_those_that_targets_need(graph: Graph) -> None:
+    def beside(run: str, *targets: str) -> list[str]:
+        wildcards = {"prefix": "", "run": run, "seed": "0"}
+        return graph.beside(wildcards, resolve_targets(graph.project("paper"), targets))
+
+    assert beside("possam_h_coco", "table1") == []
+    others = ["sam_pooling_h_coco", "clip_pooling_h_coco", "cross_attention_h_coco"]
+    assert beside("possam_h_coco", "table5") == others
+    assert beside(others[0], "table1", "table5") == ["possam_h_coco", *others[1:]]
+    assert beside("possam_b_ade20k", "table1", "table4", "table5", "table6") == []
 
 
 def test_speed_is_timed_on_its_own_images(graph: Graph) -> None:
@@ -196,11 +250,11 @@ def test_the_printed_plan(graph: Graph, capsys: pytest.CaptureFixture[str]) -> N
     print_plan(Project("paper"), ["table1"], nodes=3)
     shown = capsys.readouterr().out
     for pattern in (
-        r"train +8 +0 +8 +1,865\.2",
-        r"possam_h_coco seed 0 +263\.9 +33\.0 h  to do",
+        r"train +8 +0 +8 +482\.3",
+        r"possam_h_coco seed 0 +91\.4 +11\.4 h  to do",
         r"on 3 nodes",
         r"downloaded files +\d+\.\d GB",
-        r"estimate: .*\(params/plan\.yaml\)",
+        r"counted operations .*\(params/plan\.yaml\)",
     ):
         assert re.search(pattern, shown), (pattern, shown)
     assert "measured at this scale" not in shown
@@ -216,10 +270,17 @@ def test_other_scales_count_cores(graph: Graph, capsys: pytest.CaptureFixture[st
 
 def test_hardware_must_know_all_towers(graph: Graph) -> None:
     path = Path("params/plan.yaml")
-    path.write_text(path.read_text().replace("vit_h: 4.21, ", ""))
+    path.write_text(path.read_text().replace("vit_h: 6.26, ", ""))
     with pytest.raises(InputError, match=r"plan.yaml: hardware: no block .* vit_b, vit_h, vit_l"):
         plan_of(graph, "table1")
-    path.write_text(path.read_text().replace("per_node: 8", "per_nod: 8"))
+    text = path.read_text()
+    path.write_text(text.replace(", decoders: 0.86", ""))
+    with pytest.raises(InputError, match="operations: decoders is missing"):
+        plan_of(graph, "table1")
+    path.write_text(text.replace("operations_per_second: 125.0", "training: {vit_b: 5.0}"))
+    with pytest.raises(InputError, match="either training, or operations"):
+        plan_of(graph, "table1")
+    path.write_text(text.replace("per_node: 8", "per_nod: 8"))
     with pytest.raises(InputError, match="per_nod"):
         plan_of(graph, "table1")
 

@@ -11,6 +11,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from possam.cli import main
+from possam.datasets.format import ConvertedDataset
+from possam.model.encoders.clip import FrozenClip
 from possam.model.encoders.sam import SamEncoder
 from possam.model.options import CLIP
 from possam.params.layout import Layout
@@ -20,10 +23,12 @@ from possam.stages.convert import convert_dataset
 from possam.stages.download import download_asset
 from possam.stages.evaluate import evaluate
 from possam.stages.features import cache_tower_features
+from possam.stages.models import load_towers
 from possam.stages.predict import predict
-from possam.stages.train import train
+from possam.stages.train import Training, prepare, train
 from possam.stages.world import make_world
 from possam.training.checkpoint import read_metadata
+from possam.training.distributed import TrainingProcess, single_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = {"coco_train": 4, "coco_val": 2}
@@ -52,7 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table5 = ("sam_pooling_h_coco", "clip_pooling_h_coco", "cross_attention_h_coco")
     listed = yaml.safe_load(runs.read_text())
     smaller = {name.replace("_h_", "_b_"): {**listed[name], "sam": "b"} for name in table5}
-    runs.write_text(yaml.safe_dump({**listed, **smaller}))
+    live = {"feature_cache": False, "augmentation": {"policy": "lsj", "min_scale": 0.5}}
+    encoding = {
+        f"live_{name}": {**listed[name], "training": live}
+        for name in ("possam_b_coco", "no_iou_b_coco", "two_way_1_b_coco")
+    }
+    runs.write_text(yaml.safe_dump({**listed, **smaller, **encoding}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         project = Project("smoke")
@@ -81,7 +91,7 @@ def run(project: Project) -> Callable[[str], dict[str, Any]]:
         if (sam := project.run(name).sam) is not None:
             download_asset(project, project.scale.towers.sam[sam].asset)
         cache_tower_features(project, tower, "coco", "train")
-        train(project, name, seed=None, device="cpu")
+        train(project, [name], seed=None, device="cpu")
         evaluate(project, name, "coco", seed=None, condition="trained", device="cpu")
         folder = Layout(project).evaluation(name, SEED, "coco", "trained")
         return read_json(folder / "evaluation.json")["variants"]["default"]
@@ -167,3 +177,91 @@ def test_fcclip_never_sees_sam(
     clip = sha256_file(folder / "data/towers/synthetic_clip.safetensors")
     assert read_metadata(weights)["frozen"] == {CLIP: clip}
     assert set(read_json(weights.with_name("run.json"))["inputs"]) == {"dataset", CLIP}
+
+
+def test_runs_trained_together_end_as_by_themselves(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On augmented crops, which SAM and CLIP encode only once for all three."""
+    download_asset(project, "synthetic_sam_b")
+    names = ["live_possam_b_coco", "live_no_iou_b_coco", "live_two_way_1_b_coco"]
+    folders = {name: Layout(project).run(name, SEED) for name in names}
+    encoded, encode = [], SamEncoder.forward
+
+    def counting(self: SamEncoder, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(SamEncoder, "forward", counting)
+    alone = {}
+    for name in names:
+        train(project, [name], seed=None, device="cpu")
+        alone[name] = sha256_file(folders[name] / "weights.safetensors")
+        shutil.rmtree(folders[name])
+    by_itself = len(encoded)
+    assert main(["train", *names, "--scale", "smoke"]) == 0
+    assert len(encoded) - by_itself == by_itself / 3
+    for name in names:
+        assert sha256_file(folders[name] / "weights.safetensors") == alone[name]
+        assert read_json(folders[name] / "run.json")["run"] == name
+        assert read_json(folders[name] / "training.json")["together"] == 3
+        assert read_json(folders[name] / "provenance.json")["stage"] == "train"
+        assert_trained(project, name)
+    assert main(["train", *names, "--scale", "smoke"]) == 0  # nothing to do
+    assert len(encoded) - by_itself == by_itself / 3
+
+
+def test_runs_that_read_other_features_are_refused(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for other, field in (
+        ("possam_h_coco", "sam is b and h"),
+        ("possam_b_ade20k", "train is coco and ade20k"),
+        ("possam_b_coco", "training.augmentation is"),
+    ):
+        assert main(["train", "live_no_iou_b_coco", other, "--scale", "smoke"]) == 2
+        assert field in capsys.readouterr().err
+
+
+def test_a_training_s_driver_does_not_read_the_annotations(project: Project, folder: Path) -> None:
+    """At the paper's scale they are a hundred megabytes."""
+    download_asset(project, "synthetic_sam_b")
+    annotations = folder / "data/smoke/datasets/coco_train/annotations.json"
+    hidden = annotations.rename(annotations.with_suffix(".away"))
+    try:
+        training = Training(project, "possam_b_coco", seed=None)
+        assert training.on("cpu")["inputs"]["dataset"]
+        assert len(training.vocabulary) == len(
+            ConvertedDataset.open(folder / "data/smoke/datasets/coco_val").vocabulary
+        )
+    finally:
+        hidden.rename(annotations)
+
+
+def test_only_the_first_process_embeds_the_names(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download_asset(project, "synthetic_sam_b")
+    training = Training(project, "possam_b_coco", seed=None)
+    training.identity = training.on("cpu")
+    sam, clip = load_towers(training.layout, "b")
+    calls = []
+    encode = FrozenClip.encode_text
+
+    def counting(self: FrozenClip, texts: list[str]) -> torch.Tensor:
+        calls.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(FrozenClip, "encode_text", counting)
+    shutil.rmtree(training.layout.text, ignore_errors=True)
+    first = prepare(training, single_process("cpu"), sam=sam, clip=clip)
+    assert len(calls) == 1
+
+    class Second(TrainingProcess):
+        def first(self, work: Any) -> Any:
+            return first.text  # as sent by process 0
+
+    shutil.rmtree(training.layout.text)
+    second = Second(device=torch.device("cpu"), rank=1, world_size=2)
+    assert prepare(training, second, sam=sam, clip=clip).text is first.text
+    assert len(calls) == 1

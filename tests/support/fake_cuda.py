@@ -57,6 +57,10 @@ _READS = {"_local_scalar_dense", "item", "equal", "is_nonzero"}
 _SIZES = {"nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "bincount"}
 
 
+_PINNED = "_host_memory_is_pinned"
+"""Attribute of a tensor that the stand-in for ``Tensor.pin_memory`` returned."""
+
+
 class FakeCudaError(RuntimeError):
     """What the device would refuse."""
 
@@ -66,7 +70,7 @@ class Sync(NamedTuple):
 
     Attributes:
         kind: ``scalar read``, ``size read``, ``to host`` or ``to device``. A copy to the device
-            waits, too, because the host's memory is not pinned.
+            waits, too, unless the host's memory is pinned and the copy need not block.
         operator: as PyTorch names it.
         place: file and function of this repository.
     """
@@ -195,7 +199,8 @@ class FakeCuda(TorchDispatchMode):
                 with _disable_current_modes():
                     dtype = kwargs.get("dtype") or first.dtype
                     return True, torch.zeros(tuple(first.shape), dtype=dtype)
-            self._count("to device", func)
+            if not (kwargs.get("non_blocking") and hasattr(first, _PINNED)):
+                self._count("to device", func)
             return False, None
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             return self._index(name, func, args, kwargs)
@@ -486,12 +491,22 @@ def _launch(kernel: Any, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...])
         raise FakeCudaError(f"{kernel}: sizes are {sizes.dtype}, not int32")
 
 
+def _pin(tensor: Tensor) -> Tensor:
+    pinned = tensor.clone()
+    setattr(pinned, _PINNED, True)
+    return pinned
+
+
 @contextlib.contextmanager
 def _cuda_is_there() -> Iterator[None]:
     """Replace what asks the driver, within the context."""
     fork_rng = torch.random.fork_rng
-    deformable._triton_sampler.cache_clear()
+    # what one device has does not fit to another
+    kept = (deformable._triton_sampler.cache_clear, triton_sampling._sizes.cache_clear)
     with contextlib.ExitStack() as stack:
+        for forget in kept:
+            forget()
+            stack.callback(forget)
         for owner, name, value in (
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
@@ -499,11 +514,11 @@ def _cuda_is_there() -> Iterator[None]:
             (torch, "rand", _without_generator(torch.rand)),
             (torch.random, "fork_rng", lambda *_, **__: fork_rng(devices=[])),
             (nn.Module, "to", _to),
+            (Tensor, "pin_memory", _pin),
             (nn.functional, "scaled_dot_product_attention", _attention),
             (FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()),
             (triton_sampling, "_launch", _launch),
             (triton_sampling, "try_out", lambda device: None),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
-        stack.callback(deformable._triton_sampler.cache_clear)
         yield

@@ -38,11 +38,8 @@ CLASSES = {"coco": 133, "ade20k": 150}
 NAMES_PER_CLASS = 2
 
 EXPECTED_SYNCS = {
-    ("to device", "possam/model/resolution.py:pad_image"): "colour of the padding",
-    ("to device", "possam/model/ops/sam_encoder.py:_attend"): "relative positions, two per block",
-    ("to device", "possam/model/ops/triton_sampling.py:sample_sum"): "sizes of the levels",
+    ("to device", "possam/model/ops/triton_sampling.py:_sizes"): "sizes of the levels, once",
     ("to host", "possam/training/matching.py:assign"): "costs of all pairs, for the assignment",
-    ("to device", "possam/training/matching.py:assign"): "the matched pairs",
     ("to host", "possam/training/trainer.py:step"): "the logged values",
 }
 """Where encoding and training a micro-batch may wait for the device, and for what."""
@@ -73,8 +70,8 @@ class PaperRun:
         self.device, self.run = device, project.run(name)
         self.steps = 0
         with torch.device("meta"):
-            self.towers = _build_towers(project, self.run)
-            self.model = _build_model(self.towers, self.run)
+            self.towers = build_towers(project, self.run)
+            self.model = build_model(self.towers, self.run)
         for network in (self.towers, self.model):
             network.to_empty(device=CUDA)
         self.trainer = _trainer(self.model, self.run)
@@ -158,7 +155,7 @@ def _check_output(model: nn.Module, inputs: Any, output: Any) -> None:
             _check("IoU logits", layer.iou_logits, torch.bfloat16)
 
 
-def _build_towers(project: Project, run: RunParams) -> TowerFeatures:
+def build_towers(project: Project, run: RunParams) -> TowerFeatures:
     """The frozen towers as a training holds them; CLIP's text tower is there, too."""
     towers, sam = project.scale.towers, None
     network, tokenizer, size = build_open_clip(towers.clip.config)
@@ -172,7 +169,8 @@ def _build_towers(project: Project, run: RunParams) -> TowerFeatures:
     return features
 
 
-def _build_model(towers: TowerFeatures, run: RunParams) -> PosSAM:
+def build_model(towers: TowerFeatures, run: RunParams) -> PosSAM:
+    """The trainable part over ``towers``."""
     clip: Any = towers.clip
     sam: Any = towers.sam
     return build_possam(

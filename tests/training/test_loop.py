@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from possam.model.possam import PosSAM
 from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import hash_json, sha256_file
-from possam.training import loop
+from possam.training import run as one_run
 from possam.training.checkpoint import (
     WeightsMetadata,
     load_checkpoint,
@@ -288,7 +288,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
 def test_many_non_finite_steps_in_a_row_save_the_state_and_stop_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MAX_CONSECUTIVE_SKIPS", 3)
+    monkeypatch.setattr(one_run, "MAX_CONSECUTIVE_SKIPS", 3)
     source = FakeSource(poison=frozenset(range(1, 6)))
     with pytest.raises(TrainingError, match=r"step 3: .* 3 steps in a row.*step_000000004"):
         train(tmp_path, source=source)
@@ -303,7 +303,7 @@ def test_many_non_finite_steps_in_a_row_save_the_state_and_stop_the_run(
 def test_scattered_non_finite_steps_do_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MAX_CONSECUTIVE_SKIPS", 2)
+    monkeypatch.setattr(one_run, "MAX_CONSECUTIVE_SKIPS", 2)
     source = FakeSource(poison=frozenset({0, 2, 4}))
     assert train(tmp_path, source=source)["skipped"] == 3
 

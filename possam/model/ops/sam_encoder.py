@@ -13,7 +13,6 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import (
     Attention,
     Block,
-    get_rel_pos,
     window_unpartition,
 )
 from torch import Tensor
@@ -60,8 +59,8 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     qkv = qkv.reshape(batch, height * width, 3, heads, channels // heads)
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     grid = query.unflatten(2, (height, width))
-    table_h = get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype)
-    table_w = get_rel_pos(width, width, attention.rel_pos_w).to(query.dtype)
+    table_h = _relative(height, attention.rel_pos_h).to(query.dtype)
+    table_w = _relative(width, attention.rel_pos_w).to(query.dtype)
     bias_h = torch.einsum("bnyxc,ykc->bnyxk", grid, table_h).flatten(2, 3)
     bias_w = torch.einsum("bnyxc,xkc->bnyxk", grid, table_w).flatten(2, 3)
     query = query * attention.scale
@@ -72,22 +71,35 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     return out.transpose(1, 2).reshape(batch, height, width, channels)
 
 
+def _relative(side: int, table: Tensor) -> Tensor:
+    """``get_rel_pos(side, side, table)``: (side, side, D), of a query at y and a key at k.
+
+    Its index is made on the table's device, so that the host does not wait for a copy.
+    """
+    if len(table) != 2 * side - 1:  # the image is not of SAM's own size
+        table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear")[0].T
+    places = torch.arange(side, device=table.device)
+    return table[places[:, None] - places + (side - 1)]
+
+
 def _attend_fused(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:
     """Attention (B, n, h w, D) with biases (B, n, h w, h) and (B, n, h w, w), on fused kernels.
 
     The biases appended to the queries and a one-hot code of y and x appended to the keys make the
-    bias part of the dot product: exact, and no (h w)^2 bias is ever stored.
+    bias part of the dot product: exact, and no (h w)^2 bias is ever stored. Zeros fill the head
+    size up to a multiple of 8, which flash attention takes without copies of its own.
     """
     height, width, size = bias_h.shape[-1], bias_w.shape[-1], value.shape[-1]
     rows = torch.eye(height, dtype=query.dtype, device=query.device)
     columns = torch.eye(width, dtype=query.dtype, device=query.device)
     code = torch.cat((rows.repeat_interleave(width, dim=0), columns.repeat(height, 1)), dim=1)
-    query = torch.cat((query, bias_h, bias_w), dim=-1)
-    key = torch.cat((key, code.expand(*key.shape[:2], -1, -1)), dim=-1)
+    rest = -(size + height + width) % 8
+    query = torch.cat((query, bias_h, bias_w, bias_h.new_zeros(*bias_h.shape[:-1], rest)), dim=-1)
+    key = torch.cat((key, F.pad(code, (0, rest)).expand(*key.shape[:2], -1, -1)), dim=-1)
     # Fused kernels want one head size for queries, keys and values.
-    value = F.pad(value, (0, height + width))
+    value = F.pad(value, (0, height + width + rest))
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
 
 

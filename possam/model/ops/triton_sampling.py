@@ -11,6 +11,7 @@ head.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -174,6 +175,20 @@ def _launch(kernel: Any, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...])
     )  # fmt: skip
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept in a training must not come from an evaluation
+def _sizes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(L, 3) int32 on ``device``: height, width and first cell of each level.
+
+    Kept by shape: the host waits for each copy to the device, and every layer needs this one.
+    """
+    first, sizes = 0, []
+    for height, width in shapes:
+        sizes.append((height, width, first))
+        first += height * width
+    return torch.tensor(sizes, dtype=torch.int32, device=device)
+
+
 @torch.compiler.disable
 def sample_sum(
     values: Tensor,
@@ -184,11 +199,7 @@ def sample_sum(
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
     """:func:`~possam.model.ops.deformable.sample_plain` of float32 on CUDA."""
-    first, sizes = 0, []
-    for height, width in shapes:
-        sizes.append((height, width, first))
-        first += height * width
-    table = torch.tensor(sizes, dtype=torch.int32, device=values.device)
+    table = _sizes(tuple(shapes), values.device)
     parts = [part.contiguous() for part in (values, offsets, weights, references)]
     out: Tensor = _SampleSum.apply(*parts, table)
     return out.flatten(2)
