@@ -63,6 +63,13 @@ Device = Annotated[str, Option(help="cpu or cuda.")]
 Workers = Annotated[int, Option(help="Processes.")]
 Runs = Annotated[list[str], Argument(help="In params/runs.yaml.", autocompletion=names("runs"))]
 Table = Annotated[str, Argument(help="In params/tables.yaml.", autocompletion=names("tables"))]
+AcceptCode = Annotated[
+    bool, Option("--accept-code", help="Go on from a run of other code; its results say so.")
+]
+AllowEmpty = Annotated[bool, Option("--allow-empty", help="Most images may have no segment.")]
+WithoutInstances = Annotated[
+    bool, Option("--without-instances", help="ade20k: each thing class is one segment.")
+]
 Dataset = Annotated[
     str,
     Argument(help="A wrong name prints the valid ones.", autocompletion=lambda: list(datasets())),

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from possam.arguments import (
+    AcceptCode,
+    AllowEmpty,
     AnyScale,
     Dataset,
     Device,
@@ -22,6 +24,7 @@ from possam.arguments import (
     Scale,
     Seed,
     Table,
+    WithoutInstances,
     Workers,
     load_project,
     names,
@@ -84,9 +87,7 @@ def train(
     processes: Processes = 1,
     launcher: Launcher = "local",
     beside: Annotated[str, Option(help="slurm: runs that may share the job, not waited for.")] = "",
-    accept_code: Annotated[
-        bool, Option("--accept-code", help="Go on from a run of other code; its results say so.")
-    ] = False,
+    accept_code: AcceptCode = False,
 ) -> int:
     """Train runs of params/runs.yaml, several behind one pass of the towers; killed ones resume."""
     if launcher == "slurm":
@@ -287,12 +288,8 @@ def convert_files(
     class_names: Annotated[Path, Option(help="File of class names with synonyms.")],
     out: Annotated[Path, Option(help="Folder of the converted data set.")],
     class_table: Annotated[Path | None, Option(help="ade20k: instead of params/facts.")] = None,
-    without_instances: Annotated[
-        bool, Option("--without-instances", help="ade20k: each thing class is one segment.")
-    ] = False,
-    allow_empty: Annotated[
-        bool, Option("--allow-empty", help="Most images may have no segment.")
-    ] = False,
+    without_instances: WithoutInstances = False,
+    allow_empty: AllowEmpty = False,
     workers: Workers = 1,
 ) -> None:
     """Convert any folder in the upstream layout of one of the data sets."""
