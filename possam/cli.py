@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -90,24 +90,22 @@ def train(
     accept_code: AcceptCode = False,
 ) -> int:
     """Train runs of params/runs.yaml, several behind one pass of the towers; killed ones resume."""
+    shared: dict[str, Any] = {"seed": seed, "accept_code": accept_code}
     if launcher == "slurm":
         from possam.launch.driver import train_on_slurm
 
         only_locally(device, processes)
-        others = beside.split()
-        train_on_slurm(scale, run, seed=seed, beside=others, accept_code=accept_code)
-        return 0
-    if beside:
+        train_on_slurm(scale, run, beside=beside.split(), **shared)
+    elif beside:
         raise InputError("--beside: only with --launcher slurm; else name all runs")
-    if processes != 1:
+    elif processes != 1:
         from possam.launch.local_processes import train_in_processes
 
-        return train_in_processes(
-            scale, run, seed=seed, device=device, count=processes, accept_code=accept_code
-        )
-    from possam.stages.train import train
+        return train_in_processes(scale, run, device=device, count=processes, **shared)
+    else:
+        from possam.stages.train import train
 
-    train(load_project(scale), run, seed=seed, device=device or "cpu", accept_code=accept_code)
+        train(load_project(scale), run, device=device or "cpu", **shared)
     return 0
 
 
@@ -122,13 +120,11 @@ def evaluate(
     workers: Annotated[int | None, Option(help="Only for external systems (default: 1).")] = None,
 ) -> None:
     """Evaluate one run or external system on one benchmark."""
-    from possam.params.tables import TRAINED
-
     project = load_project(scale)
     if run in project.external:
         from possam.stages.external import evaluate_external
 
-        if seed is not None or condition != TRAINED:
+        if seed is not None or condition != "trained":
             raise InputError(f"--seed, --condition: {run} is external: predictions have neither")
         evaluate_external(project, run, benchmark, workers=1 if workers is None else workers)
     elif workers is not None:
@@ -241,8 +237,6 @@ def predict(
     """Segment a photograph with any words."""
     from possam.stages.predict import predict
 
-    if random_init == (checkpoint is not None):
-        raise InputError("give one of --checkpoint and --random-init")
     predict(
         load_project(scale),
         image=image,

@@ -12,12 +12,12 @@ import os
 import shutil
 import stat
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from possam.runtime.errors import InputError
+from possam.runtime.json_text import parse_json
 from possam.runtime.reading import reading
 
 
@@ -129,32 +129,6 @@ def read_json(path: str | Path, *, missing: str = "") -> Any:
             return parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
-
-
-def parse_json(content: bytes | str) -> Any:
-    """The value of JSON text: bytes are UTF-8, and may begin with a byte order mark.
-
-    Raises:
-        ValueError: no JSON; NaN or an infinity; a number of thousands of digits; a key that is
-            written twice in one object; values that are nested a thousand deep.
-    """
-    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except RecursionError as error:
-        raise ValueError("values are nested too deep") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"key {twice!r} is written twice in one object")
-    return found
 
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:

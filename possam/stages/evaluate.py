@@ -10,8 +10,8 @@ from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
 from possam.evaluation.efficiency import count_parameters, measure_efficiency
 from possam.evaluation.evaluate import evaluate_run
+from possam.evaluation.half_precision import with_decoders_in
 from possam.model.ops.compilation import compiled
-from possam.model.ops.half_precision import with_decoders_in
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.tables import CONDITIONS

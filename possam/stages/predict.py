@@ -90,6 +90,8 @@ def predict(
     device: str,
 ) -> None:
     """Segment ``image`` into ``words``; write panoptic PNG, JSON and an overlay into ``out``."""
+    if random_init == (checkpoint is not None):
+        raise InputError("give one of --checkpoint and --random-init")
     check_device(device)
     set_up_process(project)
     scale = project.scale

@@ -2,7 +2,7 @@
 
 import torch
 
-from possam.model.ops.half_precision import with_decoders_in
+from possam.evaluation.half_precision import with_decoders_in
 from possam.model.segmenter import RawPrediction
 from tests.model.test_compilation import images, network
 
