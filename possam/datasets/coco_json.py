@@ -28,8 +28,9 @@ _FAR = 1e9
 
 CATEGORY = {"id": ID, "isthing": FLAG}
 SEGMENT = {"id": whole(1, MAX_ID - 1), "category_id": ID, "iscrowd": optional(FLAG)}
+_COORDINATE = number(-_FAR, _FAR)
 BOX = Field(
-    lambda v: type(v) is list and len(v) == 4 and all(map(number(-_FAR, _FAR).holds, v)),
+    lambda v: type(v) is list and len(v) == 4 and all(map(_COORDINATE.holds, v)),
     "four numbers (x, y, width, height)",
 )
 INSTANCE = {"area": number(0, _FAR), "bbox": BOX, "iscrowd": FLAG}
