@@ -101,11 +101,15 @@ def check_present(folder: Path, names: set[str], path: Path, what: str) -> None:
         )
 
 
-def check_segments(entries: Any, known: set[int], where: str) -> None:
-    """Check what the JSON says of one image's segments; whether they have pixels shows later."""
+def check_segments(entries: Any, known: set[int], where: str) -> list[dict[str, int]]:
+    """What the JSON says of one image's segments, checked; whether they have pixels shows later.
+
+    Fields that are not in :data:`SEGMENT` are left out.
+    """
     if not isinstance(entries, list):
         raise InputError(f"{where}: segments_info {shown(entries)} is not a list; {REMEDY}")
     seen: set[int] = set()
+    kept = []
     for position, entry in enumerate(entries):
         check_fields(entry, SEGMENT, f"{where}: segments_info[{position}]")
         key, category = entry["id"], entry["category_id"]
@@ -117,6 +121,8 @@ def check_segments(entries: Any, known: set[int], where: str) -> None:
                 f"{where}: segment {key}: unknown category_id {category}; the segment's class must "
                 "be in 'categories'"
             )
+        kept.append({name: entry[name] for name in SEGMENT if name in entry})
+    return kept
 
 
 def check_instance(entry: Mapping[str, Any], height: int, width: int, where: str) -> None:

@@ -282,6 +282,13 @@ def test_a_text_that_is_no_json_is_refused(tmp_path: Path, text: bytes, fault: s
     assert fault in str(error.value)
 
 
+def test_a_field_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    text = arguments["panoptic_json"].read_text()
+    arguments["panoptic_json"].write_text(text.replace('"area": 1,', '"area": 1e999,'))
+    assert convert_coco(**arguments)["counts"]["segments"] == 6
+
+
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     arguments = make_coco(tmp_path)
     content = arguments["panoptic_json"].read_bytes()

@@ -133,7 +133,7 @@ def read_coco(
         annotation = annotations[key]
         png = panoptic_png / annotation["file_name"]
         segments = get(annotation, "segments_info", panoptic_json, "annotations")
-        check_segments(segments, known, f"{panoptic_json}: image {key}")
+        segments = check_segments(segments, known, f"{panoptic_json}: image {key}")
         payload = {
             "width": sizes[key][1],
             "height": sizes[key][0],
