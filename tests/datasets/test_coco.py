@@ -260,7 +260,7 @@ def test_a_whole_number_is_not_what_only_looks_like_one(
         with pytest.raises(InputError) as error:
             read_coco(**read)
         assert file in str(error.value)
-        assert str(field[-1]) in str(error.value) or "NaN is no JSON" in str(error.value)
+        assert str(field[-1]) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,6 @@ def test_a_whole_number_is_not_what_only_looks_like_one(
         (b'{"images": [], "images": []}', "key 'images' is written twice"),
         (b"[" * 100_000, "nested too deep"),
         (b'{"images": ' + b"9" * 5000 + b"}", "digit"),
-        (b'{"images": Infinity}', "Infinity is no JSON number"),
         ('{"images": "é"}'.encode("latin-1"), "can't decode byte"),
         (b"", "Expecting value"),
     ],
