@@ -28,8 +28,9 @@ _FAR = 1e9
 
 CATEGORY = {"id": ID, "isthing": FLAG}
 SEGMENT = {"id": whole(1, MAX_ID - 1), "category_id": ID, "iscrowd": optional(FLAG)}
+_COORDINATE = number(-_FAR, _FAR)
 BOX = Field(
-    lambda v: type(v) is list and len(v) == 4 and all(map(number(-_FAR, _FAR).holds, v)),
+    lambda v: type(v) is list and len(v) == 4 and all(map(_COORDINATE.holds, v)),
     "four numbers (x, y, width, height)",
 )
 INSTANCE = {"area": number(0, _FAR), "bbox": BOX, "iscrowd": FLAG}
@@ -82,11 +83,15 @@ def image_size(record: Any, path: Path) -> tuple[int, int]:
     return height, width
 
 
-def check_segments(entries: Any, known: set[int], where: str) -> None:
-    """Check what the JSON says of one image's segments; whether they have pixels shows later."""
+def check_segments(entries: Any, known: set[int], where: str) -> list[dict[str, int]]:
+    """What the JSON says of one image's segments, checked; whether they have pixels shows later.
+
+    Fields that are not in :data:`SEGMENT` are left out.
+    """
     if not isinstance(entries, list):
         raise InputError(f"{where}: segments_info {shown(entries)} is not a list; {REMEDY}")
     seen: set[int] = set()
+    kept = []
     for position, entry in enumerate(entries):
         check_fields(entry, SEGMENT, f"{where}: segments_info[{position}]")
         key, category = entry["id"], entry["category_id"]
@@ -98,6 +103,8 @@ def check_segments(entries: Any, known: set[int], where: str) -> None:
                 f"{where}: segment {key}: unknown category_id {category}; the segment's class must "
                 "be in 'categories'"
             )
+        kept.append({name: entry[name] for name in SEGMENT if name in entry})
+    return kept
 
 
 def check_instance(entry: Mapping[str, Any], height: int, width: int, where: str) -> None:

@@ -202,8 +202,10 @@ class InflatedMap:
         return (3 if self.colour == RGB else 1) * self.depth // 8
 
 
-def inflate_map(content: bytes) -> InflatedMap | None:
+def inflate_map(content: bytes, *, size: tuple[int, int] | None = None) -> InflatedMap | None:
     """Inflate an undamaged PNG of 8- or 16-bit grey or 8-bit RGB; None for anything else.
+
+    ``size``: height and width that it must have.
 
     "Anything else" includes damaged files, which Pillow then reports, interlaced ones and files
     with further chunks. The checksum inside the compressed data is not verified: the chunks' own
@@ -215,7 +217,7 @@ def inflate_map(content: bytes) -> InflatedMap | None:
     (width, height, depth, colour, *methods), data = found
     if methods != [0, 0, 0] or (depth, colour) not in ((8, GREY), (16, GREY), (8, RGB)):
         return None
-    if not 0 < width * height <= LARGEST:
+    if not 0 < width * height <= LARGEST or size not in (None, (height, width)):
         return None
     line = 1 + width * (3 if colour == RGB else 1) * depth // 8
     try:

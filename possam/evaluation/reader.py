@@ -64,8 +64,8 @@ class PanopticFormat:
                 )
             segments[key] = self.classes[category]
         path = self.folder / annotation["file_name"]
-        ids = encode_file(path, colour=True)
-        if ids is None or ids.shape != (record.height, record.width):
+        ids = encode_file(path, colour=True, size=(record.height, record.width))
+        if ids is None:
             colours = read_png(path)
             if colours.ndim != 3 or colours.shape[2] < 3 or colours.dtype != np.uint8:
                 raise InputError(f"{path}: an 8-bit RGB PNG is expected (id = R + 256 G + 65536 B)")
@@ -217,8 +217,8 @@ class LabelFormat:
             InputError: missing, no label map, or of another size.
         """
         path = self.path(record)
-        found = encode_file(path, colour=False)
-        if found is None or found.shape != (record.height, record.width):
+        found = encode_file(path, colour=False, size=(record.height, record.width))
+        if found is None:
             stored = read_png(path)
             if stored.ndim != 2 or stored.dtype not in (np.uint8, np.uint16):
                 raise InputError(

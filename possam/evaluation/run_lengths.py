@@ -80,17 +80,20 @@ def encode_array(pixels: NDArray[np.integer]) -> RunLengths:
     return RunLengths(rows, starts[:count], values[:count], width, 8 * pixels.dtype.itemsize)
 
 
-def encode_file(path: Path, *, colour: bool) -> RunLengths | None:
+def encode_file(
+    path: Path, *, colour: bool, size: tuple[int, int] | None = None
+) -> RunLengths | None:
     """The runs of a valid, plain PNG; None for anything else, which other readers handle.
 
     Args:
         colour: 8-bit RGB, with values R + 256 G + 65536 B; else 8 or 16 bits of grey.
+        size: expected height and width; of a PNG of another size only the header is read.
     """
     try:
         content = path.read_bytes()
     except (OSError, ValueError):
         return None
-    found = inflate_map(content)
+    found = inflate_map(content, size=size)
     if found is None or found.colour != (RGB if colour else GREY):
         return None
     return _decode(found)

@@ -182,15 +182,17 @@ class _Job:
             )
 
     def _segment_ids(self, record: ImageRecord) -> RunLengths:
-        ids = encode_file(record.panoptic, colour=True)
-        if ids is not None and ids.shape == (record.height, record.width):
+        size = (record.height, record.width)
+        ids = encode_file(record.panoptic, colour=True, size=size)
+        if ids is not None:
             return ids
         return encode_array(replace(self.dataset, images=(record,)).panoptic(0))
 
     def _labels(self, record: ImageRecord) -> RunLengths:
         """Runs of class indices; void is a value above them."""
-        labels, classes = encode_file(record.semantic, colour=False), len(self.dataset.categories)
-        if labels is not None and labels.shape == (record.height, record.width):
+        size, classes = (record.height, record.width), len(self.dataset.categories)
+        labels = encode_file(record.semantic, colour=False, size=size)
+        if labels is not None:
             strange = (labels.values >= classes) & (labels.values != void_value(classes))
             if not strange.any():
                 return labels

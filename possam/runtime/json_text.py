@@ -8,19 +8,17 @@ from typing import Any
 def parse_json(content: bytes | str) -> Any:
     """The value of JSON text: bytes are UTF-8, and may begin with a byte order mark.
 
+    NaN and infinities are read, although JSON has none: whoever uses the field names it.
+
     Raises:
-        ValueError: no JSON; NaN or an infinity; a number of thousands of digits; a key that is
-            written twice in one object; values that are nested a thousand deep.
+        ValueError: no JSON; a number of thousands of digits; a key that is written twice in one
+            object; values that are nested a thousand deep.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError("values are nested too deep") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

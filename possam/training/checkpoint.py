@@ -325,7 +325,7 @@ def _check_description(path: str | Path, description: Mapping[str, Any]) -> None
             raise ValueError("there are fewer tensors than layers")
         with torch.device("meta"):
             model = rebuild_possam(description, seed=0)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+    except (InputError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"{path}: header: model: no such model can be built ({' '.join(str(error).split())}); "
             "train or fetch it again"

@@ -12,6 +12,7 @@ from pycocotools import mask as run_length
 
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.pixels import decode_file
+from possam.datasets.upstream.coco import read_coco
 from possam.datasets.validate import validate_dataset
 from possam.runtime.errors import InputError
 from tests.support.layouts import coco_ids, convert_coco, make_coco, save_photo, save_rgb_ids
@@ -259,6 +260,76 @@ BAD = {
         "segmentation",
     ),
 }
+
+
+HOSTILE = (None, True, "1", 1.0, -1, 1 << 64, float("nan"), [1], {"a": 1})
+"""For every field that holds a whole number."""
+FIELDS = {
+    "panoptic.json": (
+        ("images", 0, "id"), ("images", 0, "width"), ("images", 0, "height"),
+        ("annotations", 0, "image_id"), ("categories", 0, "id"), ("categories", 0, "isthing"),
+        (*SEGMENTS, 0, "id"), (*SEGMENTS, 0, "category_id"), (*SEGMENTS, 0, "iscrowd"),
+    ),
+    "instances.json": (
+        ("annotations", 0, "id"), ("annotations", 0, "image_id"),
+        ("annotations", 0, "category_id"), ("annotations", 0, "iscrowd"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "field"), [(file, field) for file, fields in FIELDS.items() for field in fields]
+)
+def test_a_whole_number_is_not_what_only_looks_like_one(
+    tmp_path: Path, file: str, field: tuple[Any, ...]
+) -> None:
+    """The message names the file and the field; no image is read before."""
+    arguments = make_coco(tmp_path)
+    sound = json.loads((tmp_path / file).read_text())
+    read = {name: arguments[name] for name in arguments if name not in ("split", "out", "workers")}
+    for value in HOSTILE:
+        data = json.loads(json.dumps(sound))
+        node = data
+        for part in field[:-1]:
+            node = node[part]
+        node[field[-1]] = value
+        (tmp_path / file).write_text(json.dumps(data))
+        with pytest.raises(InputError) as error:
+            read_coco(**read)
+        assert file in str(error.value)
+        assert str(field[-1]) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b'{"images": [], "images": []}', "key 'images' is written twice"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"images": ' + b"9" * 5000 + b"}", "digit"),
+        ('{"images": "é"}'.encode("latin-1"), "can't decode byte"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_a_text_that_is_no_json_is_refused(tmp_path: Path, text: bytes, fault: str) -> None:
+    arguments = make_coco(tmp_path)
+    arguments["panoptic_json"].write_bytes(text)
+    with pytest.raises(InputError, match=r"panoptic\.json: not valid JSON") as error:
+        convert_coco(**arguments)
+    assert fault in str(error.value)
+
+
+def test_a_field_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    text = arguments["panoptic_json"].read_text()
+    arguments["panoptic_json"].write_text(text.replace('"area": 1,', '"area": 1e999,'))
+    assert convert_coco(**arguments)["counts"]["segments"] == 6
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    arguments = make_coco(tmp_path)
+    content = arguments["panoptic_json"].read_bytes()
+    arguments["panoptic_json"].write_bytes(b"\xef\xbb\xbf" + content)
+    assert convert_coco(**arguments)["counts"]["images"] == 2
 
 
 @pytest.mark.parametrize("case", BAD)

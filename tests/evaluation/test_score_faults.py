@@ -167,8 +167,18 @@ JSON_FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "name that can be no file": (
         lambda c: c["annotations"][0].update(file_name="a\0b.png"),
-        "b.png: not a readable image",
-        "write it again",
+        "predictions.json: annotations[0]: file_name: missing or not a text",
+        "see COCO's panoptic format",
+    ),
+    "truth for an id": (
+        lambda c: first_segments(c)[0].update(id=True),
+        "image_id 50: segments_info[0]: id: missing or not a whole number",
+        "see COCO's panoptic format",
+    ),
+    "fraction for an image's id": (
+        lambda c: c["annotations"][0].update(image_id=50.0),
+        "predictions.json: annotations[0]: image_id: missing or not a whole number",
+        "see COCO's panoptic format",
     ),
 }
 

@@ -38,7 +38,7 @@ def mutate(path: Path, content: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         try:
             content = kind(content, rng)
-        except (ValueError, LookupError, TypeError, AttributeError, *NO_STRUCTURE):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, *NO_STRUCTURE):
             content = mutate_bytes(content, rng)  # an earlier change left no structure
     return content
 

@@ -143,7 +143,7 @@ def read_coco(
         annotation = annotations[key]
         png, image = pngs[annotation["file_name"]], pictures[record["file_name"]]
         segments = get(annotation, "segments_info", panoptic_json, "annotations")
-        check_segments(segments, known, f"{panoptic_json}: image {key}")
+        segments = check_segments(segments, known, f"{panoptic_json}: image {key}")
         payload = {
             "width": sizes[key][1],
             "height": sizes[key][0],
@@ -291,19 +291,20 @@ def _convert(
     json_name: Path,
 ) -> Converted:
     from possam.datasets.images import check_photo, things_as_instances, turned
-    from possam.datasets.pixels import class_map, read_ids
+    from possam.datasets.pixels import class_map, decode_file, decode_ids
 
     payload, png = task.payload, task.sources[0]
     photo_size, image_sha256 = check_photo(task.image)
-    ids = read_ids(png)
+    pixels, _ = decode_file(png)
     size = (payload["height"], payload["width"])
-    for path, shape in ((task.image, photo_size), (png, ids.shape)):
+    for path, shape in ((task.image, photo_size), (png, pixels.shape[:2])):
         if shape != size:
             raise InputError(
                 f"{path}: {shape[1]}x{shape[0]} pixels, but {json_name} says {size[1]}x{size[0]} "
                 f"for image {task.upstream_id or task.id}; all must be of one size"
                 f"{turned(shape, size)}"
             )
+    ids = decode_ids(pixels, png)
     index = {category.upstream_id: category.index for category in categories}
     segments = _segments(ids, payload["segments"], index, f"{json_name}: image {task.id}", png)
     semantic = class_map(ids, {segment.id: segment.category for segment in segments})
