@@ -23,12 +23,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from possam.datasets.json_fields import OBJECT, TEXT, check_fields, one_of
+from possam.datasets.json_fields import LIST, OBJECT, TEXT, check_fields, one_of
 from possam.datasets.pixels import decode_file, decode_semantic, read_ids, read_image
 from possam.datasets.records import Category, Segment
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, sha256_file
 from possam.runtime.memory import no_collection
+from possam.runtime.reading import reading
 
 FORMAT = "possam-dataset-2"
 ANNOTATIONS, INSTANCES, MANIFEST = "annotations.json", "instances.json", "manifest.json"
@@ -38,6 +39,7 @@ _MANIFEST = {
     **dict.fromkeys(("name", "split", "content"), TEXT),
     "image_root": one_of(str, text="a path"),
     "sha256": OBJECT,
+    "vocabulary": LIST,
 }
 _SHA256 = dict.fromkeys(("annotations", "instances"), TEXT)
 
@@ -161,12 +163,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _read_unchanged(path: Path, digest: str) -> Any:
-    try:
+    with reading(path, missing="convert the data set again"):
         unchanged = sha256_file(path) == digest
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); convert the data set again"
-        ) from error
     if not unchanged:
         raise InputError(f"{path}: changed since the conversion; convert the data set again")
     return read_json(path)
