@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from possam.runtime.errors import InputError
+from possam.runtime.json_text import parse_json
 
 
 def _temporary(path: Path) -> Path:
@@ -89,7 +89,7 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file (see :func:`parse_json`); InputError if it is missing or malformed."""
+    """Read a JSON file (see :func:`possam.runtime.json_text.parse_json`); InputError if it is missing or malformed."""
     path = Path(path)
     try:
         return parse_json(path.read_bytes())
@@ -97,30 +97,6 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file may be truncated") from error
-
-
-def parse_json(content: bytes | str) -> Any:
-    """The value of JSON text: bytes are UTF-8, and may begin with a byte order mark.
-
-    NaN and infinities are read, although JSON has none: whoever uses the field names it.
-
-    Raises:
-        ValueError: no JSON; a number of thousands of digits; a key that is written twice in one
-            object; values that are nested a thousand deep.
-    """
-    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except RecursionError as error:
-        raise ValueError("values are nested too deep") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"key {twice!r} is written twice in one object")
-    return found
 
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:

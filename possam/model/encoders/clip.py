@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from possam.model.encoders.state_dicts import READ_ERRORS, check_tensors
 from possam.runtime.errors import InputError, WrongVariantError
-from possam.runtime.files import parse_json
+from possam.runtime.json_text import parse_json
 
 SYNTHETIC_CONVNEXT = "synthetic_convnext"
 _TEXT_BATCH = 256
