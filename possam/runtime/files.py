@@ -89,7 +89,7 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file (see :func:`possam.runtime.json_text.parse_json`); InputError if it is missing or malformed."""
+    """Read a JSON file (``json_text.parse_json``); InputError if it is missing or malformed."""
     path = Path(path)
     try:
         return parse_json(path.read_bytes())
