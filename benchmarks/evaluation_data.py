@@ -132,7 +132,9 @@ def _finish(folder: Path, content: dict[str, Any]) -> ConvertedDataset:
         "name": "synthetic",
         "split": "val",
         "image_root": "images",
-        "sha256": {"annotations": sha256_file(folder / ANNOTATIONS)},
+        "vocabulary": [kind["names"] for kind in content["categories"]],
+        # no instances file: AP has data of its own
+        "sha256": {"annotations": sha256_file(folder / ANNOTATIONS), "instances": ""},
         "content": hash_json(content),
     }
     write_json(folder / MANIFEST, manifest)

@@ -1,4 +1,4 @@
-"""JSON text that others wrote, parsed strictly."""
+"""JSON text to values, without surprises."""
 
 import json
 from collections import Counter

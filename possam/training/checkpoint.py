@@ -36,11 +36,11 @@ from possam.runtime.files import (
     atomic_directory,
     atomic_path,
     hash_json,
-    parse_json,
     read_json,
     sha256_file,
     write_json,
 )
+from possam.runtime.json_text import parse_json
 from possam.runtime.options import Positive
 from possam.runtime.reading import check_readable, reading
 from possam.training.checkpoint_paths import checkpoint_path, checkpoints

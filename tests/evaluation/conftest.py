@@ -99,6 +99,7 @@ def write_dataset(folder: Path) -> ConvertedDataset:
         "name": "toy",
         "split": "val",
         "image_root": "images",
+        "vocabulary": [category["names"] for category in categories],
         "sha256": {
             "annotations": sha256_file(folder / "annotations.json"),
             "instances": sha256_file(folder / "instances.json"),
