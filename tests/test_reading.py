@@ -50,7 +50,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "photo.jpg": read_image,
     "own.jpg": read_photograph,
     "prediction.png": read_png,
-    "labels.mat": lambda path: read_label_map(path, 459),
+    "labels.mat": lambda path: read_label_map(path, 459, (1, 1), path),
     "a.zip": lambda path: unpack(path, path.parent / "unpacked"),
     "a.tar": check_archive,
 }

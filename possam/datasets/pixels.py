@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path
@@ -69,6 +69,10 @@ def open_image(
                     f"{LARGEST // 1_000_000} megapixels are read: reduce the picture"
                 )
             yield image
+    except UnidentifiedImageError as error:  # whose text is an address in memory
+        raise InputError(
+            f"{path}: not a readable image (no picture, or of a format that is not read); {remedy}"
+        ) from error
     except UNREADABLE as error:
         raise InputError(
             f"{path}: not a readable image (damaged or truncated: {error}); {remedy}"

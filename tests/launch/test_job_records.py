@@ -21,11 +21,13 @@ RECORD = JobRecord(
 
 def test_a_record_comes_back(records: RunRecords) -> None:
     assert records.read() is None
-    record = RECORD.with_submission(Submission(job="7", time="t", why="first"))
-    record = record.with_submission(Submission(job="9", time="t", why="lost"))
+    one, other = (Submission(job=job, time="t", why="why") for job in "79")
+    record = RECORD.with_submission(one, name="n", leader=".")
+    record = record.with_submission(other, name="n", leader="../b")
     records.write(record)
     assert records.read() == record and record.job == "9"
     assert [each.job for each in record.submissions] == ["7", "9"]
+    assert records.of_job().directory == records.directory / "../b"
 
 
 def test_a_foreign_record_is_an_error(records: RunRecords) -> None:

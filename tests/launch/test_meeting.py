@@ -76,7 +76,7 @@ from possam.launch.training_job import TrainingJob
 
 class Meeting(TrainingJob):
     def _announce(self, job, host): pass
-    def _record(self, records, job): pass
+    def _record(self, job): pass
     def _work(self, signals):
         from possam.training.distributed import join
         with join("cpu") as process:
@@ -84,7 +84,8 @@ class Meeting(TrainingJob):
 
 folder = Path(sys.argv[1])
 Meeting(
-    scale="smoke", run="r", seed=0, device="cpu", world_size=2, directory=folder, source=folder
+    scale="smoke", runs=("r",), seed=0, device="cpu", world_size=2, directories=(folder,),
+    source=folder,
 )()
 """
 

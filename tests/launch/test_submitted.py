@@ -25,7 +25,8 @@ def submitted(folder: Path, run: str, job: str) -> RunRecords:
     record = JobRecord(
         scale="smoke", run=run, seed=0, identity="i", job="", name=f"possam-{run}", source="/s"
     )
-    records.write(record.with_submission(Submission(job=job, time="t", why="first")))
+    submission = Submission(job=job, time="t", why="first")
+    records.write(record.with_submission(submission, name=record.name, leader="."))
     return records
 
 

@@ -95,11 +95,11 @@ print("Submitted batch job 7")
         values = {**file["defaults"], **file["scales"]["smoke"]["train"], **changes}
         job = TrainingJob(
             scale="smoke",
-            run="r",
+            runs=("r",),
             seed=0,
             device="cpu",
             world_size=2,
-            directory=tmp_path / "run",
+            directories=(tmp_path / "run",),
             source=tmp_path,
         )
         allocation = validate(Allocation, values, source="slurm.yaml")

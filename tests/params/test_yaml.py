@@ -88,7 +88,7 @@ def test_what_is_no_such_mapping_is_refused_with_the_files_name(
 def test_a_file_that_cannot_be_read_is_no_missing_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_yaml(tmp_path / "file.yaml")
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="a folder, where a file is expected"):
         read_yaml(tmp_path)
 
 

@@ -90,8 +90,8 @@ def test_what_is_stored_is_what_the_stages_say(content: dict[str, Any]) -> None:
         assert inside == (stage.stored and stage.name not in ("table", "figure")), stage.name
 
 
-def test_the_root_has_one_link() -> None:
+def test_the_root_has_links_only_to_profiles() -> None:
     command = ("git", "ls-files", "--stage", ":(glob)*")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     links = [line.split("\t")[1] for line in done.stdout.splitlines() if line.startswith("120000")]
-    assert links == ["slurm"]
+    assert links == ["gpu", "slurm"]

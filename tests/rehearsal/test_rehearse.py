@@ -259,7 +259,8 @@ def test_an_exception_of_a_check_is_its_finding() -> None:
         raise OSError(28, "No space left on device")
 
     found = nodes._together(single_process("cpu"), "renames", refuses)
-    assert found == Finding("renames", PROBLEM, "[Errno 28] No space left on device")
+    assert (found.matter, found.state) == ("renames", PROBLEM)
+    assert found.text.startswith("the disk is full (No space left on device); make room")
 
 
 def test_without_clips_configuration_the_message_says_how_to_get_it(

@@ -1,7 +1,6 @@
 """What ``possam train`` finds out before it loads anything: is the run there, and of which code."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from possam.stages.train import Training, only_one
 from possam.training.run_files import RunFiles
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
-DATASET = SimpleNamespace(manifest={"content": "d"}, vocabulary=[("cat",), ("dog", "puppy")])
+MANIFEST: dict[str, Any] = {"content": "d", "vocabulary": [["cat"], ["dog", "puppy"]]}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The smoke scale with its towers' records; the data set is invented."""
     (tmp_path / "params").symlink_to(PARAMS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(format.ConvertedDataset, "open", lambda folder: DATASET)
+    monkeypatch.setattr(format, "read_manifest", lambda folder: MANIFEST)
     code(monkeypatch, "1")
     project = Project("smoke")
     for asset in (project.scale.towers.clip.asset, project.scale.towers.sam["b"].asset):
@@ -49,7 +48,7 @@ def finish(files: RunFiles, identity: dict[str, Any]) -> None:
 
     files.prepare(identity)
     metadata = WeightsMetadata(
-        model_kwargs=MODEL, identity=identity, frozen=FROZEN, vocabulary=DATASET.vocabulary
+        model_kwargs=MODEL, identity=identity, frozen=FROZEN, vocabulary=MANIFEST["vocabulary"]
     )
     save_trained(files.weights, possam(), metadata, step=8)
     digest, own = sha256_file(files.weights), hash_json(identity)
