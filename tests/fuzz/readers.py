@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared/samples"
 SETTINGS = EvaluationOptions(
     bootstrap_samples=2, bootstrap_seed=0, confidence=0.9, check_panopticapi=False, batch_size=1,
-    compile="none",
+    compile="none", precision="fp32",
 )  # fmt: skip
 
 Later = Callable[[], object]

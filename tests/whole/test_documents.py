@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pages import HOW_TO, README, REPOSITORY, apply, commands_of, edits_of
+from tests.support.streets import cityscapes, mapillary
 from tests.whole.conftest import Workspace, dvc, restore, served
 
 pytestmark = pytest.mark.pipeline
@@ -43,6 +44,10 @@ def write_examples(folder: Path) -> None:
     shutil.copy(instances, upstream / "annotations")
     names = folder / "data/smoke/assets/synthetic_coco_with_prompt_eng.txt"
     shutil.copy(names, folder / "names.txt")
+    cityscapes(folder / "path/to/cityscapes")
+    mapillary(folder / "path/to/vistas")
+    for name in ("city.txt", "mv.txt"):
+        (folder / name).write_text("7:road\n26:car\n")
     truth = folder / "data/smoke/datasets/coco_val"
     shutil.copy(truth / "annotations.json", folder / "predictions.json")
     shutil.copytree(truth / "panoptic", folder / "predictions")
