@@ -97,7 +97,7 @@ def test_make_finds_a_place_for_caches_and_a_name(tmp_path: Path) -> None:
     assert f"HOME={tmp_path}/.possam/home" in found
     assert f"XDG_CACHE_HOME={tmp_path}/.possam/home/.cache" in found
     assert any(line.startswith("LOGNAME=") and line != "LOGNAME=" for line in found)
-    found = recipe(tmp_path, HOME=str(tmp_path), USER="anna").splitlines()
+    found = recipe(tmp_path, HOME=str(tmp_path), USER="user").splitlines()
     assert f"HOME={tmp_path}" in found and "XDG_CACHE_HOME" not in "".join(found)
 
 

@@ -172,7 +172,7 @@ def test_downloads_checks_and_records(server: Server, tmp_path: Path) -> None:
 def test_a_password_reaches_the_server_and_nothing_else(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    secret = server.url.replace("http://", "http://anna:p%40ss@") + "?token=geheim&raw=1"
+    secret = server.url.replace("http://", "http://user:p%40ss@") + "?token=geheim&raw=1"
     server.plan = ["cut", "500", "500", "500"]
     with pytest.raises(InputError, match="goes on at byte") as caught:
         get(asset(secret), tmp_path)

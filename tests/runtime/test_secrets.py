@@ -13,7 +13,7 @@ NONE: frozenset[str] = frozenset()
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("http://anna:geheim@server:5000/a: refused", "http://***@server:5000/a: refused"),
+        ("http://user:geheim@server:5000/a: refused", "http://***@server:5000/a: refused"),
         ("'https://ghp_token@github.com/o/r.git'", "'https://***@github.com/o/r.git'"),
         ("postgresql+psycopg2://u:p/a@s#s?@h:5432/db", "postgresql+psycopg2://***@h:5432/db"),
         ("https://u:p%40ss%2F@h/x?download=1", "https://***@h/x?download=1"),
@@ -52,7 +52,7 @@ def test_texts_without_credentials_stay(text: str) -> None:
 def test_the_environment_s_secrets_are_known_however_they_are_quoted() -> None:
     known = secrets_of(
         {
-            "MLFLOW_TRACKING_URI": "http://anna:p%40ss@h",
+            "MLFLOW_TRACKING_URI": "http://user:p%40ss@h",
             "https_proxy": "u:proxy1@proxy:3128",
             "PIP_EXTRA_INDEX_URL": "https://u:first1@h/s https://u:second2@h/s",
             "MLFLOW_TRACKING_TOKEN": "tok123",
@@ -60,8 +60,8 @@ def test_the_environment_s_secrets_are_known_however_they_are_quoted() -> None:
             "AWS_SECRET_ACCESS_KEY": "aws-secret",
             "TOKENIZERS_PARALLELISM": "false",
             "AWS_WEB_IDENTITY_TOKEN_FILE": "/run/token",
-            "PWD": "/home/anna",
-            "MAIL": "anna@example.org",
+            "PWD": "/home/user",
+            "MAIL": "user@example.org",
         }
     )
     assert known == {

@@ -256,7 +256,7 @@ def test_mlflow(
     assert only("mlflow").state == "problem"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere/mlflow.db")
     assert "cannot be written" in only("mlflow").text
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:geheim@127.0.0.1:9/")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:geheim@127.0.0.1:9/")
     found = only("mlflow")
     assert found.state == "problem" and found.text.startswith("http://***@127.0.0.1:9/: ")
     assert "geheim" not in found.text
@@ -287,9 +287,9 @@ def test_a_tracking_server_with_a_password(machine: Path, monkeypatch: pytest.Mo
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:p%40ss@{address}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:p%40ss@{address}")
         assert only("mlflow") == Finding("mlflow", "ok", f"http://***@{address}")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:wrong1@{address}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:wrong1@{address}")
         found = only("mlflow")
         assert found.state == "problem" and "401" in found.text and "wrong1" not in found.text
         server.shutdown()

@@ -32,7 +32,7 @@ def test_a_password_is_no_argument(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    uri = "postgresql://anna:geheim@db/possam"
+    uri = "postgresql://user:geheim@db/possam"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     port = free_port()
     assert cli.main(["ui", "--port", str(port)]) == 0
@@ -48,7 +48,7 @@ def test_a_tracking_server_has_pages_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://anna:geheim@server/mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:geheim@server/mlflow")
     assert cli.main(["ui"]) == 0 and not started
     assert "https://***@server/mlflow" in capsys.readouterr().out
 
