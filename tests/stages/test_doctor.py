@@ -1,5 +1,6 @@
 """What a machine lacks: one line a matter, a remedy, and an exit code."""
 
+import base64
 import errno
 import fcntl
 import http.server
@@ -272,7 +273,9 @@ class _Server(http.server.BaseHTTPRequestHandler):
     """A tracking server that wants a password."""
 
     def do_GET(self) -> None:
-        good = self.headers.get("Authorization") == "Basic YW5uYTpwQHNz"
+        good = (
+            self.headers.get("Authorization") == "Basic " + base64.b64encode(b"user:p@ss").decode()
+        )
         self.send_response(200 if good else 401)
         self.end_headers()
         self.wfile.write(b"{}" if good else b"who are you?")
