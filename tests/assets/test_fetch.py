@@ -179,7 +179,7 @@ def test_a_password_reaches_the_server_and_nothing_else(
     # A renewed token is no other file: the download goes on.
     assert get(asset(secret.replace("geheim", "erneut")), tmp_path).read_bytes() == CONTENT
     assert server.requests[-1] == f"bytes={len(CONTENT) // 2}-"
-    assert set(server.credentials) == {"Basic YW5uYTpwQHNz"}
+    assert set(server.credentials) == {"Basic dXNlcjpwQHNz"}
     written = [str(caught.value), *capsys.readouterr()]
     written += [path.read_text("latin-1") for path in tmp_path.iterdir() if path.suffix == ".json"]
     for text in written:
