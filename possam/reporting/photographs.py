@@ -17,7 +17,7 @@ from possam.datasets.label_runs import segment_table
 from possam.datasets.pixels import LARGEST, encode_ids, open_image, write_png
 from possam.evaluation.words import Names, segment_words
 from possam.model.options import InferenceOptions, ResolutionOptions
-from possam.reporting.overlay import draw_overlay
+from possam.pictures.overlay import draw_overlay
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_path, write_json
 from possam.runtime.reading import reading

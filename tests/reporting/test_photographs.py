@@ -25,7 +25,7 @@ from possam.evaluation.reader import read_png
 from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
 from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.model.segmenter import RawPrediction, Segmenter
-from possam.reporting.overlay import PALETTE, draw_overlay
+from possam.pictures.overlay import PALETTE, draw_overlay
 from possam.reporting.photographs import (
     load_photograph,
     parse_stuff,

@@ -16,8 +16,7 @@ from possam.model.options import AutomaticMaskOptions
 from possam.params.figures import ImagesParams
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.reporting.figures.style import start_figure
-from possam.reporting.overlay import (
+from possam.pictures.overlay import (
     INK,
     PALETTE,
     SHADE,
@@ -31,6 +30,7 @@ from possam.reporting.overlay import (
     shorten,
     tint,
 )
+from possam.reporting.figures.style import start_figure
 from possam.runtime.errors import InputError
 
 _PICTURE, _TALLEST = 2.3, 3.4

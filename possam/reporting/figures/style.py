@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from possam.params.project import Project
-from possam.reporting.overlay import PALETTE
+from possam.pictures.overlay import PALETTE
 from possam.runtime.files import atomic_write, sha256_file
 
 COLOURS: tuple[tuple[float, float, float], ...] = tuple(

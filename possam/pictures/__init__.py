@@ -1,0 +1,1 @@
+"""Own pictures, own words: the library behind ``possam.load`` and ``possam predict``."""

@@ -1,0 +1,1 @@
+"""Results written in the formats of other tools; each writer takes an iterable of results."""

@@ -1,0 +1,135 @@
+"""What comes out of a picture: its map, its segments, and what was not kept.
+
+Shapes: H W of the picture, upright; E CLIP embedding.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from possam.model.registry import load_part
+from possam.pictures.formats import FORMATS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class PictureClass(NamedTuple):
+    """A class of the vocabulary: its first name, its other names, and whether it is a thing."""
+
+    name: str
+    synonyms: tuple[str, ...]
+    is_thing: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and the synonyms."""
+        return (self.name, *self.synonyms)
+
+
+class Box(NamedTuple):
+    """The smallest rectangle around a segment, in pixels from the upper left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One segment of a picture.
+
+    Attributes:
+        id: the segment's value in ``Result.id_map``, from 1.
+        class_index: the place of its class in ``Result.classes``; name: that class's first name.
+        score: 0..1.
+        seen: whether the model was trained on the class; ``None`` if it was trained on none.
+        is_thing: whether the class has countable objects, each a segment of its own.
+        area: pixels.
+        embedding: (E,) float32, unit norm, of local discriminative pooling; ``None`` without it.
+        clip_embedding: (E,) float32, unit norm, of CLIP's features inside the mask.
+        alternatives: the next best classes' names with their scores, best first.
+    """
+
+    id: int
+    class_index: int
+    name: str
+    score: float
+    seen: bool | None
+    is_thing: bool
+    box: Box
+    area: int
+    embedding: NDArray[np.float32] | None = field(repr=False)
+    clip_embedding: NDArray[np.float32] = field(repr=False)
+    alternatives: tuple[tuple[str, float], ...] = field(repr=False)
+    id_map: NDArray[np.int32] = field(repr=False)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W) bool, made anew by every call."""
+        return self.id_map == self.id
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The panoptic result of one picture.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, upright.
+        path: the picture's file; ``None`` for one given as an array.
+        id_map: (H, W) int32, a segment's id at each of its pixels; 0: no segment (void).
+        classes: the vocabulary.
+        segments: best first.
+        rejected: names of the classes without a segment that came nearest to one, with the best
+            score of each, best first; at most five.
+    """
+
+    image: NDArray[np.uint8] = field(repr=False)
+    path: Path | None
+    id_map: NDArray[np.int32] = field(repr=False)
+    classes: tuple[PictureClass, ...] = field(repr=False)
+    segments: tuple[Segment, ...]
+    rejected: tuple[tuple[str, float], ...]
+
+    def overlay(self) -> "Image.Image":
+        """The segments over the picture, with a legend; see ``possam.pictures.overlay``."""
+        from possam.pictures.overlay import draw_overlay
+
+        return draw_overlay(
+            self.image,
+            self.id_map,
+            {segment.id: segment.class_index for segment in self.segments},
+            [each.name for each in self.classes],
+        )
+
+    def to_coco_panoptic(self, folder: Path | str) -> None:
+        """Write COCO's panoptic format: a JSON and a PNG of ids."""
+        load_part(FORMATS, "coco-panoptic")([self], Path(folder))
+
+    def to_coco_instances(self, file: Path | str) -> None:
+        """Write COCO's instances as one JSON, with polygons or run lengths."""
+        load_part(FORMATS, "coco-instances")([self], Path(file))
+
+    def to_label_png(self, folder: Path | str) -> None:
+        """Write a PNG of class numbers, and the classes' names."""
+        load_part(FORMATS, "label-png")([self], Path(folder))
+
+    def to_yolo(self, folder: Path | str) -> None:
+        """Write a data set for YOLO's segmentation."""
+        load_part(FORMATS, "yolo")([self], Path(folder))
+
+    def to_labelme(self, folder: Path | str) -> None:
+        """Write a JSON for LabelMe."""
+        load_part(FORMATS, "labelme")([self], Path(folder))
+
+    def to_geojson(self, file: Path | str) -> None:
+        """Write polygons, in pixels or in the raster's own georeference."""
+        load_part(FORMATS, "geojson")([self], Path(file))
+
+    def to_npz(self, file: Path | str) -> None:
+        """Write the segments' embeddings as NumPy arrays."""
+        load_part(FORMATS, "npz")([self], Path(file))
