@@ -103,7 +103,7 @@ def oversegmentation(project: Project, params: OversegmentationParams, *, device
     sam = load_whole_sam(Layout(project), size).to(device)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
-        masks = masks_panel(automatic_masks(sam, drawn.dataset.image(position), settings))
+        masks = masks_panel(automatic_masks(sam, drawn.dataset.image(position), settings).masks)
         return [masks, trained.panel(drawn.dataset, position), drawn.truth(position)]
 
     pictures = collect(
@@ -187,7 +187,7 @@ def encoder_vs_decoder(project: Project, params: ClustersParams, *, device: str)
 
     def make(drawn: DrawnImages, position: int) -> list[Panel]:
         image = drawn.dataset.image(position)
-        masks = masks_panel(automatic_masks(sam, image, settings))
+        masks = masks_panel(automatic_masks(sam, image, settings).masks)
         return [_clusters_panel(ours.labels(image), params), masks, drawn.truth(position)]
 
     return collect(

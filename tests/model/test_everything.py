@@ -33,7 +33,7 @@ def image() -> np.ndarray:
 
 
 def test_masks_are_segment_anythings(sam: Sam, image: np.ndarray) -> None:
-    masks = automatic_masks(sam, image, LAX)
+    masks, iou = automatic_masks(sam, image, LAX)
     generator = SamAutomaticMaskGenerator(
         sam,
         points_per_side=6,
@@ -41,15 +41,19 @@ def test_masks_are_segment_anythings(sam: Sam, image: np.ndarray) -> None:
         stability_score_thresh=0.6,
         box_nms_thresh=0.7,
     )
-    theirs = sorted((entry["segmentation"] for entry in generator.generate(image)), key=np.sum)
+    found = generator.generate(image)
+    theirs = sorted((entry["segmentation"] for entry in found), key=np.sum)
     assert masks.shape == (len(theirs), 96, 128) and masks.dtype == bool and len(masks) >= 2
     areas = masks.sum(axis=(1, 2))
     assert (np.diff(areas) <= 0).all()
     assert sorted(m.tobytes() for m in masks) == sorted(m.tobytes() for m in theirs)
+    stated = {entry["segmentation"].tobytes(): entry["predicted_iou"] for entry in found}
+    expected = [min(stated[mask.tobytes()], 1.0) for mask in masks]
+    np.testing.assert_allclose(iou, expected, rtol=1e-6)
 
 
 def test_the_square_and_the_disc_are_found(sam: Sam, image: np.ndarray) -> None:
-    masks = automatic_masks(sam, image, LAX)
+    masks = automatic_masks(sam, image, LAX).masks
     for colour in ((210, 40, 40), (40, 60, 210)):
         truth = (image == colour).all(-1)
         iou = [(m & truth).sum() / (m | truth).sum() for m in masks]
@@ -59,4 +63,5 @@ def test_the_square_and_the_disc_are_found(sam: Sam, image: np.ndarray) -> None:
 def test_no_mask_is_good_enough(sam: Sam, image: np.ndarray) -> None:
     changes = {"points_per_side": 2, "stability_threshold": 1.0, "iou_threshold": 1.0}
     strict = LAX.model_copy(update=changes)
-    assert automatic_masks(sam, image, strict).shape == (0, 96, 128)
+    masks, iou = automatic_masks(sam, image, strict)
+    assert masks.shape == (0, 96, 128) and iou.shape == (0,)

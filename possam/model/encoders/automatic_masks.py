@@ -3,6 +3,8 @@
 Shapes: M masks, H W of the image.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator
@@ -11,18 +13,22 @@ from segment_anything.modeling import Sam
 from possam.model.options import AutomaticMaskOptions
 
 
+class AutomaticMasks(NamedTuple):
+    """Masks (M, H, W) bool, which may overlap, the largest first; SAM's own IoUs of them, (M,)."""
+
+    masks: NDArray[np.bool_]
+    iou: NDArray[np.float32]
+
+
 def automatic_masks(
     sam: Sam, image: NDArray[np.uint8], options: AutomaticMaskOptions
-) -> NDArray[np.bool_]:
+) -> AutomaticMasks:
     """Masks of everything in ``image`` (Kirillov et al. 2023, section 5.3 and appendix B).
 
     Args:
         sam: any size; the image is scaled to the size that this SAM was trained on.
         image: RGB (H, W, 3) uint8.
         options: the grid of points and the thresholds.
-
-    Returns:
-        (M, H, W) bool, may overlap, the largest first.
     """
     generator = SamAutomaticMaskGenerator(
         sam,
@@ -31,7 +37,11 @@ def automatic_masks(
         stability_score_thresh=options.stability_threshold,
         box_nms_thresh=options.nms_threshold,
     )
-    found = [entry["segmentation"] for entry in generator.generate(image)]
-    masks = np.stack(found) if found else np.zeros((0, *image.shape[:2]), dtype=np.bool_)
+    found = generator.generate(image)
+    masks = np.zeros((len(found), *image.shape[:2]), dtype=np.bool_)
+    for row, entry in zip(masks, found, strict=True):
+        row[:] = entry["segmentation"]
+    iou = np.array([entry["predicted_iou"] for entry in found], dtype=np.float32)
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
-    return np.asarray(masks[order])
+    # SAM's head is trained by regression: it may exceed one.
+    return AutomaticMasks(masks[order], iou[order].clip(0.0, 1.0))
