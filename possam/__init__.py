@@ -1,3 +1,3 @@
 """PosSAM, an open-vocabulary segmenter (arXiv 2403.09620), and the pipeline of its paper."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,7 +9,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
-DOCUMENTS = [README, *PAGES]
+BESIDE = [REPOSITORY / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")]
+DOCUMENTS = [README, *BESIDE, *PAGES]
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in DOCUMENTS]
 
 
@@ -43,7 +44,8 @@ def test_modules_that_are_named_exist(document: Path) -> None:
 
 def test_the_readme_leads_to_every_page() -> None:
     text = README.read_text()
-    missing = [page.name for page in PAGES if f"(docs/{page.name})" not in text]
+    paths = [page.relative_to(REPOSITORY).as_posix() for page in (*BESIDE, *PAGES)]
+    missing = [path for path in paths if f"({path})" not in text]
     assert not missing
 
 
