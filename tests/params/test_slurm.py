@@ -77,7 +77,8 @@ def test_errors_name_file_and_key(edited: Edit, change: Any, message: str) -> No
 def test_a_scale_without_an_entry_is_told_when_it_is_used(edited: Edit) -> None:
     allocations = Allocations(folder=edited(lambda v: v["scales"].pop("mini")))
     assert allocations.of("smoke", "train").tasks == 2
-    with pytest.raises(InputError, match="'mini' has no entry; those that have: lab, paper, smoke"):
+    listed = "'mini' has no entry; those that have: calibration, lab, paper, smoke"
+    with pytest.raises(InputError, match=listed):
         allocations.of("mini", "train")
 
 
