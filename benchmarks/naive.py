@@ -136,7 +136,7 @@ def naive_results(
     )[0].sigmoid()
     semantic = torch.einsum("qc,qhw->chw", scores.class_scores[0], masks).argmax(0)
 
-    kept = scores.objectness[0] > inference.object_threshold
+    kept = scores.kept(inference.mask_filter, inference.object_threshold)[0]
     weights, labels, own = scores.scores[0][kept], scores.labels[0][kept], masks[kept]
     ids = torch.zeros(raw.image_size, dtype=torch.int32, device=masks.device)
     stuff: dict[int, int] = {}

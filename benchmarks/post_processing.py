@@ -66,7 +66,8 @@ class PostProcessing:
         # Halfway between two masks: rounding must not decide which are kept.
         kept = min(KEPT, len(ranked) - 1)
         threshold = float(ranked[kept - 1] + ranked[kept]) / 2
-        self._inference = inference.model_copy(update={"object_threshold": threshold})
+        chosen = {"mask_filter": "objectness", "object_threshold": threshold}
+        self._inference = inference.model_copy(update=chosen)
 
     @property
     def naive_gib(self) -> float:
@@ -98,6 +99,7 @@ class PostProcessing:
             masks,
             scores,
             is_thing=self._is_thing,
+            mask_filter=inference.mask_filter,
             object_threshold=inference.object_threshold,
             overlap_threshold=inference.overlap_threshold,
             **shared,

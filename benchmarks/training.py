@@ -101,7 +101,6 @@ def step_cases(
             backbone_channels=(inputs.sam[0],),
             clip_channels=inputs.clip[0],
             embed_dim=inputs.embed_dim,
-            logit_scale=20.0,
             seed=0,
         )
         shared: dict[str, Any] = {"text": text, "training": training, "loss": loss, "seed": 1}

@@ -72,7 +72,6 @@ def count_parameters(
             backbone_channels=channels,
             clip_channels=clip.dense_channels,
             embed_dim=clip.embed_dim,
-            logit_scale=1.0,  # any value: nothing is computed here
             seed=0,
         )
     return ParameterCount(trainable=_count(possam), frozen=frozen)

@@ -60,6 +60,7 @@ class _Variant:
                 masks,
                 scores,
                 is_thing=is_thing,
+                mask_filter=inference.mask_filter,
                 object_threshold=inference.object_threshold,
                 overlap_threshold=inference.overlap_threshold,
                 **shared,

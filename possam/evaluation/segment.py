@@ -79,6 +79,7 @@ def segment_scored(
         image=0,
         geometry=geometry,
         is_thing=torch.tensor(list(things), device=device),
+        mask_filter=inference.mask_filter,
         object_threshold=inference.object_threshold,
         overlap_threshold=inference.overlap_threshold,
     )

@@ -15,7 +15,7 @@ from possam.model.encoders.text import TextEmbeddings
 from possam.model.ensemble import Ensemble
 from possam.model.ops.fast_linear import fast_linear
 from possam.model.ops.strips import Geometry, first_argmax, strips
-from possam.model.options import InferenceOptions
+from possam.model.options import InferenceOptions, MaskFilter
 from possam.model.possam import PosSAM
 from possam.model.registry import ENSEMBLES, load_part
 from possam.model.segmenter import RawPrediction
@@ -50,6 +50,18 @@ class MaskScores:
     def class_scores(self) -> Tensor:
         """(B, Q, K): the final score of each class of each mask."""
         return self.class_probs * self.mask_weight.unsqueeze(-1)
+
+    def kept(self, mask_filter: MaskFilter, threshold: float) -> Tensor:
+        """(B, Q) bool: which masks compete for pixels.
+
+        ``best_class`` (Mask2Former, FC-CLIP): the probability of the best class, times 1 - void, is
+        not below that of void, and exceeds ``threshold``. ``objectness``: 1 - void exceeds it. The
+        expected IoU weighs masks against each other, and decides nothing here.
+        """
+        if mask_filter == "objectness":
+            return self.objectness > threshold
+        best = self.class_probs.amax(-1) * self.objectness
+        return (best >= self.void) & (best > threshold)
 
     @property
     def labels(self) -> Tensor:
@@ -129,18 +141,16 @@ def panoptic_inference(
     image: int,
     geometry: Geometry,
     is_thing: Tensor,
+    mask_filter: MaskFilter,
     object_threshold: float,
     overlap_threshold: float,
     probabilities: Tensor | None = None,
 ) -> tuple[Tensor, list[SegmentPrediction]]:
-    """Merge masks into one panoptic map (Mask2Former's rules).
+    """Merge masks into one panoptic map (Mask2Former's rules, which are FC-CLIP's).
 
-    Masks whose objectness exceeds ``object_threshold`` compete for each pixel by score times mask
+    The masks that :meth:`MaskScores.kept` names compete for each pixel by score times mask
     probability. A mask that keeps less than ``overlap_threshold`` of its own area (probability at
     least 0.5) is dropped, and its pixels stay void. Segments of one stuff class become one.
-
-    Mask2Former thresholds the best class's probability. With an open vocabulary that probability
-    falls with the number of similar names, so the objectness is compared instead.
 
     Args:
         mask_logits: (Q, h, w) of the image; ``image``: its index in ``scores``.
@@ -150,7 +160,7 @@ def panoptic_inference(
     Returns:
         (H, W) int32 ids, 0 = void, and the segments, in the order of their ids, best mask first.
     """
-    kept = (scores.objectness[image] > object_threshold).nonzero().flatten()
+    kept = scores.kept(mask_filter, object_threshold)[image].nonzero().flatten()
     kept = kept[scores.scores[image][kept].argsort(descending=True, stable=True)]
     mask_scores, labels = scores.scores[image][kept], scores.labels[image][kept]
     device, count = mask_logits.device, len(kept)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from possam.model.registry import DECODERS, ENSEMBLES, POOLINGS, PYRAMIDS, module_of
 from possam.runtime.options import Count, Options, Positive, Unit
@@ -15,10 +15,16 @@ Backbone = Literal["sam", "clip"]
 """The maps that masks are made from: SAM's one, or CLIP's four stages, as in FC-CLIP."""
 Interaction = Literal["mask", "image"]
 """Which tokens attend to each other in LDP: the two of one mask, or those of all masks."""
-RegionFeatures = Literal["mask_features", "neck", "queries"]
-"""The paper's "SAM features": mask features or SAM's output inside the mask, or its query's."""
+RegionFeatures = Literal["mask_features", "neck", "queries", "mask_features_and_queries"]
+"""The paper's "SAM features": mask features or SAM's output inside the mask, its query's, or the
+first and the last one after the other, as FC-CLIP's head reads them."""
+MaskPooling = Literal["area", "resized_logits"]
+"""How a mask lies on coarser features: the share of each cell that is inside, or FC-CLIP's way: the
+logits are resized, and a cell is inside if its logit is positive."""
 Confidence = Literal["class", "mask"]
 """What MASE compares: each class's own probability, or the mask's highest one."""
+MaskFilter = Literal["best_class", "objectness"]
+"""What a mask must pass to compete: its best class, or 1 - void (``inference.MaskScores.kept``)."""
 ResolutionPolicy = Literal["shortest_edge", "letterbox", "native"]
 Precision = Literal["fp32", "bf16"]
 """What networks compute in: float32, or bfloat16 by autocast."""
@@ -41,6 +47,8 @@ class ModelOptions(Options):
     """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).
 
     ``decoder: two_way`` is SAM's: it reads SAM's one map, without pyramid and pixel decoder.
+    ``initial_temperature``: cosines are divided by it; it is trained, down to CLIP's bound 0.01, at
+    which it has no gradient.
     """
 
     backbone: Backbone
@@ -59,6 +67,8 @@ class ModelOptions(Options):
     pooling_heads: Positive
     pooling_interaction: Interaction
     region_features: RegionFeatures
+    mask_pooling: MaskPooling
+    initial_temperature: Annotated[float, Field(gt=0.01, le=1.0)]
     iou_head: bool
 
     @property
@@ -97,6 +107,13 @@ class ModelOptions(Options):
             raise ValueError(
                 "region_features: neck is SAM's; backbone: clip has mask_features and queries"
             )
+        if self.pooling == "fcclip" and (self.decoder, self.region_features) != (
+            *("mask2former", "mask_features_and_queries"),
+        ):
+            raise ValueError(
+                "pooling: fcclip is FC-CLIP's head; it needs decoder: mask2former and "
+                "region_features: mask_features_and_queries"
+            )
         return self
 
 
@@ -121,6 +138,7 @@ class InferenceOptions(Options):
     beta: Unit
     mase_confidence: Confidence
     iou_weighting: bool
+    mask_filter: MaskFilter
     object_threshold: Unit
     overlap_threshold: Unit
     instance_top_k: Positive

@@ -21,11 +21,18 @@ def hard_masks(mask_logits: Tensor) -> Tensor:
     return torch.gt(logits, 0, out=torch.empty_like(logits))
 
 
+def resized_masks(mask_logits: Tensor, features: Tensor) -> Tensor:
+    """:func:`hard_masks` of the logits (B, Q, H, W) resized bilinearly to (B, C, h, w)'s h, w."""
+    size = (features.shape[-2], features.shape[-1])
+    logits = mask_logits.detach()
+    return hard_masks(F.interpolate(logits, size=size, mode="bilinear", align_corners=False))
+
+
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
     """Mean of the features (B, C, h, w) inside each mask: (B, Q, C) float32, 0 if it is empty.
 
-    ``masks``: (B, Q, H, W) from :func:`hard_masks`, covering the same extent as the features; they
-    are resampled to the features' size by area.
+    ``masks``: (B, Q, H, W) of 0 and 1, covering the same extent as the features; they are resampled
+    to the features' size by area.
     """
     masks = resample_area(masks, (features.shape[-2], features.shape[-1]))
     weights = masks.to(features.dtype).flatten(2)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.layers import MLP
-from possam.model.options import ModelOptions, RegionFeatures
-from possam.model.pooling import RegionPooling, hard_masks, mask_pool
+from possam.model.options import MaskPooling, ModelOptions, RegionFeatures
+from possam.model.pooling import RegionPooling, hard_masks, mask_pool, resized_masks
 from possam.model.pyramid import SCALES
 from possam.model.region_decoder import RegionDecoder
 from possam.model.registry import DECODERS, POOLINGS, load_part
@@ -65,16 +65,18 @@ class PosSAM(nn.Module):
         iou_head: nn.Module | None,
         pooling: RegionPooling,
         region_features: RegionFeatures,
+        mask_pooling: MaskPooling,
         embed_dim: int,
-        logit_scale: float,
+        initial_temperature: float,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self.iou_head = iou_head
         self.pooling = pooling
         self.region_features: RegionFeatures = region_features
+        self.mask_pooling: MaskPooling = mask_pooling
         self.void_embed = nn.Parameter(torch.empty(1, embed_dim))
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(initial_temperature)))
         nn.init.normal_(self.void_embed, std=embed_dim**-0.5)
 
     def forward(
@@ -98,13 +100,17 @@ class PosSAM(nn.Module):
         mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
         mask_logits = mask_logits.unflatten(2, mask_features.shape[-2:])
         masks = hard_masks(mask_logits)
-        clip_tokens = mask_pool(clip_features, masks)
-        if self.region_features == "mask_features":
-            region_tokens = mask_pool(mask_features, masks)
-        elif self.region_features == "neck":
-            region_tokens = mask_pool(backbone[0], masks)
+        if self.mask_pooling == "area":
+            clip_tokens = mask_pool(clip_features, masks)
         else:
-            region_tokens = regions.flatten(1, 2)
+            clip_tokens = mask_pool(clip_features, resized_masks(mask_logits, clip_features))
+        region_tokens = regions.flatten(1, 2)
+        if self.region_features == "neck":
+            region_tokens = mask_pool(backbone[0], masks)
+        elif self.region_features != "queries":
+            pooled = mask_pool(mask_features, masks)
+            both = self.region_features == "mask_features_and_queries"
+            region_tokens = torch.cat((pooled, region_tokens), -1) if both else pooled
         # Masks of different layers never meet in the pooling: (B, L * Q, C) -> (B * L, Q, C).
         by_layer = (t.unflatten(1, (layers, queries)) for t in (region_tokens, clip_tokens))
         classes = self.pooling(*(tokens.flatten(0, 1) for tokens in by_layer))
@@ -140,14 +146,13 @@ def build_possam(
     backbone_channels: Sequence[int],
     clip_channels: int,
     embed_dim: int,
-    logit_scale: float,
     seed: int,
 ) -> PosSAM:
     """Assemble PosSAM from the parts that ``options`` name in :mod:`possam.model.registry`.
 
-    The initial weights depend only on ``seed`` and the widths, and the initial temperature on
-    CLIP's ``logit_scale``. The global random state is left as it was. ``backbone_channels``: one
-    number per map, finest first: one for SAM, four for CLIP (else an InputError).
+    The initial weights depend only on ``seed`` and the options. The global random state is left as
+    it was. ``backbone_channels``: one number per map, finest first: one for SAM, four for CLIP
+    (else an InputError).
     """
     if len(backbone_channels) != (1 if options.backbone == "sam" else SCALES):
         raise InputError(
@@ -165,6 +170,7 @@ def build_possam(
             "mask_features": decoder.mask_channels,
             "neck": backbone_channels[0],
             "queries": width,
+            "mask_features_and_queries": decoder.mask_channels + width,
         }
         pooling = load_part(POOLINGS, options.pooling)(
             options,
@@ -177,8 +183,9 @@ def build_possam(
             iou_head=iou_head,
             pooling=pooling,
             region_features=options.region_features,
+            mask_pooling=options.mask_pooling,
             embed_dim=embed_dim,
-            logit_scale=logit_scale,
+            initial_temperature=options.initial_temperature,
         )
 
 

@@ -1,4 +1,4 @@
-"""Four scales for the pixel decoder: from SAM's one map (paper, section 3.3: "FPN"), or CLIP's.
+"""Four scales for the pixel decoder, from SAM's one map (paper, section 3.3: "FPN").
 
 Shapes: B images, C channels, H W (of SAM's map, stride 16 at patch size 16).
 """
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.layers import LayerNorm2d
-from possam.model.ops.resampling import resample_area
 
 SCALES = 4
 
@@ -84,21 +83,3 @@ class ResampledPyramid(Pyramid):
         coarse = ((height + 1) // 2, (width + 1) // 2)
         halved = F.interpolate(features, size=coarse, mode="area")
         return [*fine, self.out[2](features), self.out[3](halved)]
-
-
-class StagePyramid(Pyramid):
-    """FC-CLIP's scales: the four stages of CLIP's ConvNeXt, each half as fine as the one before.
-
-    Stages that keep the resolution (the synthetic CLIP has strides 4, 8, 8 and 8) are averaged down
-    to their scale. Nothing is learned here: the pixel decoder projects and normalises each stage.
-    """
-
-    def __init__(self, *, channels: Sequence[int], out_channels: int) -> None:
-        super().__init__()
-        self.out_channels = tuple(channels)
-
-    def forward(self, *maps: Tensor) -> list[Tensor]:
-        """Four maps (B, C_i, H_i, W_i) -> the same at H, H / 2, H / 4, H / 8 (rounded up)."""
-        height, width = maps[0].shape[-2:]
-        sizes = [(-(-height // 2**index), -(-width // 2**index)) for index in range(SCALES)]
-        return [resample_area(stage, size) for stage, size in zip(maps, sizes, strict=True)]

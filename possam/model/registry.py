@@ -15,7 +15,7 @@ PYRAMIDS = {
         "fpn": "possam.model.pyramid:SimplePyramid",
         "resample": "possam.model.pyramid:ResampledPyramid",
     },
-    "clip": {"stages": "possam.model.pyramid:StagePyramid"},
+    "clip": {"stages": "possam.model.baselines.fcclip:StagePyramid"},
 }
 """For each backbone, the classes that make four scales of its maps: see ``pyramid.Pyramid``."""
 
@@ -30,6 +30,7 @@ POOLINGS = {
     "cross_attention": "possam.model.pooling:CrossAttentionPooling",
     "region": "possam.model.pooling:RegionOnlyPooling",
     "clip": "possam.model.pooling:ClipOnlyPooling",
+    "fcclip": "possam.model.baselines.fcclip:FcclipHead",
 }
 """Classes that embed each mask's pooled features: see ``pooling.RegionPooling``."""
 

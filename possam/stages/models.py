@@ -107,7 +107,6 @@ def tower_widths(*, sam: SamEncoder | None, clip: FrozenClip) -> dict[str, Any]:
         "backbone_channels": list(clip.stage_channels) if sam is None else [sam.channels],
         "clip_channels": clip.dense_channels,
         "embed_dim": clip.embed_dim,
-        "logit_scale": clip.logit_scale,
     }
 
 

@@ -10,9 +10,8 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -45,7 +44,7 @@ from possam.runtime.options import Positive
 from possam.runtime.reading import check_readable, reading
 from possam.training.checkpoint_paths import checkpoint_path, checkpoints
 
-FORMAT = "possam-weights-2"
+FORMAT = "possam-weights-3"
 METADATA_KEY = "possam"
 KEPT = 2
 """Checkpoints kept per run: the newest, and the one before, in case the newest is damaged."""
@@ -73,7 +72,6 @@ class _Description(ModelOptions):
     backbone_channels: tuple[Positive, ...]
     clip_channels: Positive
     embed_dim: Positive
-    logit_scale: Annotated[float, pydantic.Field(gt=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ def _network(model: ModelOptions) -> PosSAM:
         backbone_channels=(INPUTS.sam[0],),
         clip_channels=INPUTS.clip[0],
         embed_dim=INPUTS.embed_dim,
-        logit_scale=20.0,
         seed=0,
     )
 

@@ -71,7 +71,6 @@ def test_a_real_model_has_as_many_parameters_as_the_meta_device_counts() -> None
     shared = {
         "clip_channels": clip.dense_channels,
         "embed_dim": clip.embed_dim,
-        "logit_scale": 10.0,
         "seed": 0,
     }
     for tower, channels, fields in (

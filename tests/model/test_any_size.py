@@ -66,7 +66,6 @@ def build(options: ModelOptions, sam: SamEncoder | None, clip: FrozenClip) -> Se
         backbone_channels=clip.stage_channels if sam is None else [sam.channels],
         clip_channels=clip.dense_channels,
         embed_dim=clip.embed_dim,
-        logit_scale=clip.logit_scale,
         seed=0,
     )
     return Segmenter(sam=sam, clip=clip, possam=possam, precision="fp32").eval()

@@ -1,7 +1,8 @@
 """Panoptic merging, instances and semantics against slow references and hand-computed cases."""
 
 import itertools
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from possam.model.inference import (
     semantic_inference,
 )
 from possam.model.ops.strips import STRIP_CELLS, first_argmax, full_probabilities, restore_rows
+from possam.model.options import MaskFilter
 from tests.support import slow_inference as slow
 from tests.support.parity_report import Parity
 
@@ -71,7 +73,12 @@ def test_restoring_is_bilinear(seed: int, sides: tuple[int, ...]) -> None:
 
 
 def merged(
-    maps: Tensor, scored: MaskScores, geometry: Geometry, objects: float, overlap: float
+    maps: Tensor,
+    scored: MaskScores,
+    geometry: Geometry,
+    objects: float,
+    overlap: float,
+    mask_filter: MaskFilter = "objectness",
 ) -> tuple[Tensor, list[Any]]:
     return panoptic_inference(
         maps,
@@ -79,15 +86,21 @@ def merged(
         image=0,
         geometry=geometry,
         is_thing=IS_THING,
+        mask_filter=mask_filter,
         object_threshold=objects,
         overlap_threshold=overlap,
     )
 
 
 def compare_panoptic(
-    parity: Parity, maps: Tensor, scored: MaskScores, geometry: Geometry, *thresholds: float
+    parity: Parity,
+    maps: Tensor,
+    scored: MaskScores,
+    geometry: Geometry,
+    *thresholds: float,
+    mask_filter: MaskFilter = "objectness",
 ) -> None:
-    ids, segments = merged(maps, scored, geometry, *thresholds)
+    ids, segments = merged(maps, scored, geometry, *thresholds, mask_filter=mask_filter)
     assert ids.dtype == torch.int32 and tuple(ids.shape) == geometry.output
     assert [segment.id for segment in segments] == list(range(1, len(segments) + 1))
     assert set(ids.unique().tolist()) - {0} == {segment.id for segment in segments}
@@ -96,7 +109,8 @@ def compare_panoptic(
         for segment in segments
     )
     probabilities = geometry.restore(maps).sigmoid()
-    parity.equal(found, slow.panoptic(probabilities, scored, IS_THING.tolist(), *thresholds))
+    expected = slow.panoptic(probabilities, scored, IS_THING.tolist(), mask_filter, *thresholds)
+    parity.equal(found, expected)
     assert all(segment.is_thing == bool(IS_THING[segment.category]) for segment in segments)
     ordered = [segment.score for segment in segments]
     assert ordered == sorted(ordered, reverse=True)
@@ -107,11 +121,24 @@ def compare_panoptic(
 def test_panoptic_equals_the_slow_reference(parity: Parity, examples: int) -> None:
     @settings(max_examples=examples)
     @given(
-        seeds, counts, st.sampled_from([0.0, 0.3, 0.8]), st.sampled_from([0, 0.6, 0.8]), geometries
+        seeds,
+        counts,
+        st.sampled_from([0.0, 0.3, 0.8]),
+        st.sampled_from([0, 0.6, 0.8]),
+        geometries,
+        st.sampled_from(get_args(MaskFilter)),
     )
-    def check(seed: int, queries: int, objects: float, overlap: float, geometry: Geometry) -> None:
+    def check(
+        seed: int,
+        queries: int,
+        objects: float,
+        overlap: float,
+        geometry: Geometry,
+        mask_filter: MaskFilter,
+    ) -> None:
         maps, scored = scores(seed=seed, queries=queries)
-        compare_panoptic(parity, maps, scored, geometry, objects, overlap)
+        thresholds = (objects, overlap)
+        compare_panoptic(parity, maps, scored, geometry, *thresholds, mask_filter=mask_filter)
 
     check()
 
@@ -145,6 +172,7 @@ def boxes(*columns: tuple[int, int]) -> Tensor:
 def merge(maps: Tensor, scored: MaskScores, **changes: Any) -> tuple[Tensor, list[Any]]:
     options: dict[str, Any] = {
         "is_thing": torch.tensor([True, False, True]),
+        "mask_filter": "objectness",
         "object_threshold": 0.5,
         "overlap_threshold": 0.6,
     }
@@ -169,6 +197,19 @@ def test_stuff_is_one_segment_and_things_are_not() -> None:
     maps, both = boxes((0, 3), (5, 8)), [0.1, 0.2]
     assert len(merge(maps, one_hot_scores([1, 1], both, classes=3))[1]) == 1
     assert len(merge(maps, one_hot_scores([0, 0], both, classes=3))[1]) == 2
+
+
+def test_a_mask_is_kept_unless_void_wins_and_its_iou_has_no_say() -> None:
+    """Best class 0.9: with 1 - void it is 0.9 (1 - v), against v. They are equal at 9 / 19."""
+    void = [9 / 19 - 1e-3, 9 / 19 + 1e-3, 0.25, 0.05]
+    scored = replace(one_hot_scores([0] * 4, void, classes=3), iou=torch.full((1, 4), 0.01))
+    assert scored.kept("best_class", 0.0)[0].tolist() == [True, False, True, True]
+    assert scored.kept("best_class", 0.8)[0].tolist() == [False, False, False, True]
+    assert scored.kept("objectness", 0.4)[0].tolist() == [True, True, True, True]
+    assert scored.kept("objectness", 0.8)[0].tolist() == [False, False, False, True]
+    maps = boxes((0, 2), (2, 4), (4, 6), (6, 8))
+    ids, _ = merge(maps, scored, mask_filter="best_class", object_threshold=0.0)
+    assert [bool(column) for column in ids[0]] == [True] * 2 + [False] * 2 + [True] * 4
 
 
 def test_no_object_no_segment() -> None:
@@ -212,6 +253,7 @@ def test_masks_stay_as_they_are_for_the_next_variant() -> None:
         image=0,
         geometry=own,
         is_thing=is_thing,
+        mask_filter="best_class",
         object_threshold=0.0,
         overlap_threshold=0.0,
     )
@@ -299,6 +341,7 @@ def everything(
         image=0,
         geometry=geometry,
         is_thing=is_thing,
+        mask_filter="objectness",
         object_threshold=0.3,
         overlap_threshold=0.5,
         **made,

@@ -15,7 +15,8 @@ VARIANTS = [(name, "mask") for name in POOLINGS] + [("ldp", "image")]
 
 def pooling(name: Any, interaction: Any) -> Any:
     torch.manual_seed(0)
-    options = model_options(pooling=name, pooling_interaction=interaction)
+    changes = {"region_features": "mask_features_and_queries"} if name == "fcclip" else {}
+    options = model_options(pooling=name, pooling_interaction=interaction, **changes)
     module = load_part(POOLINGS, name)(options, region_channels=6, clip_channels=10, embed_dim=12)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -87,6 +88,7 @@ def test_images_do_not_meet(name: str, interaction: str) -> None:
         ("cross_attention", "mask", True, True, True),
         ("region", "mask", True, False, False),
         ("clip", "mask", False, True, False),
+        ("fcclip", "mask", True, False, False),
     ],
 )
 def test_what_an_embedding_depends_on(

@@ -29,6 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two_way_9": {**TWO_WAY, "decoder_layers": 9},
     "two_way_projected": {**TWO_WAY, "hidden_dim": 48, "region_features": "neck"},
     "fcclip": STAGES,
+    "resized_masks": {"mask_pooling": "resized_logits"},
+    "both_features": {"region_features": "mask_features_and_queries"},
     "clip_backbone_ldp": {**STAGES, "pooling": "ldp", "iou_head": True},
 }
 
@@ -181,7 +183,7 @@ def test_permuting_queries_permutes_predictions(variant: str) -> None:
 
 
 def test_class_logits_by_hand() -> None:
-    model, text = small_possam(logit_scale=10.0), random_text(classes=4, synonyms=3)
+    model, text = small_possam(initial_temperature=0.1), random_text(classes=4, synonyms=3)
     embeddings = F.normalize(torch.randn(3, 2, SMALL["embed_dim"]), dim=-1)
     logits = model.class_logits(embeddings, text)
     assert logits.shape == (3, 2, 5)

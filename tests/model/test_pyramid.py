@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from possam.model.pyramid import ResampledPyramid, SimplePyramid, StagePyramid
+from possam.model.baselines.fcclip import StagePyramid
+from possam.model.pyramid import ResampledPyramid, SimplePyramid
 
 
 @pytest.mark.parametrize("kind", [SimplePyramid, ResampledPyramid])

@@ -42,6 +42,7 @@ INFERENCE = InferenceOptions(
     beta=0.8,
     mase_confidence="class",
     iou_weighting=True,
+    mask_filter="objectness",
     object_threshold=0.5,
     overlap_threshold=0.6,
     instance_top_k=10,

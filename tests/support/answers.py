@@ -77,6 +77,7 @@ def inference(**changes: Any) -> InferenceOptions:
         "beta": 0.8,
         "mase_confidence": "class",
         "iou_weighting": True,
+        "mask_filter": "objectness",
         "object_threshold": 0.5,
         "overlap_threshold": 0.6,
         "instance_top_k": 100,

@@ -14,7 +14,6 @@ SMALL: dict[str, Any] = {
     "backbone_channels": (16,),
     "clip_channels": 24,
     "embed_dim": 20,
-    "logit_scale": 14.0,
     "seed": 3,
     "backbone": "sam",
     "hidden_dim": 32,
@@ -32,6 +31,8 @@ SMALL: dict[str, Any] = {
     "pooling_heads": 2,
     "pooling_interaction": "mask",
     "region_features": "mask_features",
+    "mask_pooling": "area",
+    "initial_temperature": 0.07,
     "iou_head": True,
 }
 TWO_WAY: dict[str, Any] = {"decoder": "two_way", "pyramid": None, "pixel_encoder_layers": 0}
@@ -39,10 +40,12 @@ STAGES: dict[str, Any] = {
     "backbone": "clip",
     "backbone_channels": (8, 12, 18, 24),
     "pyramid": "stages",
-    "pooling": "region",
+    "pooling": "fcclip",
+    "region_features": "mask_features_and_queries",
+    "mask_pooling": "resized_logits",
     "iou_head": False,
 }
-"""FC-CLIP: masks from CLIP's stages, mask features pooled."""
+"""FC-CLIP: masks from CLIP's stages, and its own head and pooling."""
 
 
 def small_possam(**changes: Any) -> PosSAM:
@@ -65,6 +68,7 @@ def inference_options(**changes: Any) -> InferenceOptions:
         "beta": 0.8,
         "mase_confidence": "class",
         "iou_weighting": True,
+        "mask_filter": "objectness",
         "object_threshold": 0.5,
         "overlap_threshold": 0.6,
         "instance_top_k": 10,

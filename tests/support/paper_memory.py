@@ -178,7 +178,6 @@ def build_model(towers: TowerFeatures, run: RunParams) -> PosSAM:
         backbone_channels=list(clip.stage_channels) if sam is None else [sam.channels],
         clip_channels=clip.dense_channels,
         embed_dim=clip.embed_dim,
-        logit_scale=100.0,  # CLIP's; here no tensor has a value
         seed=run.seed,
     )
 

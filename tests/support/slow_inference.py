@@ -32,6 +32,7 @@ def panoptic(
     probabilities: Tensor,
     scored: MaskScores,
     is_thing: list[bool],
+    mask_filter: str,
     object_threshold: float,
     overlap_threshold: float,
 ) -> Segments:
@@ -40,7 +41,13 @@ def panoptic(
     objectness = 1 - scored.void[0]
     weighted = (probabilities * (best * (objectness * scored.iou[0]))[:, None, None]).tolist()
     inside = (probabilities >= 0.5).tolist()
-    queries = [q for q, value in enumerate(objectness.tolist()) if value > object_threshold]
+    compared = objectness if mask_filter == "objectness" else best * objectness
+    rivals = [0.0] * len(best) if mask_filter == "objectness" else scored.void[0].tolist()
+    queries = [
+        q
+        for q, (value, rival) in enumerate(zip(compared.tolist(), rivals, strict=True))
+        if value > object_threshold and value >= rival
+    ]
     height, width = probabilities.shape[1:]
     pixels = [(y, x) for y in range(height) for x in range(width)]
     owner = {}

@@ -23,7 +23,6 @@ MODEL: dict[str, Any] = {
     "backbone_channels": [4],
     "clip_channels": 6,
     "embed_dim": 8,
-    "logit_scale": 10.0,
     "backbone": "sam",
     "hidden_dim": 8,
     "queries": 4,
@@ -40,6 +39,8 @@ MODEL: dict[str, Any] = {
     "pooling_heads": 2,
     "pooling_interaction": "mask",
     "region_features": "mask_features",
+    "mask_pooling": "area",
+    "initial_temperature": 0.1,
     "iou_head": True,
 }
 FROZEN = {"sam": "a" * 8, "clip": "c" * 8}

@@ -164,7 +164,7 @@ def test_metadata(tmp_path: Path) -> None:
     values = read_metadata(save(tmp_path / "w.safetensors"))
     assert values["frozen"] == FROZEN and values["model"] == MODEL and values["step"] == 7
     assert values["vocabulary"] == [["cat"], ["dog", "puppy"]]
-    assert values["format"] == "possam-weights-2" and len(values["identity"]) == 64
+    assert values["format"] == "possam-weights-3" and len(values["identity"]) == 64
 
 
 @pytest.mark.parametrize("frozen", [{**FROZEN, "sam": "b" * 8}, {"clip": FROZEN["clip"]}])

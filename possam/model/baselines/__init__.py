@@ -1,0 +1,1 @@
+"""Parts that belong only to systems that PosSAM is compared with."""
