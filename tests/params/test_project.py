@@ -236,7 +236,7 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "tables.yaml",
             lambda d: d["table1"]["rows"][-1]["cells"]["coco_ade"].update(variant="geometry"),
-            ["tables.yaml", "PosSAM (H)", "coco_ade.variant", "'geometry'", "default, geometric,"],
+            ["tables.yaml", "PosSAM (H)", "coco_ade.variant", "'geometry'", "geometric, "],
         ),
         (
             "tables.yaml",
