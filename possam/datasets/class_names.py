@@ -2,22 +2,25 @@
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from possam.datasets.json_fields import is_text
 from possam.runtime.errors import InputError
+from possam.runtime.files import atomic_write
 from possam.runtime.reading import reading
 
 _ADDITIONS = {"merged", "other", "stuff"}
 VOID_NAME = "invalid_class_id"
+_ESCAPED = re.compile(r"\\([,\\])")
 
 
 def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
     """Names of each class (the preferred one first) by upstream index, in the file's order.
 
     Lines named ``invalid_class_id`` (void, and gaps in COCO's ids) are left out. The upstream index
-    is the category id for COCO, the label value for ADE20K and PASCAL Context.
+    is the category id for COCO, the label value for ADE20K and PASCAL Context. A comma that belongs
+    to a name has a backslash before it, as has a backslash.
 
     Raises:
         InputError: an unreadable file, a faulty line, an index written twice, or no class.
@@ -35,7 +38,7 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
         head, colon, tail = line.partition(":")
         if not (colon and re.fullmatch(r"\s*[0-9]{1,18}\s*", head)):
             raise InputError(f"{where}: 'index:name,synonym' is expected, not {line!r}")
-        names = tuple(name.strip() for name in tail.split(","))
+        names = tuple(_ESCAPED.sub(r"\1", name).strip() for name in _split(tail))
         if int(head) in classes:
             raise InputError(f"{where}: index {int(head)} is written twice; remove one")
         if not all(names):
@@ -47,6 +50,25 @@ def read_class_index(path: Path) -> dict[int, tuple[str, ...]]:
     if not classes:
         raise InputError(f"{path}: names no class")
     return classes
+
+
+def write_class_index(path: Path, classes: Mapping[int, Sequence[str]]) -> None:
+    """Write what :func:`read_class_index` reads; runs of white space become one space."""
+    with atomic_write(path) as stream:
+        for index, names in classes.items():
+            plain = (" ".join(name.split()) for name in names)
+            text = ",".join(re.sub(r"([,\\])", r"\\\1", name) for name in plain)
+            stream.write(f"{index}:{text}\n")
+
+
+def _split(text: str) -> list[str]:
+    """The names between the commas that no backslash escapes; escapes stay as they are."""
+    pieces, start = [], 0
+    for found in re.finditer(r"\\[,\\]|,", text):
+        if found[0] == ",":
+            pieces.append(text[start : found.start()])
+            start = found.end()
+    return [*pieces, text[start:]]
 
 
 def read_label_names(path: Path) -> dict[int, tuple[str, ...]]:

@@ -4,12 +4,13 @@ An entry is written ``module:name``, so that a result needs none of the writers'
 """
 
 FORMATS = {
-    "coco-panoptic": "possam.pictures.exports.coco:write_panoptic",
-    "coco-instances": "possam.pictures.exports.coco:write_instances",
-    "label-png": "possam.pictures.exports.label_png:write_label_png",
-    "yolo": "possam.pictures.exports.yolo:write_yolo",
-    "labelme": "possam.pictures.exports.labelme:write_labelme",
-    "geojson": "possam.pictures.exports.geojson:write_geojson",
-    "npz": "possam.pictures.exports.npz:write_npz",
+    "coco-panoptic": "possam.pictures.exports.coco:PanopticWriter",
+    "coco-instances": "possam.pictures.exports.coco:InstancesWriter",
+    "coco-polygons": "possam.pictures.exports.coco:PolygonsWriter",
+    "label-png": "possam.pictures.exports.label_png:LabelWriter",
+    "yolo": "possam.pictures.exports.yolo:YoloWriter",
+    "labelme": "possam.pictures.exports.labelme:LabelMeWriter",
+    "geojson": "possam.pictures.exports.geojson:GeoJsonWriter",
+    "npz": "possam.pictures.exports.npz:EmbeddingsWriter",
 }
-"""Functions of (an iterable of :class:`possam.pictures.result.Result`, a folder or a file)."""
+"""Subclasses of :class:`possam.pictures.exports.writer.Writer`."""

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from possam.model.registry import load_part
-from possam.pictures.formats import FORMATS
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -107,29 +104,39 @@ class Result:
         )
 
     def to_coco_panoptic(self, folder: Path | str) -> None:
-        """Write COCO's panoptic format: a JSON and a PNG of ids."""
-        load_part(FORMATS, "coco-panoptic")([self], Path(folder))
+        """Write COCO's panoptic format: ``panoptic.json`` and a PNG of ids in ``panoptic/``."""
+        self._export("coco-panoptic", folder)
 
-    def to_coco_instances(self, file: Path | str) -> None:
-        """Write COCO's instances as one JSON, with polygons or run lengths."""
-        load_part(FORMATS, "coco-instances")([self], Path(file))
+    def to_coco_instances(self, file: Path | str, *, polygons: bool = False) -> None:
+        """Write the things as COCO's instances, one JSON, with run lengths or with polygons."""
+        self._export("coco-polygons" if polygons else "coco-instances", file)
 
     def to_label_png(self, folder: Path | str) -> None:
-        """Write a PNG of class numbers, and the classes' names."""
-        load_part(FORMATS, "label-png")([self], Path(folder))
+        """Write a PNG of class numbers, and the classes' names in ``names.txt``."""
+        self._export("label-png", folder)
 
     def to_yolo(self, folder: Path | str) -> None:
-        """Write a data set for YOLO's segmentation."""
-        load_part(FORMATS, "yolo")([self], Path(folder))
+        """Write the things as a data set for YOLO's segmentation, with ``data.yaml``."""
+        self._export("yolo", folder)
 
     def to_labelme(self, folder: Path | str) -> None:
-        """Write a JSON for LabelMe."""
-        load_part(FORMATS, "labelme")([self], Path(folder))
+        """Write the picture, and beside it a JSON for LabelMe."""
+        self._export("labelme", folder)
 
     def to_geojson(self, file: Path | str) -> None:
-        """Write polygons, in pixels or in the raster's own georeference."""
-        load_part(FORMATS, "geojson")([self], Path(file))
+        """Write polygons, in pixels or in a GeoTIFF's own georeference."""
+        from possam.pictures.exports.geojson import save_geojson
+
+        save_geojson(self, file)
 
     def to_npz(self, file: Path | str) -> None:
-        """Write the segments' embeddings as NumPy arrays."""
-        load_part(FORMATS, "npz")([self], Path(file))
+        """Write the segments' embeddings, names and boxes as NumPy arrays."""
+        from possam.pictures.exports.npz import save_embeddings
+
+        save_embeddings(self, file)
+
+    def _export(self, name: str, out: Path | str) -> None:
+        """Write this one picture; several: :func:`possam.pictures.exports.export`."""
+        from possam.pictures.exports import export
+
+        export(name, [self], out)
