@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from possam.datasets.catalogue import datasets, find_dataset, trainable, users_of_roles
-from possam.model.options import InferenceOptions
+from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.params.assets import AssetParams
 from possam.params.benchmarks import BenchmarkParams, ExternalParams, check_external
 from possam.params.reading import (
@@ -210,7 +210,18 @@ class Project:
         key = (run, benchmark, condition)
         shown = {one.variant for one in origins if (one.run, one.benchmark, one.condition) == key}
         shown.add(DEFAULT_VARIANT)
-        return {name: options for name, options in self.variants.items() if name in shown}
+        changes = {"resolution": self.resolution(run)}
+        return {
+            name: options.model_copy(update=changes)
+            for name, options in self.variants.items()
+            if name in shown
+        }
+
+    def resolution(self, run: str) -> ResolutionOptions:
+        """The test resolution of a run's evaluations: its own, or that of the inference block."""
+        name = self.runs[run].test_resolution
+        scale = self.scale
+        return scale.inference.resolution if name is None else scale.test_resolutions[name]
 
     @cached_property
     def runs(self) -> dict[str, RunParams]:
@@ -233,6 +244,9 @@ class Project:
         definition = validate(RunDefinition, merged, source=f"{path}: {name}")
         if definition.sam is not None:
             choose("SAM size", definition.sam, self.scale.towers.sam, path, f"{name}.sam")
+        if definition.test_resolution is not None:
+            valid = self.scale.test_resolutions
+            choose("resolution", definition.test_resolution, valid, path, f"{name}.test_resolution")
         if definition.start_from is not None:
             choose("asset", definition.start_from, self.assets, path, f"{name}.start_from")
         seeds = self.scale.seeds

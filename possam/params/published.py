@@ -83,8 +83,8 @@ def read_published(path: Path, table: TableParams) -> dict[str, PublishedRow]:
     for row in table.rows:
         if row.published and row.name not in rows:
             raise InputError(
-                f"{path}: no row for {row.name!r}, which the table has (a row of external "
-                "predictions that was never published says so: published: false)"
+                f"{path}: no row for {row.name!r}, which the table has (a row that was "
+                "never published says so: published: false)"
             )
         if not row.published:
             if row.name in rows:

@@ -52,6 +52,7 @@ class ScaleParams(Options):
 
     Every run is trained once per seed; tables show the mean over the seeds.
     ``data_of``: the scale whose assets and converted data sets are used; None: its own.
+    ``test_resolutions``: by the names that runs give as their ``test_resolution``.
     """
 
     title: str
@@ -67,6 +68,7 @@ class ScaleParams(Options):
     loss: LossOptions
     training: TrainingOptions
     inference: InferenceOptions
+    test_resolutions: dict[str, ResolutionOptions]
     evaluation: EvaluationOptions
     automatic_masks: AutomaticMaskOptions
     predict: PredictParams
@@ -92,6 +94,8 @@ class RunDefinition(Options):
     templates: tuple[str, ...]
     start_from: str | None = None
     """Asset of the Mask2Former checkpoint that the decoders start from; None: random weights."""
+    test_resolution: Annotated[str | None, Field(exclude=True)] = None
+    """One of the scale's; None: ``inference.resolution``. Trained weights do not depend on it."""
 
     @model_validator(mode="after")
     def _sam_is_used(self) -> "RunDefinition":

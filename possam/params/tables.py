@@ -110,8 +110,8 @@ class RowCellParams(Options):
 class RowParams(Options):
     """One row: its published name, and its cells by column group (none: published values only).
 
-    ``published``: whether the published file has a line for it; only a row of external predictions
-    may have none.
+    ``published``: whether the published file has a line for it; false for external predictions, and
+    for a row of ours beside the paper's.
     """
 
     name: str
@@ -248,10 +248,10 @@ def check_table(
             raise InputError(
                 f"{source}: {key}.cells: runs and external predictions in one row; make two rows"
             )
-        if not row.published and not row.is_external:
+        if not row.published and not row.cells:
             raise InputError(
-                f"{source}: {key}.published: false is only for rows of external predictions; "
-                "remove it, and write the row's line into the published file"
+                f"{source}: {key}.published: false, and no cells: such a row shows nothing; give "
+                "it cells, or remove it"
             )
     if table.reference is not None:
         reproduced = [row.name for row in table.rows if row.cells and not row.is_external]

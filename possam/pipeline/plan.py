@@ -252,7 +252,8 @@ class _Cost:
                 test = project.benchmarks[job.of("benchmark")]
                 images = test.images or self._images(test.dataset, test.split)
                 sam = project.run(job.of("run")).sam
-                area = self._area(project.scale.inference.resolution.size, "evaluation", sam)
+                side = project.resolution(job.of("run")).size
+                area = self._area(side, "evaluation", sam)
                 return images * area / self._rate(hardware.evaluation, sam, "evaluation") / units
         return 0.0  # tables, figures and the rest: minutes at most
 

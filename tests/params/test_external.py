@@ -160,7 +160,7 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     ),
     "unpublished without predictions": (
         lambda entries, row: (row.update(published=False), row.pop("cells")),
-        ["rows[ODISE].published", "only for rows of external predictions"],
+        ["rows[ODISE].published", "shows nothing", "give it cells"],
     ),
 }
 

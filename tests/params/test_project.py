@@ -74,7 +74,9 @@ def test_the_variants_of_an_evaluation_are_the_default_and_those_that_tables_ask
             del data[f"table{number}"]
 
     place = ("possam_b_coco", "ade20k", "trained")
-    assert list(Project("mini", folder=folder).variants_at(*place)) == ["default", "geometric"]
+    plain = ["mase_plain", "geometric_plain"]
+    shown = list(Project("mini", folder=folder).variants_at(*place))
+    assert shown == ["default", "geometric", *plain]
     edit(folder / "tables.yaml", ask)
     project = Project("mini", folder=folder)
     found = project.variants_at(*place)
@@ -85,6 +87,20 @@ def test_the_variants_of_an_evaluation_are_the_default_and_those_that_tables_ask
         "clip_only",
     ]
     assert list(project.variants_at("possam_b_ade20k", "coco", "trained")) == ["default"]
+
+
+def test_a_run_may_have_a_test_resolution_of_its_own(folder: Path) -> None:
+    """FC-CLIP's 800 / 1333 beside 1024 / 2560; what is trained does not depend on it."""
+    project = Project("paper", folder=folder)
+    size = {}
+    for run in ("fcclip_coco", "possam_b_coco"):
+        (found,) = {v.resolution for v in project.variants_at(run, "ade20k", "trained").values()}
+        size[run] = (found.size, found.max_size)
+    assert size == {"fcclip_coco": (800, 1333), "possam_b_coco": (1024, 2560)}
+    assert "test_resolution" not in project.run("fcclip_coco").model_dump()
+    edit(folder / "runs.yaml", lambda d: d["fcclip_coco"].update(test_resolution="odise"))
+    with pytest.raises(InputError, match=r"fcclip_coco\.test_resolution.*valid choices: fcclip"):
+        _ = Project("mini", folder=folder).runs
 
 
 def test_every_run_takes_the_scales_seeds(folder: Path) -> None:

@@ -36,7 +36,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_it_is_the_paper_but_for_what_its_file_says() -> None:
     lab, paper = (Project(name).scale.model_dump() for name in ("lab", "paper"))
     assert {key for key in paper if lab[key] != paper[key]} == {
-        *("title", "data_of", "threads", "training", "inference")
+        *("title", "data_of", "threads", "training", "inference", "test_resolutions")
     }
     for key, changed in (
         ("training", {"iterations", "micro_batch", "milestones", "augmentation", "workers"}),
