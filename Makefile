@@ -1,6 +1,5 @@
 # Every target sets up .venv by itself (from requirements.lock) before it runs.
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3,$(shell command -v $(v))))
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 BIN := .venv/bin
 UV := workflow/uv.sh $(BIN)
@@ -40,10 +39,9 @@ endif
 ifneq ($(SSL_CERT_FILE),)
 export PIP_CERT ?= $(SSL_CERT_FILE)
 endif
-GET_PYTHON = install one (apt install python3.11-venv, pyenv install 3.12 or uv python install 3.12) and set PYTHON=its path
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint format lock ui towers clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas dist format lock ui towers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -54,14 +52,19 @@ ifneq ($(MOVED),)
 .PHONY: $(READY)
 endif
 
+# An environment that works keeps its Python, also where a newer one has been installed since (PYTHON=... replaces it).
+# TORCH=cpu: PyTorch's builds without CUDA, from its own index, and none of NVIDIA's packages (docs/set-up.md).
+ONLY_CUDA := ^(nvidia-|cuda-|triton=)
+PACKAGES := $(if $(filter cpu,$(TORCH)),--torch-backend cpu -r <(grep -Ev '$(ONLY_CUDA)' requirements.lock),-r requirements.lock)
+
 $(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed: $(GET_PYTHON)" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12: $(GET_PYTHON)" >&2; exit 2; }
+	@case "$(TORCH)" in ''|cpu) ;; *) echo "make: TORCH=$(TORCH): only TORCH=cpu (default: as locked)" >&2; exit 2;; esac
 	@command -v which >/dev/null || { echo "make: Snakemake needs the command 'which'; install the package of that name (Debian: debianutils)" >&2; exit 2; }
-	"$(PYTHON)" -m venv $(if $(MOVED),--clear) "$(CURDIR)/.venv"
+	$(if $(MOVED)$(PYTHON),,$(BIN)/python -c 'import pip' 2>/dev/null ||) { \
+	  python=$$(PYTHON="$(PYTHON)" workflow/python.sh "$(CURDIR)/.possam/python" $(UV_VERSION)) \
+	  && "$$python" -m venv $(if $(MOVED),--clear) "$(CURDIR)/.venv"; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) \
-	  && $(UV) pip install --python $(BIN)/python --no-deps -r requirements.lock \
+	  && $(UV) pip install --python $(BIN)/python --no-deps $(PACKAGES) \
 	  && $(UV) pip install --python $(BIN)/python --no-deps -e . \
 	  || { echo "make: the packages are not installed, for the reason above; docs/set-up.md: mirrors, proxies," \
 	    "certificates, and where caches lie" >&2; exit 2; }
@@ -108,15 +111,34 @@ fuzz: $(READY) ## hostile variants of every file that others write, MINUTES=10 f
 test-slurm: $(READY) ## a SLURM cluster on this machine (root): smoke pipeline through it, then every fault
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
-lint: $(READY) ## ruff, mypy, and which subpackage may import which
+lint: $(READY) ## sources, types, layers, workflow, schemas, pages, containers, CI (less than three minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/python -m possam.params.schemas --check
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/actionlint
+	$(BIN)/hadolint containers/Dockerfile
+	$(BIN)/mkdocs build --quiet --strict --site-dir .possam/site
+
+docs: $(READY) ## the pages of docs/ as a site: .possam/site/index.html
+	$(BIN)/mkdocs build --strict --site-dir .possam/site
+
+schemas: $(READY) ## JSON Schemas of the parameter files anew, from the models that check them
+	$(BIN)/python -m possam.params.schemas
+
+dist: $(READY) ## wheel and sdist in dist/, checked
+	rm -rf dist && $(BIN)/python -m build
+	$(UV) tool run twine==6.2.0 check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 format: $(READY) ## let ruff format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	$(UV) pip compile --universal --all-extras --no-header --no-annotate --python-version 3.11 \

@@ -38,7 +38,9 @@ allocations = Allocations() if launcher == "slurm" else None
 # Without SLURM: cpu, or cuda (profiles/gpu), where one job at a time has the GPU.
 here = config.get("device", "cpu")
 if here not in ("cpu", "cuda") or (launcher == "slurm" and "device" in config):
-    raise WorkflowError(f"--config device={here}: cpu or cuda; with --profile slurm, params/slurm.yaml decides it")
+    raise WorkflowError(
+        f"--config device={here}: cpu or cuda; with --profile slurm, params/slurm.yaml decides it"
+    )
 
 # Jobs that are submitted from here must not inherit the variables of a surrounding job (workflow/driver.sh). The
 # executor would remove them as well, and SLURM_CONF with them.
@@ -107,9 +109,9 @@ def processors(kind, local):
 
 
 wildcard_constraints:
+    **CONSTRAINTS,
     scale="|".join(graph.scales),
     prefix="|".join(["", *(f"{scale}/" for scale in graph.scales if scale != PAPER)]),
-    **CONSTRAINTS,
 
 
 onstart:

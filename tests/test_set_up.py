@@ -1,10 +1,13 @@
 """`make` at a site: settings of pip reach uv, other Pythons' packages do not reach `make`."""
 
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = """#!/bin/bash
@@ -108,22 +111,112 @@ def test_make_passes_indexes_on_as_they_are(tmp_path: Path) -> None:
     assert "UV_SYSTEM_CERTS=true" in lines and "PIP_CERT=/c.pem" in lines
 
 
-@pytest.mark.parametrize("only", ["python3.13", None])
-def test_a_machine_without_a_python_that_fits(tmp_path: Path, only: str | None) -> None:
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name in ("bash", "sed", "touch", "env"):
+def command(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def interpreter(folder: Path, name: str, version: str, *, with_venv: bool = True) -> None:
+    """Stands in for a Python: knows its version, and whether it can make environments."""
+    found = f'case "$*" in *version_info*) echo {version};; *ensurepip*) {str(with_venv).lower()};;'
+    command(folder, name, f"{found} *) exit 1;; esac")
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A folder of commands without any Python, uv or network."""
+    for name in ("bash", "sed", "touch", "env", "which"):
         found = next(p for p in ("/bin", "/usr/bin") if (Path(p) / name).exists())
-        (commands / name).symlink_to(Path(found) / name)
-    if only is not None:
-        (commands / "python3").write_text("#!/bin/bash\nexit 1\n")
-        (commands / "python3").chmod(0o755)
-    text = (
-        (REPOSITORY / "Makefile")
-        .read_text()
-        .replace("SHELL := /bin/bash", f"SHELL := {commands}/bash")
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).symlink_to(Path(found) / name)
+    return tmp_path / "bin"
+
+
+def choice(commands: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/bash", str(REPOSITORY / "workflow/python.sh"), str(folder), "1.0"],
+        env={"PATH": str(commands), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def test_the_newest_supported_python_is_taken(tmp_path: Path, commands: Path) -> None:
+    interpreter(commands, "python3", "3.11")
+    interpreter(commands, "python3.12", "3.12")
+    command(commands, "python3.13", "exit 127")  # pyenv's, of a version that is not selected
+    interpreter(commands, "python3.14", "3.14")  # for which a package must be compiled: last
+    interpreter(commands, "python3.15", "3.15")
+    assert choice(commands, tmp_path).stdout == f"{commands}/python3.12\n"
+    interpreter(commands, "python3.13", "3.13")
+    assert choice(commands, tmp_path).stdout == f"{commands}/python3.13\n"
+    assert choice(commands, tmp_path, PYTHON="python3").stdout == f"{commands}/python3\n"
+    for name in ("python3", "python3.12", "python3.13"):
+        (commands / name).unlink()
+    assert choice(commands, tmp_path).stdout == f"{commands}/python3.14\n"
+
+
+def test_a_named_python_that_does_not_fit_is_refused(tmp_path: Path, commands: Path) -> None:
+    interpreter(commands, "python3.13", "3.13")
+    interpreter(commands, "python3.10", "3.10")
+    for name, reason in (("python3.10", "is Python 3.10, not one of"), ("nothing", "no such")):
+        done = choice(commands, tmp_path, PYTHON=name)
+        assert done.returncode == 2 and done.stdout == "" and reason in done.stderr
+
+
+def test_debian_s_python_without_its_package_is_told(tmp_path: Path, commands: Path) -> None:
+    interpreter(commands, "python3", "3.13", with_venv=False)
+    done = choice(commands, tmp_path)
+    assert done.returncode == 2 and "apt install python3-venv" in done.stderr
+
+
+def test_uv_makes_one_where_none_fits(tmp_path: Path, commands: Path) -> None:
+    interpreter(commands, "python3", "3.9")
+    made, stand_in = tmp_path / "made", tmp_path / "elsewhere"
+    interpreter(stand_in, "python3", "3.13")
+    folder = "$5/cpython-3.13.1-linux/bin"
+    text = (
+        f'echo "$*" >"{tmp_path}/asked"; mkdir -p "{folder}"; ln -s "{stand_in}/python3" "{folder}"'
+    )
+    command(commands, "uv", text)
+    for name in ("mkdir", "ln"):
+        (commands / name).symlink_to(f"/bin/{name}")
+    done = choice(commands, made)
+    assert done.stdout == f"{made}/cpython-3.13.1-linux/bin/python3\n"
+    assert (tmp_path / "asked").read_text() == f"python install --quiet --install-dir {made} 3.13\n"
+    (commands / "uv").unlink()
+    assert choice(commands, made).stdout == done.stdout  # the one that was made is found again
+
+
+def test_without_uv_or_without_a_network_the_remedies_are_named(
+    tmp_path: Path, commands: Path
+) -> None:
+    done = choice(commands, tmp_path / "made")
+    assert done.returncode == 2 and "uv is not here either" in done.stderr
+    command(commands, "uv", "exit 2")
+    done = choice(commands, tmp_path / "made")
+    assert done.returncode == 2 and "uv python install 3.13" in done.stderr
+
+
+def test_the_supported_versions_are_typed_once_more_only() -> None:
+    """python.sh must work before there is a Python, so it cannot read pyproject.toml."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    script = (REPOSITORY / "workflow/python.sh").read_text()
+    versions = re.search(r'^supported="([0-9. ]+)"', script, re.MULTILINE)
+    assert versions is not None
+    for version in ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15"):
+        fits = SpecifierSet(project["requires-python"]).contains(version)
+        assert fits == (version in versions[1].split())
+        assert fits == (f"Programming Language :: Python :: {version}" in project["classifiers"])
+
+
+def test_make_ends_without_a_python_that_fits(tmp_path: Path, commands: Path) -> None:
+    text = (REPOSITORY / "Makefile").read_text()
+    text = text.replace("SHELL := /bin/bash", f"SHELL := {commands}/bash")
     (tmp_path / "Makefile").write_text(text)
+    (tmp_path / "workflow").symlink_to(REPOSITORY / "workflow")
     for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).touch()
     done = subprocess.run(
@@ -136,4 +229,4 @@ def test_a_machine_without_a_python_that_fits(tmp_path: Path, only: str | None) 
         check=False,
     )
     assert done.returncode == 2
-    assert "uv python install 3.12" in done.stderr and not (tmp_path / ".venv").exists()
+    assert "uv python install 3.13" in done.stderr and not (tmp_path / ".venv").exists()

@@ -27,7 +27,10 @@ from possam.runtime.provenance import git_fault
 from possam.runtime.secrets import redact
 
 LOCK = Path("requirements.lock")
-_PYTHON = ((3, 11), (3, 12))
+_PYTHON = ((3, 11), (3, 12), (3, 13), (3, 14))
+_ONLY_CUDA = ("nvidia-", "cuda-", "triton")
+"""Beginnings of the names of packages that a torch without CUDA does without (make TORCH=cpu)."""
+
 _WRITTEN = ("data", "results", "reports", ".snakemake", ".possam")
 """Folders of a checkout in which the pipeline writes."""
 
@@ -42,9 +45,9 @@ _UI_PORT = 5000
 
 def _python() -> Finding:
     found, good = sys.version.split()[0], sys.version_info[:2] in _PYTHON
-    valid = " or ".join(f"{major}.{minor}" for major, minor in _PYTHON)
-    text = found if good else f"{found}; {valid} is needed"
-    return Finding.of("python", good, text, PROBLEM, "make setup PYTHON=python3.11")
+    valid = ", ".join(f"{major}.{minor}" for major, minor in _PYTHON)
+    text = found if good else f"{found}; one of {valid} is needed"
+    return Finding.of("python", good, text, PROBLEM, "rm -r .venv; make setup")
 
 
 def _python_path() -> Iterator[Finding]:
@@ -52,6 +55,14 @@ def _python_path() -> Iterator[Finding]:
         text = f"PYTHONPATH names {entry}, which hides {_some(names)} of this environment"
         remedy = "unset PYTHONPATH (module purge); make does not hear it"
         yield Finding("python path", PROBLEM, text, remedy)
+
+
+def _without_cuda() -> bool:
+    """Whether torch is PyTorch's build for CPUs only, whose version says so."""
+    try:
+        return metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _packages() -> Iterator[Finding]:
@@ -80,6 +91,8 @@ def _packages() -> Iterator[Finding]:
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
+            if _without_cuda() and canonicalize_name(requirement.name).startswith(_ONLY_CUDA):
+                continue
             missing.append(canonicalize_name(requirement.name))
             continue
         if not requirement.specifier.contains(version, prereleases=True):

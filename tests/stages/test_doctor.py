@@ -191,6 +191,21 @@ def test_a_package_that_everything_needs(machine: Path, monkeypatch: pytest.Monk
     assert packages() == Finding("packages", "problem", "missing: torch", "make setup")
 
 
+@pytest.mark.parametrize(("build", "state"), [("+cpu", "ok"), ("+cu126", "warning")])
+def test_a_torch_without_cuda_does_without_nvidia_s_packages(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, build: str, state: str
+) -> None:
+    real = doctor_site.metadata.version
+    lock = doctor_site.LOCK
+    lock.write_text(lock.read_text() + "nvidia-nothing==1.0\ncuda-nothing==1.0\n")
+    monkeypatch.setattr(
+        doctor_site.metadata,
+        "version",
+        lambda name: f"{real(name).split('+')[0]}{build if name == 'torch' else ''}",
+    )
+    assert packages().state == state
+
+
 def test_a_file_system_without_locks(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only("locks").state == "ok"
 

@@ -48,5 +48,4 @@ rule report:
     resources:
         **asked("table"),
     shell:
-        "{resources.setup}"
-        "possam report --scale {params.scale} 2> >(tee {log} >&2)"
+        "{resources.setup}" "possam report --scale {params.scale} 2> >(tee {log} >&2)"
