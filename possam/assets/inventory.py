@@ -43,7 +43,8 @@ def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[st
     scale = project.scale
     clip = scale.towers.clip
     towers = [*(tower.asset for tower in scale.towers.sam.values()), clip.asset, *clip.files]
-    starts = [project.run(name).start_from for name in (project.runs if runs is None else runs)]
+    own = [project.run(name) for name in (project.runs if runs is None else runs)]
+    starts = [run.start_from for run in own if project.starting_run(run) is None]
     names = [*scale.assets.values(), *towers, *starts]
     return [name for name in dict.fromkeys(names) if name is not None]
 

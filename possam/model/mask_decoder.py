@@ -94,7 +94,7 @@ class MaskDecoder(nn.Module):
             F.interpolate(mask_features.detach(), size=shape, mode="bilinear", align_corners=False)
             for shape in shapes
         ]
-        queries = self.query_features.expand(len(mask_features), -1, -1)
+        queries = self.query_features.expand(mask_features.shape[0], -1, -1)
         features = [self.norm(queries)]
         embeddings = [self.mask_head(features[-1])]
         for index, layer in enumerate(self.layers):

@@ -17,6 +17,8 @@ from possam.model.options import ModelOptions
 def hard_masks(mask_logits: Tensor) -> Tensor:
     """1 where a logit is positive, else 0, in the logits' type; carries no gradient."""
     logits = mask_logits.detach()
+    if torch.compiler.is_exporting():
+        return (logits > 0).to(logits.dtype)
     # Written as floats at once: a comparison that is converted afterwards takes ten times as long.
     return torch.gt(logits, 0, out=torch.empty_like(logits))
 

@@ -62,7 +62,7 @@ class TwoWayDecoder(RegionDecoder):
         # The angles span many turns: reduced precision would blur them.
         with torch.autocast(image.device.type, enabled=False):
             positions = self.positions(size).flatten(1).T
-        queries = self.queries.expand(len(image), -1, -1)
+        queries = self.queries.expand(image.shape[0], -1, -1)
         tokens = image.flatten(2).transpose(1, 2)
         features, tokens = run_two_way(
             self.transformer, queries, tokens, positions, all_layers=all_layers

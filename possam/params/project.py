@@ -248,8 +248,24 @@ class Project:
             valid = self.scale.test_resolutions
             choose("resolution", definition.test_resolution, valid, path, f"{name}.test_resolution")
         if definition.start_from is not None:
-            choose("asset", definition.start_from, self.assets, path, f"{name}.start_from")
+            self._check_start(name, definition.start_from, path)
         seeds = self.scale.seeds
         seed = seeds[0] if seed is None else seed
         choose("seed", str(seed), [*map(str, seeds)], self._source, "seeds")
         return RunParams(**dict(definition), seed=seed)
+
+    def starting_run(self, run: RunDefinition) -> str | None:
+        """The run whose trained weights ``run`` starts from; None if it starts from none."""
+        return run.start_from if run.start_from in self._run_data else None
+
+    def _check_start(self, name: str, start: str, path: str) -> None:
+        """Check that ``start`` is one asset or one run, and that no run starts from itself."""
+        field = f"{name}.start_from"
+        choose("asset or run", start, [*self.assets, *self._run_data], path, field)
+        if start in self.assets and start in self._run_data:
+            raise InputError(f"{path}: {field}: {start} is an asset and a run; rename the run")
+        chain = [name, start]
+        while (earlier := self._run_data.get(chain[-1], {}).get("start_from")) is not None:
+            if earlier in chain:
+                raise InputError(f"{path}: {field}: {' -> '.join([*chain, earlier])}: a circle")
+            chain.append(earlier)

@@ -93,7 +93,8 @@ class RunDefinition(Options):
     training: TrainingOptions
     templates: tuple[str, ...]
     start_from: str | None = None
-    """Asset of the Mask2Former checkpoint that the decoders start from; None: random weights."""
+    """What training starts from: an asset, a Mask2Former checkpoint for the decoders; or another
+    run, for all of its trained weights of the same seed. None: random weights."""
     test_resolution: Annotated[str | None, Field(exclude=True)] = None
     """One of the scale's; None: ``inference.resolution``. Trained weights do not depend on it."""
 

@@ -142,7 +142,9 @@ class Train(Stage):
         if run.training.feature_cache:
             where = {"scale": project.data, "dataset": run.train, "split": "train"}
             inputs += [layout.FEATURES.format(tower=tower, **where) for tower in run.towers]
-        if run.start_from is not None:
+        if (other := project.starting_run(run)) is not None:
+            inputs.append(layout.RUN.format(prefix=project.prefix, run=other, seed=w["seed"]))
+        elif run.start_from is not None:
             inputs += _records(project, [run.start_from])
         return inputs
 

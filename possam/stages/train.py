@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from possam.datasets.format import ConvertedDataset
     from possam.model.encoders.clip import FrozenClip
     from possam.model.encoders.sam import SamEncoder
+    from possam.model.possam import PosSAM
     from possam.training.distributed import TrainingProcess
     from possam.training.run import Run
     from possam.training.sources import Source
@@ -116,7 +117,7 @@ def training_identity(
     """
     inputs = {"dataset": content, **frozen_hashes(layout, run.sam)}
     if run.start_from is not None:
-        inputs["start_from"] = str(asset_record(layout, run.start_from)["sha256"])
+        inputs["start_from"] = _start_file(layout, run)[1]
     # Only the registry imports the parts that the options name, and it is not counted.
     code = (__name__, *run.model.modules)
     return {
@@ -127,6 +128,18 @@ def training_identity(
         "inputs": inputs,
         "code": code_identity(code, package=package, device=device),
     }
+
+
+def _start_file(layout: Layout, run: RunParams) -> tuple[Path, str]:
+    """The file that a run starts from and its SHA-256; InputError if it is not there yet."""
+    assert run.start_from is not None
+    if (other := layout.project.starting_run(run)) is None:
+        record = asset_record(layout, run.start_from)
+        return asset_file(layout, run.start_from), str(record["sha256"])
+    folder = layout.run(other, run.seed)
+    command = f"possam train {other} --scale {layout.project.name} --seed {run.seed}"
+    record = read_json(folder / "run.json", missing=f"start_from: train it first: {command}")
+    return folder / "weights.safetensors", str(record["weights_sha256"])
 
 
 class Training:
@@ -323,11 +336,17 @@ def prepare(
     from possam.training.checkpoint import WeightsMetadata
     from possam.training.mask2former import start_from_mask2former
     from possam.training.run import Run
+    from possam.training.start import start_from_run
 
     layout, run, vocabulary = training.layout, training.run, training.vocabulary
-    initialise = None
+    initialise: Callable[[PosSAM], object] | None = None
     if run.start_from is not None:
-        initialise = partial(start_from_mask2former, path=asset_file(layout, run.start_from))
+        path, sha256 = _start_file(layout, run)
+        if layout.project.starting_run(run) is None:
+            initialise = partial(start_from_mask2former, path=path)
+        else:
+            frozen = frozen_hashes(layout, run.sam)
+            initialise = partial(start_from_run, path=path, sha256=sha256, frozen=frozen)
     widths = tower_widths(sam=sam, clip=clip)
     return Run(
         model=build_possam(run.model, **widths, seed=run.seed),

@@ -221,7 +221,23 @@ def test_merge_goes_down_into_mappings_only() -> None:
         (
             "runs.yaml",
             lambda d: d.update(bad={"sam": "b", "train": "coco", "start_from": "nothing"}),
-            ["runs.yaml: bad.start_from", "'nothing'", "sam_vit_b"],
+            ["runs.yaml: bad.start_from", "'nothing'", "sam_vit_b", "possam_b_coco"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(
+                one={"sam": "b", "train": "coco", "start_from": "two"},
+                two={"sam": "b", "train": "coco", "start_from": "one"},
+            ),
+            ["start_from: one -> two -> one: a circle"],
+        ),
+        (
+            "runs.yaml",
+            lambda d: d.update(
+                sam_vit_b={"sam": "b", "train": "coco"},
+                bad={"sam": "b", "train": "coco", "start_from": "sam_vit_b"},
+            ),
+            ["bad.start_from", "sam_vit_b is an asset and a run"],
         ),
         (
             "tables.yaml",

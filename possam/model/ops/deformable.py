@@ -23,8 +23,8 @@ def sample_sum(
     references: Tensor,
     shapes: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """:func:`sample_plain` by the fastest code for the device of ``values``."""
-    sample = _sampler(values.device)
+    """:func:`sample_plain` by the fastest code for the device of ``values``; plain in an export."""
+    sample = sample_plain if torch.compiler.is_exporting() else _sampler(values.device)
     return sample(values, offsets, weights, references=references, shapes=shapes)
 
 

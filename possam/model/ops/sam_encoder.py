@@ -10,11 +10,7 @@ D channels.
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import (
-    Attention,
-    Block,
-    window_unpartition,
-)
+from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,7 +34,8 @@ def run_encoder(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
     x = encoder.patch_embed(images)
     position = encoder.pos_embed
     if position is not None:
-        if position.shape[1:3] != x.shape[1:3]:
+        # Resizing to the same size changes nothing: an exported graph, of any size, always resizes.
+        if torch.compiler.is_exporting() or position.shape[1:3] != x.shape[1:3]:
             position = F.interpolate(
                 position.permute(0, 3, 1, 2), size=x.shape[1:3], mode="bicubic", align_corners=False
             ).permute(0, 2, 3, 1)
@@ -65,7 +62,9 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     bias_w = torch.einsum("bnyxc,xkc->bnyxk", grid, table_w).flatten(2, 3)
     query = query * attention.scale
     attend = _attend_fused
-    if qkv.device.type == "cpu" and not torch.is_grad_enabled():
+    if torch.compiler.is_exporting():
+        attend = _attend_plain
+    elif qkv.device.type == "cpu" and not torch.is_grad_enabled():
         attend = _attend_in_rows if height * width >= _MANY_TOKENS else _attend_in_windows
     out = attend(query, key, value, bias_h, bias_w)
     return out.transpose(1, 2).reshape(batch, height, width, channels)
@@ -82,10 +81,19 @@ def _relative(side: int, table: Tensor) -> Tensor:
     return table[places[:, None] - places + (side - 1)]
 
 
+def _attend_plain(
+    query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
+) -> Tensor:
+    """Attention (B, n, h w, D) with biases (B, n, h w, h) and (B, n, h w, w), step by step."""
+    scores = (query @ key.transpose(-2, -1)).unflatten(-1, (bias_h.shape[-1], bias_w.shape[-1]))
+    scores = scores + bias_h.unsqueeze(-1) + bias_w.unsqueeze(-2)
+    return scores.flatten(-2).softmax(-1) @ value
+
+
 def _attend_fused(
     query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
 ) -> Tensor:
-    """Attention (B, n, h w, D) with biases (B, n, h w, h) and (B, n, h w, w), on fused kernels.
+    """The same on fused kernels.
 
     The biases appended to the queries and a one-hot code of y and x appended to the keys make the
     bias part of the dot product: exact, and no (h w)^2 bias is ever stored. Zeros fill the head
@@ -154,11 +162,19 @@ def _attend_in_windows(
     return out
 
 
+def _windows(side: int, size: int) -> int:
+    """How many windows cover ``side``; of positive numbers, since ONNX divides towards zero."""
+    return (side + size - 1) // size
+
+
 def _to_windows(x: Tensor, size: int, fill: Tensor) -> Tensor:
     """(B, h, w, C) -> (windows, size, size, C), cells outside the map holding ``fill`` (C)."""
     batch, height, width, channels = x.shape
-    rows, columns = -(-height // size), -(-width // size)
-    if (rows * size, columns * size) != (height, width):
+    rows, columns = _windows(height, size), _windows(width, size)
+    if torch.compiler.is_exporting():  # a graph of any size has no branches
+        rest = (0, 0, 0, columns * size - width, 0, rows * size - height)
+        x = F.pad(x - fill, rest) + fill
+    elif (rows * size, columns * size) != (height, width):
         padded = x.new_empty(batch, rows * size, columns * size, channels)
         padded[:, :height, :width] = x
         padded[:, :height, width:] = fill
@@ -168,19 +184,27 @@ def _to_windows(x: Tensor, size: int, fill: Tensor) -> Tensor:
     return x.reshape(-1, size, size, channels)
 
 
+def _from_windows(windows: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of :func:`_to_windows`, without the cells outside the map."""
+    size, channels = windows.shape[2:]
+    rows, columns = _windows(height, size), _windows(width, size)
+    x = windows.view(-1, rows, columns, size, size, channels).transpose(2, 3)
+    x = x.reshape(-1, rows * size, columns * size, channels)
+    return x[:, :height, :width].contiguous()
+
+
 def _run_block(block: Block, x: Tensor) -> Tensor:
     """``Block.forward``, (B, h, w, C) -> the same.
 
     The cells that pad windows are zeros before the projection to queries, keys and values, and so
     equal its bias after it, where they are added here. Their own outputs are dropped.
     """
-    attention, mlp, size = block.attn, block.mlp, (x.shape[1], x.shape[2])
+    attention, mlp = block.attn, block.mlp
     qkv = fast_linear(block.norm1(x), attention.qkv.weight, attention.qkv.bias)
     window = block.window_size
     if window > 0:
         mixed = _attend(attention, _to_windows(qkv, window, attention.qkv.bias))
-        padded = tuple(-(-side // window) * window for side in size)
-        mixed = window_unpartition(mixed, window, padded, size)
+        mixed = _from_windows(mixed, x.shape[1], x.shape[2])
     else:
         mixed = _attend(attention, qkv)
     x = x + fast_linear(mixed, attention.proj.weight, attention.proj.bias)
