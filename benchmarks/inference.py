@@ -176,7 +176,7 @@ def _network(
     """PosSAM with random weights, and a random image for it."""
     import torch
 
-    from possam.stages.predict import random_segmenter
+    from possam.pictures.load import random_segmenter
 
     segmenter = random_segmenter(project, size, precision=precision)
     generator = torch.Generator().manual_seed(2)

@@ -31,7 +31,7 @@ def cases() -> Iterator[Curve]:
     import torch
 
     from possam.params.project import Project
-    from possam.stages.predict import random_segmenter
+    from possam.pictures.load import random_segmenter
 
     project = Project("paper")
     segmenter = random_segmenter(project, "b", precision="fp32").eval().requires_grad_(False)

@@ -60,7 +60,7 @@ def cases() -> Iterator[Case]:
     yield from step_cases("mini", MINI, model=run.model, training=run.training, loss=run.loss)
     yield from loader_case(images=PHOTOGRAPHS, size=(480, 640), side=1024)
     if torch.cuda.is_available():
-        from possam.stages.predict import random_segmenter
+        from possam.pictures.load import random_segmenter
 
         project = Project("paper")
         for size in project.scale.towers.sam:

@@ -31,6 +31,7 @@ from possam.arguments import (
     only_locally,
 )
 from possam.datasets.catalogue import Split
+from possam.picture_commands import register
 from possam.runtime.commands import application, command
 from possam.runtime.errors import InputError
 from possam.runtime.secrets import guard_output
@@ -40,6 +41,7 @@ pipeline, look, your_data, cluster, project_wide = (
     partial(command, app, panel)
     for panel in ("Pipeline stages", "Look and compare", "Your own data", "Cluster", "Project")
 )
+register(your_data)
 
 
 @pipeline("possam world --scale mini --workers 2")
@@ -220,34 +222,6 @@ def efficiency(
     from possam.stages.efficiency import print_parameters
 
     print_parameters(load_project(scale))
-
-
-@your_data('possam predict a.jpg --words "cat; dog, puppy" --random-init --sam b --out out/a')
-def predict(
-    image: Path,
-    words: Annotated[str, Option(help='Classes by ";", synonyms by "," (escape: "\\,").')],
-    out: Annotated[Path, Option(help="Folder for panoptic.png, panoptic.json, overlay.png.")],
-    scale: Scale,
-    stuff: Annotated[str, Option(help='Which of the words are stuff: "road; sky".')] = "",
-    checkpoint: Annotated[Path | None, Option(help="weights.safetensors of a training.")] = None,
-    random_init: Annotated[bool, Option("--random-init", help="Or: random weights.")] = False,
-    sam: Annotated[str | None, Option(help="With --random-init: the SAM size.")] = None,
-    device: Device = "cpu",
-) -> None:
-    """Segment a photograph with any words."""
-    from possam.stages.predict import predict
-
-    predict(
-        load_project(scale),
-        image=image,
-        words=words,
-        stuff=stuff,
-        checkpoint=checkpoint,
-        random_init=random_init,
-        sam=sam,
-        out=out,
-        device=device,
-    )
 
 
 @your_data("possam score out/coco_val predictions.json --out out/score")

@@ -24,8 +24,8 @@ from possam.model.encoders.clip import load_clip
 from possam.model.encoders.state_dicts import read_state_dict
 from possam.params.published import _read_lines
 from possam.params.reading import read_yaml
+from possam.pictures.photographs import read_photograph
 from possam.reporting.figures.curves import read_curve
-from possam.reporting.photographs import read_photograph
 from possam.runtime.errors import InputError, NotPermittedError
 from possam.runtime.files import atomic_directory, atomic_path, read_json, write_json
 from possam.stages.models import _read as read_text_embeddings

@@ -8,136 +8,135 @@ among the classes that the model was trained on (the background) and void.
 Shapes: B images, Q queries, K words (each with its synonyms), N names, E CLIP embedding.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from possam.datasets.class_names import seen_classes
-from possam.evaluation.segment import segment_scored
 from possam.model.encoders.text import TextEmbeddings, of_names
-from possam.model.inference import MaskScores, SegmentPrediction, classify
-from possam.model.options import InferenceOptions, ResolutionOptions
+from possam.model.inference import MaskScores, classify
+from possam.model.options import InferenceOptions
 from possam.model.segmenter import RawPrediction, Segmenter
 
 Names = tuple[str, ...]
 """One class: its name and synonyms."""
 
 
-def segment_words(
-    pixels: NDArray[np.uint8],
-    vocabulary: Sequence[Names],
-    *,
-    segmenter: Segmenter,
-    embed: Callable[[Sequence[Names]], TextEmbeddings],
-    things: Sequence[bool],
-    training_vocabulary: Sequence[Names],
-    inference: InferenceOptions,
-    resolution: ResolutionOptions,
-) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
-    """The panoptic result of one image for any ``vocabulary`` of K classes.
+@dataclass(frozen=True, eq=False)
+class EmbeddedWords:
+    """A vocabulary of K words, embedded once for any number of images.
 
-    Each class is scored by itself (:func:`classify_words`). Other arguments and the result as of
-    :func:`possam.evaluation.segment.segment_image`.
-
-    Args:
-        embed: turns names into text embeddings of the segmenter's CLIP.
-        training_vocabulary: names of the classes trained on, the background; may be empty.
-        resolution: instead of the test resolution of ``inference``.
+    Attributes:
+        words, background: the names of each class.
+        seen: K flags, whether the word shares a name with the background.
+        own, known: for each word, and each class of the background, the embeddings of its names.
+        rivals: for each word the classes of the background that it is classified among.
     """
 
-    def score(raw: RawPrediction) -> MaskScores:
-        return classify_words(
-            raw,
-            vocabulary,
-            training_vocabulary,
-            embed=embed,
-            segmenter=segmenter,
-            options=inference,
-        )
-
-    ids, segments = segment_scored(
-        pixels,
-        segmenter=segmenter,
-        score=score,
-        things=[*things, True],
-        inference=inference,
-        resolution=resolution,
-    )
-    kept = [segment for segment in segments if segment.category < len(vocabulary)]
-    table = np.zeros(len(segments) + 1, np.int32)
-    for number, segment in enumerate(kept, start=1):
-        table[segment.id] = number
-    renumbered = [replace(segment, id=int(table[segment.id])) for segment in kept]
-    return table[ids], renumbered
+    words: tuple[Names, ...]
+    background: tuple[Names, ...]
+    seen: tuple[bool, ...]
+    own: tuple[Tensor, ...]
+    known: tuple[Tensor, ...]
+    rivals: tuple[tuple[int, ...], ...]
 
 
-@torch.no_grad()
-def classify_words(
-    raw: RawPrediction,
+def embed_words(
     words: Sequence[Names],
     background: Sequence[Names],
     *,
-    embed: Callable[[Sequence[Names]], TextEmbeddings],
-    segmenter: Segmenter,
-    options: InferenceOptions,
-) -> MaskScores:
-    """Classify each mask as its best word, or as background.
-
-    Each of the K words is classified by itself among the classes of ``background``, as
-    :func:`possam.model.inference.classify` does with void. The words that are more probable than
-    each of these classes compete for the mask by their scores; a mask without such a word is
-    background. So a word that wins no mask changes nothing.
+    text: TextEmbeddings,
+    background_text: TextEmbeddings | None,
+) -> EmbeddedWords:
+    """Find the classes of the background that compete with each word.
 
     A class of the background that shares a name with the word, or to which the word is nearer than
     any other class of the background, may be the same thing, and is left out.
 
     Args:
         background: names of the classes that the model was trained on; empty: only void.
-        embed: turns names into text embeddings of the segmenter's CLIP.
+        text, background_text: both embedded by the segmenter's CLIP, on the segmenter's device;
+            ``None`` for an empty background.
+    """
+    own = text.names.split([*map(len, words)])
+    known = () if background_text is None else background_text.names.split([*map(len, background)])
+    spelled, limit = [_spelled(names) for names in background], _nearest(background_text, known)
+    rivals = []
+    for names, rows in zip(words, own, strict=True):
+        mine, near = _spelled(names), []
+        if background_text is not None:
+            near = background_text.similarity(rows).amax(0).tolist()
+        free = (k for k, other in enumerate(spelled) if near[k] <= limit[k] and not mine & other)
+        rivals.append(tuple(free))
+    return EmbeddedWords(
+        words=tuple(words),
+        background=tuple(background),
+        seen=tuple(seen_classes(words, background)),
+        own=tuple(own),
+        known=tuple(known),
+        rivals=tuple(rivals),
+    )
 
-    Returns:
-        ``class_probs`` (B, Q, K + 1), background last: not zero only where the mask belongs.
+
+class WordScores(NamedTuple):
+    """Classified masks.
+
+    Attributes:
+        masks: ``class_probs`` (B, Q, K + 1), background last: not zero only where the mask belongs.
+        found: (B, Q, K), each word's own score, whether or not it wins the mask.
+    """
+
+    masks: MaskScores
+    found: Tensor
+
+
+@torch.no_grad()
+def classify_words(
+    raw: RawPrediction,
+    vocabulary: EmbeddedWords,
+    *,
+    segmenter: Segmenter,
+    options: InferenceOptions,
+) -> WordScores:
+    """Classify each mask as its best word, or as background.
+
+    Each of the K words is classified by itself among its rivals, as
+    :func:`possam.model.inference.classify` does with void. The words that are more probable than
+    each of their rivals compete for the mask by their scores; a mask without such a word is
+    background. So a word that wins no mask changes nothing.
     """
     device, shape = raw.ldp_embeddings.device, raw.ldp_embeddings.shape[:2]
+    words, background = vocabulary.words, vocabulary.background
 
-    def score(text: TextEmbeddings, seen: Sequence[bool]) -> MaskScores:
+    def score(rows: Sequence[Tensor], names: Sequence[Names], seen: Sequence[bool]) -> MaskScores:
         return classify(
             raw,
-            text,
+            of_names(torch.cat([*rows]), names),
             possam=segmenter.possam,
             clip_logit_scale=segmenter.clip.logit_scale,
             seen=torch.tensor(list(seen), device=device),
             options=options,
         )
 
-    own = embed(words).to(device).names.split([*map(len, words)])
-    rest = embed(background).to(device) if background else None
-    rows = () if rest is None else rest.names.split([*map(len, background)])
-    known, limit = [_spelled(names) for names in background], _nearest(rest, rows)
     best, share = torch.zeros(2, *shape, device=device)
     void = torch.ones(shape, device=device)
-    if rest is not None:
-        scores = score(rest, [True] * len(background))
+    if background:
+        scores = score(vocabulary.known, background, [True] * len(background))
         share, void = scores.class_probs.amax(-1), scores.void
     label = torch.full(shape, len(words), device=device)
-    for index, (names, seen) in enumerate(zip(words, seen_classes(words, background), strict=True)):
-        near = () if rest is None else rest.similarity(own[index]).amax(0).tolist()
-        rivals = [
-            k
-            for k, other in enumerate(known)
-            if near[k] <= limit[k] and not _spelled(names) & other
-        ]
-        text = of_names(
-            torch.cat([own[index], *(rows[k] for k in rivals)]),
-            [names, *(background[k] for k in rivals)],
+    every = []
+    for index, rivals in enumerate(vocabulary.rivals):
+        scores = score(
+            [vocabulary.own[index], *(vocabulary.known[k] for k in rivals)],
+            [words[index], *(background[k] for k in rivals)],
+            [vocabulary.seen[index], *(True for _ in rivals)],
         )
-        scores = score(text, [seen, *(True for _ in rivals)])
         mine = scores.class_probs[..., 0]
         found = mine * scores.objectness
+        every.append(found)
         wins = (found > best) & (scores.labels == 0)
         best, share, void = (
             torch.where(wins, new, old)
@@ -146,7 +145,8 @@ def classify_words(
         label = label.masked_fill(wins, index)
     probs = torch.zeros(*shape, len(words) + 1, device=device)
     probs.scatter_(-1, label.unsqueeze(-1), share.unsqueeze(-1))
-    return MaskScores(probs, void, scores.iou)
+    masks = MaskScores(probs, void, scores.iou)
+    return WordScores(masks, torch.stack(every, -1) * masks.iou.unsqueeze(-1))
 
 
 class Tokenizer(Protocol):

@@ -30,7 +30,8 @@ class RehearsalJob(TrainingJob):
 
     def _work(self, signals: Signals) -> None:
         from possam.rehearsal.rehearse import perform
-        from possam.stages.common import check_device, set_up_process
+        from possam.runtime.gpu_driver import check_device
+        from possam.stages.common import set_up_process
         from possam.training.distributed import join
 
         project = Project(self.scale, folder=self.source / "params")

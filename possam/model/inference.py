@@ -76,12 +76,13 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class SegmentPrediction:
-    """One segment of a panoptic result; ``id`` is its value in the map."""
+    """One segment of a panoptic result: ``id`` in the map, ``query``: its (best) mask."""
 
     id: int
     category: int
     score: float
     is_thing: bool
+    query: int
 
 
 class InstancePrediction(NamedTuple):
@@ -175,12 +176,11 @@ def panoptic_inference(
         area += hard.sum((1, 2))
         winner[rows] = first_argmax(strip * mask_scores[:, None, None])
         inside[rows] = hard.gather(0, winner[None, rows])[0]
-
     won = torch.bincount(winner.flatten(), minlength=count)
     visible = torch.bincount(winner[inside], minlength=count)
     # In double precision: 255 of 425 pixels are 0.6, which float32 misses.
     accepted = (visible > 0) & (won.double() / area >= overlap_threshold)
-    things = is_thing.to(device)[labels]
+    things, queries = is_thing.to(device)[labels], kept.tolist()
     segment_of = torch.zeros(count, dtype=torch.int32, device=device)
     segments: list[SegmentPrediction] = []
     newest: dict[int, int] = {}  # by category
@@ -188,7 +188,7 @@ def panoptic_inference(
         category, thing, score = int(labels[k]), bool(things[k]), float(mask_scores[k])
         if thing or category not in newest:
             newest[category] = len(segments) + 1
-            segments.append(SegmentPrediction(newest[category], category, score, thing))
+            segments.append(SegmentPrediction(newest[category], category, score, thing, queries[k]))
         segment_of[k] = newest[category]
     return torch.where(inside, segment_of[winner], ids), segments
 

@@ -17,7 +17,7 @@ from possam.runtime.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-EXCLUDED: frozenset[str] = frozenset(
+EXCLUDED: frozenset[str] = frozenset({"possam"}) | frozenset(
     f"possam.{name}"
     for name in (
         *("cli", "datasets.catalogue", "pipeline.codehash", "reporting.tracking"),
@@ -28,12 +28,14 @@ EXCLUDED: frozenset[str] = frozenset(
         *("params.tables", "params.yaml", "runtime.environment", "runtime.errors", "runtime.locks"),
         *("runtime.caches", "runtime.faults", "runtime.gpu_driver", "runtime.memory"),
         *("runtime.progress", "runtime.provenance", "runtime.reading", "runtime.secrets"),
+        "runtime.version",
         "training.run_files",
     )
 )
 """Modules that check, present or record work and cannot change a result: not counted, not followed.
 
-The resolved parameters are in the identity themselves.
+The resolved parameters are in the identity themselves. The package's own module only offers the
+library to its users.
 """
 
 DEVICE_CODE: Mapping[str, str] = {

@@ -27,8 +27,9 @@ from possam.rehearsal.trials import (
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, write_json
 from possam.runtime.findings import OK, PROBLEM, Finding, print_findings
+from possam.runtime.gpu_driver import check_device
 from possam.runtime.provenance import source_state
-from possam.stages.common import check_device, set_up_process
+from possam.stages.common import set_up_process
 from possam.stages.plan import print_plan
 from possam.training.distributed import TrainingProcess, join
 

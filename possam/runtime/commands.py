@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from possam import __version__
 from possam.runtime.errors import JobFailedError, PossamError
 from possam.runtime.faults import explain
+from possam.runtime.version import __version__
 
 
 class _Group(TyperGroup):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_SCALE = "mini"
@@ -37,6 +38,8 @@ class Environment:
             state that they were copied from.
         slurm_job: ``SLURM_JOB_ID`` of the surrounding job, recorded with results.
         processes: name -> value of those of :data:`PROCESS_VARIABLES` that are set.
+        cache: ``POSSAM_CACHE``, else ``XDG_CACHE_HOME/possam``, else ``~/.cache/possam``: weights
+            and class names that the library fetches.
         data_roots: ``POSSAM_DATA_ROOTS_<NAME>``: folders that override ``roots`` of
             ``params/data.yaml``, by their name in lower case.
     """
@@ -48,6 +51,7 @@ class Environment:
     slurm_job: str | None = None
     processes: Mapping[str, str] = field(default_factory=dict)
     data_roots: Mapping[str, str] = field(default_factory=dict)
+    cache: Path = Path("~/.cache/possam")
 
     @classmethod
     def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
@@ -64,6 +68,9 @@ class Environment:
             forkserver=read(FORKSERVER_VARIABLE),
             source=read(SOURCE_VARIABLE),
             slurm_job=read("SLURM_JOB_ID"),
+            cache=Path(
+                read("POSSAM_CACHE") or f"{read('XDG_CACHE_HOME') or '~/.cache'}/possam"
+            ).expanduser(),
             processes={name: value for name in PROCESS_VARIABLES if (value := read(name))},
             data_roots={
                 name.removeprefix(DATA_ROOTS_PREFIX).lower(): folder

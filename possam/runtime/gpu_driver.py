@@ -1,8 +1,10 @@
-"""Whether the NVIDIA driver of a machine is new enough for the installed torch."""
+"""Which devices can be used here, and whether the NVIDIA driver is new enough for torch."""
 
 import importlib.metadata
 import shutil
 import subprocess
+
+from possam.runtime.errors import InputError
 
 _MINIMUM = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 """CUDA's major version -> the oldest Linux driver that runs all its minor versions. Source: NVIDIA,
@@ -80,3 +82,21 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _public(version: str) -> str:
     return version.split("+")[0]
+
+
+def check_device(device: str) -> str:
+    """Return ``device`` if it can be used.
+
+    Raises:
+        InputError: unknown, or CUDA without a GPU; nothing falls back to another device.
+    """
+    import torch
+
+    kind = device.split(":")[0]
+    if kind not in {"cpu", "cuda"}:
+        raise InputError(f"--device: unknown device {device!r}; valid choices: cpu, cuda, cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        if fault := fault_here():
+            raise InputError(f"--device: cuda was asked for, but torch sees no GPU: {fault}")
+        raise InputError("--device: cuda was asked for, but torch sees no GPU; use --device cpu")
+    return device

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from possam import __version__
 from possam.runtime.environment import Environment
 from possam.runtime.files import read_json
+from possam.runtime.version import __version__
 
 PACKAGES = (
     *("numpy", "open_clip_torch", "pandas", "pillow", "pycocotools", "pydantic", "safetensors"),

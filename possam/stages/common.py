@@ -14,7 +14,6 @@ from possam.pipeline.codehash import PACKAGE, code_hash
 from possam.runtime.caches import settle_triton
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json, write_json
-from possam.runtime.gpu_driver import fault_here
 from possam.runtime.memory import keep_freed_memory
 from possam.runtime.provenance import provenance
 
@@ -27,24 +26,6 @@ def set_up_process(project: Project) -> None:
     if torch.cuda.is_available():
         settle_triton()
     keep_freed_memory()
-
-
-def check_device(device: str) -> str:
-    """Return ``device`` if it can be used.
-
-    Raises:
-        InputError: unknown, or CUDA without a GPU; nothing falls back to another device.
-    """
-    import torch
-
-    kind = device.split(":")[0]
-    if kind not in {"cpu", "cuda"}:
-        raise InputError(f"--device: unknown device {device!r}; valid choices: cpu, cuda, cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        if fault := fault_here():
-            raise InputError(f"--device: cuda was asked for, but torch sees no GPU: {fault}")
-        raise InputError("--device: cuda was asked for, but torch sees no GPU; use --device cpu")
-    return device
 
 
 @dataclass

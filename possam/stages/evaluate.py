@@ -17,9 +17,9 @@ from possam.params.project import Project
 from possam.params.tables import CONDITIONS
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json, sha256_file
+from possam.runtime.gpu_driver import check_device
 from possam.stages.common import (
     StageRecord,
-    check_device,
     clip_config,
     code_identity,
     finished_run,

@@ -6,7 +6,8 @@ from possam.params.figures import FigureParams, SeenUnseenParams, TrainingCurves
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.files import sha256_file, write_json
-from possam.stages.common import check_device, code_identity, finished_run, set_up_process
+from possam.runtime.gpu_driver import check_device
+from possam.stages.common import code_identity, finished_run, set_up_process
 
 if TYPE_CHECKING:
     from possam.reporting.figures.style import Drawing

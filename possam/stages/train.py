@@ -13,12 +13,12 @@ from possam.params.project import Project
 from possam.params.scale import RunParams
 from possam.runtime.errors import InputError, TrainingError
 from possam.runtime.files import hash_json, read_json, write_json
+from possam.runtime.gpu_driver import check_device
 from possam.runtime.locks import hold
 from possam.stages.common import (
     StageRecord,
     asset_file,
     asset_record,
-    check_device,
     code_identity,
     frozen_hashes,
     set_up_process,

@@ -14,8 +14,8 @@ from benchmarks.ceiling import count_flops, matmul_ceiling
 from benchmarks.harness import measure
 from possam.params.layout import Layout
 from possam.params.project import Project
+from possam.pictures.load import random_segmenter
 from possam.runtime.files import write_json
-from possam.stages.predict import random_segmenter
 from tests.support.lazy import LazyModule
 
 naive = LazyModule("benchmarks.naive")

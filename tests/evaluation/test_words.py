@@ -1,6 +1,6 @@
 """Any words: what a word scores does not depend on the words beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from possam.evaluation.words import Names, classify_words, cut_names, segment_words
+from possam.evaluation.words import Names, WordScores, classify_words, cut_names, embed_words
 from possam.model.encoders.text import TextEmbeddings, embed_vocabulary, of_names
-from possam.model.inference import MaskScores, SegmentPrediction, classify
+from possam.model.inference import MaskScores, classify
 from possam.model.segmenter import RawPrediction, Segmenter
 from tests.support.model_fakes import FakeClip, FakeSam, inference_options, small_possam
 
@@ -35,20 +35,27 @@ def raw(segmenter: Segmenter) -> RawPrediction:
         return segmenter(torch.rand(2, 3, 32, 48, generator=generator) * 255)
 
 
+def classified(
+    raw: RawPrediction,
+    words: Sequence[Names],
+    background: Sequence[Names],
+    *,
+    embed: Callable[[Sequence[Names]], TextEmbeddings],
+    segmenter: Segmenter,
+) -> WordScores:
+    known = embed(background) if background else None
+    embedded = embed_words(words, background, text=embed(words), background_text=known)
+    return classify_words(raw, embedded, segmenter=segmenter, options=OPTIONS)
+
+
 def scored(
     raw: RawPrediction,
     segmenter: Segmenter,
     words: Sequence[Names],
     background: Sequence[Names] = BACKGROUND,
 ) -> MaskScores:
-    return classify_words(
-        raw,
-        words,
-        background,
-        embed=partial(embed_vocabulary, segmenter.clip, templates=("a {}",)),
-        segmenter=segmenter,
-        options=OPTIONS,
-    )
+    embed = partial(embed_vocabulary, segmenter.clip, templates=("a {}",))
+    return classified(raw, words, background, embed=embed, segmenter=segmenter).masks
 
 
 @given(st.lists(st.sampled_from(OWN + FOREIGN), min_size=2, max_size=8, unique=True))
@@ -69,42 +76,19 @@ def test_a_word_scores_as_if_it_were_the_only_one(
     )[label < len(words)].all()
 
 
-def pictures() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, (32, 48, 3)).astype(np.uint8)
-
-
-def one_picture(segmenter: Segmenter) -> RawPrediction:
-    with torch.no_grad():
-        return segmenter(torch.from_numpy(pictures()).permute(2, 0, 1)[None].float())
-
-
-def segment(segmenter: Segmenter, words: list[Names]) -> tuple[np.ndarray, list[SegmentPrediction]]:
-    return segment_words(
-        pictures(),
-        words,
-        segmenter=segmenter,
-        embed=partial(embed_vocabulary, segmenter.clip, templates=("a {}",)),
-        things=[True] * len(words),
-        training_vocabulary=BACKGROUND,
-        inference=inference_options(object_threshold=0.1, overlap_threshold=0.1),
-        resolution=OPTIONS.resolution,
-    )
-
-
-def test_words_that_win_no_mask_change_nothing(segmenter: Segmenter) -> None:
-    ids, segments = segment(segmenter, OWN)
-    assert segments and set(np.unique(ids).tolist()) - {0} == {s.id for s in segments}
-    assert [s.id for s in segments] == [*range(1, len(segments) + 1)]
-    # No mask is nearer to these words than to all others.
-    unheard = [
-        word
-        for word in FOREIGN
-        if not (scored(one_picture(segmenter), segmenter, [*OWN, word]).labels == len(OWN)).any()
-    ]
-    assert len(unheard) >= 5
-    for beside in (1, 5, len(unheard)):
-        more, found = segment(segmenter, OWN + unheard[:beside])
-        assert np.array_equal(ids, more) and found == segments
+def test_every_word_s_own_score_is_given_whether_it_wins_or_not(
+    raw: RawPrediction, segmenter: Segmenter
+) -> None:
+    embed = partial(embed_vocabulary, segmenter.clip, templates=("a {}",))
+    words = OWN + FOREIGN
+    together = classified(raw, words, BACKGROUND, embed=embed, segmenter=segmenter)
+    assert together.found.shape == (*raw.ldp_embeddings.shape[:2], len(words))
+    for place in (0, 5, 20):
+        single = classified(raw, [words[place]], BACKGROUND, embed=embed, segmenter=segmenter)
+        torch.testing.assert_close(together.found[..., place], single.found[..., 0])
+    won = together.masks.labels < len(words)
+    own = together.found.gather(-1, together.masks.labels.clamp(max=len(words) - 1)[..., None])
+    torch.testing.assert_close(own[..., 0][won], together.masks.scores[won])
 
 
 class Fixed:
@@ -140,9 +124,8 @@ def by_hand(words: list[Names], background: list[Names]) -> MaskScores:
     fixed = Fixed(
         cat=(0.6, 0.8), dog=(0.4, 0.9), far=(-1.0, 0.0), grass=(0.5, 0.8), lawn=(0.9, 0.4)
     )
-    return classify_words(
-        one_mask(), words, background, embed=fixed.embed, segmenter=OneMask(), options=OPTIONS
-    )  # type: ignore[arg-type]
+    one: Segmenter = OneMask()  # type: ignore[assignment]
+    return classified(one_mask(), words, background, embed=fixed.embed, segmenter=one).masks
 
 
 def test_scores_by_hand() -> None:
@@ -163,14 +146,13 @@ def test_a_stronger_class_of_the_background_takes_the_mask() -> None:
 
 def test_a_class_of_the_background_is_no_rival_of_its_own_name() -> None:
     fixed = Fixed(cat=(0.6, 0.8), Lawn=(0.9, 0.4), grass=(0.5, 0.8), lawn=(0.9, 0.4))
-    found = classify_words(
+    found = classified(
         one_mask(),
         [("cat",), ("Lawn", "grass")],
         [("lawn",)],
         embed=fixed.embed,
         segmenter=OneMask(),  # type: ignore[arg-type]
-        options=OPTIONS,
-    )
+    ).masks
     assert found.labels.tolist() == [[1]] and float(found.class_probs[0, 0, 1]) == 1.0
 
 
@@ -178,14 +160,13 @@ def test_a_class_that_the_word_is_nearest_to_is_no_rival() -> None:
     """The background's a and b have a cosine of 0.6: a word nearer to a than that is another a."""
     fixed = Fixed(a=(1.0, 0.0), b=(0.6, 0.8), near=(0.8, -0.6), far=(0.5, -0.866))
     for word, expected in (("near", 0), ("far", 1)):
-        found = classify_words(
+        found = classified(
             one_mask(),
             [(word,)],
             [("a",), ("b",)],
             embed=fixed.embed,
             segmenter=OneMask(),  # type: ignore[arg-type]
-            options=OPTIONS,
-        )
+        ).masks
         assert found.labels.tolist() == [[expected]], word
 
 

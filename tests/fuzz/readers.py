@@ -37,7 +37,7 @@ from possam.evaluation.run_lengths import encode_array, encode_file
 from possam.evaluation.score import score
 from possam.model.encoders.sam import ARCHITECTURES, build_sam, load_sam
 from possam.params.project import Project
-from possam.reporting.photographs import read_photograph
+from possam.pictures.photographs import read_photograph
 from possam.runtime.files import read_json
 from possam.training.checkpoint import load_trained, save_trained
 from tests.support.layouts import (

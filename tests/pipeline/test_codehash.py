@@ -268,8 +268,8 @@ def test_of_this_package_without_importing_it() -> None:
     assert (codehash.PACKAGE / "cli.py").is_file()
     probe = (
         "import sys\nfrom possam.pipeline.codehash import module_closure\n"
-        "print(module_closure('possam.reporting.photographs'))\n"
-        "loaded = {'possam.reporting.photographs', 'possam.params.project', 'torch'}\n"
+        "print(module_closure('possam.pictures.photographs'))\n"
+        "loaded = {'possam.pictures.photographs', 'possam.params.project', 'torch'}\n"
         "assert not loaded & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

@@ -79,7 +79,7 @@ def test_a_stage_on_a_gpu_that_torch_cannot_use_names_the_driver(
 ) -> None:
     import torch
 
-    from possam.stages.common import check_device
+    from possam.runtime.gpu_driver import check_device
 
     smi.write_text("#!/bin/sh\necho 535.183.01\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
