@@ -298,6 +298,7 @@ class Model:
             is_thing=torch.tensor([*vocabulary.things, True], device=self.device),
             object_threshold=inference.object_threshold,
             overlap_threshold=inference.overlap_threshold,
+            mask_filter=inference.mask_filter,
         )
         kept = [segment for segment in segments if segment.category < count]
         table = np.zeros(len(segments) + 1, np.int32)
