@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from possam.arguments import Device, scales
+from possam.arguments import Device, Scale, Seed, load_project, scales
 
 _PREDICT = 'possam predict photos/ --words "cat; dog, puppy; grass" --stuff grass --out out'
 
@@ -14,6 +14,7 @@ _PREDICT = 'possam predict photos/ --words "cat; dog, puppy; grass" --stuff gras
 def register(command: Callable[[str], Callable[[Callable[..., Any]], Any]]) -> None:
     """Add the commands to the command line; ``command`` makes one, with the help's example."""
     command(_PREDICT)(predict)
+    command("possam export possam_h_coco out/possam_h --scale mini")(export)
 
 
 def predict(
@@ -60,3 +61,18 @@ def predict(
         batch_size=batch_size,
         export=[name for each in export.split(",") if (name := each.strip())],
     )
+
+
+def export(
+    run: Annotated[str, Argument(help="In params/runs.yaml, or a weights.safetensors.")],
+    out: Annotated[Path, Argument(help="New folder, or an exported one, which is replaced.")],
+    scale: Scale,
+    seed: Seed = None,
+    without_towers: Annotated[
+        bool, Option("--without-towers", help="Leave out towers that possam ships.")
+    ] = False,
+) -> None:
+    """Write a trained run as a folder that possam.load takes, ready for a model hub."""
+    from possam.stages.export import export_model
+
+    export_model(load_project(scale), run, out, seed=seed, without_towers=without_towers)

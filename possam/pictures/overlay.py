@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from possam.datasets.label_runs import segment_table
+
 Colour = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -140,8 +142,6 @@ def tint(
     Args:
         pixels: RGB (H,W,3) uint8; labels: (H,W), 0 for no segment; colours: of labels 1, 2, ...
     """
-    from scipy.ndimage import maximum_filter
-
     table = np.array([SHADE, *colours], dtype=np.float32)
     base = pixels.astype(np.float32)
     grey = base.mean(axis=2, keepdims=True)
@@ -157,27 +157,52 @@ def tint(
     edge[1:] |= labels[1:] != labels[:-1]
     line = max(1, round(max(labels.shape) / 640))
     for side, colour in ((2 * line + 1, INK), (2 * line - 1, PAPER)):
-        result[maximum_filter(edge, side, mode="constant")] = colour
+        result[_widen(edge, side // 2)] = colour
     return result.round().clip(0, 255).astype(np.uint8)
 
 
 def roomiest_spots(labels: NDArray[np.int32], count: int) -> list[Spot | None]:
     """Where a mark fits best in the segments 1 to ``count`` of ``labels`` (H,W); None: no pixel."""
-    from scipy.ndimage import distance_transform_edt, find_objects
-
+    boxes = {key: box for key, _, box in segment_table(labels)}
     places: list[Spot | None] = []
-    for position, box in enumerate(find_objects(labels, max_label=count)):
-        if box is None:
+    for number in range(1, count + 1):
+        if number not in boxes:
             places.append(None)
             continue
-        step = max(1, max(side.stop - side.start for side in box) // 200)
-        mask = np.pad(labels[box][::step, ::step] == position + 1, 1)
-        distance = distance_transform_edt(mask)
+        left, top, width, height = boxes[number]
+        step = max(1, max(width, height) // 200)
+        part = labels[top : top + height : step, left : left + width : step]
+        distance = _distance(np.pad(part == number, 1))
         row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-        x = box[1].start + (int(column) - 1) * step
-        y = box[0].start + (int(row) - 1) * step
+        x, y = left + (int(column) - 1) * step, top + (int(row) - 1) * step
         places.append(Spot(x, y, float(distance[row, column]) * step))
     return places
+
+
+def _widen(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """Every pixel (H,W) within ``by`` rows and columns of one that is set."""
+    for _ in range(2):  # down the columns, then (turned) along the rows
+        wide = mask.copy()
+        for shift in range(1, by + 1):
+            wide[shift:] |= mask[:-shift]
+            wide[:-shift] |= mask[shift:]
+        mask = wide.T
+    return mask
+
+
+def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Euclidean distance of each pixel (H,W) that is set to the nearest one that is not.
+
+    By columns first, then over the columns of each row (Saito and Toriwaki 1994), exactly.
+    """
+    height, width = mask.shape
+    column = np.where(mask, height + width, 0)
+    for row in range(1, height):
+        column[row] = np.minimum(column[row], column[row - 1] + 1)
+    for row in range(height - 2, -1, -1):
+        column[row] = np.minimum(column[row], column[row + 1] + 1)
+    across = (np.arange(width)[:, None] - np.arange(width)) ** 2
+    return np.sqrt([(each**2 + across).min(1) for each in column])
 
 
 def _draw_numbers(

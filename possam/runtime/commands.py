@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from possam.runtime.errors import JobFailedError, PossamError
+from possam.runtime.extras import missing_extra
 from possam.runtime.faults import explain
 from possam.runtime.version import __version__
 
@@ -85,7 +86,7 @@ def command(app: typer.Typer, panel: str, example: str) -> Callable[[Callable[..
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 code = 141
             except Exception as error:
-                if (reason := explain(error)) is None:
+                if (reason := missing_extra(error) or explain(error)) is None:
                     raise
                 print(f"possam {name}: {reason}", file=sys.stderr)
                 code = 2

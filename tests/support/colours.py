@@ -1,5 +1,6 @@
 """A segmenter that finds colours, so that results can be stated by hand."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
 
@@ -29,10 +30,23 @@ INFERENCE = InferenceOptions(
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
+class Letters:
+    """A tokenizer with one token per letter."""
+
+    context_length = 40
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(map(chr, tokens))
+
+
 class ColourClip(nn.Module):
     """Knows the words of three colours; every other word is a direction of its own."""
 
     logit_scale = 20.0
+    tokenizer = Letters()
 
     def encode_text(self, texts: list[str]) -> Tensor:
         names = [*COLOURS]
@@ -62,20 +76,19 @@ class ColourSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> RawPrediction:
         height, width = images.shape[-2:]
-        upper = torch.arange(height)[:, None] < height // 2
-        masks, embeddings = [], []
-        for channel in range(3):
-            is_colour = images[0].argmax(0) == channel
-            for part in (upper, ~upper):
-                mask = is_colour & part
-                masks.append(torch.where(mask, 9.0, -9.0))
-                embeddings.append(torch.eye(4)[channel] * bool(mask.any()))
-        vectors = torch.stack(embeddings)[None]
+        upper = (torch.arange(height)[:, None] < height // 2).expand(height, width)
+        masks, vectors = [], []
+        for image in images:
+            is_colour = [image.argmax(0) == channel for channel in range(3)]
+            own = [colour & part for colour in is_colour for part in (upper, ~upper)]
+            masks.append(torch.stack([torch.where(mask, 9.0, -9.0) for mask in own]))
+            rows = [torch.eye(4)[k // 2] * bool(mask.any()) for k, mask in enumerate(own)]
+            vectors.append(torch.stack(rows))
         return RawPrediction(
-            mask_logits=torch.stack(masks)[None],
-            ldp_embeddings=vectors,
-            clip_embeddings=vectors,
-            iou=torch.full((1, 6), 0.9),
+            mask_logits=torch.stack(masks),
+            ldp_embeddings=torch.stack(vectors),
+            clip_embeddings=torch.stack(vectors),
+            iou=torch.full((len(images), 6), 0.9),
             padded_size=(height, width),
             image_size=(height, width),
         )

@@ -35,6 +35,9 @@ def prepared(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> W
 
 def write_examples(folder: Path) -> None:
     Image.effect_noise((96, 80), 60).convert("RGB").save(folder / "photo.jpg")
+    (folder / "photos").mkdir()
+    shutil.copy(folder / "photo.jpg", folder / "photos")
+    (folder / "words.txt").write_text("red disc\ngrass, lawn\n")
     before = folder / "path/to/before/results/smoke/evaluations"
     shutil.copytree(folder / "results/smoke/evaluations", before)
     upstream, raw = folder / "path/to/coco", folder / "data/smoke/raw"
@@ -98,11 +101,13 @@ def test_command(prepared: Workspace, command: str) -> None:
     assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
     if command.startswith("possam predict"):
         folder = prepared.folder / command.split("--out ")[1]
-        assert {p.name for p in folder.iterdir()} == {
-            "panoptic.png",
-            "panoptic.json",
-            "overlay.png",
-        }
+        if "photos/" in command:
+            assert (folder / "exports").is_dir() == ("--export" in command)
+            folder /= "photo.jpg"
+        names = {"panoptic.png", "panoptic.json", "overlay.png", "embeddings.npz"}
+        assert {p.name for p in folder.iterdir()} == names
+    if command.startswith("possam export"):
+        assert (prepared.folder / "out/possam_h/config.json").is_file()
     if command == "make study":
         for line in (r"^table\s+7$", r"^report\s+1$"):
             assert re.search(line, done.stdout + done.stderr, re.MULTILINE), line
