@@ -17,6 +17,8 @@ STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)
 # One thread per process: two processes on two cores beat one process on two threads.
 export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
+# Of the pages' theme: news about its successor.
+export NO_MKDOCS_2_WARNING := 1
 # Where pip is set up for a site, uv is too: certificates and indexes here, pip.conf in workflow/uv.sh (docs/set-up.md).
 export UV_SYSTEM_CERTS ?= true
 export UV_DEFAULT_INDEX ?= $(value PIP_INDEX_URL)

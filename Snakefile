@@ -108,6 +108,11 @@ def processors(kind, local):
     return local if launcher == "local" else lambda w: allocation(kind, w).cpus
 
 
+# One environment for all rules: every stage is the same program, and its identity covers code and parameters, so that several
+# environments could only disagree. `snakemake --sdm apptainer` runs each job in this image (docs/your-cluster.md).
+container: config.get("container", "possam.sif")
+
+
 wildcard_constraints:
     **CONSTRAINTS,
     scale="|".join(graph.scales),

@@ -237,7 +237,9 @@ def submit(job: TrainingJob, allocation: Allocation, *, name: str, root: Path) -
     git = folder / f"git_{job.source.name}.json"
     if not git.exists():
         write_json(git, source_state())
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=allocation.max_requeues)
+    python = f"{allocation.inside} python" if allocation.container else None
+    limit = allocation.max_requeues
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=limit, python=python)
     names = ("account", "partition", "qos", "constraint", "exclusive")
     optional = {name: getattr(allocation, name) for name in names} | allocation.gpu_request
     options = dict(option[2:].partition("=")[::2] for option in allocation.extra)

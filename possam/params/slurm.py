@@ -62,6 +62,7 @@ class Allocation(Options):
             default.
         extra: further options of sbatch, ``--name`` or ``--name=value``.
         setup: shell commands that run in the job before its program; the first that fails ends it.
+        container: Apptainer image (``containers/possam.def``) that the program runs in; None: none.
         gpus: GPUs per node, of ``gpu_type`` (a gres type such as ``a100``; None: any).
         gpu_option: the option of sbatch that asks for them.
         cpus: cores per process.
@@ -91,6 +92,7 @@ class Allocation(Options):
     constraint: _Name | None
     extra: tuple[_Option, ...]
     setup: tuple[Annotated[str, StringConstraints(min_length=1)], ...]
+    container: Annotated[str, StringConstraints(min_length=1)] | None
     gpu_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")] | None
     gpu_option: Literal["gres", "gpus-per-node"]
     gpus: Count
@@ -133,6 +135,8 @@ class Allocation(Options):
         options += [f"--gpus-per-node={gpus['gpus_per_node']}"] if "gpus_per_node" in gpus else []
         # Snakemake's strict shell would end at the first unset variable of a module.
         setup = ["set +eu", *self.setup_lines, "set -eu", ""] if self.setup else []
+        if self.container is not None:
+            setup = [*setup[:-1], f'possam() {{ {self.inside} possam "$@"; }}', ""]
         return {
             "slurm_account": self.account,
             "slurm_partition": self.partition,
@@ -156,6 +160,18 @@ class Allocation(Options):
         if self.gpu_option == "gres":
             return {"gres": f"gpu:{count}"}
         return {"gpus_per_node": count}
+
+    @property
+    def inside(self) -> str:
+        """Shell words before a command that run it in the container; empty without one.
+
+        The checkout is bound at its own path; ``APPTAINER_BIND`` in ``setup`` binds other folders.
+        """
+        if self.container is None:
+            return ""
+        gpu = ["--nv"] if self.device == "cuda" else []
+        words = ["apptainer", "exec", *gpu, "--bind", '"$PWD"', "--pwd", '"$PWD"']
+        return " ".join([*words, shlex.quote(self.container)])
 
     @property
     def setup_lines(self) -> list[str]:

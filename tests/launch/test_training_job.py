@@ -111,6 +111,15 @@ print("Submitted batch job 7")
     return ask
 
 
+def test_a_training_runs_in_the_container_that_the_file_names(
+    asked_for: Callable[..., tuple[str, dict[str, str]]],
+) -> None:
+    assert "apptainer" not in asked_for()[0]
+    script, _ = asked_for(container="/shared/possam.sif")
+    inside = 'apptainer exec --bind "$PWD" --pwd "$PWD" /shared/possam.sif python'
+    assert f"{inside} -u -m submitit.core._submit" in script
+
+
 def test_a_training_asks_for_what_the_file_says(
     asked_for: Callable[..., tuple[str, dict[str, str]]],
 ) -> None:

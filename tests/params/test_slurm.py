@@ -137,6 +137,30 @@ def test_setup_runs_before_a_stage_and_ends_it_where_it_fails(edited: Edit) -> N
     assert done.returncode == 1
 
 
+def test_a_stage_runs_in_the_container_that_the_file_names(edited: Edit, tmp_path: Path) -> None:
+    """With a stand-in for apptainer that prints its arguments, one per line."""
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+    stand_in.chmod(0o755)
+    image = "/shared/images of us/possam.sif"
+    folder = edited(lambda v: v["defaults"].update(container=image, setup=["export SITE=x"]))
+    allocations = Allocations(folder=folder)
+    for scale, kind, gpu in (("smoke", "table", []), ("paper", "evaluate", ["--nv"])):
+        setup = allocations.of(scale, kind).resources["setup"]
+        done = subprocess.run(
+            ["bash", "-c", f"set -euo pipefail; {setup}possam table 'a b'; echo $SITE"],
+            env={"PATH": f"{stand_in.parent}:/usr/bin:/bin"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        here = str(tmp_path)
+        words = ["exec", *gpu, "--bind", here, "--pwd", here, image, "possam", "table", "a b", "x"]
+        assert done.stdout.splitlines() == words
+
+
 def test_the_example_of_another_cluster_is_followed_literally(edited: Edit) -> None:
     """The YAML of docs/your-cluster.md, put into params/slurm.yaml as the page says."""
     page = (ROOT / "docs/your-cluster.md").read_text()
