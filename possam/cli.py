@@ -113,7 +113,7 @@ def train(
 
 @pipeline("possam evaluate possam_b_coco ade20k --scale mini")
 def evaluate(
-    run: Annotated[str, Argument(help="In params/runs.yaml or external.yaml.")],
+    run: Annotated[str, Argument(help="Of params/runs, external or training_free.yaml.")],
     benchmark: Annotated[str, Argument(autocompletion=names("benchmarks"))],
     scale: Scale,
     seed: Seed = None,
@@ -121,20 +121,18 @@ def evaluate(
     device: Device = "cpu",
     workers: Annotated[int | None, Option(help="Only for external systems (default: 1).")] = None,
 ) -> None:
-    """Evaluate one run or external system on one benchmark."""
-    project = load_project(scale)
-    if run in project.external:
-        from possam.stages.external import evaluate_external
+    """Evaluate a run, an external or a training-free system on one benchmark."""
+    from possam.stages.evaluations import evaluate_system
 
-        if seed is not None or condition != "trained":
-            raise InputError(f"--seed, --condition: {run} is external: predictions have neither")
-        evaluate_external(project, run, benchmark, workers=1 if workers is None else workers)
-    elif workers is not None:
-        raise InputError(f"--workers: only predictions are scored by several; {run} is a run")
-    else:
-        from possam.stages.evaluate import evaluate
-
-        evaluate(project, run, benchmark, seed=seed, condition=condition, device=device)
+    evaluate_system(
+        load_project(scale),
+        run,
+        benchmark,
+        seed=seed,
+        condition=condition,
+        device=device,
+        workers=workers,
+    )
 
 
 @pipeline("possam table table1 --scale mini")

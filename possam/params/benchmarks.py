@@ -1,6 +1,6 @@
-"""Test sets, what is measured on them, and systems whose predictions were made elsewhere.
+"""Test sets, what is measured on them, and systems that are not trained here.
 
-Files: ``params/benchmarks.yaml``, ``params/external.yaml``.
+Files: ``params/benchmarks.yaml``, ``params/external.yaml``, ``params/training_free.yaml``.
 """
 
 from collections.abc import Collection, Mapping
@@ -75,6 +75,17 @@ class ExternalParams(Options):
             return {"predictions": path}
         beside = path.removesuffix(_JSON)
         return {"predictions": path, "segmentations": self.segmentations.get(benchmark, beside)}
+
+
+class TrainingFreeParams(Options):
+    """One system that trains nothing: automatic masks of a SAM, named by CLIP.
+
+    ``sam``: the SAM's size; ``seen``: the data set whose classes count as seen, so that its columns
+    compare with those of runs that are trained on it.
+    """
+
+    sam: str
+    seen: str
 
 
 def check_external(

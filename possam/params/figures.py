@@ -133,7 +133,7 @@ class TrainingCurvesParams(FigureParams):
     def needs(self, project: Project) -> Needs:
         seeds = project.scale.seeds
         found = [key for name in self.tables for key in project.tables[name].evaluations(seeds)]
-        runs = dict.fromkeys((key.run, key.seed) for key in found if not key.is_external)
+        runs = dict.fromkeys((key.run, key.seed) for key in found if key.is_trained)
         return Needs(runs=tuple(runs))
 
 

@@ -9,7 +9,7 @@ is represented by a small file that is written last; large files lie beside it.
 from pathlib import Path
 
 from possam.params.project import Project
-from possam.params.tables import EXTERNAL, NO_SEED
+from possam.params.tables import EXTERNAL, NO_SEED, TRAINING_FREE
 
 WORLD = "data/{scale}/world/manifest.json"
 ASSET = "data/{scale}/assets/{asset}.record.json"
@@ -26,6 +26,10 @@ EXTERNAL_EVALUATION = EVALUATION.replace("{run}/seed{seed}", f"{{external}}/seed
     "{condition}", EXTERNAL
 )
 """An evaluation of another system's predictions."""
+TRAINING_FREE_EVALUATION = EVALUATION.replace(
+    "{run}/seed{seed}", f"{{system}}/seed{NO_SEED}"
+).replace("{condition}", TRAINING_FREE)
+"""An evaluation of a system that trains nothing."""
 TABLE_CSV = "results/{prefix}{table}.csv"
 TABLE_MD = "results/{prefix}{table}.md"
 TABLE_TEX = "results/{prefix}{table}.tex"

@@ -13,7 +13,12 @@ from typing import Any
 from possam.datasets.catalogue import datasets, find_dataset, trainable, users_of_roles
 from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.params.assets import AssetParams
-from possam.params.benchmarks import BenchmarkParams, ExternalParams, check_external
+from possam.params.benchmarks import (
+    BenchmarkParams,
+    ExternalParams,
+    TrainingFreeParams,
+    check_external,
+)
 from possam.params.reading import (
     P,
     choose,
@@ -37,6 +42,7 @@ class Project:
         data: name of the scale whose data it uses (in paths of data).
         assets, benchmarks: entries of ``assets.yaml`` and ``benchmarks.yaml``.
         external: entries of ``external.yaml``, of every scale.
+        training_free: entries of ``training_free.yaml``.
         tables: those that this scale has the data for, with only its own external systems.
         unserved: for each of the other tables, which data the scale lacks.
         variants: every inference variant, resolved against the scale's ``inference`` block.
@@ -67,6 +73,13 @@ class Project:
         self.external = self._mapping("external.yaml", ExternalParams, names, may_be_empty=True)
         path = str(folder / "external.yaml")
         check_external(self.external, path, self._run_data, scales, measured)
+        path = str(folder / "training_free.yaml")
+        self.training_free = self._mapping("training_free.yaml", TrainingFreeParams)
+        for name, entry in self.training_free.items():
+            choose("SAM size", entry.sam, self.scale.towers.sam, path, f"{name}.sam")
+            choose("training set", entry.seen, trainable(), path, f"{name}.seen")
+            if name in self._run_data or name in self.external:
+                raise InputError(f"{path}: {name}: another system has this name; rename it")
         tables = self._checked_tables(measured)
         self.unserved = {
             name: f"{folder / 'tables.yaml'}: {name}: {lack}"
@@ -119,11 +132,15 @@ class Project:
         for key in evaluations:
             if lack := self.lack_of_benchmark(key.benchmark):
                 return lack
-            run, external = key.run, self.external
-            source = external[run].trained_on if key.is_external else self.runs[run].train
-            if lack := self.lack_of_dataset(source, "train"):
-                return f"{run}: {lack}"
+            if lack := self.lack_of_dataset(self._seen_from(key), "train"):
+                return f"{key.run}: {lack}"
         return ""
+
+    def _seen_from(self, key: Evaluation) -> str:
+        """The data set whose classes count as seen in an evaluation."""
+        if key.is_external:
+            return self.external[key.run].trained_on
+        return self.runs[key.run].train if key.is_trained else self.training_free[key.run].seen
 
     def lack_of_benchmark(self, name: str) -> str:
         """What the scale lacks for the test set of a benchmark; empty if nothing."""
@@ -152,6 +169,7 @@ class Project:
             "benchmark": self.benchmarks,
             "variant": self.variants,
             "external": self.external,
+            "training_free": self.training_free,
         }
         tables = self._mapping("tables.yaml", TableParams, names)
         source = str(self.folder / "tables.yaml")

@@ -16,13 +16,15 @@ CONDITIONS: tuple[str, ...] = get_args(Condition)
 TRAINED = "trained"
 EXTERNAL = "external"
 """The condition of predictions of a system that is not trained here."""
-NO_SEED = 0  # the seed in keys and paths of external predictions
+TRAINING_FREE = "training_free"
+"""The condition of a system of ``training_free.yaml``, which trains nothing."""
+NO_SEED = 0  # the seed in keys and paths of what is not trained here
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block, unchanged."""
 
 
 class Evaluation(NamedTuple):
-    """Key of one evaluation file; ``run`` may be a system of ``external.yaml``."""
+    """Key of one evaluation file; ``run`` may be an external or a training-free system."""
 
     run: str
     seed: int
@@ -33,6 +35,11 @@ class Evaluation(NamedTuple):
     def is_external(self) -> bool:
         """Whether predictions of another system are evaluated, without a training here."""
         return self.condition == EXTERNAL
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether ``run`` is a run of ``runs.yaml``."""
+        return self.condition not in (EXTERNAL, TRAINING_FREE)
 
     @property
     def name(self) -> str:
@@ -53,9 +60,14 @@ class Origin(NamedTuple):
         """Whether predictions of another system are evaluated, without a training here."""
         return self.condition == EXTERNAL
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether ``run`` is a run of ``runs.yaml``."""
+        return self.condition not in (EXTERNAL, TRAINING_FREE)
+
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
-        """The evaluations behind it: one per seed, or a single one of external predictions."""
-        seeds = (NO_SEED,) if self.condition == EXTERNAL else seeds
+        """The evaluations behind it: one per seed, or a single one where nothing is trained."""
+        seeds = seeds if self.is_trained else (NO_SEED,)
         return [Evaluation(self.run, seed, self.benchmark, self.condition) for seed in seeds]
 
 
@@ -73,9 +85,10 @@ class CellParams(Options):
 
 
 class RowCellParams(Options):
-    """Where a group of a row's columns comes from: a run, or an external system."""
+    """Where a group of a row's columns comes from: a run, or a system that is not trained here."""
 
     external: str | None = None
+    training_free: str | None = None
     run: str | None = Field(default=None, validate_default=True)
     benchmark: str
     variant: str = DEFAULT_VARIANT
@@ -83,12 +96,15 @@ class RowCellParams(Options):
     @field_validator("run")
     @classmethod
     def _one_source(cls, run: str | None, info: ValidationInfo) -> str | None:
-        if "external" not in info.data:  # its own fault is reported
+        if not {"external", "training_free"} <= info.data.keys():  # their own fault is reported
             return run
-        if run is None and info.data["external"] is None:
-            raise PydanticCustomError("missing", "Field required (or 'external' in its place)")
-        if run is not None and info.data["external"] is not None:
-            raise ValueError("a cell is of a run or of external predictions; remove one of the two")
+        given = [run, info.data["external"], info.data["training_free"]]
+        if given == [None, None, None]:
+            raise PydanticCustomError(
+                "missing", "Field required (or 'external' or 'training_free' in its place)"
+            )
+        if given.count(None) < 2:
+            raise ValueError("a cell is of one system: keep one of run, external, training_free")
         return run
 
     @field_validator("variant")
@@ -96,13 +112,17 @@ class RowCellParams(Options):
     def _of_a_run(cls, variant: str, info: ValidationInfo) -> str:
         if info.data.get("external") is not None:
             raise ValueError("external predictions have no inference variants; remove it")
+        if info.data.get("training_free") is not None:
+            raise ValueError("all variants are one where only CLIP classifies; remove it")
         return variant
 
     @property
     def origin(self) -> Origin:
-        """The trained run's figures, or the external system's."""
+        """The trained run's figures, or those of the system that is not trained here."""
         if self.external is not None:
             return Origin(self.external, self.benchmark, EXTERNAL, DEFAULT_VARIANT)
+        if self.training_free is not None:
+            return Origin(self.training_free, self.benchmark, TRAINING_FREE, DEFAULT_VARIANT)
         assert self.run is not None
         return Origin(self.run, self.benchmark, TRAINED, self.variant)
 
@@ -120,9 +140,9 @@ class RowParams(Options):
 
     @property
     def source(self) -> str:
-        """``reproduced``, ``external`` or ``published``."""
-        origin = EXTERNAL if self.is_external else "reproduced"
-        return origin if self.cells else "published"
+        """``reproduced``, ``external``, ``training_free`` or ``published``."""
+        origins = {cell.origin.condition for cell in self.cells.values()}
+        return {TRAINED: "reproduced"}.get(*origins, *origins) if origins else "published"
 
     @property
     def is_external(self) -> bool:
@@ -203,7 +223,8 @@ def check_table(
     """Check every name in ``table``.
 
     Args:
-        choices: valid names of a ``run``, ``benchmark``, ``variant`` and ``external`` system.
+        choices: valid names of a ``run``, a ``benchmark``, a ``variant``, and an ``external`` and a
+            ``training_free`` system.
         measured, predicted: what each benchmark measures; each external system's benchmarks.
 
     Raises:
@@ -244,9 +265,10 @@ def check_table(
                     "external.yaml"
                 )
         key = f"{name}.rows[{row.name}]"
-        if row.is_external and any(cell.external is None for cell in row.cells.values()):
+        if len({cell.origin.condition for cell in row.cells.values()}) > 1:
             raise InputError(
-                f"{source}: {key}.cells: runs and external predictions in one row; make two rows"
+                f"{source}: {key}.cells: runs, external predictions or training-free systems in "
+                "one row; make a row of each"
             )
         if not row.published and not row.cells:
             raise InputError(
@@ -254,7 +276,7 @@ def check_table(
                 "it cells, or remove it"
             )
     if table.reference is not None:
-        reproduced = [row.name for row in table.rows if row.cells and not row.is_external]
+        reproduced = [row.name for row in table.rows if row.source == "reproduced"]
         choose("reproduced row", table.reference, reproduced, source, f"{name}.reference")
     for control in table.controls:
         shown = [column.metric for column in table.columns]

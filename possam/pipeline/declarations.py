@@ -5,22 +5,19 @@ A stage is one Snakemake rule and one line of the plan, which both ask
 ``possam STAGE`` that the rule calls.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from possam.datasets.catalogue import module_of
 from possam.model.options import CLIP
 from possam.params import layout
-from possam.params.assets import AssetParams
 from possam.params.data import load_data
 from possam.params.figures import find_figure, load_figures
 from possam.params.project import Project
 from possam.params.published import read_published
-from possam.params.reading import choose
 from possam.params.tables import CONDITIONS
+from possam.pipeline import lookup
 from possam.pipeline.external import find_external, hash_predictions, prediction_files
-from possam.runtime.errors import InputError
-from possam.runtime.options import Options
 from possam.runtime.secrets import redact
 
 Wildcards = Mapping[str, str]
@@ -30,7 +27,7 @@ CONSTRAINTS: Mapping[str, str] = {
     **{"table": r"table\d+", "seed": r"\d+", "split": "train|val"},
     "condition": "|".join(CONDITIONS),
     **dict.fromkeys(("asset", "dataset", "tower", "run", "benchmark"), r"\w+"),
-    **dict.fromkeys(("external", "figure"), r"\w+"),
+    **dict.fromkeys(("external", "system", "figure"), r"\w+"),
 }
 """Regular expressions of the wildcards; ``scale`` and ``prefix`` follow from params/scales."""
 
@@ -73,7 +70,7 @@ class World(Stage):
     outputs = (layout.WORLD,)
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
-        return None if project.scale.world is None else _plain(project.scale.world)
+        return None if project.scale.world is None else lookup.plain(project.scale.world)
 
 
 class Download(Stage):
@@ -84,7 +81,7 @@ class Download(Stage):
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
-        from_world = any("{world}" in url for url in _asset(project, w["asset"]).urls)
+        from_world = any("{world}" in url for url in lookup.asset(project, w["asset"]).urls)
         return [layout.WORLD.format(scale=project.data)] if from_world else []
 
     def check(self, project: Project, w: Wildcards) -> None:
@@ -93,7 +90,7 @@ class Download(Stage):
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         """A renewed password or token of an address is no other source."""
-        asset = _asset(project, w["asset"])
+        asset = lookup.asset(project, w["asset"])
         values = asset.model_dump(mode="json", exclude={"about", "unpacked_about"})
         return values | {"urls": [redact(url, frozenset()) for url in values["urls"]]}
 
@@ -106,7 +103,7 @@ class Convert(Stage):
     stored = True
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
-        return _records(project, [*project.dataset_assets(w["dataset"], w["split"]).values()])
+        return lookup.records(project, [*project.dataset_assets(w["dataset"], w["split"]).values()])
 
     def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
         """The data set's own module; another data set's changes nothing."""
@@ -120,11 +117,14 @@ class Features(Stage):
     outputs = (layout.FEATURES,)
 
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
-        return [_dataset(project, w["dataset"], w["split"]), *_tower(project, w["tower"])]
+        return [
+            lookup.dataset(project, w["dataset"], w["split"]),
+            *lookup.tower(project, w["tower"]),
+        ]
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         tower = w["tower"]
-        own = _own_towers(project, None if tower == CLIP else tower)
+        own = lookup.own_towers(project, None if tower == CLIP else tower)
         return [tower, own, project.scale.training.augmentation.policy]
 
 
@@ -138,19 +138,19 @@ class Train(Stage):
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         """A data set and towers; cached features and a checkpoint where the run asks for them."""
         run = project.run(w["run"])
-        inputs = [_dataset(project, run.train, "train"), *_towers(project, run.sam)]
+        inputs = [lookup.dataset(project, run.train, "train"), *lookup.towers(project, run.sam)]
         if run.training.feature_cache:
             where = {"scale": project.data, "dataset": run.train, "split": "train"}
             inputs += [layout.FEATURES.format(tower=tower, **where) for tower in run.towers]
         if (other := project.starting_run(run)) is not None:
             inputs.append(layout.RUN.format(prefix=project.prefix, run=other, seed=w["seed"]))
         elif run.start_from is not None:
-            inputs += _records(project, [run.start_from])
+            inputs += lookup.records(project, [run.start_from])
         return inputs
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         run = project.run(w["run"], seed=int(w["seed"]))
-        return [_plain(run), _own_towers(project, run.sam), project.scale.threads]
+        return [lookup.plain(run), lookup.own_towers(project, run.sam), project.scale.threads]
 
     def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
         """The modules of the parts that the run chose; another pooling's changes nothing."""
@@ -171,7 +171,10 @@ class External(Stage):
         """The test set, and the training set for seen classes."""
         source = find_external(project, w["external"], w["benchmark"]).trained_on
         test = project.benchmark(w["benchmark"])
-        return [_dataset(project, test.dataset, test.split), _dataset(project, source, "train")]
+        return [
+            lookup.dataset(project, test.dataset, test.split),
+            lookup.dataset(project, source, "train"),
+        ]
 
     def check(self, project: Project, w: Wildcards) -> None:
         """The predictions must exist."""
@@ -183,9 +186,40 @@ class External(Stage):
             entry.trained_on,
             entry.category_ids,
             hash_predictions(prediction_files(project, w["external"], w["benchmark"])),
-            _plain(project.benchmarks[w["benchmark"]]),
-            _plain(project.scale.evaluation),
+            lookup.plain(project.benchmarks[w["benchmark"]]),
+            lookup.plain(project.scale.evaluation),
         ]
+
+
+class TrainingFree(Stage):
+    """SAM + CLIP on one benchmark, without a training."""
+
+    name = "training_free"
+    outputs = (layout.TRAINING_FREE_EVALUATION,)
+    stored = by_device = True
+
+    def inputs(self, project: Project, w: Wildcards) -> list[str]:
+        """The test set, the data set whose classes count as seen, and the towers."""
+        entry = lookup.training_free(project, w["system"])
+        test = project.benchmark(w["benchmark"])
+        return [
+            lookup.dataset(project, test.dataset, test.split),
+            lookup.dataset(project, entry.seen, "train"),
+            *lookup.towers(project, entry.sam),
+        ]
+
+    def parameters(self, project: Project, w: Wildcards) -> Any:
+        entry, scale = lookup.training_free(project, w["system"]), project.scale
+        options = (entry, project.benchmark(w["benchmark"]), scale.inference, scale.evaluation)
+        return [
+            *map(lookup.plain, (*options, scale.automatic_masks)),
+            list(scale.templates),
+            lookup.own_towers(project, entry.sam),
+        ]
+
+    def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
+        """Also the module of the ensemble."""
+        return (*super().code(project, w), *project.scale.inference.modules)
 
 
 class Evaluate(Stage):
@@ -199,9 +233,9 @@ class Evaluate(Stage):
         """The test set, the training set (for seen classes), the towers and the trained run."""
         run, test = project.run(w["run"]), project.benchmark(w["benchmark"])
         inputs = [
-            _dataset(project, test.dataset, test.split),
-            _dataset(project, run.train, "train"),
-            *_towers(project, run.sam),
+            lookup.dataset(project, test.dataset, test.split),
+            lookup.dataset(project, run.train, "train"),
+            *lookup.towers(project, run.sam),
         ]
         if w["condition"] != "untrained":
             inputs.append(layout.RUN.format(prefix=project.prefix, run=w["run"], seed=w["seed"]))
@@ -212,11 +246,11 @@ class Evaluate(Stage):
         variants = project.variants_at(run, w["benchmark"], condition)
         return [
             condition,
-            _plain(project.benchmark(w["benchmark"])),
-            {name: _plain(inference) for name, inference in variants.items()},
-            _plain(scale.evaluation),
+            lookup.plain(project.benchmark(w["benchmark"])),
+            {name: lookup.plain(inference) for name, inference in variants.items()},
+            lookup.plain(scale.evaluation),
             list(scale.templates),
-            _own_towers(project, project.run(run).sam),
+            lookup.own_towers(project, project.run(run).sam),
             Train().parameters(project, w) if condition == "untrained" else [run, w["seed"]],
         ]
 
@@ -240,7 +274,7 @@ class Table(Stage):
     def inputs(self, project: Project, w: Wildcards) -> list[str]:
         params = project.table(w["table"])
         cells = params.evaluations(project.scale.seeds)
-        return [*_evaluations(project, cells), *_published(project, [params.published])]
+        return [*lookup.evaluations(project, cells), *lookup.published(project, [params.published])]
 
     def check(self, project: Project, w: Wildcards) -> None:
         """The published values must fit the table."""
@@ -248,8 +282,8 @@ class Table(Stage):
         read_published(project.folder / "published" / params.published, params)
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
-        evaluation = _plain(project.scale.evaluation)
-        return [_plain(project.table(w["table"])), _about(project), evaluation]
+        evaluation = lookup.plain(project.scale.evaluation)
+        return [lookup.plain(project.table(w["table"])), lookup.about(project), evaluation]
 
 
 class Track(Stage):
@@ -273,20 +307,20 @@ class Figure(Stage):
         needs, prefix = find_figure(project, w["figure"]).needs(project), project.prefix
         return [
             *(layout.RUN.format(prefix=prefix, run=run, seed=seed) for run, seed in needs.runs),
-            *_evaluations(project, needs.evaluations),
-            *(_dataset(project, dataset, split) for dataset, split in needs.datasets),
-            *(record for tower in needs.towers for record in _tower(project, tower)),
-            *_published(project, needs.published),
+            *lookup.evaluations(project, needs.evaluations),
+            *(lookup.dataset(project, dataset, split) for dataset, split in needs.datasets),
+            *(record for tower in needs.towers for record in lookup.tower(project, tower)),
+            *lookup.published(project, needs.published),
         ]
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
         scale, params = project.scale, find_figure(project, w["figure"])
-        needs, parts = params.needs(project), [_plain(params), _about(project)]
+        needs, parts = params.needs(project), [lookup.plain(params), lookup.about(project)]
         if needs.evaluations:
-            parts.append(_plain(scale.evaluation))
+            parts.append(lookup.plain(scale.evaluation))
         if needs.datasets:
             options = (scale.inference, scale.automatic_masks, scale.towers)
-            parts += [*map(_plain, options), list(scale.templates)]
+            parts += [*map(lookup.plain, options), list(scale.templates)]
         return parts
 
     def code(self, project: Project, w: Wildcards) -> tuple[str, ...]:
@@ -312,66 +346,16 @@ class Report(Stage):
         ]
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
-        return [_about(project), _plain(project.scale.evaluation)]
+        return [lookup.about(project), lookup.plain(project.scale.evaluation)]
 
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
         *(World(), Download(), Convert(), Features(), Train()),
-        *(External(), Evaluate()),  # the pattern of evaluations fits external ones, too
+        # The pattern of evaluations fits those of systems that are not trained here, too.
+        *(External(), TrainingFree(), Evaluate()),
         *(Table(), Figure(), Track(), Report()),
     )
 }
 """In the order of the pipeline. The first stage with a pattern that fits a file makes it."""
-
-
-def _plain(params: Options) -> dict[str, Any]:
-    return params.model_dump(mode="json")
-
-
-def _about(project: Project) -> list[Any]:
-    scale = project.scale
-    return [scale.title, scale.synthetic, list(scale.seeds)]
-
-
-def _asset(project: Project, name: str) -> AssetParams:
-    choose("asset", name, project.assets, str(project.folder / "assets.yaml"), "asset")
-    return project.assets[name]
-
-
-def _records(project: Project, assets: Iterable[str]) -> list[str]:
-    return [layout.ASSET.format(scale=project.data, asset=asset) for asset in assets]
-
-
-def _dataset(project: Project, dataset: str, split: str) -> str:
-    return layout.DATASET.format(scale=project.data, dataset=dataset, split=split)
-
-
-def _evaluations(project: Project, found: Iterable[Any]) -> list[str]:
-    return [layout.EVALUATION.format(prefix=project.prefix, **key._asdict()) for key in found]
-
-
-def _published(project: Project, files: Iterable[str]) -> list[str]:
-    return [str(project.folder / "published" / file) for file in files]
-
-
-def _tower(project: Project, tower: str) -> list[str]:
-    """Records of a frozen tower's files: ``clip``, or a size of SAM."""
-    towers = project.scale.towers
-    if tower == CLIP:
-        return _records(project, [a for a in (towers.clip.asset, *towers.clip.files) if a])
-    if tower not in towers.sam:
-        valid = ", ".join((CLIP, *towers.sam))
-        raise InputError(f"unknown tower {tower!r}; valid choices: {valid}")
-    return _records(project, [towers.sam[tower].asset])
-
-
-def _towers(project: Project, sam: str | None) -> list[str]:
-    return [*(() if sam is None else _tower(project, sam)), *_tower(project, CLIP)]
-
-
-def _own_towers(project: Project, sam: str | None) -> dict[str, Any]:
-    """CLIP and one SAM, or none: an edit of another SAM's entry reruns nothing."""
-    towers = _plain(project.scale.towers)
-    return {**towers, "sam": None if sam is None else towers["sam"][sam]}

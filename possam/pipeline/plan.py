@@ -210,7 +210,8 @@ class _Cost:
     groups: Mapping[Job, int]
 
     def step(self, job: Job, needs: tuple[Job, ...]) -> Step:
-        units = self.hardware.per_job.get(job.stage, 0)
+        stage = "evaluate" if job.stage == "training_free" else job.stage
+        units = self.hardware.per_job.get(stage, 0)
         whole = self._seconds(job, max(1, units)) / 3600
         state, left = "to do", whole
         if Path(job.path).is_file():
@@ -248,11 +249,15 @@ class _Cost:
                 seconds = images / self._rate(hardware.training, run.sam, "training") / units
                 area = self._area(run.training.augmentation.size, "training", run.sam)
                 return seconds * area * self._share(job, run.sam)
-            case "evaluate":
+            case "evaluate" | "training_free":
                 test = project.benchmarks[job.of("benchmark")]
                 images = test.images or self._images(test.dataset, test.split)
-                sam = project.run(job.of("run")).sam
-                side = project.resolution(job.of("run")).size
+                if job.stage == "evaluate":
+                    sam = project.run(job.of("run")).sam
+                    side = project.resolution(job.of("run")).size
+                else:
+                    sam = project.training_free[job.of("system")].sam
+                    side = project.scale.inference.resolution.size
                 area = self._area(side, "evaluation", sam)
                 return images * area / self._rate(hardware.evaluation, sam, "evaluation") / units
         return 0.0  # tables, figures and the rest: minutes at most

@@ -90,7 +90,7 @@ def _origins(table: TableParams, name: str) -> dict[tuple[str, str], Origin]:
         (row.name, group): cell.origin
         for row in table.rows
         for group, cell in row.cells.items()
-        if not cell.origin.is_external
+        if cell.origin.is_trained
         and PER_IMAGE & {column.metric for column in table.columns if column.group == group}
     }
     if not origins:

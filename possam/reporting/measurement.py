@@ -160,7 +160,7 @@ def _agreement(project: Project, table: TableParams, resampled: Resamples) -> Nu
             row
             for row in table.rows
             if column.group in row.cells
-            and not row.is_external
+            and row.source == "reproduced"
             and column.key in published[row.name].values
         ]
         found = rank_agreement(

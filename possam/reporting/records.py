@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from possam.params.layout import RUN_LOCK
 from possam.params.project import Project
-from possam.params.tables import DEFAULT_VARIANT, EXTERNAL
+from possam.params.tables import DEFAULT_VARIANT, EXTERNAL, TRAINING_FREE
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json, read_json, sha256_file
 from possam.runtime.locks import is_held
@@ -157,12 +157,12 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
         raise InputError(f"{path}: variants: a mapping with {DEFAULT_VARIANT!r} is expected")
     start, end = _times(origin, path)
     values = numbers(flatten_values(data.get("counts") or {}, "counts"))
-    external = condition == EXTERNAL
-    where = {"external": run} if external else {"run": run, "seed": seed.removeprefix("seed")}
+    untrained = condition in (EXTERNAL, TRAINING_FREE)
+    where = {condition: run} if untrained else {"run": run, "seed": seed.removeprefix("seed")}
     where |= {"benchmark": benchmark, "condition": condition}
     trained = path.parents[5] / "runs" / run / seed / "run.json"
     config = dict(origin.get("parameters") or {}) | where
-    behind = () if external else _existing(trained)
+    behind = () if untrained else _existing(trained)
     if behind:
         config["trained"] = _mapping(trained).get("parameters") or {}
     tags = {**common, "possam.kind": "evaluation", **_git_tags(origin), **_input_tags(data)}
@@ -188,7 +188,7 @@ def _evaluation(path: Path, common: Mapping[str, str]) -> Record:
     return Record(
         key=f"evaluation/{run}/{seed}/{benchmark}/{condition}",
         content=_content((*files, *behind), common),
-        parent=None if external else f"training/{run}/{seed}",
+        parent=None if untrained else f"training/{run}/{seed}",
         start=start,
         end=end,
         parameters=flatten(compared | {"inference": default}),

@@ -13,6 +13,7 @@ from possam.params.published import PublishedRow, read_published, slips
 from possam.params.tables import (
     EXTERNAL,
     TRAINED,
+    TRAINING_FREE,
     ControlParams,
     Evaluation,
     Origin,
@@ -48,7 +49,7 @@ class _Source:
         if origin not in self.measurements:
             commands = "; ".join(
                 f"possam evaluate {key.run} {key.benchmark} "
-                + ("" if key.is_external else f"--seed {key.seed} --condition {key.condition} ")
+                + (f"--seed {key.seed} --condition {key.condition} " if key.is_trained else "")
                 + f"--scale {scale}"
                 for key in keys
             )
@@ -157,7 +158,7 @@ def _card(
         "protocol": [
             _place(origin) | source.find(origin).parts()[0].get("protocol", {})
             for origin in params.origins()
-            if origin.condition in (TRAINED, EXTERNAL)
+            if origin.condition in (TRAINED, EXTERNAL, TRAINING_FREE)
         ],
         "evaluations": {
             key.name: _provenance(evaluation)

@@ -36,11 +36,13 @@ def job_records(project: Project, layout: Layout) -> dict[str, Path]:
     jobs = {
         f"train {key.run}, seed {key.seed}": layout.run(key.run, key.seed)
         for key in keys
-        if not key.is_external
+        if key.is_trained
     }
     for key in keys:
         name = f"evaluate {key.run}, seed {key.seed} on {key.benchmark}, {key.condition}"
         if key.is_external:
             name = f"score {key.run} on {key.benchmark}"
+        elif not key.is_trained:
+            name = f"evaluate {key.run} on {key.benchmark}"
         jobs[name] = layout.evaluation(*key)
     return {name: folder / "provenance.json" for name, folder in jobs.items()}

@@ -71,7 +71,7 @@ def test_a_cell_shows_a_system_without_seeds(write: Callable) -> None:
     assert origin.evaluations((3, 4)) == [Evaluation("odise", 0, "ade20k", "external")]
     assert row.source == "external" and origin in project.tables["table1"].origins()
     sources = {row.source for row in project.tables["table1"].rows}
-    assert sources == {"published", "reproduced", "external"}
+    assert sources == {"published", "reproduced", "external", "training_free"}
 
 
 def test_a_system_is_shown_at_its_scale_alone(write: Callable) -> None:
@@ -84,7 +84,7 @@ def test_a_system_is_shown_at_its_scale_alone(write: Callable) -> None:
     folder = write(lambda entries, row: row.update(name="New", published=False))
     names = [row.name for row in Project("smoke", folder=folder).tables["table1"].rows]
     others = [row.name for row in Project("mini", folder=folder).tables["table1"].rows]
-    assert [name for name in names if name != "New"] == others and len(names) == 9
+    assert [name for name in names if name != "New"] == others and "New" in names
 
 
 FAULTS: dict[str, tuple[Change, list[str]]] = {
@@ -138,7 +138,7 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     ),
     "run and system": (
         lambda entries, row: row["cells"]["coco_ade"].update(run="possam_b_coco"),
-        ["tables.yaml: table1", "cells.coco_ade.run", "remove one"],
+        ["tables.yaml: table1", "cells.coco_ade.run", "keep one"],
     ),
     "neither": (
         lambda entries, row: row["cells"]["coco_ade"].pop("external"),
@@ -156,7 +156,7 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         lambda entries, row: row["cells"].update(
             ade_coco={"run": "possam_b_ade20k", "benchmark": "coco"}
         ),
-        ["rows[ODISE].cells", "in one row", "make two rows"],
+        ["rows[ODISE].cells", "in one row", "make a row of each"],
     ),
     "unpublished without predictions": (
         lambda entries, row: (row.update(published=False), row.pop("cells")),

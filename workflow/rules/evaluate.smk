@@ -30,6 +30,26 @@ rule evaluate:
         "--device {resources.device} 2> >(tee {log} >&2)"
 
 
+# SAM + CLIP without a training: one job per benchmark, whatever the seeds.
+rule training_free:
+    input:
+        lambda w: graph.inputs("training_free", w),
+    output:
+        files("training_free"),
+    params:
+        scale=scale_of,
+        identity=lambda w: graph.identity("training_free", w, device=device("evaluate", w)),
+    threads: processors("evaluate", 1)
+    resources:
+        **asked("evaluate"),
+    log:
+        "results/{prefix}logs/training_free_{system}_{benchmark}.log",
+    shell:
+        "{resources.setup}"
+        "possam evaluate {wildcards.system} {wildcards.benchmark} --scale {params.scale} "
+        "--device {resources.device} 2> >(tee {log} >&2)"
+
+
 # Predictions of a system that is not trained here; their content is part of the identity.
 rule external:
     input:
