@@ -3,13 +3,15 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from possam.datasets.format import ConvertedDataset
-from possam.evaluation.options import EvaluationOptions
+from possam.evaluation.budget import BudgetProbes
+from possam.evaluation.options import PROBES, EvaluationOptions
 from possam.evaluation.predictions import PredictionWriter
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_variants
@@ -100,6 +102,7 @@ def evaluate_run(
     identity: Mapping[str, Any],
     device: str = "cpu",
     predictions: Path | None = None,
+    budget: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model and write the evaluation directory ``out``, ``evaluation.json`` last.
 
@@ -113,6 +116,9 @@ def evaluate_run(
         identity: at least ``run``, ``seed``, ``benchmark``, ``condition``; copied to the result.
         predictions: folder for the panoptic predictions, one folder per variant; ``None``: they
             are not kept.
+        budget: the variant whose error budget is computed from the same passes of the towers; its
+            probes (:mod:`possam.evaluation.budget`) stand beside the variants. It uses the parts of
+            the network, which ``evaluation.compile`` leaves as they are.
 
     Returns:
         The content of ``evaluation.json``: metrics and intervals of each variant, in percent.
@@ -138,6 +144,7 @@ def evaluate_run(
                 writer = PredictionWriter(folder / name, dataset)
             evaluators = Evaluators.of(dataset, metrics, instances=instances)
             parts[name] = _Variant(inference=inference, evaluators=evaluators, writer=writer)
+        probes = None if budget is None else BudgetProbes(dataset, metrics)
         _predict_all(
             segmenter=segmenter.eval(),
             dataset=dataset,
@@ -145,6 +152,7 @@ def evaluate_run(
             seen=torch.tensor(list(seen), dtype=torch.bool, device=device),
             variants=list(parts.values()),
             batch_size=evaluation.batch_size,
+            probes=None if budget is None or probes is None else (parts[budget], probes),
             label="evaluate {run} (seed {seed}) on {benchmark}, {condition}".format(**identity),
         )
         for name, part in parts.items():
@@ -157,6 +165,16 @@ def evaluate_run(
                 protocol={"inference": part.inference.model_dump(mode="json")},
                 semantic_prediction="argmax over classes of summed mask scores",
                 written=written if evaluation.check_panopticapi else None,
+            )
+        for name, own in ({} if probes is None else probes.evaluators).items():
+            statistics[name], results[name] = make_result(
+                dataset=dataset,
+                evaluators=own,
+                seen=seen,
+                evaluation=evaluation,
+                protocol={"probe": PROBES[name], "of": budget},
+                semantic_prediction="as the probe says",
+                written=None,
             )
     result = {**identity, "counts": count_parts(dataset, seen), "variants": results}
     write_variants(out, result, statistics)
@@ -195,6 +213,7 @@ def _predict_all(
     text: TextEmbeddings,
     seen: torch.Tensor,
     variants: Sequence[_Variant],
+    probes: tuple[_Variant, BudgetProbes] | None,
     batch_size: int,
     label: str,
 ) -> None:
@@ -204,28 +223,45 @@ def _predict_all(
         for positions in size_batches(dataset, batch_size):
             pixels = [torch.from_numpy(dataset.image(place)) for place in positions]
             tests = [resize_for_test(image.permute(2, 0, 1), resolution) for image in pixels]
-            raw = segmenter(torch.stack([test.pixels for test in tests]).to(seen.device))
-            scores = [
-                classify(
-                    raw,
-                    text,
-                    possam=segmenter.possam,
-                    clip_logit_scale=segmenter.clip.logit_scale,
-                    seen=seen,
-                    options=variant.inference,
+            images = torch.stack([test.pixels for test in tests]).to(seen.device)
+            scored = partial(
+                classify,
+                text=text,
+                possam=segmenter.possam,
+                clip_logit_scale=segmenter.clip.logit_scale,
+                seen=seen,
+            )
+            if probes is None:
+                raw = segmenter(images)
+            else:
+                maps, size = segmenter.features(images), (images.shape[2], images.shape[3])
+                raw = segmenter.predict_from_features(*maps, image_size=size)
+            scores = [scored(raw, options=variant.inference) for variant in variants]
+            if probes is not None:
+                probed, budget = probes
+                truths, masks = budget.truths(positions, tests[0], padded=raw.padded_size)
+                given = segmenter.predict_from_features(
+                    *maps, image_size=size, masks=masks.to(seen.device)
                 )
-                for variant in variants
-            ]
+                named = scored(given, options=probed.inference).labels.cpu().numpy()
             for row, (position, test) in enumerate(zip(positions, tests, strict=True)):
-                masks = raw.mask_logits[row]
+                predicted = raw.mask_logits[row]
                 geometry = Geometry(
                     padded=raw.padded_size, content=test.content_size, output=test.original_size
                 )
                 shared = {
                     "image": row,
                     "geometry": geometry,
-                    "probabilities": full_probabilities(masks, geometry),
+                    "probabilities": full_probabilities(predicted, geometry),
                 }
                 for variant, own in zip(variants, scores, strict=True):
-                    variant.count(dataset, position, masks, own, is_thing=is_thing, shared=shared)
+                    variant.count(
+                        dataset, position, predicted, own, is_thing=is_thing, shared=shared
+                    )
+                    if probes is not None and variant is probed:
+                        budget.count_named(position, truths[row], named[row])
+                        budget.count_oracle(
+                            position, predicted, own, truths[row],
+                            inference=probed.inference, shared=shared,
+                        )  # fmt: skip
             progress.update(len(positions))

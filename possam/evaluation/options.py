@@ -17,6 +17,16 @@ Numbering = Literal["contiguous", "upstream"]
 """Numbers of predicted classes: the converted data set's indices, or its publisher's ids."""
 
 
+GROUND_TRUTH_MASKS, ORACLE_LABELS = "ground_truth_masks", "oracle_labels"
+PROBES = {
+    GROUND_TRUTH_MASKS: "the segments of the ground truth, each named by the model",
+    ORACLE_LABELS: "the model's masks, each named by the segment of the ground truth that overlaps "
+    "it best (IoU); masks that overlap none are void",
+}
+"""Probes of the error budget (:mod:`possam.evaluation.budget`): what they compute, by name. No
+inference variant may have such a name, since their results stand beside those of the variants."""
+
+
 class Bootstrap(NamedTuple):
     """A bootstrap over images: number of resamples, their seed, the level of intervals (0..1)."""
 

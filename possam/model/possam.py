@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.layers import MLP
+from possam.model.ops.nearest import nearest_regions
 from possam.model.options import MaskPooling, ModelOptions, RegionFeatures
 from possam.model.pooling import RegionPooling, hard_masks, mask_pool, resized_masks
 from possam.model.pyramid import SCALES
@@ -80,7 +81,12 @@ class PosSAM(nn.Module):
         nn.init.normal_(self.void_embed, std=embed_dim**-0.5)
 
     def forward(
-        self, backbone: Sequence[Tensor], clip_features: Tensor, *, all_layers: bool = False
+        self,
+        backbone: Sequence[Tensor],
+        clip_features: Tensor,
+        *,
+        all_layers: bool = False,
+        masks: Tensor | None = None,
     ) -> PosSAMOutput:
         """Predict masks and embeddings from maps of one extent, of any float type.
 
@@ -89,6 +95,8 @@ class PosSAM(nn.Module):
                 four stages of CLIP.
             clip_features: (B, Cc, h', w'), CLIP's dense map.
             all_layers: predictions of all layers (training), else only of the last.
+            masks: (B, M, H, W) logits, of any size, that are embedded in place of the last layer's;
+                a mask's query is then the one whose own mask is most like it.
         """
         dtype = self.void_embed.dtype
         # Convolutions are fastest on maps with their channels innermost in memory.
@@ -99,6 +107,9 @@ class PosSAM(nn.Module):
         layers, queries = regions.shape[1:3]
         mask_logits = embeddings.flatten(1, 2) @ mask_features.flatten(2)
         mask_logits = mask_logits.unflatten(2, mask_features.shape[-2:])
+        if masks is not None:
+            regions, mask_logits = nearest_regions(regions, mask_logits, masks), masks
+            queries = regions.shape[2]
         masks = hard_masks(mask_logits)
         if self.mask_pooling == "area":
             clip_tokens = mask_pool(clip_features, masks)

@@ -117,11 +117,16 @@ class Segmenter(nn.Module):
         return self.predict_from_features(*self.features(images), image_size=size)
 
     def predict_from_features(
-        self, backbone: tuple[Tensor, ...], clip_features: Tensor, *, image_size: tuple[int, int]
+        self,
+        backbone: tuple[Tensor, ...],
+        clip_features: Tensor,
+        *,
+        image_size: tuple[int, int],
+        masks: Tensor | None = None,
     ) -> RawPrediction:
-        """Predict from what ``features`` returned for images of ``image_size``."""
+        """Predict from what ``features`` returned for images of ``image_size``; see PosSAM."""
         with FastLinears():
-            output = self.possam(backbone, clip_features)
+            output = self.possam(backbone, clip_features, masks=masks)
         last = output.layers[-1]
         with torch.autocast(clip_features.device.type, enabled=False):
             clip_embeddings = F.normalize(self.clip.project(output.clip_pooled).float(), dim=-1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from possam.datasets.catalogue import datasets, find_dataset, trainable, users_of_roles
+from possam.evaluation.options import PROBES
 from possam.model.options import InferenceOptions, ResolutionOptions
 from possam.params.assets import AssetParams
 from possam.params.benchmarks import (
@@ -28,7 +29,14 @@ from possam.params.reading import (
     validate,
 )
 from possam.params.scale import RunDefinition, RunParams, ScaleParams
-from possam.params.tables import DEFAULT_VARIANT, Evaluation, TableParams, check_table
+from possam.params.tables import (
+    DEFAULT_VARIANT,
+    MEASURED,
+    Evaluation,
+    Origin,
+    TableParams,
+    check_table,
+)
 from possam.params.yaml import read_yaml
 from possam.runtime.errors import InputError
 
@@ -176,6 +184,13 @@ class Project:
         predicted = {name: entry.predictions for name, entry in self.external.items()}
         for name, table in tables.items():
             check_table(name, table, source, names, measured, predicted)
+            for group, benchmark in table.budget.items():
+                run, test = table.budget_of(group)[MEASURED].run, self.benchmarks[benchmark]
+                if test.dataset != (trained := self._run_data[run].get("train")):
+                    raise InputError(
+                        f"{source}: {name}.budget.{group}: {benchmark!r} is a test set of "
+                        f"{test.dataset}, but {run} is trained on {trained}; name one of that"
+                    )
         here = [name for name, entry in self.external.items() if entry.scale == self.name]
         return {name: table.showing(here) for name, table in tables.items()}
 
@@ -202,6 +217,10 @@ class Project:
                 "inference block as it stands; give a difference a name of its own"
             )
         for name, difference in differences.items():
+            if name in PROBES:
+                raise InputError(
+                    f"{path}: {name}: a probe of the error budget has this name; rename the variant"
+                )
             if "resolution" in difference:
                 valid = sorted(InferenceOptions.model_fields.keys() - {"resolution"})
                 raise InputError(
@@ -240,6 +259,11 @@ class Project:
         name = self.runs[run].test_resolution
         scale = self.scale
         return scale.inference.resolution if name is None else scale.test_resolutions[name]
+
+    def has_budget(self, run: str, benchmark: str, condition: str) -> bool:
+        """Whether a table shows the error budget of an evaluation (of its default inference)."""
+        probes = {Origin(run, benchmark, condition, probe) for probe in PROBES}
+        return any(probes & {*table.origins()} for table in self.tables.values())
 
     @cached_property
     def runs(self) -> dict[str, RunParams]:

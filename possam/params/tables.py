@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from possam.evaluation.metrics import METRICS, METRICS_OF
-from possam.evaluation.options import Condition
+from possam.evaluation.options import PROBES, Condition
 from possam.params.reading import choose, refuse_twins
 from possam.runtime.errors import InputError
 from possam.runtime.options import Options
@@ -19,6 +19,8 @@ EXTERNAL = "external"
 TRAINING_FREE = "training_free"
 """The condition of a system of ``training_free.yaml``, which trains nothing."""
 NO_SEED = 0  # the seed in keys and paths of what is not trained here
+MEASURED, CLOSED_SET = "measured", "closed_set"
+"""Lines of an error budget: the row as it is, and on the test set of its training domain."""
 DEFAULT_VARIANT = "default"
 """The inference variant that is the scale's ``inference`` block, unchanged."""
 
@@ -179,6 +181,8 @@ class TableParams(Options):
         labels: text columns of that file (key: title) that say what a row is.
         groups: column groups (key: title); a row's cells say where each group is measured.
         reference: the row that every other reproduced row is compared with, in pairs.
+        budget: for groups of columns, the test set of the reference row's training domain: the
+            error budget of the row is shown there.
         agreement: whether the order of the reproduced rows is compared with the published one.
     """
 
@@ -190,12 +194,24 @@ class TableParams(Options):
     rows: tuple[RowParams, ...]
     controls: tuple[ControlParams, ...] = ()
     reference: str | None = None
+    budget: dict[str, str] = Field(default_factory=dict)
     agreement: bool = False
 
     def origins(self) -> list[Origin]:
-        """The origin of every figure of the table and its controls, once each."""
+        """The origin of every figure of the table, its controls and its budget, once each."""
         cells = [cell.origin for row in self.rows for cell in row.cells.values()]
-        return [*dict.fromkeys([*cells, *(c.own_origin for c in self.controls)])]
+        budget = [origin for group in self.budget for origin in self.budget_of(group).values()]
+        return [*dict.fromkeys([*cells, *(c.own_origin for c in self.controls), *budget])]
+
+    def budget_of(self, group: str) -> dict[str, Origin]:
+        """The origins of the error budget of a group: ``measured``, the probes, ``closed_set``."""
+        (reference,) = (row for row in self.rows if row.name == self.reference)
+        measured = reference.cells[group].origin
+        return {
+            MEASURED: measured,
+            **{probe: measured._replace(variant=probe) for probe in PROBES},
+            CLOSED_SET: measured._replace(benchmark=self.budget[group]),
+        }
 
     def evaluations(self, seeds: Sequence[int]) -> list[Evaluation]:
         """Every evaluation behind the table, once each."""
@@ -278,6 +294,20 @@ def check_table(
     if table.reference is not None:
         reproduced = [row.name for row in table.rows if row.source == "reproduced"]
         choose("reproduced row", table.reference, reproduced, source, f"{name}.reference")
+    for group, benchmark in table.budget.items():
+        key = f"{name}.budget.{group}"
+        cells = [row.cells for row in table.rows if row.name == table.reference]
+        own = next(iter(cells), {}).get(group)
+        if own is None or own.run is None or own.variant != DEFAULT_VARIANT:
+            raise InputError(
+                f"{source}: {key}: the reference row shows no run there with the default inference "
+                "variant, of which a budget is; remove it or name such a row as reference"
+            )
+        choose("benchmark", benchmark, choices["benchmark"], source, key)
+        if not {"panoptic", "semantic"} & {*measured[benchmark]} & {*measured[own.benchmark]}:
+            raise InputError(
+                f"{source}: {key}: {benchmark!r} and {own.benchmark!r} must both measure PQ or mIoU"
+            )
     for control in table.controls:
         shown = [column.metric for column in table.columns]
         check_cell(control, shown, f"{name}.controls[{control.name}]")

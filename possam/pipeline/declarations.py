@@ -249,6 +249,7 @@ class Evaluate(Stage):
             lookup.plain(project.benchmark(w["benchmark"])),
             {name: lookup.plain(inference) for name, inference in variants.items()},
             lookup.plain(scale.evaluation),
+            project.has_budget(run, w["benchmark"], condition),
             list(scale.templates),
             lookup.own_towers(project, project.run(run).sam),
             Train().parameters(project, w) if condition == "untrained" else [run, w["seed"]],

@@ -17,6 +17,7 @@ from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.published import read_published
 from possam.params.tables import Origin, TableParams
+from possam.reporting.error_budget import compare_budgets
 from possam.runtime.files import read_json
 
 Numbers = dict[str, dict[str, float]]
@@ -95,10 +96,13 @@ class Comparisons:
             reference row in percentage points, paired over images, with its interval.
         agreement: column key -> ``tau``, ``low``, ``high``, ``rows``: Kendall's tau of the
             published order of the reproduced rows and ours.
+        budget: group of columns -> the result of
+            :func:`possam.reporting.error_budget.compare_budgets`.
     """
 
     differences: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    budget: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def compare_rows(project: Project, table: TableParams) -> Comparisons:
@@ -113,6 +117,7 @@ def compare_rows(project: Project, table: TableParams) -> Comparisons:
     return Comparisons(
         differences=_differences(project, table, resampled),
         agreement=_agreement(project, table, resampled) if table.agreement else {},
+        budget=compare_budgets(project, table),
     )
 
 
@@ -137,7 +142,7 @@ def _differences(project: Project, table: TableParams, resampled: Resamples) -> 
     for name, groups in cells.items():
         for group, cell in groups.items():
             other = reference.get(group)
-            if other is None or other.benchmark != cell.benchmark:
+            if other is None or other.benchmark != cell.benchmark or cell.origin not in resampled:
                 continue
             found = paired_differences(
                 resampled[cell.origin], resampled[other.origin], confidence=confidence

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from possam.params.tables import EXTERNAL
-from possam.reporting.table_text import code_changes
+from possam.reporting.error_budget import HEADER, budget_rows, budget_text
+from possam.reporting.table_text import code_changes, interval
 
 _EXTERNAL_MARK = r"$^\dagger$"
 
@@ -66,8 +67,28 @@ def tex(card: Mapping[str, Any]) -> str:
         r"\bottomrule",
         r"\end{tabular}",
         rf"\par\smallskip{{\footnotesize {escape(note)}{marked}}}",
+        *_budget(card),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _budget(card: Mapping[str, Any]) -> list[str]:
+    """A second ``tabular`` below the table: the error budget of the reference row."""
+    rows = budget_rows(card, mean=interval)
+    if not rows:
+        return []
+    note = budget_text(card).replace("*", "")
+    return [
+        r"\par\medskip",
+        rf"\begin{{tabular}}{{{'l' * 2}{'r' * (len(HEADER) - 2)}}}",
+        r"\toprule",
+        _line([escape(title) for title in HEADER]),
+        r"\midrule",
+        *(_line([escape(cell) for cell in row]) for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\par\smallskip{{\footnotesize Error budget. {escape(note)}}}",
+    ]
 
 
 def _line(cells: list[str]) -> str:

@@ -6,6 +6,13 @@ from typing import Any
 
 from possam.evaluation.metrics import EFFICIENCY, METRICS_OF
 from possam.params.tables import EXTERNAL
+from possam.reporting.error_budget import (
+    BUDGET_METRICS,
+    HEADER,
+    LINES,
+    budget_rows,
+    budget_text,
+)
 
 Card = Mapping[str, Any]
 
@@ -15,7 +22,17 @@ _PLACE = ("run", "benchmark", "variant")
 
 def markdown(card: Card) -> str:
     """The whole page: the table by direction, controls, supplement, slips, protocol, provenance."""
-    parts = _gaps, _comparison, _ranks, _controls, _supplement, _slips, _protocol, _provenance
+    parts = (
+        _gaps,
+        _comparison,
+        _budget,
+        _ranks,
+        _controls,
+        _supplement,
+        _slips,
+        _protocol,
+        _provenance,
+    )
     paragraphs = [
         f"# {card['title']}",
         *_introduction(card),
@@ -162,6 +179,10 @@ def _comparison(card: Card) -> list[str]:
         ["Method", *(column_title(card, column) for column in columns)],
         rows,
     )
+
+
+def _budget(card: Card) -> list[str]:
+    return _section("Error budget", budget_text(card), HEADER, budget_rows(card, mean=interval))
 
 
 def column_title(card: Card, column: Mapping[str, Any]) -> str:
@@ -311,6 +332,13 @@ def terminal(card: Card) -> str:
             lines.append(_text_line(row["row"] + mark, (_text_value(*cell) for cell in cells)))
             if measured:
                 lines.append(_text_line("", (_text_span(*cell) for cell in cells)))
+    for budget in card["budget"]:
+        lines += ["", f"Error budget of {card['reference']}, {card['groups'][budget['group']]}"]
+        lines.append(_text_line("", ("PQ", "", "mIoU", "")))
+        for name, values in budget["lines"].items():
+            found = [values.get(metric) for metric in BUDGET_METRICS]
+            parts = [part for each in found for part in _text_parts(each)]
+            lines += [f"  {LINES[name]}", _text_line("", parts)]
     if card["controls"]:
         titles = (metric["title"] for metric in card["controls"][0]["metrics"].values())
         lines += ["", _text_line("Controls", titles)]
@@ -333,6 +361,11 @@ def _text_span(cell: Mapping[str, Any], decimals: int) -> str:
     if "value" not in cell or cell["low"] == cell["high"]:
         return ""
     return f"{cell['low']:.{decimals}f}-{cell['high']:.{decimals}f}"
+
+
+def _text_parts(cell: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A value and its interval; dashes where there is none."""
+    return ("-", "") if cell is None else (_value(cell), _text_span({**cell}, 1))
 
 
 def _text_line(name: str, cells: Iterable[str]) -> str:

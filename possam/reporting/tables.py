@@ -12,6 +12,7 @@ from possam.params.project import Project
 from possam.params.published import PublishedRow, read_published, slips
 from possam.params.tables import (
     EXTERNAL,
+    MEASURED,
     TRAINED,
     TRAINING_FREE,
     ControlParams,
@@ -20,6 +21,7 @@ from possam.params.tables import (
     RowParams,
     TableParams,
 )
+from possam.reporting.error_budget import budget_card
 from possam.reporting.measurement import Comparisons, Measurement
 from possam.reporting.table_tex import tex
 from possam.reporting.table_text import markdown, terminal
@@ -152,6 +154,9 @@ def _card(
             for row in params.rows
         ],
         "agreement": {key: dict(found) for key, found in comparisons.agreement.items()},
+        "budget": budget_card(
+            params, comparisons.budget, lambda origin, name: source.find(origin).get(name)
+        ),
         "controls": [_control(control, source) for control in params.controls],
         "slips": slips(params, published),
         "published_file": params.published,
@@ -253,10 +258,24 @@ def cell_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for row in card["rows"]
         if row["runs"]
     }
-    return rows | {
-        control["name"]: {metric: found["value"] for metric, found in control["metrics"].items()}
-        for control in card["controls"]
+    budget = {
+        f"{card['reference']}, {line}, {found['group']}": {
+            name: value["value"] for name, value in values.items()
+        }
+        for found in card["budget"]
+        for line, values in found["lines"].items()
+        if line != MEASURED
     }
+    return (
+        rows
+        | budget
+        | {
+            control["name"]: {
+                metric: found["value"] for metric, found in control["metrics"].items()
+            }
+            for control in card["controls"]
+        }
+    )
 
 
 def csv_text(card: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from possam.evaluation.half_precision import with_decoders_in
 from possam.model.ops.compilation import compiled
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.params.tables import CONDITIONS
+from possam.params.tables import CONDITIONS, DEFAULT_VARIANT
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json, sha256_file
 from possam.runtime.gpu_driver import check_device
@@ -69,6 +69,7 @@ def evaluate(
     test = project.benchmark(benchmark)
     layout, run, scale = Layout(project), project.run(name, seed=seed), project.scale
     variants = project.variants_at(name, benchmark, condition)
+    budget = DEFAULT_VARIANT if project.has_budget(name, benchmark, condition) else None
     dataset = ConvertedDataset.open(layout.dataset(test.dataset, test.split))
     training_set = ConvertedDataset.open(layout.dataset(run.train, "train"))
     inputs = {"dataset": dataset.manifest["content"], **frozen_hashes(layout, run.sam)}
@@ -79,6 +80,7 @@ def evaluate(
         "condition": condition,
         "templates": list(scale.templates),
         "inference": {key: value.model_dump(mode="json") for key, value in variants.items()},
+        "budget": budget,
         "evaluation": scale.evaluation.model_dump(mode="json"),
     }
     trained: dict[str, Any] = {}
@@ -130,5 +132,5 @@ def evaluate(
         )
         measure_efficiency(**shared, images=test.images, parameters=counts)
     else:
-        evaluate_run(**shared, metrics=test.metrics, device=device)
+        evaluate_run(**shared, metrics=test.metrics, device=device, budget=budget)
     record.write(out)
