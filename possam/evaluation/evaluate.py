@@ -224,6 +224,11 @@ def _predict_all(
             pixels = [torch.from_numpy(dataset.image(place)) for place in positions]
             tests = [resize_for_test(image.permute(2, 0, 1), resolution) for image in pixels]
             images = torch.stack([test.pixels for test in tests]).to(seen.device)
+            if probes is None:
+                raw = segmenter(images)
+            else:
+                maps, size = segmenter.features(images), (images.shape[2], images.shape[3])
+                raw = segmenter.predict_from_features(*maps, image_size=size)
             scored = partial(
                 classify,
                 text=text,
@@ -231,11 +236,6 @@ def _predict_all(
                 clip_logit_scale=segmenter.clip.logit_scale,
                 seen=seen,
             )
-            if probes is None:
-                raw = segmenter(images)
-            else:
-                maps, size = segmenter.features(images), (images.shape[2], images.shape[3])
-                raw = segmenter.predict_from_features(*maps, image_size=size)
             scores = [scored(raw, options=variant.inference) for variant in variants]
             if probes is not None:
                 probed, budget = probes

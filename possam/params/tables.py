@@ -18,6 +18,8 @@ EXTERNAL = "external"
 """The condition of predictions of a system that is not trained here."""
 TRAINING_FREE = "training_free"
 """The condition of a system of ``training_free.yaml``, which trains nothing."""
+LATER = "later"
+"""The source of published rows of work that came after the paper."""
 NO_SEED = 0  # the seed in keys and paths of what is not trained here
 MEASURED, CLOSED_SET = "measured", "closed_set"
 """Lines of an error budget: the row as it is, and on the test set of its training domain."""
@@ -133,18 +135,22 @@ class RowParams(Options):
     """One row: its published name, and its cells by column group (none: published values only).
 
     ``published``: whether the published file has a line for it; false for external predictions, and
-    for a row of ours beside the paper's.
+    for a row of ours beside the paper's. ``later``: a published row of work that the paper could
+    not know.
     """
 
     name: str
     cells: dict[str, RowCellParams] = Field(default_factory=dict)
     published: bool = True
+    later: bool = False
 
     @property
     def source(self) -> str:
-        """``reproduced``, ``external``, ``training_free`` or ``published``."""
+        """``reproduced``, ``external``, ``training_free``, ``published`` or ``later``."""
         origins = {cell.origin.condition for cell in self.cells.values()}
-        return {TRAINED: "reproduced"}.get(*origins, *origins) if origins else "published"
+        if not origins:
+            return LATER if self.later else "published"
+        return {TRAINED: "reproduced"}.get(*origins, *origins)
 
     @property
     def is_external(self) -> bool:
@@ -285,6 +291,10 @@ def check_table(
             raise InputError(
                 f"{source}: {key}.cells: runs, external predictions or training-free systems in "
                 "one row; make a row of each"
+            )
+        if row.later and (row.cells or not row.published):
+            raise InputError(
+                f"{source}: {key}.later: true is only for published rows without cells; remove it"
             )
         if not row.published and not row.cells:
             raise InputError(

@@ -4,11 +4,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from possam.params.tables import EXTERNAL
+from possam.params.tables import EXTERNAL, LATER, TRAINING_FREE
 from possam.reporting.error_budget import HEADER, budget_rows, budget_text
 from possam.reporting.table_text import code_changes, interval
 
-_EXTERNAL_MARK = r"$^\dagger$"
+_MARKS = {
+    EXTERNAL: (r"$^\dagger$", "External predictions, measured here."),
+    TRAINING_FREE: (r"$^\ast$", "Nothing is trained."),
+    LATER: (r"$^\ddagger$", "Published after the paper."),
+}
+"""Mark and note of rows by their source."""
 
 _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -49,9 +54,13 @@ def tex(card: Mapping[str, Any]) -> str:
         lines += [_line(cells), " ".join(rules)]
     titles = ["Method", *labels, *(column["title"] for column in columns)]
     lines += [_line([escape(title) for title in titles]), r"\midrule"]
+    sources: set[str] = set()
     for row in card["rows"]:
         shown = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
-        mark = _EXTERNAL_MARK if row["source"] == EXTERNAL else ""
+        mark = _MARKS.get(row["source"], ("", ""))[0]
+        if row["source"] == LATER and LATER not in sources:
+            lines.append(r"\midrule")
+        sources.add(row["source"])
         head = [escape(row["row"]) + mark, *(escape(row["labels"][key]) for key in card["labels"])]
         lines.append(_line([*head, *(_value(*cell) for cell in shown)]))
         if any("value" in cell for cell, _ in shown):
@@ -60,8 +69,7 @@ def tex(card: Mapping[str, Any]) -> str:
     if card["synthetic"]:
         note += " Bold values are of synthetic data and not comparable with published ones."
     note += "".join(f" {change}." for change in code_changes(card))
-    external = any(row["source"] == EXTERNAL for row in card["rows"])
-    marked = rf" {_EXTERNAL_MARK}External predictions, measured here." if external else ""
+    marked = "".join(f" {mark}{text}" for key, (mark, text) in _MARKS.items() if key in sources)
     # Below the tabular: a long line in it would widen its last column.
     lines += [
         r"\bottomrule",

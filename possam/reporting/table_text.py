@@ -5,7 +5,7 @@ from textwrap import wrap
 from typing import Any
 
 from possam.evaluation.metrics import EFFICIENCY, METRICS_OF
-from possam.params.tables import EXTERNAL
+from possam.params.tables import EXTERNAL, LATER, TRAINING_FREE
 from possam.reporting.error_budget import (
     BUDGET_METRICS,
     HEADER,
@@ -17,6 +17,11 @@ from possam.reporting.error_budget import (
 Card = Mapping[str, Any]
 
 _NAME_WIDTH, _CELL_WIDTH = 18, 11
+_MARKS = {"reproduced": " *", EXTERNAL: " +", TRAINING_FREE: " -", LATER: " >"}
+_FOOT = {
+    TRAINING_FREE: "- SAM + CLIP, measured here: nothing is trained",
+    LATER: "> published after the paper",
+}
 _PLACE = ("run", "benchmark", "variant")
 
 
@@ -69,6 +74,16 @@ def _introduction(card: Card) -> list[str]:
         texts.append(
             "External: predictions of another system, measured here by the same code; they do not "
             "depend on seeds."
+        )
+    if any(row["source"] == TRAINING_FREE for row in card["rows"]):
+        texts.append(
+            "Training-free: SAM's automatic masks, each named by CLIP's features inside it and "
+            "merged like the others; measured here, nothing is trained, and no seed matters."
+        )
+    if any(row["source"] == LATER for row in card["rows"]):
+        texts.append(
+            "Published later: work that the paper could not know, as its authors report it, on the "
+            "same benchmarks and trained on COCO."
         )
     return texts
 
@@ -140,7 +155,7 @@ def _direction(card: Card, group: str) -> list[str]:
         [
             f"{row['row']} ({row['venue']})" if row["venue"] else row["row"],
             *(row["labels"][key] for key in card["labels"]),
-            row["source"] if row["source"] == "published" or group in row["runs"] else "published",
+            _source(row, group),
             *(_cell(row["cells"][column["key"]], column["decimals"]) for column in columns),
         ]
         for row in card["rows"]
@@ -148,6 +163,13 @@ def _direction(card: Card, group: str) -> list[str]:
     titles = (column["title"] for column in columns)
     header = ["Method", *card["labels"].values(), "Source", *titles]
     return [f"## {card['groups'][group]}", markdown_table(header, rows)]
+
+
+def _source(row: Mapping[str, Any], group: str) -> str:
+    """Where a row's values of a group of columns come from."""
+    if row["runs"] and group not in row["runs"]:
+        return "published"
+    return "published later" if row["source"] == LATER else str(row["source"]).replace("_", "-")
 
 
 def _gaps(card: Card) -> list[str]:
@@ -328,7 +350,7 @@ def terminal(card: Card) -> str:
         for row in card["rows"]:
             cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
             measured = group in row["runs"]
-            mark = (" +" if row["source"] == EXTERNAL else " *") if measured else ""
+            mark = _MARKS.get(row["source"], "") if measured or not row["runs"] else ""
             lines.append(_text_line(row["row"] + mark, (_text_value(*cell) for cell in cells)))
             if measured:
                 lines.append(_text_line("", (_text_span(*cell) for cell in cells)))
@@ -348,6 +370,8 @@ def terminal(card: Card) -> str:
     lines += ["", "* reproduced, with its bootstrap interval"]
     if _external(card):
         lines.append("+ external predictions, measured here")
+    sources = {row["source"] for row in card["rows"]}
+    lines += [text for source, text in _FOOT.items() if source in sources]
     return "\n".join([*lines, ""])
 
 

@@ -19,7 +19,9 @@ from possam.runtime.errors import InputError
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP")
+FLOOR = "SAM + CLIP, nothing trained"
 OURS = ("FC-CLIP", "PosSAM (B)", "PosSAM (L)", "PosSAM (H)")
+LATER = ("EOV-Seg (L)", "MAFT+", "OVRCOAT", "RetCLIP")
 FCCLIP = (("fcclip_coco", "ade20k"), ("fcclip_ade20k", "coco"))
 Measurements = dict[Origin, Measurement]
 
@@ -56,6 +58,8 @@ def measurements(scale: str) -> Measurements:
     keys += [("possam_b_coco", "ade20k", name) for name in ("untrained", "shuffled_names")]
     origins = [Origin(*key, "default") for key in keys]
     origins += [Origin(*key, "trained", "geometric") for key in FCCLIP]
+    every = Project(scale, folder=PARAMS).tables["table1"].origins()
+    origins += [origin for origin in every if origin not in origins]  # the floor, the budget
     return {
         origin: Measurement.of(evaluation(origin, scale, 10.0 + 5 * number), origin.variant)
         for number, origin in enumerate(origins)
@@ -104,10 +108,59 @@ def published() -> dict[str, dict[str, str]]:
         return {row["method"]: row for row in csv.DictReader(stream)}
 
 
-def test_nine_rows_in_the_order_of_the_paper(build: Callable) -> None:
-    rows, _, _ = build()
-    assert tuple(row["row"] for row in rows) == ROWS + OURS
-    assert [row["source"] for row in rows] == ["published"] * 5 + ["reproduced"] * 4
+def named(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The rows by name."""
+    return {row["row"]: row for row in rows}
+
+
+def test_rows_of_the_paper_then_later_work(build: Callable) -> None:
+    rows, text, _ = build()
+    assert tuple(row["row"] for row in rows) == (*ROWS, FLOOR, *OURS, *LATER)
+    expected = ["published"] * 5 + ["training_free"] + ["reproduced"] * 4 + ["later"] * 4
+    assert [row["source"] for row in rows] == expected
+    assert "| RetCLIP (2026) | published later | 30.9 |" in text
+    assert "work that the paper could not know" in text
+    assert f"| {FLOOR} | training-free | **" in text
+
+
+def test_later_work_is_marked_in_tex_and_in_the_terminal(
+    build: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build()
+    tex = (tmp_path / "table1.tex").read_text()
+    assert r"EOV-Seg (L)$^\ddagger$ & 24.5" in tex and "Published after the paper." in tex
+    rules = tex[: tex.index(r"\bottomrule")].splitlines()
+    assert rules[rules.index(r"\midrule", 8) + 1].startswith("EOV-Seg"), "below a rule"
+    print_table(tmp_path / "table1.csv")
+    shown = capsys.readouterr().out
+    assert "RetCLIP >" in shown and "> published after the paper" in shown
+    assert "PosSAM (B) *" in shown and "MaskCLIP  " in shown
+
+
+def test_the_error_budget_stands_below_the_table(
+    build: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gain = {"value": 30.25, "low": 28.0, "high": 32.5}
+    ratio = {"value": 0.5, "low": 0.45, "high": 0.55}
+    compared = {"gains": {"oracle_labels": {"pq": gain}}, "ratio": {"pq": ratio}}
+    _, text, card = build(comparisons=Comparisons(budget={"coco_ade": compared}))
+    assert [found["group"] for found in card["budget"]] == ["coco_ade", "ade_coco"]
+    lines = card["budget"][0]["lines"]
+    assert list(lines) == ["measured", "ground_truth_masks", "oracle_labels", "closed_set"]
+    (reference,) = (row for row in card["rows"] if row["row"] == card["reference"])
+    assert lines["measured"]["pq"]["value"] == reference["cells"]["coco_ade_pq"]["value"]
+    section = text[text.index("## Error budget") : text.index("## Controls")]
+    assert "masks of the model, oracle labels" in section and "+30.2 [+28.0, +32.5]" in section
+    assert "open/closed 0.50 [0.45, 0.55]" in section
+    tex = (tmp_path / "table1.tex").read_text()
+    assert "+30.2 [+28.0, +32.5]" in tex[tex.index(r"\end{tabular}") :]
+    print_table(tmp_path / "table1.csv")
+    shown = capsys.readouterr().out
+    assert "Error budget of PosSAM (H), COCO -> ADE20K" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    values = json.loads((tmp_path / "table1.metrics.json").read_text())
+    name = "PosSAM (H), oracle_labels, coco_ade"
+    assert values[name]["pq"] == lines["oracle_labels"]["pq"]["value"]
 
 
 def test_published_rows_are_kept_to_the_letter(build: Callable) -> None:
@@ -123,7 +176,7 @@ def test_published_rows_are_kept_to_the_letter(build: Callable) -> None:
 
 def test_reproduced_cells_have_value_interval_published_and_difference(build: Callable) -> None:
     rows, _, card = build()
-    row = rows[6]
+    row = named(rows)["PosSAM (B)"]
     # possam_b_coco comes first: pq 10, sq 11, rq 12, ... in the order of METRICS.
     assert row["coco_ade_pq"] == "10.0000" and row["coco_ade_rq"] == "12.0000"
     assert row["coco_ade_miou"] == f"{10 + list(METRICS).index('miou'):.4f}"
@@ -134,7 +187,7 @@ def test_reproduced_cells_have_value_interval_published_and_difference(build: Ca
     assert row["ade_coco_pq"] == "25.0000", "the run trained on ADE20K, tested on COCO"
     assert row["ade_coco_run"] == "possam_b_ade20k"
     assert row["coco_ade_run_identity"] == "weights_possam_b_coco_0"
-    for line, size in zip(rows[6:], "blh", strict=True):
+    for line, size in zip((named(rows)[name] for name in OURS[1:]), "blh", strict=True):
         assert line["coco_ade_run"] == f"possam_{size}_coco"
         for column in card["columns"]:
             key = column["key"]
@@ -168,7 +221,7 @@ def test_with_several_seeds_cells_show_mean_and_standard_deviation(
         for number, origin in enumerate(measurements("mini"))
     }
     rows, text, card = build("mini", found, folder)
-    row = rows[6]
+    row = named(rows)["PosSAM (B)"]
     assert (row["coco_ade_pq"], row["coco_ade_pq_std"]) == ("10.0000", "0.7500")
     assert (row["coco_ade_pq_low"], row["coco_ade_pq_high"]) == ("8.0000", "13.0000")
     assert row["coco_ade_pq_difference"] == "-16.5000"
@@ -178,7 +231,8 @@ def test_with_several_seeds_cells_show_mean_and_standard_deviation(
     assert "mean ± standard deviation over 2 trainings (seeds 0, 4)" in text
     assert "9.0000, 11.0000, equal" in text, "panopticapi's PQ of each seed"
     assert "possam_b_coco/seed4/ade20k/trained" in card["evaluations"]
-    assert len(card["evaluations"]) == 20
+    trained = [key for key in card["evaluations"] if not key.endswith("training_free")]
+    assert len(trained) == 24, "twelve per seed: eight of rows, two controls, two closed sets"
     print_table(tmp_path / "table1.csv")
     shown = capsys.readouterr().out
     assert "10.0 ± 0.8" in shown and max(map(len, shown.splitlines())) <= 80
@@ -196,8 +250,9 @@ def test_a_cell_of_a_variant_says_so(build: Callable, tmp_path: Path) -> None:
     origin = Origin("possam_b_coco", "ade20k", "trained", "ldp_only")
     found[origin] = Measurement.of(evaluation(origin, "mini", 60.0), "ldp_only")
     rows, text, card = build("mini", found, folder)
-    assert (rows[6]["coco_ade_pq"], rows[6]["coco_ade_variant"]) == ("60.0000", "ldp_only")
-    assert (rows[7]["coco_ade_pq"], rows[7]["coco_ade_variant"]) == ("15.0000", "default")
+    row, other = (named(rows)[f"PosSAM ({size})"] for size in "BL")
+    assert (row["coco_ade_pq"], row["coco_ade_variant"]) == ("60.0000", "ldp_only")
+    assert (other["coco_ade_pq"], other["coco_ade_variant"]) == ("15.0000", "default")
     assert "### Benchmark `ade20k`, inference `ldp_only`" in text
     # The controls are of the default variant, and so is the trained run beside them.
     assert card["controls"][0]["metrics"]["pq"]["trained"] == 10.0
@@ -206,8 +261,9 @@ def test_a_cell_of_a_variant_says_so(build: Callable, tmp_path: Path) -> None:
 def test_metrics_are_the_cells_that_are_ours(build: Callable, tmp_path: Path) -> None:
     rows, _, card = build()
     values = json.loads((tmp_path / "table1.metrics.json").read_text())
-    assert list(values) == [*OURS, *(control["name"] for control in card["controls"])]
-    for row in rows[6:]:
+    ours = [FLOOR, *OURS, *(control["name"] for control in card["controls"])]
+    assert [name for name in values if not name.startswith("PosSAM (H), ")] == ours
+    for row in (named(rows)[name] for name in (FLOOR, *OURS)):
         cells = {key: f"{value:.4f}" for key, value in values[row["row"]].items()}
         assert cells == {column["key"]: row[column["key"]] for column in card["columns"]}
     control = card["controls"][0]
@@ -249,7 +305,7 @@ def test_controls_stand_beside_the_table(build: Callable) -> None:
     assert card["controls"][0]["metrics"]["pq"]["value"] == 40.0
     assert card["controls"][0]["metrics"]["pq"]["trained"] == 10.0
     assert "PosSAM (B), decoder not trained" in text and "40.0 [38.8, 41.5]<br>trained 10.0" in text
-    assert len(rows) == 9, "controls are no rows of the table"
+    assert not {control["name"] for control in card["controls"]} & {row["row"] for row in rows}
 
 
 def test_supplement_and_panopticapi(build: Callable) -> None:
