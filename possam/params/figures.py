@@ -137,11 +137,24 @@ class TrainingCurvesParams(FigureParams):
         return Needs(runs=tuple(runs))
 
 
+class ErrorBudgetParams(FigureParams):
+    """The error budgets of the reference rows of ``tables``."""
+
+    kind: Literal["error_budget"]
+    tables: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    def needs(self, project: Project) -> Needs:
+        seeds, tables = project.scale.seeds, [project.tables[name] for name in self.tables]
+        origins = (o for t in tables for group in t.budget for o in t.budget_of(group).values())
+        found = dict.fromkeys(key for origin in origins for key in origin.evaluations(seeds))
+        return Needs(evaluations=tuple(found))
+
+
 KINDS: dict[str, type[FigureParams]] = {
     kind: model
     for model in (
         *(OversegmentationParams, ClustersParams, SeenUnseenParams),
-        *(QualitativeParams, TrainingCurvesParams),
+        *(QualitativeParams, TrainingCurvesParams, ErrorBudgetParams),
     )
     for kind in get_args(model.model_fields["kind"].annotation)
 }

@@ -131,10 +131,11 @@ HEADER: Sequence[str] = (
 
 
 def budget_text(card: Card) -> str:
-    """What the lines are, in a sentence or two."""
+    """What the lines are, in a few sentences."""
     return (
-        f"Of *{card['reference']}*, from the passes of its own evaluation. "
-        + "; ".join(f"{LINES[probe]}: {text}" for probe, text in PROBES.items())
-        + f". Brackets: {100 * card['confidence']:g} % bootstrap over test images; gains are "
-        "paired, in percentage points."
+        f"What limits *{card['reference']}*: masks, names, or classes that training did not know. "
+        "Ground-truth masks are named by the model. Oracle labels: each mask of the model takes "
+        "the class of the segment of the ground truth that overlaps it best (IoU). Both are from "
+        f"the passes of the row's own evaluation. Brackets: {100 * card['confidence']:g} % "
+        "bootstrap over test images; gains are paired, in percentage points."
     )

@@ -351,7 +351,11 @@ def terminal(card: Card) -> str:
             cells = [(row["cells"][column["key"]], column["decimals"]) for column in columns]
             measured = group in row["runs"]
             mark = _MARKS.get(row["source"], "") if measured or not row["runs"] else ""
-            lines.append(_text_line(row["row"] + mark, (_text_value(*cell) for cell in cells)))
+            name = row["row"] + mark
+            if len(name) > _NAME_WIDTH:  # a line of its own, so that the columns stay in line
+                lines.append(name)
+                name = ""
+            lines.append(_text_line(name, (_text_value(*cell) for cell in cells)))
             if measured:
                 lines.append(_text_line("", (_text_span(*cell) for cell in cells)))
     for budget in card["budget"]:

@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from possam.params.figures import FigureParams, SeenUnseenParams, TrainingCurvesParams, find_figure
+from possam.params.figures import (
+    ErrorBudgetParams,
+    FigureParams,
+    SeenUnseenParams,
+    TrainingCurvesParams,
+    find_figure,
+)
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.runtime.files import sha256_file, write_json
@@ -53,6 +59,10 @@ def _draw(project: Project, params: FigureParams, *, device: str) -> "Drawing":
         from possam.reporting.figures.seen_unseen import seen_unseen
 
         return seen_unseen(project, params)
+    if isinstance(params, ErrorBudgetParams):
+        from possam.reporting.figures.error_budget import error_budget
+
+        return error_budget(project, params)
     if isinstance(params, TrainingCurvesParams):
         return _training_curves(project, params)
 

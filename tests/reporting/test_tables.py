@@ -19,7 +19,7 @@ from possam.runtime.errors import InputError
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 ROWS = ("MaskCLIP", "FreeSeg", "ODISE", "OPSNet", "MaskQCLIP")
-FLOOR = "SAM + CLIP, nothing trained"
+FLOOR = "SAM + CLIP"
 OURS = ("FC-CLIP", "PosSAM (B)", "PosSAM (L)", "PosSAM (H)")
 LATER = ("EOV-Seg (L)", "MAFT+", "OVRCOAT", "RetCLIP")
 FCCLIP = (("fcclip_coco", "ade20k"), ("fcclip_ade20k", "coco"))
@@ -218,6 +218,8 @@ def test_with_several_seeds_cells_show_mean_and_standard_deviation(
     scale.write_text(scale.read_text().replace("seeds: [0]", "seeds: [0, 4]"))
     found = {
         origin: averaged(origin, 10.0 + 5 * number)
+        if origin.is_trained
+        else Measurement.of(evaluation(origin, "mini", 50.0), "default")
         for number, origin in enumerate(measurements("mini"))
     }
     rows, text, card = build("mini", found, folder)
@@ -314,7 +316,7 @@ def test_supplement_and_panopticapi(build: Callable) -> None:
     part(found, "possam_l_ade20k", "coco", "trained")["check"] = None
     part(found, "possam_l_ade20k", "coco", "trained")["metrics"]["pq_unseen"] = None
     _, text, card = build("mini", found)
-    run = card["rows"][6]["runs"]["coco_ade"]
+    (run,) = (row["runs"]["coco_ade"] for row in card["rows"] if row["row"] == "PosSAM (B)")
     origin = list(METRICS).index("pq_unseen")
     assert run["supplement"]["pq_unseen"]["value"] == 10.0 + origin
     section = text[text.index("## Seen and unseen") :]
@@ -332,12 +334,14 @@ def test_card_names_every_evaluation(build: Callable) -> None:
     entry = card["evaluations"]["possam_b_coco/seed0/ade20k/trained"]
     assert entry["identity"] == "identity of possam_b_coco/ade20k/trained/default"
     assert len(entry["content_hash"]) == 64 and entry["content_hash"][:12] in text
-    assert card["rows"][6]["runs"]["coco_ade"]["evaluation_hash"] == [entry["content_hash"]]
-    assert card["protocol"][2] == {
+    (row,) = (row for row in card["rows"] if row["row"] == "PosSAM (B)")
+    assert row["runs"]["coco_ade"]["evaluation_hash"] == [entry["content_hash"]]
+    (protocol,) = (one for one in card["protocol"] if one["run"] == "possam_b_coco")
+    assert protocol == {
         **{"run": "possam_b_coco", "benchmark": "ade20k", "variant": "default"},
         **{"miou": "the formula", "inference": {"alpha": 0.4}},
     }
-    assert text.count("### Benchmark") == 4, "two benchmarks in two variants; runs share them"
+    assert text.count("### Benchmark") == 8, "two benchmarks in two variants and two probes"
 
 
 def test_building_twice_gives_the_same_bytes(build: Callable, tmp_path: Path) -> None:
@@ -420,7 +424,7 @@ def test_terminal_version_is_narrow_and_complete(
     text = capsys.readouterr().out
     assert max(len(line) for line in text.splitlines()) <= 80
     for name in ROWS + OURS:
-        assert text.count(f"\n{name} ") == 2
+        assert text.count(f"\n{name} ") == 2, name
     assert "8.8-11.5" in text and "SYNTHETIC" in text
     with pytest.raises(InputError, match="no such file"):
         print_table(tmp_path / "nowhere.csv")
