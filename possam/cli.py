@@ -124,15 +124,8 @@ def evaluate(
     """Evaluate a run, an external or a training-free system on one benchmark."""
     from possam.stages.evaluations import evaluate_system
 
-    evaluate_system(
-        load_project(scale),
-        run,
-        benchmark,
-        seed=seed,
-        condition=condition,
-        device=device,
-        workers=workers,
-    )
+    given: dict[str, Any] = {"seed": seed, "condition": condition, "workers": workers}
+    evaluate_system(load_project(scale), run, benchmark, device=device, **given)
 
 
 @pipeline("possam table table1 --scale mini")
@@ -190,14 +183,14 @@ def show(table: Table, scale: Scale) -> None:
     show_table(load_project(scale), table)
 
 
-@look("possam compare table1 ../before --out difference.md")
+@look("possam compare table1 --out difference.md")
 def compare(
     table: Table,
-    before: Annotated[Path, Argument(help="Root of the other checkout, with its results.")],
     scale: Scale,
+    before: Annotated[Path | None, Argument(help="Root of another checkout.")] = None,
     out: Annotated[Path | None, Option(help="Also write it to this Markdown file.")] = None,
 ) -> None:
-    """Print what changed in a table since another checkout, with intervals."""
+    """Print whether your own trainings agree with the kept study, or with another checkout's."""
     from possam.stages.table import print_comparison
 
     print_comparison(load_project(scale), table, before, out=out)
@@ -343,11 +336,15 @@ def plan(
 
 
 @project_wide("possam keep --scale mini")
-def keep(scale: Scale) -> None:
-    """Copy a finished study's tables and report into folders that git tracks."""
+def keep(
+    scale: Scale,
+    seed: Annotated[int | None, Option(help="Only this seed (default: all of the scale).")] = None,
+    anew: Annotated[bool, Option("--anew", help="Drop the seeds that are kept.")] = False,
+) -> None:
+    """Add a finished study's seeds to the tables and the page that git tracks."""
     from possam.stages.keep import keep
 
-    keep(load_project(scale))
+    keep(load_project(scale), seed=seed, anew=anew)
 
 
 @project_wide("possam store --scale mini")

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter
 
 from possam.model.options import InferenceOptions
 from possam.params.assets import AssetParams
-from possam.params.benchmarks import BenchmarkParams, ExternalParams
+from possam.params.benchmarks import BenchmarkParams, ExternalParams, TrainingFreeParams
 from possam.params.calibration import CalibrationTarget
 from possam.params.data import DataParams
 from possam.params.figures import KINDS
@@ -59,6 +59,7 @@ def schemas() -> dict[str, dict[str, Any]]:
             },
         },
         "tables": _schema(dict[str, TableParams]),
+        "training_free": _schema(dict[str, TrainingFreeParams]),
         "variants": _partial(_schema(dict[str, InferenceOptions])),
     }
     return {name: {"$schema": DIALECT, **schema} for name, schema in sorted(found.items())}

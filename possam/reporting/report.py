@@ -24,13 +24,14 @@ class ReportFiles:
         tables: cards (JSON) of the tables, in the order shown.
         figures: cards (JSON) of the figures; each PNG lies beside its card.
         decisions: Markdown of the reproduction decisions.
-        jobs: ``provenance.json`` of every training and evaluation, by its name in the page.
+        jobs: ``provenance.json`` of every training and evaluation, or its content, by its name in
+            the page.
     """
 
     tables: Sequence[Path]
     figures: Sequence[Path]
     decisions: Path
-    jobs: Mapping[str, Path]
+    jobs: Mapping[str, Path | Mapping[str, Any]]
 
 
 def write_report(project: Project, files: ReportFiles, *, out: Path) -> None:
@@ -101,11 +102,11 @@ def _figure(path: Path) -> dict[str, str]:
     return {"name": card["figure"], "title": card["title"], "note": card["note"], "webp": webp}
 
 
-def _jobs(jobs: Mapping[str, Path]) -> dict[str, Any]:
+def _jobs(jobs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
     """Wall time, memory and commit of each job, and the machines that they ran on."""
     runs, machines, total = [], set(), 0.0
     for name, path in jobs.items():
-        found = read_json(path)
+        found = read_json(path) if isinstance(path, Path) else path
         git, hardware = found["git"], found["hardware"]
         total += found["wall_time_s"]
         dirty = " (changed)" if git["dirty"] else ""

@@ -6,7 +6,8 @@ from typing import Any
 
 from possam.params.tables import EXTERNAL, LATER, TRAINING_FREE
 from possam.reporting.error_budget import HEADER, budget_rows, budget_text
-from possam.reporting.table_text import code_changes, interval
+from possam.reporting.table_notes import code_changes
+from possam.reporting.table_text import interval
 
 _MARKS = {
     EXTERNAL: (r"$^\dagger$", "External predictions, measured here."),

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from possam.evaluation.metrics import EFFICIENCY, METRICS_OF
 from possam.params.tables import EXTERNAL, LATER, TRAINING_FREE
 from possam.reporting.error_budget import (
     BUDGET_METRICS,
@@ -13,6 +12,7 @@ from possam.reporting.error_budget import (
     budget_rows,
     budget_text,
 )
+from possam.reporting.table_notes import code_changes, external_rows, introduction, level
 
 Card = Mapping[str, Any]
 
@@ -40,75 +40,11 @@ def markdown(card: Card) -> str:
     )
     paragraphs = [
         f"# {card['title']}",
-        *_introduction(card),
+        *introduction(card),
         *(text for group in card["groups"] for text in _direction(card, group)),
         *(text for part in parts for text in part(card)),
     ]
     return "\n\n".join(paragraphs) + "\n"
-
-
-def _level(card: Card) -> str:
-    return f"{100 * card['confidence']:g} %"
-
-
-def _introduction(card: Card) -> list[str]:
-    texts = [f"Scale: `{card['scale']}`, {card['scale_title']}."]
-    if card["synthetic"]:
-        texts.append(
-            "> **Synthetic data.** Reproduced rows were measured on a procedural world with small "
-            "towers. The published numbers are of the real COCO and ADE20K: the two are **not "
-            "comparable**, and the differences say nothing about the method."
-        )
-    texts += [f"> **{change}.**" for change in code_changes(card)]
-    value, seeds = "value", ", ".join(map(str, card["seeds"]))
-    if (count := len(card["seeds"])) > 1:
-        value = f"mean ± standard deviation over {count} trainings (seeds {seeds})"
-    units = "All values in percent."
-    if any(column["metric"] in METRICS_OF[EFFICIENCY] for column in card["columns"]):
-        units = "FPS is in images per second, parameters in millions, all other values in percent."
-    texts.append(
-        f"{units} Reproduced: {value} [{_level(card)} bootstrap interval over test "
-        "images]; below it the published value and, in brackets, the difference."
-    )
-    if _external(card):
-        texts.append(
-            "External: predictions of another system, measured here by the same code; they do not "
-            "depend on seeds."
-        )
-    if any(row["source"] == TRAINING_FREE for row in card["rows"]):
-        texts.append(
-            "Training-free: SAM's automatic masks, each named by CLIP's features inside it and "
-            "merged like the others; measured here, nothing is trained, and no seed matters."
-        )
-    if any(row["source"] == LATER for row in card["rows"]):
-        texts.append(
-            "Published later: work that the paper could not know, as its authors report it, on the "
-            "same benchmarks and trained on COCO."
-        )
-    return texts
-
-
-def code_changes(card: Card) -> list[str]:
-    """One text per training behind the table and change of the code that it went on after."""
-    found: dict[str, None] = {}
-    for key, evaluation in card["evaluations"].items():
-        run, seed, *_ = key.split("/")
-        for change in evaluation.get("accepted_code", ()):
-            versions = (_commit(change[when]["git"]) for when in ("before", "after"))
-            found[
-                f"Run {run}, {seed.replace('seed', 'seed ')}: the code changed after step "
-                f"{change['steps']}, from commit {' to '.join(versions)}"
-            ] = None
-    return list(found)
-
-
-def _commit(git: Mapping[str, Any]) -> str:
-    return git["commit"][:10] + (" with changes" if git.get("dirty") else "")
-
-
-def _external(card: Card) -> list[str]:
-    """Names of the rows of external predictions."""
-    return [row["row"] for row in card["rows"] if row["source"] == EXTERNAL]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -194,7 +130,7 @@ def _comparison(card: Card) -> list[str]:
     end = ", which the mean over seeds reduces." if len(card["seeds"]) > 1 else "."
     return _section(
         f"Against {card['reference']}",
-        f"The row minus *{card['reference']}*, in percentage points, with the {_level(card)} "
+        f"The row minus *{card['reference']}*, in percentage points, with the {level(card)} "
         "interval of a paired bootstrap (both on the same resampled images). **Bold**: the "
         "interval excludes zero, so other test images would hardly reverse the difference. The "
         f"interval does not cover chance in training{end}",
@@ -233,12 +169,12 @@ def agreement_rows(card: Card) -> list[list[str]]:
 
 
 def _ranks(card: Card) -> list[str]:
-    names = ", ".join(_external(card))
+    names = ", ".join(external_rows(card))
     left_out = f"\n\nLeft out because external: {names}." if names else ""
     return _section(
         "Agreement with the published order",
         "Kendall's tau-b between the published order of the reproduced rows and ours: 1 is the "
-        f"same order, -1 the reverse. Brackets: the middle {_level(card)} over resampled test "
+        f"same order, -1 the reverse. Brackets: the middle {level(card)} over resampled test "
         f"images. No row was tuned for this agreement.{left_out}",
         ["Column", "tau", "Rows"],
         agreement_rows(card),
@@ -372,7 +308,7 @@ def terminal(card: Card) -> str:
             values = (_value(metric) for metric in control["metrics"].values())
             lines += [control["name"], _text_line("", values)]
     lines += ["", "* reproduced, with its bootstrap interval"]
-    if _external(card):
+    if external_rows(card):
         lines.append("+ external predictions, measured here")
     sources = {row["source"] for row in card["rows"]}
     lines += [text for source, text in _FOOT.items() if source in sources]

@@ -8,8 +8,8 @@ from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write
 
 
-def make_table(project: Project, name: str) -> None:
-    """Write ``results/[scale/]<name>.csv``, ``.md``, ``.tex`` and ``.json``.
+def make_table(project: Project, name: str, *, out: Path | None = None) -> None:
+    """Write ``results/[scale/]<name>.csv`` (or ``out``), ``.md``, ``.tex`` and ``.json``.
 
     Raises:
         InputError: no such table, or something that it shows was not evaluated.
@@ -22,7 +22,7 @@ def make_table(project: Project, name: str) -> None:
     found = {origin: measured for origin in origins if (measured := measure(project, origin))}
     complete = len(found) == len(origins)  # if not, build_table says what is missing
     comparisons = compare_rows(project, table) if complete else Comparisons()
-    build_table(project, name, found, comparisons, out=Layout(project).table(name))
+    build_table(project, name, found, comparisons, out=out or Layout(project).table(name))
 
 
 def show_table(project: Project, name: str) -> None:
@@ -40,15 +40,17 @@ def show_table(project: Project, name: str) -> None:
     print_table(csv)
 
 
-def print_comparison(project: Project, name: str, before: Path, *, out: Path | None) -> None:
+def print_comparison(project: Project, name: str, before: Path | None, *, out: Path | None) -> None:
     """Print what changed in a table from the checkout ``before`` to this one, as Markdown.
 
-    ``out``: also write the text here. Errors as of
-    :func:`possam.reporting.checkout_comparison.compare_checkouts`.
+    ``before``: None: judge this checkout's trainings against the kept study. ``out``: also write
+    the text here. Errors as of :func:`possam.reporting.checkout_comparison.compare_checkouts` and
+    :func:`possam.reporting.kept.judge`.
     """
     from possam.reporting.checkout_comparison import compare_checkouts
+    from possam.reporting.kept import judge
 
-    text = compare_checkouts(project, name, before)
+    text = judge(project, name) if before is None else compare_checkouts(project, name, before)
     print(text, end="")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,14 @@ PARAMS = Path(__file__).resolve().parents[2] / "params"
 
 
 def measured(project: Project, table: str) -> dict[Origin, Measurement]:
-    """Every origin of the table with metrics 10, 11, ... (the next origin 15, 16, ...)."""
+    """Every origin of the table with metrics 10, 11, ... (the next origin 15, 16, ...).
+
+    Of the project's first seed, which is added to the metrics of what is trained.
+    """
     found = {}
     for number, origin in enumerate(project.tables[table].origins()):
-        values = {name: 10.0 + 5 * number + k for k, name in enumerate(METRICS)}
+        seed = project.scale.seeds[0] if origin.is_trained else 0
+        values = {name: 10.0 + 5 * number + k + seed for k, name in enumerate(METRICS)}
         counted = {"trainable_m", "frozen_m", "total_m"}
         part = {
             "metrics": values,
@@ -31,8 +35,9 @@ def measured(project: Project, table: str) -> dict[Origin, Measurement]:
         }
         evaluation = {
             **dict(zip(("run", "benchmark", "condition", "variant"), origin, strict=True)),
-            "seed": 0,
+            "seed": seed,
             "scale": project.name,
+            "code": "the code",
             "variants": {origin.variant: part},
         }
         found[origin] = Measurement.of(evaluation, origin.variant)
