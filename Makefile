@@ -43,7 +43,7 @@ export PIP_CERT ?= $(SSL_CERT_FILE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas dist format lock ui towers clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas dist format lock ui towers calibrate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -151,6 +151,10 @@ ui: $(READY) ## MLflow's pages on http://127.0.0.1:5000
 
 towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hours)
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
+
+calibrate: $(READY) ## the synthetic world's figures beside the real world's that it aims at
+	$(BIN)/snakemake --cores $(CORES) -- $(foreach set,coco ade20k,results/calibration/evaluations/fcclip_coco/seed0/$(set)/trained/evaluation.json)
+	$(BIN)/possam calibrate --scale calibration
 
 clean: ## remove data, trainings and evaluations of mini, everything of smoke, and Snakemake's records
 	rm -rf data/mini data/smoke results/smoke reports/smoke results/mini/runs results/mini/evaluations stored .snakemake

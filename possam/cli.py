@@ -168,11 +168,19 @@ def track(
 
 
 @pipeline("possam pretrain --out data/towers")
-def pretrain(out: Path = Path("data/towers"), seed: int = 0) -> None:
-    """Train the small synthetic towers from scratch."""
+def pretrain(out: Path = Path("data/towers"), seed: int = 0, start: Path | None = None) -> None:
+    """Train the small synthetic towers from scratch, or go on from those in START."""
     from possam.stages.pretrain import pretrain
 
-    pretrain(out=out, seed=seed)
+    pretrain(out=out, seed=seed, start=start)
+
+
+@pipeline("possam calibrate --scale calibration")
+def calibrate(scale: Scale, towers: Path = Path("data/towers")) -> None:
+    """Print the synthetic world's figures beside the real world's that it aims at."""
+    from possam.stages.calibrate import calibrate
+
+    calibrate(load_project(scale), towers=towers)
 
 
 @look("possam show table1")

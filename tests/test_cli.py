@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
 PANELS = {
     "Pipeline stages": "world download convert features train evaluate table figure report track "
-    "pretrain",
+    "pretrain calibrate",
     "Look and compare": "show compare ui efficiency",
     "Your own data": "predict score convert-files",
     "Cluster": "jobs rehearse",

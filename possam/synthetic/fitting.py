@@ -33,26 +33,26 @@ class SceneSet:
     """N scenes: ``images`` uint8 (N, 3, H, W), ``ids`` uint8 (N, H, W), ``classes`` int64 (N, M).
 
     ``classes[n, k]`` is the world class of segment ``k + 1`` of scene n, -1 beyond its last
-    segment.
+    segment. ``shaded`` bool (N, H, W) marks the shaded part of each segment.
     """
 
     images: Tensor
     ids: Tensor
+    shaded: Tensor
     classes: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def draw(
-        self, rng: np.random.Generator, count: int, *, flips: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Float images, ids and classes of random scenes, mirrored at random along ``flips``."""
+    def draw(self, rng: np.random.Generator, count: int, *, flips: tuple[int, ...]) -> "SceneSet":
+        """Random scenes, with float images, mirrored at random along ``flips``."""
         rows = torch.from_numpy(rng.integers(len(self), size=count))
-        images, ids = self.images[rows].float(), self.ids[rows]
+        maps = [self.images[rows].float(), self.ids[rows], self.shaded[rows]]
         for axis in flips:
             if rng.random() < 0.5:
-                images, ids = images.flip(axis), ids.flip(axis)
-        return images, ids, self.classes[rows]
+                maps = [each.flip(axis) for each in maps]
+        images, ids, shaded = maps
+        return SceneSet(images=images, ids=ids, shaded=shaded, classes=self.classes[rows])
 
 
 def pack_scenes(scenes: list[Scene]) -> SceneSet:
@@ -63,7 +63,8 @@ def pack_scenes(scenes: list[Scene]) -> SceneSet:
         row[: len(scene.segments)] = torch.tensor([s.class_index for s in scene.segments])
     images = torch.from_numpy(np.stack([scene.image.transpose(2, 0, 1) for scene in scenes]))
     ids = torch.from_numpy(np.stack([scene.ids for scene in scenes]))
-    return SceneSet(images=images, ids=ids, classes=classes)
+    shaded = torch.from_numpy(np.stack([scene.shaded for scene in scenes]))
+    return SceneSet(images=images, ids=ids, shaded=shaded, classes=classes)
 
 
 def render_scene_set(count: int, *, domain: Domain, split: Split = "train", seed: int) -> SceneSet:

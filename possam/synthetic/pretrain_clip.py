@@ -16,7 +16,12 @@ from open_clip.model import CLIP
 from safetensors.torch import save
 from torch import Tensor
 
-from possam.model.encoders.clip import SYNTHETIC_CONVNEXT, FrozenClip, build_open_clip
+from possam.model.encoders.clip import (
+    SYNTHETIC_CONVNEXT,
+    FrozenClip,
+    build_open_clip,
+    load_clip,
+)
 from possam.runtime.files import atomic_write, write_json
 from possam.synthetic.fitting import (
     FitSettings,
@@ -126,8 +131,9 @@ class _ClipTrainer:
     def loss(self) -> tuple[Tensor, float]:
         """Loss of the next random batch, and the share of its regions with the right caption."""
         settings, rng = self.settings, self.rng
-        images, ids, classes = self.scenes.draw(rng, settings.batch, flips=(-1,))
-        images = (images - self.clip.image_mean) / self.clip.image_std
+        drawn = self.scenes.draw(rng, settings.batch, flips=(-1,))
+        ids, classes = drawn.ids, drawn.classes
+        images = (drawn.images - self.clip.image_mean) / self.clip.image_std
         present = classes >= 0
         masks = segment_masks(ids, classes.shape[1])
         shift = rng.integers(-settings.mask_shift, settings.mask_shift + 1, 2).tolist()
@@ -155,13 +161,19 @@ class _ClipTrainer:
 
 
 def pretrain_clip(
-    *, out: Path, seed: int, settings: ClipSettings | None = None, scenes: SceneSet | None = None
+    *,
+    out: Path,
+    seed: int,
+    settings: ClipSettings | None = None,
+    scenes: SceneSet | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train the CLIP; write its configuration, BPE file and fp16 weights into the folder ``out``.
 
     Runs on one CPU thread; the same seed on the same machine and library versions gives the same
     weights. ``scenes``: already rendered scenes of domain "web" (else ``settings.scenes`` are
-    rendered). Raises :class:`TrainingError` if the loss is not finite.
+    rendered). ``start``: folder of towers to go on from; None: random weights. Raises
+    :class:`TrainingError` if the loss is not finite.
     """
     settings = settings or ClipSettings()
     if scenes is None:
@@ -170,8 +182,12 @@ def pretrain_clip(
     write_json(out / CONFIG_NAME, clip_config(write_bpe(out / BPE_NAME, caption_words())))
     with torch.random.fork_rng(), one_thread():
         torch.manual_seed(seed)
-        model, tokenizer, size = build_open_clip(out / CONFIG_NAME)
-        clip = FrozenClip(model=model, tokenizer=tokenizer, image_size=size)
+        if start is None:
+            model, tokenizer, size = build_open_clip(out / CONFIG_NAME)
+            clip = FrozenClip(model=model, tokenizer=tokenizer, image_size=size)
+        else:
+            clip = load_clip(config=out / CONFIG_NAME, checkpoint=start / WEIGHTS_NAME)
+            model = clip.model
         model.requires_grad_(True)
         model.train()
         trainer = _ClipTrainer(clip=clip, scenes=scenes, settings=settings, seed=seed)

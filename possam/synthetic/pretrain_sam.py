@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from possam.model.encoders.sam import ARCHITECTURES, build_sam, find_architecture
+from possam.model.encoders.sam import ARCHITECTURES, build_sam, find_architecture, load_sam
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_write
 from possam.synthetic.fitting import FitSettings, SceneSet, fit, half, one_thread, render_scene_set
@@ -34,7 +34,9 @@ class SamSettings(FitSettings):
     lr: float = 1e-3
     bce_weight: float = 5.0
     mean_weight: float = 0.4
-    """Weight of the three masks' mean loss beside the best one's: segments here are unambiguous."""
+    """Weight of the three masks' mean loss beside the best one's."""
+    part_share: float = 0
+    """Share of clicks that ask for the segment's part below them (lit or shaded), not for all."""
     embedding_weight: float = 1.0
     embedding_pixels: int = 256
 
@@ -70,6 +72,16 @@ def mask_iou(first: Tensor, second: Tensor) -> Tensor:
     """IoU of boolean masks (..., H, W), broadcast against each other -> (...)."""
     union = (first | second).sum((-2, -1)).clamp(min=1)
     return (first & second).sum((-2, -1)) / union
+
+
+def asked_pixels(shaded: Tensor, clicks: Tensor, whole: Tensor) -> Tensor:
+    """Pixels that clicks may ask for, bool (n, H, W): those shaded like it, or all if ``whole``.
+
+    ``shaded`` bool (n, H, W), ``clicks`` (n, 2) in pixels, x then y, ``whole`` bool (n,).
+    """
+    x, y = clicks.long().T
+    like = shaded == shaded[torch.arange(len(clicks)), y, x][:, None, None]
+    return like | whole[:, None, None]
 
 
 class _PixelHead(nn.Module):
@@ -118,13 +130,17 @@ class _SamTrainer:
     def loss(self) -> tuple[Tensor, float]:
         """Loss of the next random batch, and the mean IoU of the masks that the head chooses."""
         settings, rng = self.settings, self.rng
-        images, ids, classes = self.scenes.draw(rng, settings.batch, flips=(-1, -2))
-        counts = (classes >= 0).sum(1).numpy()
+        drawn = self.scenes.draw(rng, settings.batch, flips=(-1, -2))
+        images, ids = drawn.images, drawn.ids
+        counts = (drawn.classes >= 0).sum(1).numpy()
         numbers = [rng.permutation(np.resize(np.arange(n), settings.clicks)) for n in counts]
         chosen = torch.from_numpy(np.concatenate(numbers)) + 1
         owner = torch.arange(settings.batch).repeat_interleave(settings.clicks)
         masks = (ids[owner] == chosen[:, None, None]).float()
         clicks = self._clicks(masks)
+        if settings.part_share:
+            whole = torch.rand(len(clicks), generator=self.noise) >= settings.part_share
+            masks = masks * asked_pixels(drawn.shaded[owner], clicks, whole)
         images = (images - self.sam.pixel_mean) / self.sam.pixel_std
         with torch.autocast("cpu", torch.bfloat16):
             embeddings = self.sam.image_encoder(images)
@@ -157,12 +173,14 @@ def pretrain_sam(
     seed: int,
     settings: SamSettings | None = None,
     scenes: SceneSet | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train one SAM (of :data:`VARIANTS`); write its fp16 state dict into the folder ``out``.
 
     Runs on one CPU thread; the same seed on the same machine and library versions gives the same
     weights. ``scenes``: already rendered scenes of domain "web" (else ``settings.scenes`` are
-    rendered). Raises TrainingError if the loss is not finite, InputError for an unknown variant.
+    rendered). ``start``: folder of towers to go on from; None: random weights. Raises TrainingError
+    if the loss is not finite, InputError for an unknown variant.
     """
     if variant not in VARIANTS:
         raise InputError(f"pretrain_sam: variant {variant!r}: choose one of {', '.join(VARIANTS)}")
@@ -171,10 +189,14 @@ def pretrain_sam(
         scenes = render_scene_set(settings.scenes, domain="web", seed=seed)
     with torch.random.fork_rng(), one_thread():
         torch.manual_seed(seed)
-        sam = build_sam(find_architecture(variant))
+        if start is None:
+            sam = build_sam(find_architecture(variant))
+        else:
+            sam = load_sam(start / weights_name(variant), architecture=variant)
+            sam.requires_grad_(True)
         head = _PixelHead(find_architecture(variant).out_channels)
         # segment_anything starts position embeddings at zero; short trainings leave it slowly.
-        if sam.image_encoder.pos_embed is not None:
+        if start is None and sam.image_encoder.pos_embed is not None:
             nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
         sam.train()
         trainer = _SamTrainer(sam, head, scenes, settings, seed)

@@ -5,6 +5,7 @@ domains differ in layout (A: horizontal bands; B: Voronoi cells), sizes, lightin
 thing's pattern (plain, striped, spotted or checkered, in two shades) says nothing of its class.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from possam.runtime.progress import track
 from possam.synthetic.materials import smooth_noise, texture
-from possam.synthetic.vocabulary import COLOURS, Domain, WorldClass, domain_classes
+from possam.synthetic.vocabulary import COLOURS, MATERIALS, Domain, WorldClass, domain_classes
 
 SIZE = 128
 """Side of every scene in pixels."""
@@ -43,10 +44,15 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Image (uint8 RGB, (128, 128, 3)), segment ids (uint8 (128, 128), 0 is void), segments."""
+    """Image (uint8 RGB, (128, 128, 3)), segment ids (uint8 (128, 128), 0 is void), segments.
+
+    ``shaded`` (bool (128, 128)) marks the shaded part of each segment. Labels do not know parts;
+    SAM does.
+    """
 
     image: npt.NDArray[np.uint8]
     ids: Ids
+    shaded: Mask
     segments: tuple[Segment, ...]
 
 
@@ -57,10 +63,18 @@ class Style:
     bands: bool
     max_things: int
     radius: tuple[float, float]
+    log_radius: bool = False
+    """Whether radii are drawn log-uniformly, for as many small things as large ones."""
     stuff_gain: tuple[float, float]
     thing_gain: tuple[float, float]
     haze: float
     noise: float
+    cast: float = 0
+    """Colour cast of the whole picture: channels are scaled by factors of 1 - ``cast`` to 1."""
+    mix: float = 0
+    """Highest share of another colour (things) or material (stuff) in a segment's own paint."""
+    shade: float = 1
+    """Gain of one of the two parts of each segment; 1: segments have no visible parts."""
 
 
 STYLES: dict[str, Style] = {
@@ -105,9 +119,12 @@ def _pattern_mask(pattern: str, x: Array, y: Array, period: float) -> Mask:
     return np.zeros(x.shape, bool)
 
 
-def _shades(colour: str) -> tuple[Array, Array, Array]:
-    """Body, pattern and outline colour of a thing."""
+def _shades(colour: str, mix: float, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Body, pattern and outline colour of a thing, with up to a share ``mix`` of another colour."""
     body = np.array(COLOURS[colour], np.float32)
+    if mix:
+        other = list(COLOURS.values())[int(rng.integers(len(COLOURS)))]
+        body += rng.uniform(0, mix) * (np.array(other, np.float32) - body)
     if colour == "black":
         return body, body + 42, body + 85
     return body, body * 0.72, body * 0.45
@@ -143,19 +160,47 @@ def _paint_stuff(
     painted: list[WorldClass] = []
     for k in np.flatnonzero(np.bincount(label.ravel(), minlength=count)):
         inside = label == k
-        paint = texture(chosen[k].form, rng, x, y) * rng.uniform(*style.stuff_gain)
+        paint = texture(chosen[k].form, rng, x, y)
+        if style.mix:
+            other = MATERIALS[int(rng.integers(len(MATERIALS)))]
+            paint += rng.uniform(0, style.mix) * (texture(other, rng, x, y) - paint)
+        paint *= rng.uniform(*style.stuff_gain)
         np.copyto(image, paint, where=inside[..., None], casting="same_kind")
         painted.append(chosen[k])
         ids[inside] = len(painted)
     return painted
 
 
+def _half(rng: np.random.Generator, u: Array, v: Array, *, reach: float) -> Mask:
+    """Points on one side of a random line that passes the origin within ``reach``."""
+    angle = rng.uniform(0, 2 * np.pi)
+    return np.asarray(u * np.cos(angle) + v * np.sin(angle) > rng.uniform(-reach, reach))
+
+
+def _shade_regions(
+    rng: np.random.Generator, style: Style, image: Array, ids: Ids, shaded: Mask
+) -> None:
+    """Let a shadow fall on one side of a line through each region's centre."""
+    for number in range(1, int(ids.max()) + 1):
+        inside = ids == number
+        y, x = (axis.astype(np.float32) for axis in np.nonzero(inside))
+        part = _half(rng, x - x.mean(), y - y.mean(), reach=0.1 * SIZE)
+        shaded[inside] = part
+        image[inside] *= np.where(part, style.shade, 1)[:, None]
+
+
+def _cast(rng: np.random.Generator, image: Array, strength: float) -> None:
+    """Tint the light: scale the channels by random factors between 1 - ``strength`` and 1."""
+    image *= (1 - strength * rng.permutation([0, rng.random(), 1])).astype(np.float32)
+
+
 def _paint_thing(
     rng: np.random.Generator, style: Style, thing: WorldClass, image: Array, ids: Ids,
-    occupied: Mask, number: int,
+    shaded: Mask, occupied: Mask, number: int,
 ) -> bool:  # fmt: skip
     """Place a thing where it covers little of the other things; returns whether there was room."""
-    radius = rng.uniform(*style.radius)
+    low, high = style.radius
+    radius = low * (high / low) ** rng.random() if style.log_radius else rng.uniform(low, high)
     for _ in range(8):
         centre_x, centre_y = rng.uniform(radius * 0.7, SIZE - radius * 0.7, 2)
         angle = rng.uniform(-0.3, 0.3)
@@ -172,13 +217,17 @@ def _paint_thing(
             break
     else:
         return False
-    body, shade, outline = _shades(str(thing.colour))
+    body, shade, outline = _shades(str(thing.colour), style.mix, rng)
     palette = np.stack((outline, body, shade))
     pattern = _PATTERNS[int(rng.integers(len(_PATTERNS)))]
     period = rng.uniform(8, 11)
-    shaded = _pattern_mask(pattern, u * radius, v * radius, period)
+    marked = _pattern_mask(pattern, u * radius, v * radius, period)
     core = shape_mask(thing.form, u * _OUTLINE, v * _OUTLINE)
-    paint = palette.take(core * (1 + shaded), axis=0)
+    paint = palette.take(core * (1 + marked), axis=0)
+    if style.shade != 1:
+        part = _half(rng, u, v, reach=0.35)
+        paint[part] *= style.shade
+        shaded[window][inside] = part[inside]
     lit = paint * (1 - 0.1 * (du + dv))[..., None] * rng.uniform(*style.thing_gain) + style.haze
     np.copyto(image[window], lit, where=inside[..., None], casting="same_kind")
     ids[window][inside] = number
@@ -186,20 +235,27 @@ def _paint_thing(
     return True
 
 
-def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
-    """Render one scene of ``domain``; everything in it depends only on ``rng``."""
+def render_scene(
+    rng: np.random.Generator, domain: Domain, *, styles: Mapping[str, Style] = STYLES
+) -> Scene:
+    """Render one scene of ``domain``; everything in it depends only on ``rng`` and ``styles``."""
     classes = domain_classes(domain)
     things = [c for c in classes if c.is_thing]
     stuff = [c for c in classes if not c.is_thing]
-    style = STYLES[domain] if domain in STYLES else STYLES["ab"[int(rng.integers(2))]]
+    style = styles[domain] if domain in styles else styles["ab"[int(rng.integers(2))]]
     image = np.zeros((SIZE, SIZE, 3), np.float32)
     ids = np.zeros((SIZE, SIZE), np.uint8)
+    shaded = np.zeros((SIZE, SIZE), bool)
     content = _paint_stuff(rng, style, stuff, image, ids)
+    if style.shade != 1:
+        _shade_regions(rng, style, image, ids, shaded)
     occupied = np.zeros((SIZE, SIZE), bool)
     for _ in range(int(rng.integers(2, style.max_things + 1))):
         thing = things[int(rng.integers(len(things)))]
-        if _paint_thing(rng, style, thing, image, ids, occupied, len(content) + 1):
+        if _paint_thing(rng, style, thing, image, ids, shaded, occupied, len(content) + 1):
             content.append(thing)
+    if style.cast:
+        _cast(rng, image, style.cast)
     image += rng.standard_normal(image.shape, dtype=np.float32) * style.noise
     final = np.zeros_like(ids)
     segments: list[Segment] = []
@@ -213,8 +269,9 @@ def render_scene(rng: np.random.Generator, domain: Domain) -> Scene:
         segments.append(segment)
         final[visible] = segment.id
     return Scene(
-        image=np.clip(np.rint(image), 0, 255).astype(np.uint8), ids=final, segments=tuple(segments)
-    )
+        image=np.clip(np.rint(image), 0, 255).astype(np.uint8), ids=final, shaded=shaded,
+        segments=tuple(segments),
+    )  # fmt: skip
 
 
 def scene_rng(*, seed: int, domain: Domain, split: Split, index: int) -> np.random.Generator:
@@ -223,11 +280,14 @@ def scene_rng(*, seed: int, domain: Domain, split: Split, index: int) -> np.rand
 
 
 def render_scenes(
-    count: int, *, domain: Domain, split: Split = "train", seed: int, start: int = 0
-) -> list[Scene]:
+    count: int, *, domain: Domain, split: Split = "train", seed: int, start: int = 0,
+    styles: Mapping[str, Style] = STYLES,
+) -> list[Scene]:  # fmt: skip
     """Scenes ``start`` to ``start + count - 1`` of a domain and split, about 4 ms each."""
     indices = track(range(start, start + count), total=count, label=f"scenes {domain} {split}")
     return [
-        render_scene(scene_rng(seed=seed, domain=domain, split=split, index=i), domain)
+        render_scene(
+            scene_rng(seed=seed, domain=domain, split=split, index=i), domain, styles=styles
+        )
         for i in indices
     ]

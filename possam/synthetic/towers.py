@@ -26,6 +26,7 @@ from possam.model.encoders.sam import SamEncoder, load_sam
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, sha256_file, write_json
 from possam.runtime.provenance import provenance
+from possam.runtime.reading import check_readable
 from possam.synthetic.fitting import SceneSet, one_thread, render_scene_set, segment_masks
 from possam.synthetic.pretrain_clip import (
     BPE_NAME,
@@ -136,7 +137,9 @@ def inner_click(mask: np.ndarray) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def sam_click_iou(sam: Sam, *, domain: _Measured, scenes: int) -> dict[str, float]:
+def sam_click_iou(
+    sam: Sam, *, domain: _Measured, scenes: int, seed: int = QUALITY_SEED
+) -> dict[str, float]:
     """IoU of masks from one inner click on each segment, at the images' resolution.
 
     Returns ``chosen`` (the mask that the IoU head prefers), ``oracle`` (the best of the three),
@@ -144,7 +147,7 @@ def sam_click_iou(sam: Sam, *, domain: _Measured, scenes: int) -> dict[str, floa
     predicted IoU).
     """
     encoder = SamEncoder(sam.image_encoder)
-    data = render_scene_set(scenes, domain=domain, split="val", seed=QUALITY_SEED)
+    data = render_scene_set(scenes, domain=domain, split="val", seed=seed)
     chosen, oracle, error, is_thing = [], [], [], []
     for start in range(0, len(data), _BATCH):
         rows = slice(start, start + _BATCH)
@@ -211,9 +214,14 @@ def _timed(job: Callable[[], None]) -> float:
 
 
 def rebuild_towers(
-    out: Path, *, seed: int = SEED, settings: TowerSettings | None = None, workers: int = 2
+    out: Path,
+    *,
+    seed: int = SEED,
+    settings: TowerSettings | None = None,
+    workers: int = 2,
+    start: Path | None = None,
 ) -> dict[str, Any]:
-    """Train all towers from scratch into the folder ``out``; returns its ``provenance.json``.
+    """Train all towers into the folder ``out``; returns its ``provenance.json``.
 
     That holds the settings, seed, versions and seconds of each training, ``files`` (name ->
     ``sha256``, ``bytes``) and ``quality`` (of :func:`measure_quality`). ``out`` appears (or is
@@ -221,25 +229,38 @@ def rebuild_towers(
     same seed on the same machine and library versions gives the same files, with any number of
     ``workers``; another machine's kernels may round differently, and training amplifies that.
 
+    ``start``: a folder of towers to go on from, whose hashes become the record's ``inputs``; None:
+    from random weights.
+
     Raises:
-        InputError: ``workers`` is below 1.
+        InputError: ``workers`` is below 1, or a tower is missing in ``start``.
         TrainingError: a loss is not finite.
     """
     if workers < 1:
         raise InputError(f"workers: {workers}: at least 1 is needed")
     settings = settings or TowerSettings()
+    inputs = {}
+    if start is not None:
+        for name in tower_files():
+            check_readable(start / name, missing="name a folder of towers")
+            inputs[name] = sha256_file(start / name)
     started = time.time()
     wall_times: dict[str, float] = {}
     with atomic_directory(out) as folder:
         jobs: dict[str, Callable[[], None]] = {
             # The longest first, so that no core is idle at the end.
             variant: partial(
-                pretrain_sam, variant=variant, out=folder, seed=seed, settings=settings.sam[variant]
+                pretrain_sam,
+                variant=variant,
+                out=folder,
+                seed=seed,
+                settings=settings.sam[variant],
+                start=start,
             )
             for variant in reversed(VARIANTS)
         }
         jobs["synthetic_clip"] = partial(
-            pretrain_clip, out=folder, seed=seed, settings=settings.clip
+            pretrain_clip, out=folder, seed=seed, settings=settings.clip, start=start
         )
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             futures = {pool.submit(_timed, job): name for name, job in jobs.items()}
@@ -248,7 +269,7 @@ def rebuild_towers(
         record = provenance(
             stage="pretrain",
             parameters=asdict(settings) | {"quality_seed": QUALITY_SEED},
-            inputs={},
+            inputs=inputs,
             seed=seed,
             started=started,
         )

@@ -1,5 +1,7 @@
 """Scenes: exact repeats, and labels that agree with themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from possam.synthetic.fitting import pack_scenes, segment_masks
 from possam.synthetic.scenes import (
     SIZE,
+    STYLES,
     render_scene,
     render_scenes,
     scene_rng,
@@ -101,3 +104,67 @@ def test_packed_scenes_keep_images_ids_and_classes() -> None:
     masks = segment_masks(packed.ids, packed.classes.shape[1])
     areas = torch.tensor([[s.area for s in scenes[2].segments]])
     assert torch.equal(masks[2].sum((1, 2))[: areas.shape[1]].long(), areas[0])
+
+
+PARTS = {"b": replace(STYLES["b"], shade=0.5, noise=0)}
+
+
+def test_a_style_with_parts_shades_one_part_of_every_segment() -> None:
+    plain = render_scenes(8, domain="b", seed=2)
+    assert not any(scene.shaded.any() for scene in plain)
+    shares = []
+    for scene in render_scenes(8, domain="b", seed=2, styles=PARTS):
+        for segment in scene.segments:
+            inside = scene.ids == segment.id
+            shares.append(scene.shaded[inside].mean())
+            if 0.2 < shares[-1] < 0.8:
+                lit, dark = inside & ~scene.shaded, inside & scene.shaded
+                assert scene.image[dark].mean() < scene.image[lit].mean()
+    assert np.mean([0.05 < share < 0.95 for share in shares]) > 0.9
+    assert not np.array_equal(plain[0].image, scene.image)
+
+
+def test_a_cast_scales_channels_and_moves_nothing() -> None:
+    """One channel keeps its strength, another loses the most, as the style says."""
+    bare = {"b": replace(STYLES["b"], noise=0, cast=0)}
+    cast = {"b": replace(STYLES["b"], noise=0, cast=0.5)}
+    for k in range(6):
+        before, after = (
+            render_scenes(1, domain="b", seed=6, start=k, styles=styles)[0]
+            for styles in (bare, cast)
+        )
+        assert np.array_equal(before.ids, after.ids)
+        gains = sorted(after.image.mean((0, 1)) / before.image.mean((0, 1)))
+        assert gains[0] == pytest.approx(0.5, abs=0.02) and gains[2] == pytest.approx(1, abs=0.02)
+
+
+def test_log_uniform_radii_give_as_many_small_things_as_large_ones() -> None:
+    styles = {"b": replace(STYLES["b"], radius=(6, 24), log_radius=True, max_things=2)}
+    areas = [
+        s.area / shape_area(CLASSES[s.class_index].form)
+        for scene in render_scenes(80, domain="b", seed=8, styles=styles)
+        for s in scene.segments
+        if s.is_thing
+    ]
+    assert np.median(np.sqrt(areas)) == pytest.approx(np.sqrt(6 * 24), rel=0.15)
+
+
+def test_mixed_paint_stays_between_two_colours() -> None:
+    """Half of another colour: things keep the larger share of their own."""
+    styles = {"b": replace(STYLES["b"], mix=0.5, noise=0, haze=0)}
+    plain = {"b": replace(STYLES["b"], noise=0, haze=0)}
+    means = [
+        scene.image[scene.ids == s.id].mean(0)
+        for style in (plain, styles)
+        for scene in render_scenes(60, domain="b", seed=4, styles=style)
+        for s in scene.segments
+        if CLASSES[s.class_index].colour == "white"
+    ]
+    spread = [float(np.ptp(mean)) for mean in means]
+    assert max(spread) > 30 and all(mean.max() > 110 for mean in means)
+
+
+def shape_area(shape: str) -> float:
+    """Area of a shape of radius one."""
+    v, u = np.mgrid[-1.2:1.2:241j, -1.2:1.2:241j].astype(np.float32)  # type: ignore[misc]
+    return float(shape_mask(shape, u, v).sum()) * 0.01**2

@@ -1,5 +1,6 @@
 """The shipped towers reach their stated quality, and trainings repeat exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from possam.synthetic.pretrain_clip import ClipSettings, pool_regions, pretrain_
 from possam.synthetic.pretrain_sam import (
     VARIANTS,
     SamSettings,
+    asked_pixels,
     decode_clicks,
     mask_iou,
     pretrain_sam,
@@ -112,6 +114,25 @@ def test_rebuilding_repeats_exactly_and_writes_everything(scenes: SceneSet, tmp_
     assert (again / name).read_bytes() != (tmp_path / "towers" / name).read_bytes()
 
 
+def test_towers_go_on_from_others_and_say_so(scenes: SceneSet, tmp_path: Path) -> None:
+    """With a learning rate of almost nothing the weights stay what they were."""
+    clip = replace(TINY_CLIP, image_lr=1e-12, text_lr=1e-12, weight_decay=0.0)
+    sam = replace(TINY_SAM, lr=1e-12, weight_decay=0.0)
+    settings = TowerSettings(
+        clip=clip, sam=dict.fromkeys(VARIANTS, sam), clip_quality_scenes=2, sam_quality_scenes=2
+    )
+    record = rebuild_towers(tmp_path / "on", settings=settings, workers=1, start=TOWERS)
+    assert record["inputs"] == hashes(TOWERS)
+    before, after = (
+        torch.load(folder / weights_name("synthetic_b"), weights_only=True)
+        for folder in (TOWERS, tmp_path / "on")
+    )
+    assert all(torch.allclose(after[key], value, atol=1e-3) for key, value in before.items())
+    with pytest.raises(InputError, match="name a folder of towers"):
+        rebuild_towers(tmp_path / "none", settings=settings, start=tmp_path)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_training_that_diverges_says_so(scenes: SceneSet, tmp_path: Path) -> None:
     wild = SamSettings(iterations=40, batch=2, clicks=1, lr=1e30)
     with pytest.raises(TrainingError, match="synthetic_b: the loss is not finite"):
@@ -164,6 +185,14 @@ def test_pooling_by_hand() -> None:
     masks[0, 0, :2, :2] = 1
     masks[0, 1, :, 2:] = 1
     torch.testing.assert_close(pool_regions(features, masks)[0, :, 0], torch.tensor([1.0, 3, 0]))
+
+
+def test_a_click_asks_for_the_part_below_it_or_for_all() -> None:
+    shaded = torch.tensor([[True, False, False], [True, True, False]]).expand(3, -1, -1)
+    clicks = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    asked = asked_pixels(shaded, clicks, torch.tensor([False, False, True]))
+    assert asked[0].tolist() == [[False, True, True], [False, False, True]]
+    assert torch.equal(asked[1], shaded[0]) and asked[2].all()
 
 
 def test_average_forgets_its_start() -> None:
