@@ -3,6 +3,7 @@
 The pages that show how to add something are followed as a whole, by tests of their own.
 """
 
+import json
 import re
 import shutil
 import urllib.request
@@ -40,6 +41,12 @@ def write_examples(folder: Path) -> None:
     (folder / "words.txt").write_text("red disc\ngrass, lawn\n")
     before = folder / "path/to/before/results/smoke/evaluations"
     shutil.copytree(folder / "results/smoke/evaluations", before)
+    kept = folder / "results/smoke/measured"  # a study of this very seed
+    (kept / "seed0").mkdir(parents=True)
+    shutil.copy(folder / "results/smoke/table1.json", kept / "seed0")
+    study = json.dumps({"commits": ["a" * 40], "processors": ["this one"]})
+    for path in (kept, kept / "seed0"):
+        (path / "study.json").write_text(study)
     upstream, raw = folder / "path/to/coco", folder / "data/smoke/raw"
     shutil.copytree(raw / "synthetic_coco_val_images/val2017", upstream / "val2017")
     shutil.copytree(raw / "synthetic_coco_panoptic/annotations", upstream / "annotations")
@@ -98,6 +105,9 @@ def test_command(prepared: Workspace, command: str) -> None:
     if command == "make study":  # continuous integration runs all of it, as make smoke
         line = "snakemake -n $(make -s -n study | grep -o 're[a-z]*/smoke/[^ ]*')"
     done = prepared.run("bash", "-ec", f"source .venv/bin/activate; {line}", check=False)
+    if command.startswith("possam keep"):  # tests/stages/test_keep.py keeps whole studies
+        assert done.returncode == 2 and "make the whole study first" in done.stderr
+        return
     assert done.returncode == 0, (line, done.stdout[-3000:], done.stderr[-3000:])
     if command.startswith("possam predict"):
         folder = prepared.folder / command.split("--out ")[1]
@@ -111,7 +121,10 @@ def test_command(prepared: Workspace, command: str) -> None:
     if command == "make study":
         for line in (r"^table\s+7$", r"^report\s+1$"):
             assert re.search(line, done.stdout + done.stderr, re.MULTILINE), line
-    if command.startswith("possam compare"):
+    if command == "possam compare table1":
+        assert "| PosSAM (B) | PQ (COCO -> ADE20K) |" in done.stdout
+        assert "one training each says nothing" in done.stdout
+    elif command.startswith("possam compare"):
         assert "## PQ" in done.stdout and "+0.0 [+0.0, +0.0]" in done.stdout
     if command.startswith("possam score"):
         assert "PQ: 100.0000" in done.stdout
