@@ -43,7 +43,7 @@ export PIP_CERT ?= $(SSL_CERT_FILE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas dist format lock ui towers calibrate clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas dist format lock ui models towers calibrate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -86,7 +86,7 @@ test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 
 # Tests of the subpackages without networks, trainings and scoring: no compiled loops, no pipeline.
-FAST := assets datasets launch params pipeline reporting runtime stages synthetic
+FAST := assets datasets launch params pictures pipeline reporting runtime stages synthetic
 
 test-fast: $(READY) ## the tests of everything around networks, trainings and scoring (less than two minutes)
 	$(BIN)/python -m pytest -n $(CORES) --dist loadscope -m "not (pipeline or slow or full_size or paper_step or slurm)" \
@@ -148,6 +148,10 @@ lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 
 ui: $(READY) ## MLflow's pages on http://127.0.0.1:5000
 	$(BIN)/possam ui
+
+models: $(READY) ## export the mini study's PosSAM (B) and (H) into data/models, which the package ships
+	for run in possam_b_coco possam_h_coco; do \
+	  $(BIN)/possam export $$run data/models/$$run --scale mini --without-towers || exit 2; done
 
 towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hours)
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from possam.datasets.images import check_photo
 from possam.datasets.pixels import LARGEST, read_image
 from possam.evaluation.reader import read_png
-from possam.pictures.overlay import PALETTE, draw_overlay
+from possam.pictures.overlay import PALETTE, _distance, _widen, draw_overlay
 from possam.pictures.photographs import read_photograph, shrink
 from possam.pictures.words import parse_words, read_words, repeated_names
 from possam.runtime.errors import InputError
@@ -223,6 +225,15 @@ def test_overlay_of_any_size_keeps_the_picture_whole(size: tuple[int, int]) -> N
     assert picture.mode == "RGB" and max(picture.size) >= 640
     empty = draw_overlay(np.zeros((*size, 3), np.uint8), ids, {}, [])
     assert empty.size[1] >= 1
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 12))), st.integers(0, 4))
+def test_borders_and_distances_are_scipys(mask: NDArray[np.bool_], by: int) -> None:
+    side = 2 * by + 1
+    wide = ndimage.maximum_filter(mask, side, mode="constant")
+    np.testing.assert_array_equal(_widen(mask, by), wide)
+    inside = np.pad(mask, 1)
+    np.testing.assert_allclose(_distance(inside), ndimage.distance_transform_edt(inside))
 
 
 def test_overlay_refuses_what_does_not_fit() -> None:
