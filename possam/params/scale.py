@@ -37,14 +37,9 @@ class TowerParams(Options):
 
 
 class PredictParams(Options):
-    """How ``possam predict`` reads photographs, which no table depends on.
-
-    ``resolution``: for the towers; ``mask_pixels``: photographs of more pixels are reduced first,
-    and their segments enlarged afterwards, so that memory stays flat.
-    """
+    """The resolution at which the towers see pictures of a user, which no table depends on."""
 
     resolution: ResolutionOptions
-    mask_pixels: Positive
 
 
 class ScaleParams(Options):

@@ -9,9 +9,9 @@ from possam.params.project import Project
 from possam.params.tables import DEFAULT_VARIANT, NO_SEED, TRAINING_FREE
 from possam.runtime.errors import InputError
 from possam.runtime.files import hash_json
+from possam.runtime.gpu_driver import check_device
 from possam.stages.common import (
     StageRecord,
-    check_device,
     code_identity,
     frozen_hashes,
     set_up_process,
