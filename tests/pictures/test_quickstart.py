@@ -15,20 +15,11 @@ from possam.pictures.load import DEFAULT, describe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXTRAS = (
-    *("pandas", "scipy", "pyarrow", "pycocotools", "panopticapi", "packaging.requirements"),
-    *("snakemake", "submitit", "mlflow", "dvc", "matplotlib", "jinja2", "markdown_it"),
+    *("pandas", "scipy", "pyarrow", "pycocotools", "panopticapi", "snakemake", "submitit"),
+    *("mlflow", "dvc", "matplotlib", "jinja2", "markdown_it", "rasterio", "shapely"),
 )
-
-GUARD = f"""
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name in {EXTRAS!r}:
-            raise ModuleNotFoundError(f"{{name}} belongs to an extra", name=name)
-
-sys.meta_path.insert(0, Refuse())
-"""
+GUARD = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))"
+"""As if they were not installed: a module that is ``None`` cannot be imported."""
 
 
 def python_of(page: Path) -> str:
