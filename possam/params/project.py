@@ -192,7 +192,12 @@ class Project:
                         f"{test.dataset}, but {run} is trained on {trained}; name one of that"
                     )
         here = [name for name, entry in self.external.items() if entry.scale == self.name]
-        return {name: table.showing(here) for name, table in tables.items()}
+        return {name: self._served(table.showing(here)) for name, table in tables.items()}
+
+    def _served(self, table: TableParams) -> TableParams:
+        """The table without budgets whose closed set the scale lacks: no reason to lack all."""
+        budget = {g: test for g, test in table.budget.items() if not self.lack_of_benchmark(test)}
+        return table.model_copy(update={"budget": budget})
 
     def _mapping(
         self,
