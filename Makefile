@@ -43,7 +43,7 @@ export PIP_CERT ?= $(SSL_CERT_FILE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas dist format lock ui models towers calibrate clean
+.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas crate dist format lock ui models towers calibrate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -131,6 +131,12 @@ docs: $(READY) ## the pages of docs/ as a site: .possam/site/index.html
 
 schemas: $(READY) ## JSON Schemas of the parameter files anew, from the models that check them
 	$(BIN)/python -m possam.params.schemas
+
+crate: $(READY) ## the finished tables of SCALE as a Workflow Run RO-Crate in crates/SCALE, validated
+	@mkdir -p crates
+	$(BIN)/python -m possam.stages.crate --scale $(SCALE)
+	$(UV) run --quiet --no-project --isolated --python $(BIN)/python --with roc-validator==0.13.0 --with rocrate==0.13.0 \
+	  python workflow/check_crate.py crates/$(SCALE)
 
 dist: $(READY) ## wheel and sdist in dist/, checked
 	rm -rf dist && $(BIN)/python -m build

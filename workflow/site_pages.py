@@ -5,6 +5,7 @@ The README becomes the first page. Files of the repository that a page links to 
 ``reference/`` has a page per subpackage, from docstrings, and one of the command line.
 """
 
+import json
 import os
 import posixpath
 import re
@@ -48,6 +49,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     source = _source_of(page.file.src_uri)
     if source is None:
         return markdown
+    markdown = markdown.replace("<!-- towers -->", _towers())
 
     def replace(match: re.Match[str]) -> str:
         target = _resolve(source, match[2])
@@ -114,6 +116,21 @@ def _page(path: str, config: Any) -> File:
         language = _LANGUAGE.get(file.suffix, "text")
         text = f"````{language}\n{file.read_text('utf-8').rstrip()}\n````"
     return File.generated(config, _uri(path), content=f"# {path}\n\n{text}\n")
+
+
+def _towers() -> str:
+    """Files of the shipped towers as a table, from their record."""
+    record = json.loads((ROOT / "data/towers/provenance.json").read_text("utf-8"))
+    rows = [
+        f"| `{name}` | {file['bytes']:,} | `{file['sha256'][:16]}` |"
+        for name, file in sorted(record["files"].items())
+    ]
+    hours = record["wall_time_s"] / 3600
+    head = ["| file | bytes | SHA-256 (first 16) |", "|---|---:|---|"]
+    after = (
+        f"Trained with seed {record['seed']} in {hours:.1f} hours on {record['hardware']['cpu']}."
+    )
+    return "\n".join([*head, *rows, "", after])
 
 
 def _reference() -> dict[str, str]:
