@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from possam import data_commands
 from possam.arguments import (
     AcceptCode,
-    AllowEmpty,
     AnyScale,
     Dataset,
     Device,
@@ -24,7 +24,6 @@ from possam.arguments import (
     Scale,
     Seed,
     Table,
-    WithoutInstances,
     Workers,
     load_project,
     names,
@@ -223,56 +222,10 @@ def efficiency(
     print_parameters(load_project(scale))
 
 
-@your_data("possam score out/coco_val predictions.json --out out/score")
-def score(
-    dataset: Annotated[Path, Argument(help="Folder of a converted data set.")],
-    predictions: Annotated[Path, Argument(help="COCO panoptic JSON, or folder of label PNGs.")],
-    scale: Scale,
-    segmentations: Annotated[Path | None, Option(help="The JSON's PNGs, if elsewhere.")] = None,
-    out: Annotated[Path | None, Option(help="Folder for evaluation.json, statistics.")] = None,
-    category_ids: Annotated[str, Option(help="contiguous or upstream class ids.")] = "contiguous",
-    workers: Annotated[int | None, Option(help="Processes (default: one per core).")] = None,
-) -> None:
-    """Score predictions of any system against a converted data set."""
-    from possam.stages.score import score_predictions
-
-    score_predictions(
-        load_project(scale),
-        dataset,
-        predictions,
-        segmentations=segmentations,
-        out=out,
-        category_ids=category_ids,
-        workers=workers,
-    )
-
-
-@your_data("possam convert-files coco coco/ --split val2017 --class-names names.txt --out out/val")
-def convert_files(
-    layout: Dataset,
-    root: Annotated[Path, Argument(help="ADEChallengeData2016, ADE20K_2021_17_01, VOC2010, ...")],
-    split: Annotated[str, Option(help="Upstream's name: val2017, validation, val, ...")],
-    class_names: Annotated[Path, Option(help="File of class names with synonyms.")],
-    out: Annotated[Path, Option(help="Folder of the converted data set.")],
-    class_table: Annotated[Path | None, Option(help="ade20k: instead of params/facts.")] = None,
-    without_instances: WithoutInstances = False,
-    allow_empty: AllowEmpty = False,
-    workers: Workers = 1,
-) -> None:
-    """Convert any folder in the upstream layout of one of the data sets."""
-    from possam.stages.convert import convert_files
-
-    convert_files(
-        layout,
-        root=root,
-        split=split,
-        class_names=class_names,
-        class_table=class_table,
-        without_instances=without_instances,
-        allow_empty=allow_empty,
-        out=out,
-        workers=workers,
-    )
+your_data("possam score out/coco_val predictions.json --out out/score")(data_commands.score)
+your_data("possam convert-files coco coco/ --split val2017 --out out/val")(
+    data_commands.convert_files
+)
 
 
 @cluster("possam jobs tail possam_b_coco")

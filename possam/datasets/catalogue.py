@@ -33,12 +33,19 @@ class FolderLayout:
         splits: by the publisher's name of a split, the name that ``read`` takes.
         read: takes the folder, the name of the split, the class-name file and those of the options
             ``class_table`` and ``without_instances`` that apply.
+        read_parts: takes files and folders one by one, by their names, and the class-name file;
+            None: they are found in ``root`` only.
+        parts: the names that ``read_parts`` takes, True for those that it needs.
+        names_classes: whether the class-name file may be None, as the files themselves have names.
         class_table: default of ``--class-table``; None: there is no such table.
     """
 
     root: str
     splits: Mapping[str, str]
     read: Callable[..., Source]
+    read_parts: Callable[..., Source] | None = None
+    parts: Mapping[str, bool] = field(default_factory=dict)
+    names_classes: bool = False
     class_table: Path | None = None
     without_instances: bool = False
 

@@ -95,6 +95,13 @@ def number_images(data: dict[str, Any], path: Path) -> dict[str, int]:
     return numbers
 
 
+def number_annotations(entries: list[Any]) -> None:
+    """Number instance annotations from 1 where their ids are texts, which nothing refers to."""
+    if entries and all(isinstance(e, dict) and isinstance(e.get("id"), str) for e in entries):
+        for number, entry in enumerate(entries, start=1):
+            entry["id"] = number
+
+
 def find_photo(name: str, folder: Folder) -> Path | None:
     """The photograph that a JSON calls ``name``; None if there is none."""
     below = name.replace("\\", "/")

@@ -9,13 +9,16 @@ from possam.datasets.json_fields import (
     FLAG,
     ID,
     REMEDY,
+    TEXT,
     Field,
     check_fields,
+    is_text,
     number,
     optional,
     shown,
     whole,
 )
+from possam.datasets.records import Category
 from possam.runtime.errors import InputError
 from possam.runtime.files import read_json
 
@@ -36,6 +39,9 @@ BOX = Field(
 INSTANCE = {"area": number(0, _FAR), "bbox": BOX, "iscrowd": FLAG}
 _KEYS = {"id": ID, "image_id": ID, "file_name": FILE_PATH}
 _SIDE = whole(1, _PIXELS)
+_NAMES = optional(
+    Field(lambda v: type(v) is list and bool(v) and all(map(is_text, v)), "a list of names")
+)
 
 
 def get(entry: Any, key: str, path: Path | str, where: str) -> Any:
@@ -81,6 +87,31 @@ def image_size(record: Any, path: Path) -> tuple[int, int]:
     if height * width > _PIXELS:
         raise InputError(f"{where}: {width}x{height} pixels are more than {_PIXELS}; {REMEDY}")
     return height, width
+
+
+def json_categories(entries: Mapping[int, Any], path: Path) -> list[Category]:
+    """The classes of a JSON by id, with its own names: ``names``, or ``name``, split at commas."""
+    categories = []
+    for index, (key, entry) in enumerate(entries.items()):
+        where = f"{path}: categories: {key}"
+        remedy = "correct it, or name the classes in a class-name file (--class-names)"
+        check_fields(entry, {**CATEGORY, "name": TEXT, "names": _NAMES}, where, remedy=remedy)
+        given = entry.get("names", entry["name"].split(","))
+        names = tuple(filter(None, (" ".join(name.split()) for name in given)))
+        if not names:
+            raise InputError(f"{where}: the name is empty; {remedy}")
+        categories.append(
+            Category(
+                index=index,
+                names=names,
+                is_thing=bool(entry["isthing"]),
+                upstream_id=key,
+                upstream_name=entry["name"].strip(),
+            )
+        )
+    if not categories:
+        raise InputError(f"{path}: categories: there is none; {REMEDY}")
+    return categories
 
 
 def check_segments(entries: Any, known: set[int], where: str) -> list[dict[str, int]]:

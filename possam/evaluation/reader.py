@@ -16,6 +16,7 @@ from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.images import turned
 from possam.datasets.json_fields import ID, LIST, TEXT
 from possam.datasets.pixels import decode_ids, decode_map, open_image
+from possam.evaluation.instance_results import ImageNames
 from possam.evaluation.numbering import Mapped, NumberingError, check_listed
 from possam.evaluation.options import Numbering
 from possam.evaluation.run_lengths import RunLengths, encode_array, encode_file
@@ -88,8 +89,12 @@ class PredictionReader:
         folder: that of the PNGs; default: beside ``json``, of the same name without ``.json``.
         category_ids: whether ``category_id`` is the data set's own index (``contiguous``) or the
             id of the data set's upstream release (``upstream``).
+        subset: whether images may be without a prediction.
+        content: that of ``json``, if it is read already.
 
     Attributes:
+        images: the images that have a prediction.
+        renamed: whether images were found by file names that say other ids than ``image_id``.
         listed: id and name of each entry of the JSON's ``categories``.
         stated: the numbering that was named: ``category_id`` -> class index.
         note: on names that are none of the data set's, or None.
@@ -99,12 +104,20 @@ class PredictionReader:
     """
 
     def __init__(
-        self, json: Path, dataset: ConvertedDataset, *, folder: Path | None, category_ids: str
+        self,
+        json: Path,
+        dataset: ConvertedDataset,
+        *,
+        folder: Path | None,
+        category_ids: str,
+        subset: bool = False,
+        content: Any = None,
     ) -> None:
         self.json, self._dataset = json, dataset
-        _check_category_ids(category_ids)
-        with no_collection():
-            content = read_json(json)
+        check_category_ids(category_ids)
+        if content is None:
+            with no_collection():
+                content = read_json(json)
         self.folder = folder if folder is not None else json.with_suffix("")
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder; name the folder of predicted PNGs")
@@ -113,12 +126,12 @@ class PredictionReader:
         self.format = PanopticFormat(json=json, folder=self.folder, classes=classes)
         self.annotations: dict[int, dict[str, Any]] = {}
         """Entries of the JSON by image id; their segments are not checked yet."""
-        texts = {record.upstream_id: record.id for record in dataset.images if record.upstream_id}
+        names = ImageNames(content.get("images"), dataset, str(json))
+        self.renamed = names.renamed
         for number, annotation in enumerate(content["annotations"]):
             where = f"{json}: annotations[{number}]"
-            if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), str):
-                own = texts.get(annotation["image_id"], annotation["image_id"])
-                annotation = {**annotation, "image_id": own}
+            if isinstance(annotation, dict) and type(annotation.get("image_id")) in (int, str):
+                annotation = {**annotation, "image_id": names.find(annotation["image_id"])}
             _check_fields(annotation, where, image_id=int, file_name=str, segments_info=list)
             image_id = annotation["image_id"]
             if image_id in self.annotations:
@@ -127,11 +140,13 @@ class PredictionReader:
                 )
             self.annotations[image_id] = annotation
         missing = [record.id for record in dataset.images if record.id not in self.annotations]
-        if missing:
+        if missing and not subset:
             raise InputError(
                 f"{json}: annotations: {len(missing)} of {len(dataset)} images have no prediction "
-                f"(image_id {missing[0]} is the first); predict all images of the data set"
+                f"(image_id {missing[0]} is the first); predict all images of the data set, or "
+                "choose --subset"
             )
+        self.images = tuple(one for one in dataset.images if one.id in self.annotations)
         extra = sorted(set(self.annotations) - {record.id for record in dataset.images})
         if extra:
             raise InputError(
@@ -146,7 +161,7 @@ class PredictionReader:
             _check_fields(category, f"{where}[{number}]", id=int)
             _check_fields({"name": ""} | category, f"{where}[{number}]", name=str)
         self.listed = [(entry["id"], entry.get("name", "").strip()) for entry in categories]
-        self.stated = _by_id(self._dataset, category_ids)
+        self.stated = by_id(self._dataset, category_ids)
         self.note = check_listed(
             self.listed, self.stated, self._dataset, kind=category_ids, where=where
         )
@@ -185,12 +200,12 @@ class LabelFormat:
     @classmethod
     def of(cls, folder: Path, dataset: ConvertedDataset, *, category_ids: str) -> "LabelFormat":
         """The format of ``folder``; errors as of :class:`PredictionReader`."""
-        _check_category_ids(category_ids)
+        check_category_ids(category_ids)
         if not any(is_label_map(path) for path in folder.iterdir()):
             raise InputError(
                 f"{folder}: no PNG in this folder; for panoptic predictions name the JSON file"
             )
-        classes = _by_id(dataset, category_ids)
+        classes = by_id(dataset, category_ids)
         return cls(folder=folder, dataset=dataset.name, classes=classes, category_ids=category_ids)
 
     @property
@@ -203,6 +218,10 @@ class LabelFormat:
         found = self.read_labels(record)
         values = np.unique(found.values).tolist()
         return Mapped(found, dict(zip(values, values, strict=True)))
+
+    def images(self, dataset: ConvertedDataset) -> tuple[ImageRecord, ...]:
+        """The images that have a PNG."""
+        return tuple(record for record in dataset.images if self.path(record).exists())
 
     def path(self, record: ImageRecord) -> Path:
         """The PNG of one image, named like those of the data set."""
@@ -269,7 +288,8 @@ def _check_fields(entry: Any, where: str, **fields: type) -> None:
             )
 
 
-def _check_category_ids(category_ids: str) -> None:
+def check_category_ids(category_ids: str) -> None:
+    """InputError unless this is one of ``CATEGORY_IDS``."""
     if category_ids not in CATEGORY_IDS:
         raise InputError(
             f"category_ids: unknown {category_ids!r}; valid choices: {', '.join(CATEGORY_IDS)}"
@@ -281,7 +301,8 @@ def is_label_map(path: Path) -> bool:
     return path.suffix.lower() == ".png" and not is_stray(Path(path.name))
 
 
-def _by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, int]:
+def by_id(dataset: ConvertedDataset, category_ids: str) -> dict[int, int]:
+    """The numbering of this name: category id -> class index."""
     upstream = category_ids == "upstream"
     return {c.upstream_id if upstream else c.index: c.index for c in dataset.categories}
 
@@ -292,7 +313,7 @@ def read_png(path: Path) -> NDArray[Any]:
     Raises:
         InputError: no such file, not an image, or one of too many pixels.
     """
-    with reading(path, missing="predict every image of the data set"):
+    with reading(path, missing="predict every image of the data set, or choose --subset"):
         content = path.read_bytes()
     if (quick := decode_map(content)) is not None:
         return quick

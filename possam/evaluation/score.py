@@ -10,13 +10,22 @@ import numpy as np
 
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.pixels import void_value
+from possam.evaluation.instance_results import InstanceResults, is_instance_results
 from possam.evaluation.numbering import LOW, NumberingError, suggest
 from possam.evaluation.options import EvaluationOptions
-from possam.evaluation.reader import LabelFormat, PanopticFormat, PredictionReader
+from possam.evaluation.reader import (
+    LabelFormat,
+    PanopticFormat,
+    PredictionReader,
+    by_id,
+    check_category_ids,
+)
 from possam.evaluation.run_lengths import RunLengths, count_shared_pixels, encode_array, encode_file
+from possam.evaluation.saved_maps import SavedMaps, is_saved_map
 from possam.evaluation.statistics import ImageStatistics
 from possam.evaluation.summary import Evaluators, count_parts, make_result, write_result
 from possam.runtime.errors import InputError
+from possam.runtime.files import read_json
 from possam.runtime.memory import no_collection
 from possam.runtime.pools import in_chunks
 from possam.runtime.progress import Progress
@@ -37,6 +46,7 @@ def score(
     segmentations: Path | None = None,
     category_ids: str = "contiguous",
     seen: Sequence[bool] | None = None,
+    subset: bool = False,
     workers: int = 1,
 ) -> dict[str, Any]:
     """Score predictions against a converted data set; write the result if ``out`` is given.
@@ -55,9 +65,11 @@ def score(
         segmentations=segmentations,
         category_ids=category_ids,
         seen=seen,
+        subset=subset,
         workers=workers,
     )
-    result = {**(identity or {}), "counts": count_parts(dataset, statistics.seen), **found}
+    counts = count_parts(dataset, statistics.seen) | {"images": len(statistics.image_ids)}
+    result = {**(identity or {}), "counts": counts, **found}
     if out is not None:
         write_result(out, result, statistics)
     return result
@@ -72,6 +84,7 @@ def measure_predictions(
     category_ids: str = "contiguous",
     seen: Sequence[bool] | None = None,
     metrics: Collection[str] = ("panoptic", "semantic"),
+    subset: bool = False,
     workers: int = 1,
 ) -> tuple[ImageStatistics, dict[str, Any]]:
     """Per-image statistics of predictions, and their result; nothing is written.
@@ -79,12 +92,15 @@ def measure_predictions(
     Args:
         predictions: a ``.json`` in COCO panoptic format (PNGs: in ``segmentations``, default
             beside the JSON, with its name without ``.json``), which gives the PQ metrics and the
-            mIoU of the panoptic map; or a folder of label PNGs ``<image name>.png`` (class index,
-            255 or 65535 = none; 16 bits where ids exceed 254), which gives only the mIoU.
+            mIoU of the panoptic map; or one of COCO's instance results, which gives only the mAP;
+            or a folder of label PNGs ``<image name>.png`` (class index, 255 or 65535 = none; 16
+            bits where ids exceed 254), which gives only the mIoU; or a folder of outputs of
+            detectron2 or transformers (:class:`possam.evaluation.saved_maps.SavedMaps`).
         category_ids: ``contiguous`` if category ids (or labels) are class indices, ``upstream`` if
             they are the publisher's ids (then the label 0 also means none).
         seen: one flag per class, True if seen; default: all seen.
         metrics: ``panoptic``, ``semantic`` or both, as the ground truth allows.
+        subset: score only the images that have a prediction; the protocol says how many.
         workers: processes; the result is the same for any number.
 
     Raises:
@@ -98,22 +114,46 @@ def measure_predictions(
             f"{dataset.directory}: {classes} classes, but {len(flags)} flags of seen classes; give "
             "one per class"
         )
-    predicted: PredictionReader | LabelFormat
+    check_category_ids(category_ids)
+    predicted: PredictionReader | LabelFormat | SavedMaps
+    source, content = "panoptic map", None
     if predictions.is_dir():
         if segmentations is not None:
             raise InputError(
-                f"{predictions}: a folder of label PNGs needs no folder of segmentations; "
-                "for panoptic predictions name the JSON file"
+                f"{predictions}: a folder needs no folder of segmentations; for panoptic "
+                "predictions name the JSON file"
             )
-        if "semantic" not in metrics:
+        if any(map(is_saved_map, predictions.iterdir())):
+            predicted = SavedMaps(
+                folder=predictions,
+                dataset=dataset.name,
+                classes=by_id(dataset, category_ids),
+                category_ids=category_ids,
+            )
+        elif "semantic" not in metrics:
             raise InputError(f"{predictions}: label PNGs only give mIoU, which is not measured")
-        metrics, source = {"semantic"}, "label PNGs"
-        predicted = LabelFormat.of(predictions, dataset, category_ids=category_ids)
+        else:
+            metrics, source = {"semantic"}, "label PNGs"
+            predicted = LabelFormat.of(predictions, dataset, category_ids=category_ids)
+        images = predicted.images(dataset) if subset else dataset.images
     else:
-        source = "panoptic map"
+        with no_collection():
+            content = read_json(predictions)
+        if is_instance_results(content):
+            return _measure_instances(
+                dataset, predictions, content, evaluation=evaluation, flags=flags,
+                category_ids=category_ids, subset=subset,
+            )  # fmt: skip
         predicted = PredictionReader(
-            predictions, dataset, folder=segmentations, category_ids=category_ids
+            predictions,
+            dataset,
+            folder=segmentations,
+            category_ids=category_ids,
+            subset=subset,
+            content=content,
         )
+        images = predicted.images
+    dataset, protocol = _of_images(dataset, images, predictions)
     other = partial(suggest, dataset, predicted.numbers, stated=predicted.stated)
     try:
         evaluators = count_predictions(dataset, predicted, metrics=metrics, workers=workers)
@@ -121,13 +161,18 @@ def measure_predictions(
         hint = other(listed=predicted.listed)
         raise InputError(f"{error}; {hint}" if hint else str(error)) from error
     # panopticapi does not translate category ids, so it can check only contiguous ones.
-    readable = evaluation.check_panopticapi and category_ids == "contiguous"
+    readable = (
+        evaluation.check_panopticapi
+        and category_ids == "contiguous"
+        and isinstance(predicted, PredictionReader)
+        and not predicted.renamed
+    )
     statistics, result = make_result(
         dataset=dataset,
         evaluators=evaluators,
         seen=flags,
         evaluation=evaluation,
-        protocol={"predictions": predictions.name},
+        protocol=protocol,
         semantic_prediction=source,
         written=(predictions, predicted.folder) if readable else None,
     )
@@ -137,6 +182,59 @@ def measure_predictions(
         notes.append(other(listed=predicted.listed))
     if any(notes):
         result["protocol"][NOTES] = [note for note in notes if note]
+    return statistics, result
+
+
+def _of_images(
+    dataset: ConvertedDataset, images: Sequence[ImageRecord], predictions: Path
+) -> tuple[ConvertedDataset, dict[str, Any]]:
+    """The data set with these images only, and what the protocol says of the predictions."""
+    protocol: dict[str, Any] = {"predictions": predictions.name}
+    if not images:
+        raise InputError(f"{predictions}: no image of {dataset.name} {dataset.split} is predicted")
+    if len(images) < len(dataset):
+        protocol["subset"] = f"{len(images)} of {len(dataset)} images"
+        dataset = replace(dataset, images=tuple(images))
+    return dataset, protocol
+
+
+def _measure_instances(
+    dataset: ConvertedDataset,
+    predictions: Path,
+    content: Any,
+    *,
+    evaluation: EvaluationOptions,
+    flags: list[bool],
+    category_ids: str,
+    subset: bool,
+) -> tuple[ImageStatistics, dict[str, Any]]:
+    """As :func:`measure_predictions`, of instance results: their mAP."""
+    truth = dataset.instances()
+    if not truth["annotations"]:
+        raise InputError(f"{dataset.directory}: no instance in the ground truth to measure mAP by")
+    found = InstanceResults(
+        predictions,
+        content,
+        dataset,
+        numbers=by_id(dataset, category_ids),
+        kind=category_ids,
+        subset=subset,
+    )
+    dataset, protocol = _of_images(dataset, found.images, predictions)
+    evaluators = Evaluators.of(dataset, (), instances=truth)
+    if evaluators.instances is not None:
+        found.fill(evaluators.instances)
+    statistics, result = make_result(
+        dataset=dataset,
+        evaluators=evaluators,
+        seen=flags,
+        evaluation=evaluation,
+        protocol=protocol,
+        semantic_prediction="none: instances",
+        written=None,
+    )
+    if found.note:
+        result["protocol"][NOTES] = [found.note]
     return statistics, result
 
 
@@ -153,7 +251,7 @@ class _Job:
     """Scores some images of ``dataset``, which is passed without its images."""
 
     dataset: ConvertedDataset
-    predicted: PanopticFormat | LabelFormat
+    predicted: PanopticFormat | LabelFormat | SavedMaps
     metrics: frozenset[str]
 
     def __call__(self, images: Sequence[_Image]) -> Evaluators:
@@ -201,7 +299,7 @@ class _Job:
 
 def count_predictions(
     dataset: ConvertedDataset,
-    predictions: PredictionReader | LabelFormat,
+    predictions: PredictionReader | LabelFormat | SavedMaps,
     *,
     metrics: Collection[str],
     workers: int,
@@ -214,7 +312,7 @@ def count_predictions(
         InputError: a prediction is malformed; the first one in the data set's order is named.
         PossamError: a worker died.
     """
-    predicted: PanopticFormat | LabelFormat
+    predicted: PanopticFormat | LabelFormat | SavedMaps
     if isinstance(predictions, PredictionReader):
         predicted, annotations = predictions.format, predictions.annotations
     else:

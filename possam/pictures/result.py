@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL import Image
+    from supervision import Detections
 
 
 class PictureClass(NamedTuple):
@@ -134,6 +135,12 @@ class Result:
         from possam.pictures.exports.npz import save_embeddings
 
         save_embeddings(self, file)
+
+    def to_supervision(self) -> "Detections":
+        """The segments as ``supervision.Detections``: see ``possam.pictures.connectors``."""
+        from possam.pictures.connectors import to_detections
+
+        return to_detections(self)
 
     def _export(self, name: str, out: Path | str) -> None:
         """Write this one picture; several: :func:`possam.pictures.exports.export`."""

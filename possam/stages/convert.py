@@ -1,9 +1,10 @@
 """Stage ``convert``: upstream layouts to the common format, with validation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from possam.datasets.catalogue import datasets, find_dataset, module_of
+from possam.datasets.catalogue import FolderLayout, datasets, find_dataset, module_of
 from possam.datasets.records import Source
 from possam.params.layout import Layout
 from possam.params.project import Project
@@ -33,9 +34,10 @@ def convert_dataset(project: Project, dataset: str, split: str, *, workers: int)
 def convert_files(
     layout: str,
     *,
-    root: Path,
-    split: str,
-    class_names: Path,
+    root: Path | None,
+    split: str | None,
+    parts: Mapping[str, Path],
+    class_names: Path | None,
     class_table: Path | None,
     without_instances: bool,
     allow_empty: bool,
@@ -45,6 +47,7 @@ def convert_files(
     """Convert a user's folder in the layout of a data set, and validate the result.
 
     The ``folder`` in the data set's declaration says what ``root``, ``split`` and the options mean.
+    Instead of ``root`` its files and folders may be named one by one, in ``parts``.
     ``allow_empty``: most images may be without segments.
 
     Raises:
@@ -62,12 +65,37 @@ def convert_files(
             raise InputError(f"--{flag}: only for {', '.join(having)}, not {layout}")
     options["class_table"] = class_table or own.class_table
     options = {option: value for option, value in options.items() if getattr(own, option)}
-    split = own.splits.get(split, split)
-    source = own.read(root, split, class_names=class_names, **options)
+    if class_names is None and not own.names_classes:
+        raise InputError(f"--class-names: {layout} needs a class-name file; give one")
+    if root is not None:
+        if parts:
+            raise InputError(f"{_flag(next(iter(parts)))}: not together with the folder {root}")
+        if split is None:
+            raise InputError(f"--split: name the split, for example {next(iter(own.splits))}")
+        split = own.splits.get(split, split)
+        source = own.read(root, split, class_names=class_names, **options)
+    else:
+        _check_parts(layout, own, parts)
+        if own.read_parts is None:
+            raise InputError(f"{layout}: name the folder; {own.root}")
+        split = split or "val"
+        source = own.read_parts(class_names=class_names, **parts)
     report = _convert_checked(
         source, layout, split, out=out, workers=workers, allow_empty=allow_empty
     )
     print(f"{out}: {report['counts']}")
+
+
+def _check_parts(layout: str, own: FolderLayout, parts: Mapping[str, Path]) -> None:
+    """Raise an InputError unless the layout has all ``parts``, and all that it needs are there."""
+    if strange := [part for part in parts if part not in own.parts]:
+        raise InputError(f"{_flag(strange[0])}: {layout} has no such part; {own.root}")
+    if lacking := [part for part, needed in own.parts.items() if needed and part not in parts]:
+        raise InputError(f"{_flag(lacking[0])}: give it, or the folder that holds everything")
+
+
+def _flag(part: str) -> str:
+    return f"--{part.replace('_', '-')}"
 
 
 def _convert_checked(

@@ -15,15 +15,17 @@ def score_predictions(
     predictions: Path,
     *,
     segmentations: Path | None,
+    subset: bool,
     out: Path | None,
     category_ids: str,
     workers: int | None,
 ) -> None:
-    """Print PQ and mIoU of ``predictions`` (COCO panoptic JSON), or only mIoU (label PNGs).
+    """Print what ``predictions`` give: PQ and mIoU, only mAP (instances), only mIoU (label PNGs).
 
     The bootstrap's settings are those of ``project``'s scale.
 
     Args:
+        subset: only the images that have a prediction; how many is printed.
         workers: processes; None: one for each core. The result does not depend on it.
 
     Raises:
@@ -38,6 +40,7 @@ def score_predictions(
         dataset=ConvertedDataset.open(dataset),
         predictions=predictions,
         segmentations=segmentations,
+        subset=subset,
         category_ids=category_ids,
         evaluation=project.scale.evaluation,
         out=out,
@@ -45,6 +48,8 @@ def score_predictions(
     )
     for note in result["protocol"].get(NOTES, []):
         print(f"possam score: WARNING: {note}", file=sys.stderr)
+    if part := result["protocol"].get("subset"):
+        print(f"possam score: {part}")
     for name, value in result["metrics"].items():
         if value is not None:
             interval = result["intervals"].get(name)

@@ -11,6 +11,7 @@ from possam.datasets.class_names import (
     read_class_table,
     read_label_names,
     seen_classes,
+    write_class_index,
 )
 from possam.runtime.errors import InputError
 from tests.support.parity_report import Parity
@@ -135,3 +136,12 @@ def test_shifted_class_names_are_refused_and_renamed_ones_are_not() -> None:
     check_numbering([("a",), ("b",)], ["", ""], path, path)
     with pytest.raises(InputError, match=r"3 of 4 classes have .*'bicycle' there is 'orange' here"):
         check_numbering([("person",), ("orange",), ("sky",), ("bicycle",)], upstream, path, path)
+
+
+def test_commas_and_backslashes_in_names_come_back(tmp_path: Path) -> None:
+    names = {0: ("made of paper, cardboard", "box"), 7: ("a\\b", "c\\", "\\,"), 9: ("路面電車",)}
+    write_class_index(tmp_path / "names.txt", names)
+    assert read_class_index(tmp_path / "names.txt") == names
+    assert "made of paper\\, cardboard,box" in (tmp_path / "names.txt").read_text()
+    (tmp_path / "names.txt").write_text("3:one, two,C:\\dir\n")
+    assert read_class_index(tmp_path / "names.txt") == {3: ("one", "two", "C:\\dir")}

@@ -168,3 +168,84 @@ def test_an_earlier_result_stays_when_a_later_one_is_not_valid(tmp_path: Path) -
     assert cli.main(line) == 2
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+def test_the_json_names_the_classes_where_no_file_does(tmp_path: Path) -> None:
+    line = make("coco", tmp_path)
+    place = line.index("--class-names")
+    del line[place : place + 2]
+    _json(lambda d: d["categories"][0].update(name="disc, round  thing"))(tmp_path)
+    _json(lambda d: d["categories"][1].update(names=["grass, cut", "lawn"]))(tmp_path)
+    path = tmp_path / "annotations/instances_val2017.json"
+    assert cli.main(line) == 0
+    dataset = ConvertedDataset.open(tmp_path / "out")
+    assert dataset.vocabulary == [("disc", "round thing"), ("grass, cut", "lawn"), ("bar",)]
+    assert [c.upstream_id for c in dataset.categories] == [1, 5, 7]
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda d: d["categories"][0].update(name=" , "), "the name is empty"),
+        (lambda d: d["categories"][0].update(name=7), "name 7 is not text"),
+        (lambda d: d["categories"][0].pop("name"), "no 'name'"),
+        (lambda d: d["categories"][0].update(names=[]), "names [] is not a list of names"),
+        (lambda d: d["categories"][0].update(isthing=2), "isthing 2 is not 0 or 1"),
+    ],
+)
+def test_bad_names_in_the_json_are_refused(
+    tmp_path: Path, change: Callable[[Any], Any], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = make("coco", tmp_path)
+    place = line.index("--class-names")
+    del line[place : place + 2]
+    _json(change)(tmp_path)
+    assert cli.main(line) == 2
+    error = capsys.readouterr().err
+    assert text in error and PANOPTIC in error and "--class-names" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_named_one_by_one_with_ids_that_are_texts(tmp_path: Path) -> None:
+    """Photographs in subfolders, and text ids of images and instances."""
+    make("coco", tmp_path)
+    annotations = tmp_path / "annotations"
+    for name in ("panoptic_val2017.json", "instances_val2017.json"):
+        data = json.loads((annotations / name).read_text())
+        for image in data["images"]:
+            image["id"] = f"picture {image['id']}"
+            image["file_name"] = f"street/{image['file_name']}"
+        for entry in data["annotations"]:
+            entry["image_id"] = f"picture {entry['image_id']}"
+            if "id" in entry:
+                entry["id"] = f"mask {entry['id']}"
+        (annotations / name).write_text(json.dumps(data))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "val2017").rename(tmp_path / "photos/street")
+    (annotations / "panoptic_val2017").rename(tmp_path / "maps")
+    line = ["convert-files", "coco", "--images", str(tmp_path / "photos")]
+    line += ["--panoptic-json", str(annotations / "panoptic_val2017.json")]
+    line += ["--panoptic-png", str(tmp_path / "maps")]
+    line += ["--instances-json", str(annotations / "instances_val2017.json")]
+    assert cli.main([*line, "--out", str(tmp_path / "out")]) == 0
+    dataset = ConvertedDataset.open(tmp_path / "out")
+    assert [record.upstream_id for record in dataset.images] == ["picture 12", "picture 34"]
+    assert [record.file.parent.name for record in dataset.images] == ["street", "street"]
+    assert len(dataset.instances()["annotations"]) == 2
+    assert dataset.split == "val"
+
+
+def test_what_is_not_named_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(*line: str) -> str:
+        assert cli.main(["convert-files", *line, "--out", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "--images: give it" in message("coco")
+    assert "--panoptic-json: give it" in message("coco", "--images", "photos")
+    assert "--images: not together" in message("coco", "coco", "--images", "photos")
+    assert "--split: name the split, for example train2017" in message("coco", "coco")
+    names = ("--class-names", "names.txt")
+    assert "--images: ade20k has no such part" in message("ade20k", "--images", "x", *names)
+    assert "ade20k: name the folder" in message("ade20k", *names)
+    assert "--class-names: ade20k needs" in message("ade20k", "root", "--split", "validation")

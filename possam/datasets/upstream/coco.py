@@ -21,13 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from possam.datasets.catalogue import FolderLayout, UpstreamDataset, many_files, one_file
 from possam.datasets.class_names import check_numbering, name_keys, read_class_index
-from possam.datasets.coco_files import find_coco, find_photo, match_names, number_images
+from possam.datasets.coco_files import (
+    find_coco,
+    find_photo,
+    match_names,
+    number_annotations,
+    number_images,
+)
 from possam.datasets.coco_json import (
     CATEGORY,
     check_instance,
     check_segments,
     get,
     image_size,
+    json_categories,
     plain_name,
     read_lists,
     unique,
@@ -86,6 +93,14 @@ DECLARATION = UpstreamDataset(
         read=lambda root, split, class_names: read_coco(
             **find_coco(root, split), class_names=class_names
         ),
+        read_parts=lambda **files: read_coco(**files),
+        parts={
+            "images": True,
+            "panoptic_json": True,
+            "panoptic_png": False,
+            "instances_json": False,
+        },
+        names_classes=True,
     ),
     on_disk={
         "coco_train_images": _images_on_disk("train"),
@@ -103,23 +118,26 @@ def read_coco(
     *,
     images: Path,
     panoptic_json: Path,
-    panoptic_png: Path,
-    instances_json: Path | None,
-    class_names: Path,
+    panoptic_png: Path | None = None,
+    instances_json: Path | None = None,
+    class_names: Path | None,
 ) -> Source:
     """Images and classes of one split of COCO, or of any data set in its layout.
 
     Args:
         images: folder of photographs, which may lie in its subfolders; every image that
             ``panoptic_json`` lists must be there.
-        panoptic_json, panoptic_png: panoptic annotations, and the folder of their PNGs.
+        panoptic_json, panoptic_png: panoptic annotations, and the folder of their PNGs (default:
+            beside the JSON, of its name without ``.json``).
         instances_json: instance annotations; those of images that ``panoptic_json`` does not list
             are left out. None: instances are the thing segments of the panoptic maps.
         class_names: class-name file whose indices are the JSON's category ids, in the same order.
+            None: the names are those in the JSON, where a comma separates synonyms.
 
     Raises:
         InputError: an unreadable or faulty file, or files that do not belong together.
     """
+    panoptic_png = panoptic_png or panoptic_json.with_suffix("")
     data = read_lists(panoptic_json, ("images", "annotations", "categories"))
     categories = _categories(data["categories"], panoptic_json, class_names)
     numbers = number_images(data, panoptic_json)
@@ -182,8 +200,10 @@ def read_coco(
     )
 
 
-def _categories(entries: Sequence[Any], path: Path, class_names: Path) -> list[Category]:
+def _categories(entries: Sequence[Any], path: Path, class_names: Path | None) -> list[Category]:
     upstream = unique(entries, "id", path, "categories")
+    if class_names is None:
+        return json_categories(upstream, path)
     names = read_class_index(class_names)
     if list(upstream) != list(names):
         only_json = [key for key in upstream if key not in names]
@@ -240,6 +260,7 @@ def _instances(
     if path is None:
         return None, 0
     data = read_lists(path, ("images", "annotations", "categories"))
+    number_annotations(data["annotations"])
     _check_instance_names(data["categories"], categories, path)
     things = {c.upstream_id: c.index for c in categories if c.is_thing}
     grouped, skipped = defaultdict[int, list[dict[str, Any]]](list), 0
