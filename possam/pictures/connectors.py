@@ -15,8 +15,8 @@ def to_detections(result: Result) -> "Detections":
     """The segments, stuff included, as ``supervision.Detections``, best first.
 
     ``xyxy`` (N, 4) float32, pixels, right and lower edge outside; ``mask`` (N, H, W) bool;
-    ``confidence`` (N,) float32; ``class_id`` (N,): place in the vocabulary. ``data`` holds N each of
-    ``class_name``, ``is_thing``, ``segment_id`` and ``clip_embedding`` (N, E).
+    ``confidence`` (N,) float32; ``class_id`` (N,): place in the vocabulary. ``data`` holds N each
+    of ``class_name``, ``is_thing``, ``segment_id`` and ``clip_embedding`` (N, E).
 
     Raises:
         InputError: supervision is not installed.

@@ -140,13 +140,49 @@ def _make_predictions(folder: Path) -> None:
 
 
 def _read_predictions(folder: Path) -> Later:
+    _score(folder, folder / "predictions.json")
+    return lambda: read_json(folder / "out/evaluation.json")
+
+
+def _make_instances(folder: Path) -> None:
+    _make_predictions(folder)
+    content = json.loads((folder / "data/out/instances.json").read_text())
+    results = [{**entry, "score": 0.5} for entry in content["annotations"]]
+    write(folder / "results.json", results)
+    write(folder / "object.json", {**content, "annotations": results})
+
+
+def _read_instances(folder: Path) -> Later:
+    _score(folder, _only(folder, "*.json"))
+    return lambda: read_json(folder / "out/evaluation.json")
+
+
+def _make_maps(folder: Path) -> None:
+    _make_predictions(folder)
+    dataset = ConvertedDataset.open(folder / "data/out")
+    for position, record in enumerate(dataset.images):
+        ids = torch.from_numpy(dataset.panoptic(position))
+        infos = [{"id": s.id, "label_id": s.category, "score": 0.5} for s in record.segments]
+        content: Any = {"segmentation": ids, "segments_info": infos}
+        if position:
+            infos = [{"id": s.id, "category_id": s.category} for s in record.segments]
+            content = (ids, infos)
+        (folder / "maps").mkdir(exist_ok=True)
+        torch.save(content, folder / f"maps/{record.panoptic.stem}.pt")
+
+
+def _read_maps(folder: Path) -> Later:
+    _score(folder, folder / "maps")
+    return lambda: read_json(folder / "out/evaluation.json")
+
+
+def _score(folder: Path, predictions: Path) -> None:
     score(
         dataset=ConvertedDataset.open(folder / "data/out"),
-        predictions=folder / "predictions.json",
+        predictions=predictions,
         evaluation=SETTINGS,
         out=folder / "out",
     )
-    return lambda: read_json(folder / "out/evaluation.json")
 
 
 def _read_manifest(folder: Path) -> Later:
@@ -318,6 +354,10 @@ READERS = {
     "predictions": Reader(
         make=_make_predictions, files=("predictions.json", "predictions/*"), read=_read_predictions
     ),
+    "instances": Reader(
+        make=_make_instances, files=("results.json", "object.json"), read=_read_instances
+    ),
+    "saved-maps": Reader(make=_make_maps, files=("maps/*.pt",), read=_read_maps),
     "manifest": Reader(
         make=_make_predictions, files=("data/out/manifest.json",), read=_read_manifest
     ),

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {
-    "coco": 200, "coco-images": 100, "predictions": 200, "manifest": 300, "class-names": 400,
+    "coco": 200, "coco-images": 100, "predictions": 200, "instances": 200, "saved-maps": 100,
+    "manifest": 300, "class-names": 400,
     "png": 400, "jpeg": 300, "mat": 400, "masks": 400, "checkpoint": 200, "sam": 60, "yaml": 60,
 }  # fmt: skip
 """Inputs by reader: what takes a few seconds."""
