@@ -30,10 +30,11 @@ _CATEGORY = {"id": ID, "name": optional(TEXT)}
 
 def is_instance_results(content: Any) -> bool:
     """Whether a JSON holds instances: a list of results, or annotations with masks of their own."""
-    entries = content.get("annotations") if type(content) is dict else content
-    if type(entries) is not list:
-        return False
-    return bool(entries) and type(entries[0]) is dict and "segmentation" in entries[0]
+    if type(content) is list:
+        return bool(content) and type(content[0]) is dict
+    entries = content.get("annotations") if type(content) is dict else None
+    first = entries[0] if type(entries) is list and entries else None
+    return type(first) is dict and "segmentation" in first
 
 
 class ImageNames:
