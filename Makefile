@@ -43,7 +43,7 @@ export PIP_CERT ?= $(SSL_CERT_FILE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study table1 smoke test test-fast parity bench paper-step paper-memory fuzz test-slurm lint docs schemas crate dist format lock ui models towers calibrate clean
+.PHONY: help setup study table1 smoke test test-fast parity together bench paper-step paper-memory fuzz test-slurm lint docs schemas crate dist format lock ui models towers calibrate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -96,6 +96,13 @@ test-fast: $(READY) ## the tests of everything around networks, trainings and sc
 parity: $(READY) ## every borrowed part against its reference, full size; writes reports/parity.md
 	MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -m parity -n $(CORES) --dist loadscope --no-loadscope-reorder \
 	  --parity-report=reports/parity.md
+
+# Features of SAM B and H and of CLIP, as the mini scale's trainings read them.
+TOGETHER = $(foreach tower,b h clip,data/mini/features/$(tower)/coco_train/manifest.json)
+
+together: $(READY) ## runs trained together against each by itself, mini scale, killed once (about 20 minutes)
+	$(BIN)/snakemake --cores $(CORES) $(TOGETHER)
+	$(BIN)/python -m pytest -m together tests/whole/test_shared_towers.py
 
 bench: $(READY) ## speed and memory beside other libraries; writes reports/bench.md (NAMES="training inference"; hours)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks --threads $(CORES) $(NAMES)

@@ -10,10 +10,12 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from possam.params.data import PartParams, selection
 from possam.runtime.errors import InputError, NotPermittedError
 from possam.runtime.faults import NO_ROOM, fault_of
 from possam.runtime.files import atomic_directory, read_json, write_json
@@ -33,29 +35,37 @@ _END_RECORD = struct.Struct("<4s4H2LH")
 """A zip's last record (before a comment); its fifth field is the number of entries."""
 _ZIP64 = 0xFFFF
 """The number of entries where another record has it."""
+Keep = Callable[[str], bool]
+"""Whether a file of an archive is unpacked, by its path in it."""
 
 
 class _Budget:
     """Bytes and files that an archive may unpack to; counted before anything of it is written.
 
+    ``directory``: where it is unpacked, which must have room; None: nothing is written.
     ``warts``: what is unusual about an archive, by its file name.
     """
 
     def __init__(
-        self, archive: Path, directory: Path, *, max_bytes: int, max_files: int, max_ratio: float
+        self,
+        archive: Path,
+        directory: Path | None,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_files: int = MAX_FILES,
+        max_ratio: float = MAX_RATIO,
     ) -> None:
         self.archive, self._max_files = archive, max_files
         self.bytes = self.files = 0
         self.warts: dict[str, str] = {}
         allowed = max(max_ratio * archive.stat().st_size, _RATIO_FLOOR)
-        self._limits = (
+        self._limits = [
             (max_bytes, f"the limit is {max_bytes} bytes"),
             (int(allowed), f"that is more than {max_ratio:g} times its own size"),
-            (
-                shutil.disk_usage(directory).free,
-                f"the disk of {directory} has no room for that; make room and run again",
-            ),
-        )
+        ]
+        if directory is not None:
+            reason = f"the disk of {directory} has no room for that; make room and run again"
+            self._limits.append((shutil.disk_usage(directory).free, reason))
 
     def take(self, count: int, *, files: int = 0) -> None:
         """Count ``count`` bytes and ``files`` members; InputError if a limit is exceeded."""
@@ -79,6 +89,7 @@ def unpack(
     directory: Path,
     *,
     source_sha256: str | None = None,
+    parts: Sequence[PartParams] = (),
     max_bytes: int = MAX_BYTES,
     max_files: int = MAX_FILES,
     max_ratio: float = MAX_RATIO,
@@ -92,37 +103,53 @@ def unpack(
 
     Args:
         source_sha256: SHA-256 of the archive, for the record; None: not known.
+        parts: what is needed of it: nothing else is unpacked. Empty: everything is.
         max_bytes, max_files: limits of all that is unpacked; folders count as files.
         max_ratio: limit of bytes unpacked over bytes of the archive (small ones may exceed it).
 
     Returns:
         The record, also written as ``unpacked.json`` in ``directory``: ``archive`` (file name),
-        ``sha256`` (of the archive), ``files`` (number), ``bytes``, ``content`` (SHA-256 over
-        the sorted names and file hashes) and ``warts`` (by archive: what is unusual about it).
+        ``sha256`` (of the archive), ``parts`` (what was needed of it; if everything, empty),
+        ``files`` (number), ``bytes``, ``content`` (SHA-256 over the sorted names and file hashes)
+        and ``warts`` (by archive: what is unusual about it).
 
     Raises:
         InputError: truncated or damaged archive; absolute path, ``..``, link, device, encrypted
             member, name written twice; more bytes or members than the limits allow, or more bytes
-            than the disk has room for.
+            than the disk has room for; none of the files of ``parts``.
     """
     check_readable(archive, missing="download it first")
     directory.parent.mkdir(parents=True, exist_ok=True)
     budget = _Budget(
         archive, directory.parent, max_bytes=max_bytes, max_files=max_files, max_ratio=max_ratio
     )
+
+    def needed(name: str, folder: str = "") -> bool:
+        path = str(PurePosixPath(folder, name))
+        return not parts or any(part.holds(path) for part in parts)
+
+    def needed_or_zip(name: str) -> bool:
+        return _is_zip(name) or needed(name)
+
     with atomic_directory(directory) as target:
-        hashes = _unpack_into(archive, target, budget, label=archive.name)
-        for name in sorted(name for name in hashes if name.lower().endswith(".zip")):
-            inner = target / name
-            found = _unpack_into(inner, inner.parent, budget, label=name)
+        hashes = _unpack_into(archive, target, budget, needed_or_zip, label=archive.name)
+        for name in sorted(filter(_is_zip, hashes)):
+            inner, folder = target / name, PurePosixPath(name).parent
+            keep = partial(needed, folder=str(folder))
+            found = _unpack_into(inner, inner.parent, budget, keep, label=name)
             inner.unlink()
             del hashes[name]
-            folder = PurePosixPath(name).parent
             hashes.update({str(folder / key): value for key, value in found.items()})
+        if not hashes:
+            raise InputError(
+                f"{archive}: holds nothing of {', '.join(part.path for part in parts)}, which is "
+                "needed of it; give the publisher's archive"
+            )
         listing = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
         record = {
             "archive": archive.name,
             "sha256": source_sha256,
+            "parts": selection(parts),
             "files": len(hashes),
             "bytes": sum((target / name).stat().st_size for name in hashes),
             "content": hashlib.sha256(listing.encode()).hexdigest(),
@@ -132,10 +159,11 @@ def unpack(
     return record
 
 
-def is_unpacked(directory: Path, source_sha256: str) -> bool:
-    """Whether ``directory`` holds the archive of this hash, by number and total size of its files.
+def is_unpacked(directory: Path, source_sha256: str, parts: Sequence[PartParams] = ()) -> bool:
+    """Whether ``directory`` holds the archive of this hash, or all of it that ``parts`` need.
 
-    Contents are not read, so that a folder of 100,000 files is checked in seconds.
+    The number and total size of the files must be those of the record. Contents are not read, so
+    that a folder of 100,000 files is checked in seconds.
 
     Raises:
         NotPermittedError: this user may not read it, so that nobody can tell.
@@ -143,6 +171,8 @@ def is_unpacked(directory: Path, source_sha256: str) -> bool:
     record = read_json(directory / RECORD) if (directory / RECORD).is_file() else None
     if not isinstance(record, dict) or record.get("sha256") != source_sha256:
         return False
+    if record.get("parts", []) not in ([], selection(parts)):
+        return False  # fewer files than are needed now
 
     def refuse(error: OSError) -> None:
         raise error
@@ -164,14 +194,11 @@ def check_archive(archive: Path) -> None:
     Contents of a zip's members are not decompressed: their checksums are checked by :func:`unpack`.
 
     Raises:
-        InputError: as :func:`unpack`, except for what only unpacking shows.
+        InputError: as :func:`unpack`, except for what only unpacking shows, and for room.
     """
     check_readable(archive)
-    budget = _Budget(
-        archive, archive.parent, max_bytes=MAX_BYTES, max_files=MAX_FILES, max_ratio=MAX_RATIO
-    )
     with _readable(archive), open(archive, "rb") as stream:
-        _scan(stream, archive, budget)
+        _scan(stream, archive, _Budget(archive, None), lambda name: True)
 
 
 @contextlib.contextmanager
@@ -196,29 +223,38 @@ def _readable(archive: Path) -> Iterator[None]:
         raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from error
 
 
-def _scan(stream: IO[bytes], archive: Path, budget: _Budget) -> bool:
+def _is_zip(name: str) -> bool:
+    return name.lower().endswith(".zip")
+
+
+def _scan(stream: IO[bytes], archive: Path, budget: _Budget, keep: Keep) -> bool:
     """Check every member of the archive that ``stream`` reads; returns whether it is a zip."""
     is_zip = stream.read(2) == b"PK"
     stream.seek(0)
-    (_check_zip if is_zip else _check_tar)(stream, archive, budget)
+    (_check_zip if is_zip else _check_tar)(stream, archive, budget, keep)
     stream.seek(0)
     return is_zip
 
 
-def _unpack_into(archive: Path, target: Path, budget: _Budget, *, label: str) -> dict[str, str]:
+def _unpack_into(
+    archive: Path, target: Path, budget: _Budget, keep: Keep, *, label: str
+) -> dict[str, str]:
     """Unpack one archive; returns the SHA-256 of each file by its path in the archive."""
     hashes: dict[str, str] = {}
+    is_empty = True
     total = archive.stat().st_size // _MEGABYTE
     with (
         _readable(archive),
         open(archive, "rb") as stream,
         Progress(total, label=f"unpack {label}", unit="MB") as progress,
     ):
-        members = _zip_members if _scan(stream, archive, budget) else _tar_members
-        for name, source in members(stream, archive):
-            hashes[name] = _write(source, target / name, archive)
-            progress.update(max(0, stream.tell() // _MEGABYTE - progress.done))
-    if not hashes:
+        members = _zip_members if _scan(stream, archive, budget, keep) else _tar_members
+        for name, open_member in members(stream, archive):
+            is_empty = False
+            if keep(name):
+                hashes[name] = _write(open_member(), target / name, archive)
+                progress.update(max(0, stream.tell() // _MEGABYTE - progress.done))
+    if is_empty:
         raise InputError(f"{archive}: holds no file; download it again")
     return hashes
 
@@ -261,7 +297,7 @@ def _refuse(archive: Path, name: str, kind: str) -> InputError:
     )
 
 
-def _check_zip(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
+def _check_zip(stream: IO[bytes], archive: Path, budget: _Budget, keep: Keep) -> None:
     """Every entry is read, whatever number of them the end record states.
 
     In COCO's ``panoptic_train2017.zip`` it is cut to 16 bits: 52,751 of 118,287 entries.
@@ -272,33 +308,37 @@ def _check_zip(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
     if stated not in (entries, _ZIP64):
         budget.warts[archive.name] = f"its end record counts {stated} of {entries} entries"
     for info in bundle.infolist():
-        _safe_name(info.filename, archive)
+        name = _safe_name(info.filename, archive)
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refuse(archive, info.filename, "a link or a device")
         if info.flag_bits & 0x1:
             raise _refuse(archive, info.filename, "encrypted")
         # zipfile reads at most the size that the zip's directory states, so this bound holds.
-        budget.take(info.file_size, files=1)
+        budget.take(info.file_size if name is not None and keep(name) else 0, files=1)
 
 
-def _zip_members(stream: IO[bytes], archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+Members = Iterator[tuple[str, Callable[[], IO[bytes]]]]
+"""The files of an archive: the path of each, and a function that opens it."""
+
+
+def _zip_members(stream: IO[bytes], archive: Path) -> Members:
     with zipfile.ZipFile(stream) as bundle:
         for info in bundle.infolist():
             name = _safe_name(info.filename, archive)
             if name is not None and not info.is_dir():
-                yield name, bundle.open(info)
+                yield name, partial(bundle.open, info)
 
 
-def _check_tar(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
+def _check_tar(stream: IO[bytes], archive: Path, budget: _Budget, keep: Keep) -> None:
     with tarfile.open(fileobj=stream, mode="r:*") as bundle:
         for member in bundle:
-            _safe_name(member.name, archive)
+            name = _safe_name(member.name, archive)
             budget.take(0, files=1)
             if member.isdir():
                 continue
             if not member.isreg():
                 raise _refuse(archive, member.name, "a link or a device")
-            budget.take(member.size)
+            budget.take(member.size if name is not None and keep(name) else 0)
         # tarfile accepts a truncated file; a complete archive ends with a block of zeros.
         unpacked = bundle.fileobj
         if unpacked is None:
@@ -310,13 +350,17 @@ def _check_tar(stream: IO[bytes], archive: Path, budget: _Budget) -> None:
             budget.take(len(rest))
 
 
-def _tar_members(stream: IO[bytes], archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _tar_members(stream: IO[bytes], archive: Path) -> Members:
     with tarfile.open(fileobj=stream, mode="r:*") as bundle:
         for member in bundle:
             name = _safe_name(member.name, archive)
             if name is None or member.isdir():
                 continue
-            source = bundle.extractfile(member)
-            if source is None:
-                raise _refuse(archive, member.name, "without content")
-            yield name, source
+            yield name, partial(_tar_member, bundle, member, archive)
+
+
+def _tar_member(bundle: tarfile.TarFile, member: tarfile.TarInfo, archive: Path) -> IO[bytes]:
+    source = bundle.extractfile(member)
+    if source is None:
+        raise _refuse(archive, member.name, "without content")
+    return source

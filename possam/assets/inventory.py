@@ -9,9 +9,10 @@ from possam.assets.archives import RECORD
 from possam.assets.fetch import partial_path
 from possam.assets.roots import LocalFile, LocalParts, find
 from possam.params.assets import AssetParams
-from possam.params.data import DataParams
+from possam.params.data import DataParams, needed_parts
 from possam.params.layout import Layout
 from possam.params.project import Project
+from possam.runtime.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Held:
             user gives it) or ``missing``.
         to_download, to_unpack: bytes that are still to be written (0 if not known).
         local: where it lies in a data root; None: in none.
+        files: that are unpacked from it, or will be at least; None: not known before.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Held:
     to_download: int
     to_unpack: int
     local: LocalFile | LocalParts | None
+    files: int | None
 
 
 def scale_assets(project: Project, runs: Iterable[str] | None = None) -> list[str]:
@@ -83,8 +86,21 @@ def _hold(layout: Layout, name: str, data: DataParams) -> Held:
             unpack = asset.unpacked_about or size or 0
     return Held(
         name=name, asset=asset, bytes=size, exact=exact, state=state, to_download=download,
-        to_unpack=unpack, local=local,
+        to_unpack=unpack, local=local, files=_unpacked_files(layout, name, local),
     )  # fmt: skip
+
+
+def _unpacked_files(layout: Layout, name: str, local: LocalFile | LocalParts | None) -> int | None:
+    project, record = layout.project, layout.raw(name) / RECORD
+    if not project.assets[name].unpack or isinstance(local, LocalParts):
+        return 0
+    if record.is_file():
+        found = read_json(record)
+        return 0 if "linked" in found else int(found["files"])
+    if not (parts := needed_parts(project, name)):
+        return None
+    counts = [files.count.split(".") for part in parts for files in part.files]
+    return sum(not part.files for part in parts) + sum(project.images(*one) for one in counts)
 
 
 def unpacked_bytes(held: Held) -> int:

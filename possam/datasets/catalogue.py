@@ -63,7 +63,9 @@ class UpstreamDataset:
         read: takes the parts' paths (files, or folders of unpacked archives) and the split.
         folder: for ``possam convert-files``; None: the layout is not offered there.
         faults: checks of this data set only; returns one message per fault.
-        on_disk: for each asset, where it lies below a user's root, in ``params/data.yaml``'s form.
+        on_disk: for each archive or file, by its role, what ``read`` reads of it and where that
+            lies below a user's root, in ``params/data.yaml``'s form. Of an archive without an entry
+            everything is unpacked.
     """
 
     images: Mapping[str, int]

@@ -1,11 +1,12 @@
 """``params/data.yaml``: data that lie on a user's disk already."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from possam.datasets.catalogue import datasets, module_of
+from possam.datasets.catalogue import datasets, module_of, users_of_roles
 from possam.params.project import Project
 from possam.params.reading import choose, validate
 from possam.params.yaml import read_yaml
@@ -53,6 +54,13 @@ class PartParams(Options):
     places: Annotated[tuple[RelativePath, ...], Field(min_length=1)]
     files: tuple[FilesParams, ...] = ()
 
+    def holds(self, member: str) -> bool:
+        """Whether a file of the archive is one of this part's, by its path there."""
+        if not self.files:
+            return member == self.path
+        suffixes = tuple(files.suffix for files in self.files)
+        return member.startswith(f"{self.path}/") and member.lower().endswith(suffixes)
+
 
 class PlacedParams(Options):
     """Where one asset lies below a root: as its file, or (archives) as unpacked ``parts``."""
@@ -78,6 +86,31 @@ def image_count(count: str) -> int:
     """How many images ``<data set>.<split>`` has in the official release."""
     dataset, split = count.split(".")
     return datasets()[dataset].images[split]
+
+
+def needed_parts(project: Project, asset: str) -> tuple[PartParams, ...]:
+    """What conversions read of the archive ``asset``; empty: not declared, so all of it.
+
+    It is declared (``on_disk``) by the role that the asset plays at the project's scale. Unless
+    every data set with that role declares it, nothing can be left out.
+    """
+    found: list[PartParams] = []
+    for role, users in users_of_roles().items():
+        if project.scale.assets.get(role) != asset:
+            continue
+        for name in sorted({dataset for dataset, _ in users}):
+            entry = datasets()[name].on_disk.get(role)
+            source = f"{module_of(name)}: on_disk.{role}"
+            placed = None if entry is None else validate(PlacedParams, entry, source=source)
+            if placed is None or not placed.parts:
+                return ()
+            found += placed.parts
+    return tuple(dict.fromkeys(found))
+
+
+def selection(parts: Iterable[PartParams]) -> list[list[str]]:
+    """What decides which files of an archive are needed: each path, with its files' suffixes."""
+    return [[part.path, *(files.suffix for files in part.files)] for part in parts]
 
 
 def load_data(project: Project, environment: Environment | None = None) -> DataParams:

@@ -65,10 +65,20 @@ class HardwareParams(Options):
 
 
 class PlanParams(Options):
-    """The content of ``plan.yaml``."""
+    """The content of ``plan.yaml``.
+
+    Attributes:
+        converted_bytes_per_image, converted_files_per_image: of a converted data set.
+        evaluation_bytes_per_image: statistics of an evaluation.
+        files_per_job: which a job leaves, by stage, beside those that are counted by images.
+        checkpoints: of a training, that are kept.
+    """
 
     download_megabytes_per_second: Rate
     converted_bytes_per_image: Positive
+    converted_files_per_image: Positive
+    evaluation_bytes_per_image: Positive
+    files_per_job: dict[str, Positive]
     checkpoints: Positive
     hardware: dict[str, HardwareParams]
 

@@ -163,6 +163,11 @@ class Project:
         roles = find_dataset(dataset, split).parts(split)
         return {part: self.scale.assets[role] for part, role in roles.items()}
 
+    def images(self, dataset: str, split: str) -> int:
+        """Images of a split of a data set, as its release has them, or the synthetic world."""
+        made = None if self.scale.world is None else self.scale.world.images(dataset, split)
+        return find_dataset(dataset, split).images[split] if made is None else made
+
     def benchmark(self, name: str) -> BenchmarkParams:
         """The benchmark ``name``; an InputError if there is none or the scale lacks its data."""
         path = str(self.folder / "benchmarks.yaml")

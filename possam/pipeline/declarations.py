@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from possam.datasets.catalogue import module_of
 from possam.model.options import CLIP
 from possam.params import layout
-from possam.params.data import load_data
+from possam.params.data import load_data, needed_parts, selection
 from possam.params.figures import find_figure, load_figures
 from possam.params.project import Project
 from possam.params.published import read_published
@@ -89,10 +89,14 @@ class Download(Stage):
         load_data(project)
 
     def parameters(self, project: Project, w: Wildcards) -> Any:
-        """A renewed password or token of an address is no other source."""
+        """A renewed password or token of an address is no other source.
+
+        What conversions read of an archive decides what is unpacked.
+        """
         asset = lookup.asset(project, w["asset"])
         values = asset.model_dump(mode="json", exclude={"about", "unpacked_about"})
-        return values | {"urls": [redact(url, frozenset()) for url in values["urls"]]}
+        values["urls"] = [redact(url, frozenset()) for url in values["urls"]]
+        return values | {"needed": selection(needed_parts(project, w["asset"]))}
 
 
 class Convert(Stage):

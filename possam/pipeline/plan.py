@@ -9,9 +9,9 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from possam.assets.inventory import Held, take_inventory, unpacked_bytes
-from possam.datasets.catalogue import datasets
 from possam.model.options import CLIP
 from possam.params.data import load_data
 from possam.params.figures import load_figures, unserved_figures
@@ -57,20 +57,33 @@ class Step:
         return self.units * self.hours
 
 
+class Amount(NamedTuple):
+    """Room on a disk; file systems and quotas limit both."""
+
+    bytes: int
+    files: int
+
+
+UNPACKED = "unpack"
+"""Of :attr:`Disk.left`: what ``download`` unpacks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """Bytes of everything that the targets need, once all of it exists."""
+    """Room that everything takes which the targets need, once all of it exists.
 
-    assets: int
-    unpacked: int
-    converted: int
-    features: int
-    runs: int
-    to_write: int
+    Attributes:
+        left: by stage, what its jobs leave. An archive counts as empty before it is unpacked if
+            nobody declares what is needed of it.
+        to_write: what is not there yet.
+    """
+
+    left: Mapping[str, Amount]
+    to_write: Amount
 
     @property
-    def total(self) -> int:
-        return self.assets + self.unpacked + self.converted + self.features + self.runs
+    def total(self) -> Amount:
+        return _sum(self.left.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +263,6 @@ class _Cost:
                 area = self._area(run.training.augmentation.size, "training", run.sam)
                 return seconds * area * self._share(job, run.sam)
             case "evaluate" | "training_free":
-                test = project.benchmarks[job.of("benchmark")]
-                images = test.images or self._images(test.dataset, test.split)
                 if job.stage == "evaluate":
                     sam = project.run(job.of("run")).sam
                     side = project.resolution(job.of("run")).size
@@ -259,7 +270,8 @@ class _Cost:
                     sam = project.training_free[job.of("system")].sam
                     side = project.scale.inference.resolution.size
                 area = self._area(side, "evaluation", sam)
-                return images * area / self._rate(hardware.evaluation, sam, "evaluation") / units
+                rate = self._rate(hardware.evaluation, sam, "evaluation")
+                return self._tested(job) * area / rate / units
         return 0.0  # tables, figures and the rest: minutes at most
 
     def _area(self, side: int | None, field: str, sam: str | None) -> float:
@@ -277,39 +289,55 @@ class _Cost:
 
     def disk(self, steps: Sequence[Step]) -> Disk:
         """What the files of ``steps`` take."""
-        sizes, held = {"convert": 0, "features": 0, "train": 0}, self.held.values()
-        to_write = sum(one.to_download + one.to_unpack for one in held)
+        left: dict[str, list[Amount]] = {}
+        to_write: list[Amount] = []
         for step in steps:
-            if step.job.stage in sizes:
-                size = self._bytes(step.job)
-                sizes[step.job.stage] += size
-                to_write += 0 if step.state == "done" else size
+            whole = self._leaves(step.job)
+            missing = Amount(0, 0) if step.state == "done" else whole
+            if step.job.stage == "download":
+                one = self.held[step.job.of("asset")]
+                unpacked = Amount(unpacked_bytes(one), one.files or 0)
+                left.setdefault(UNPACKED, []).append(unpacked)
+                files = unpacked.files if one.to_unpack else 0
+                missing = Amount(one.to_download + one.to_unpack, missing.files + files)
+            left.setdefault(step.job.stage, []).append(whole)
+            to_write.append(missing)
         return Disk(
-            assets=sum(one.bytes or 0 for one in held if one.state != "on disk"),
-            unpacked=sum(map(unpacked_bytes, held)),
-            converted=sizes["convert"],
-            features=sizes["features"],
-            runs=sizes["train"],
-            to_write=to_write,
+            left={stage: _sum(amounts) for stage, amounts in left.items()}, to_write=_sum(to_write)
         )
 
-    def _bytes(self, job: Job) -> int:
-        if job.stage == "train":
-            # fp32 weights, and for each checkpoint that is kept the weights and Adam's two moments.
-            return self.hardware.trained_parameters * 4 * (1 + 3 * self.params.checkpoints)
-        images = self._images(job.of("dataset"), job.of("split"))
-        if job.stage == "features":
-            return images * self.hardware.feature_bytes_per_image
-        return images * self.params.converted_bytes_per_image
+    def _leaves(self, job: Job) -> Amount:
+        """What a job leaves, but for what it unpacks."""
+        params, size, files = self.params, 0, self.params.files_per_job[job.stage]
+        match job.stage:
+            case "download":
+                one = self.held[job.of("asset")]
+                size = 0 if one.state == "on disk" else one.bytes or 0
+            case "convert":
+                images = self._images(job.of("dataset"), job.of("split"))
+                size = images * params.converted_bytes_per_image
+                files += images * params.converted_files_per_image
+            case "features":
+                images = self._images(job.of("dataset"), job.of("split"))
+                size = images * self.hardware.feature_bytes_per_image
+            case "train":
+                # fp32 weights, and in each checkpoint that is kept Adam's two moments, too.
+                size = self.hardware.trained_parameters * 4 * (1 + 3 * params.checkpoints)
+            case "evaluate":
+                size = self._tested(job) * params.evaluation_bytes_per_image
+        return Amount(size, files)
+
+    def _tested(self, job: Job) -> int:
+        """Images of an evaluation."""
+        test = self.project.benchmarks[job.of("benchmark")]
+        return test.images or self._images(test.dataset, test.split)
 
     def _images(self, dataset: str, split: str) -> int:
         """Images of a split: of the converted data set, else as declared."""
         manifest = Layout(self.project).dataset(dataset, split) / "manifest.json"
         if manifest.is_file():
             return int(read_json(manifest)["counts"]["images"])
-        world = self.project.scale.world
-        made = None if world is None else world.images(dataset, split)
-        return datasets()[dataset].images[split] if made is None else made
+        return self.project.images(dataset, split)
 
     def _rate(self, rates: Mapping[str, float], sam: str | None, field: str) -> float:
         key = tower_key(self.project, sam)
@@ -321,6 +349,11 @@ class _Cost:
                 f"scale {self.project.name} needs it"
             )
         return rates[key]
+
+
+def _sum(amounts: Iterable[Amount]) -> Amount:
+    bytes_, files = zip(*amounts, strict=True)
+    return Amount(sum(bytes_), sum(files))
 
 
 def wall_hours(steps: Sequence[Step], *, capacity: int) -> float:

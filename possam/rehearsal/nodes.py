@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 
 from possam.assets.inventory import free_bytes, gigabytes
-from possam.datasets.catalogue import datasets
 from possam.model.ops.deformable import sample_plain, sample_sum
 from possam.model.pixel_decoder import reference_points
 from possam.params.plan import load_plan
 from possam.params.project import Project
+from possam.pipeline.graph import Graph
+from possam.pipeline.plan import make_plan
 from possam.rehearsal.drawn import GRID
 from possam.runtime.errors import PossamError
 from possam.runtime.faults import explain
@@ -37,9 +38,6 @@ _SHM = Path("/dev/shm")
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _PREFETCHED = 2
 """Batches that torch's DataLoader has each worker hold ready."""
-
-_FILES_PER_IMAGE = 3
-"""The photograph, and two label maps of the converted data set."""
 
 _TOLERANCE = 1e-4
 
@@ -100,12 +98,13 @@ def examine(project: Project, process: TrainingProcess, folder: Path) -> list[Fi
     """
     machines: list[Machine] = process.collect(look(process))
     trials: Mapping[str, Callable[[], Finding]] = {
+        "files": lambda: _room(project, folder),
         "exchange": lambda: _exchange(project, process),
         "locks": lambda: _locks(process, folder),
         "renames": lambda: _renames(process, folder),
         "sampling": lambda: _sampling(process),
     }
-    findings = [*_machines(project, machines, process), _room(project, folder)]
+    findings = [*_machines(project, machines, process)]
     return findings + [_together(process, matter, trial) for matter, trial in trials.items()]
 
 
@@ -166,16 +165,9 @@ def _shared_memory(project: Project, host: str, own: list[Machine]) -> Finding:
 
 
 def _room(project: Project, folder: Path) -> Finding:
-    """Free bytes and files of the shared file system."""
-    images = sum(
-        count
-        for name, declared in datasets().items()
-        for split, count in declared.images.items()
-        if not project.lack_of_dataset(name, split)
-    )
-    if (world := project.scale.world) is not None:
-        images = sum(number for field, number in world if field != "seed")
-    needed, status = images * _FILES_PER_IMAGE, os.statvfs(folder)
+    """Free bytes and files of the shared file system, beside what all tables still need."""
+    graph, status = Graph(folder=project.folder, project=project), os.statvfs(folder)
+    needed = make_plan(graph, project.name, []).disk.to_write.files
     text = f"{gigabytes(free_bytes(folder))} free"
     if not status.f_files:  # such as btrfs, which has no fixed number
         return Finding("files", OK, f"{text}; no limit on files is reported")

@@ -140,7 +140,7 @@ def _disk(project: Project) -> Finding:
     except InputError as error:  # in a data root; _data_roots names it
         remedy = "correct the data root named below"
         return Finding("disk", WARNING, f"not compared with a plan: {error}", remedy)
-    free, needed = free_bytes(Layout(project).assets), plan.disk.to_write
+    free, needed = free_bytes(Layout(project).assets), plan.disk.to_write.bytes
     text = f"{gigabytes(free)} free, {gigabytes(needed)} to be written for all tables"
     remedy = "make room, or name data sets that are on a disk already in data.yaml (roots)"
     return Finding.of("disk", free >= needed, text, PROBLEM, remedy)

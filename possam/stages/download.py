@@ -13,7 +13,7 @@ from possam.assets.inventory import (
     take_inventory,
     unpacked_bytes,
 )
-from possam.params.data import DataParams, load_data
+from possam.params.data import DataParams, load_data, needed_parts
 from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.params.reading import choose
@@ -61,8 +61,8 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
     """Bring asset ``name`` of ``params/assets.yaml`` into the scale's data folder.
 
     The file (or a link to a user's) and its record go to ``data/<scale>/assets``, an archive's
-    content (or links to a user's folders) to ``data/<scale>/raw/<name>``. A second process
-    that wants the same asset waits.
+    content that conversions read (or links to a user's folders) to ``data/<scale>/raw/<name>``. A
+    second process that wants the same asset waits.
     """
     from possam.assets.archives import is_unpacked, unpack
     from possam.assets.fetch import fetch, record_unpacked
@@ -70,13 +70,13 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
 
     choose("asset", name, project.assets, str(project.folder / "assets.yaml"), "asset")
     data = load_data(project) if data is None else data
-    asset, layout = project.assets[name], Layout(project)
+    asset, layout, parts = project.assets[name], Layout(project), needed_parts(project, name)
     file, raw = layout.assets / asset.file, layout.raw(name)
     lock = layout.assets / f".{name}.lock"
     with hold(lock, timeout=math.inf, on_wait=lambda: _say(name, "another process has it")):
         record = layout.asset_record(name)
         removed = asset.unpack and record.is_file() and not file.is_file()
-        if removed and is_unpacked(raw, read_json(record)["sha256"]):
+        if removed and is_unpacked(raw, read_json(record)["sha256"], parts):
             _say(name, "unpacked already; its archive was removed")
             return
         local = None if file.is_file() else find(name, project.assets, data)
@@ -99,8 +99,8 @@ def download_asset(project: Project, name: str, data: DataParams | None = None) 
         )  # fmt: skip
         if asset.unpack:
             sha256 = read_json(record)["sha256"]
-            if not is_unpacked(raw, sha256):
-                unpack(file, raw, source_sha256=sha256)
+            if not is_unpacked(raw, sha256, parts):
+                unpack(file, raw, source_sha256=sha256, parts=parts)
 
 
 def _say(name: str, text: str) -> None:

@@ -7,9 +7,19 @@ from possam.params.layout import Layout
 from possam.params.project import Project
 from possam.pipeline.declarations import STAGES
 from possam.pipeline.graph import Graph
-from possam.pipeline.plan import Plan, Step, make_plan, wall_hours
+from possam.pipeline.plan import UNPACKED, Amount, Plan, Step, make_plan, wall_hours
 from possam.runtime.errors import InputError
 from possam.stages.runs import set_aside_bytes
+
+_LEFT = {
+    "download": "downloaded files",
+    UNPACKED: "unpacked of them",
+    "convert": "converted data sets",
+    "features": "cached features",
+    "train": "checkpoints and weights",
+    "evaluate": "evaluations",
+}
+"""What the jobs of a stage leave."""
 
 
 def print_plan(project: Project, names: Sequence[str], *, nodes: int) -> None:
@@ -109,22 +119,15 @@ def _wall(plan: Plan, nodes: int) -> list[str]:
 
 
 def _disk(project: Project, plan: Plan) -> list[str]:
-    disk = plan.disk
-    parts = {
-        "downloaded files": disk.assets,
-        "unpacked": disk.unpacked,
-        "converted data sets": disk.converted,
-        "cached features": disk.features,
-        "checkpoints and weights": disk.runs,
-    }
-    lines = [f"Disk: about {gigabytes(disk.total)}"]
-    lines += [f"  {name:<26}{gigabytes(size):>10}" for name, size in parts.items() if size]
+    disk, few = plan.disk, Amount(0, 0)
+    rows = {name: disk.left.get(stage, few) for stage, name in _LEFT.items()}
+    others = [amount for stage, amount in disk.left.items() if stage not in _LEFT]
+    rows["others"] = Amount(0, sum(amount.files for amount in others))
+    lines = [f"Disk: about {gigabytes(disk.total.bytes)} in {disk.total.files:,} files"]
+    lines += [_room(name, amount) for name, amount in rows.items() if amount.files]
     free = free_bytes(Layout(project).assets)
-    short = "" if disk.to_write <= free else ": TOO LITTLE"
-    lines.append(
-        f"  still to be written       {gigabytes(disk.to_write):>10}   free: {gigabytes(free)}"
-        f"{short}"
-    )
+    short = "" if disk.to_write.bytes <= free else ": TOO LITTLE"
+    lines.append(f"{_room('still to be written', disk.to_write)}   free: {gigabytes(free)}{short}")
     if aside := set_aside_bytes(Layout(project)):
         lines.append(
             f"  trainings set aside       {gigabytes(aside):>10}   not counted above; "
@@ -137,6 +140,11 @@ def _disk(project: Project, plan: Plan) -> list[str]:
         f"possam download --list --scale {project.name} names them"
     )
     return lines
+
+
+def _room(name: str, amount: Amount) -> str:
+    size = gigabytes(amount.bytes) if amount.bytes else "-"
+    return f"  {name:<26}{size:>10}{amount.files:>11,} files"
 
 
 def _notes(project: Project, plan: Plan) -> list[str]:

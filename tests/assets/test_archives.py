@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from possam.assets.archives import check_archive, is_unpacked, unpack
+from possam.params.data import FilesParams, PartParams
 from possam.runtime.errors import InputError
 
 FILES = {"set/a.txt": b"alpha" * 1000, "set/sub/b.bin": bytes(range(256)) * 40, "set/empty": b""}
@@ -365,6 +366,59 @@ def test_what_is_unpacked_is_known(tmp_path: Path, name: str) -> None:
     assert not is_unpacked(out, "a")
     (out / "set" / "empty").symlink_to("nowhere")
     assert not is_unpacked(out, "a")
+
+
+def part(path: str, *suffixes: str) -> PartParams:
+    files = tuple(FilesParams(suffix=suffix, exactly="coco.val") for suffix in suffixes)
+    return PartParams(path=path, places=(path,), files=files)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_only_what_is_needed_is_unpacked(tmp_path: Path, name: str) -> None:
+    more = {"set/sub/deep/c.BIN": b"c", "set/sub/b.txt": b"b", "set/subs/d.bin": b"d"}
+    archive, out = MAKERS[name](tmp_path / name, FILES | more), tmp_path / "out"
+    parts = (part("set/sub", ".bin"), part("set/empty"))
+    record = unpack(archive, out, source_sha256="a", parts=parts)
+    kept = {"set/sub/b.bin": FILES["set/sub/b.bin"], "set/sub/deep/c.BIN": b"c", "set/empty": b""}
+    assert content(out) == kept
+    assert (record["files"], record["bytes"]) == (3, len(FILES["set/sub/b.bin"]) + 1)
+    assert record["parts"] == [["set/sub", ".bin"], ["set/empty"]]
+    assert is_unpacked(out, "a", parts)
+    assert not is_unpacked(out, "a", parts[:1]), "which files are needed is part of the record"
+    assert not is_unpacked(out, "a"), "everything is needed"
+    unpack(archive, out, source_sha256="a")
+    assert is_unpacked(out, "a", parts), "everything is there"
+    with pytest.raises(InputError, match=r"nothing of elsewhere, b.txt, .* publisher's archive"):
+        unpack(archive, out, parts=(part("elsewhere", ".bin"), part("b.txt")))
+
+
+def test_what_is_needed_of_zip_files_inside_is_told_by_the_whole_path(tmp_path: Path) -> None:
+    inner = make_zip(tmp_path / "inner.zip", {"maps/1.png": b"png", "maps/1.txt": b"text"})
+    files = dict.fromkeys(("ann/maps.zip", "other/maps.zip"), inner.read_bytes())
+    outer = make_zip(tmp_path / "outer.zip", files | {"ann/maps.json": b"{}"})
+    unpack(outer, tmp_path / "out", parts=(part("ann/maps", ".png"),))
+    assert content(tmp_path / "out") == {"ann/maps/1.png": b"png"}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_room_is_needed_only_for_what_is_unpacked(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = MAKERS[name](tmp_path / name)
+    usage = type("Usage", (), {"free": 15_000})
+    monkeypatch.setattr("possam.assets.archives.shutil.disk_usage", lambda path: usage)
+    check_archive(archive)
+    unpack(archive, tmp_path / "out", parts=(part("set/a.txt"),))
+    with pytest.raises(InputError, match="make room"):
+        unpack(archive, tmp_path / "out", parts=(part("set", ".txt", ".bin"),))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_files_that_are_not_needed_are_checked_too(tmp_path: Path, name: str) -> None:
+    archive = MAKERS[name](tmp_path / name, FILES | {"../evil": b"evil"})
+    with pytest.raises(InputError, match="outside"):
+        unpack(archive, tmp_path / "out", parts=(part("set/a.txt"),))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", MAKERS)

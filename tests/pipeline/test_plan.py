@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from possam.params.project import Project
 from possam.pipeline.graph import Graph, Job
-from possam.pipeline.plan import Plan, Step, make_plan, resolve_targets, wall_hours
+from possam.pipeline.plan import UNPACKED, Plan, Step, make_plan, resolve_targets, wall_hours
 from possam.runtime.errors import InputError
 from possam.stages.plan import duration, print_plan
 
@@ -93,8 +93,8 @@ def test_hours_by_hand(graph: Graph) -> None:
     way = hours["coco_train_images"] + convert.hours + train.hours
     assert wall_hours(plan.steps, capacity=8) == pytest.approx(way)
     # Weights of two checkpoints with two moments each, and the final ones.
-    assert plan.disk.runs == 51_300_000 * 4 * 7
-    assert plan.disk.converted == 118_287 * 15_000
+    assert plan.disk.left["train"] == (51_300_000 * 4 * 7, 16)
+    assert plan.disk.left["convert"] == (118_287 * 15_000, 118_287 * 2 + 4)
 
 
 def test_towers_that_run_once_for_several_trainings(graph: Graph) -> None:
@@ -177,8 +177,33 @@ def test_what_exists_is_not_counted_and_gives_the_rate(graph: Graph) -> None:
     assert other.state == "begun"
     assert other.whole_hours == pytest.approx(4_000_000 / 5.0 / 8 / 3600)
     assert other.hours == pytest.approx(other.whole_hours * 0.75)
-    assert plan.disk.to_write == before.disk.to_write - 51_300_000 * 4 * 7
+    assert plan.disk.to_write.bytes == before.disk.to_write.bytes - 51_300_000 * 4 * 7
+    assert plan.disk.to_write.files == before.disk.to_write.files - 16
     assert plan.disk.total == before.disk.total
+
+
+def test_files_that_archives_unpack_to_are_those_that_conversions_read(graph: Graph) -> None:
+    """By hand: COCO's photographs, PNGs and JSONs of both splits, ADE20K's three kinds of files."""
+    unpacked = plan_of(graph, "table1").disk.left[UNPACKED]
+    coco = (118_287 + 5_000) * 2 + 2 + 2
+    assert unpacked.files == coco + (20_210 + 2_000) * 3
+    # of the full release photographs and label maps of the validation images; 5,105 of PASCAL
+    whole = plan_of(graph).disk.left[UNPACKED]
+    assert whole.files - unpacked.files == 2_000 * 2 + (1 + 5_105) + 5_105
+    small = plan_of(graph, "results/mini/table1.csv", scale="mini").disk.left[UNPACKED]
+    assert small.files == 3400 * 2 + 4 + 3400 * 3
+
+
+def test_what_is_unpacked_already_gives_its_own_number(graph: Graph) -> None:
+    before = plan_of(graph, "table1").disk
+    folder, records = Path("data/paper/raw/coco_panoptic"), Path("data/paper/assets")
+    folder.mkdir(parents=True)
+    records.mkdir()
+    (folder / "unpacked.json").write_text('{"files": 7}')
+    (records / "coco_panoptic.record.json").write_text("{}")
+    after = plan_of(graph, "table1").disk
+    assert after.left[UNPACKED].files == before.left[UNPACKED].files - (118_287 + 5_000 + 2) + 7
+    assert after.to_write.files == before.to_write.files - (118_287 + 5_000 + 2) - 6
 
 
 def test_converted_data_sets_give_their_own_number(graph: Graph) -> None:
@@ -253,7 +278,9 @@ def test_the_printed_plan(graph: Graph, capsys: pytest.CaptureFixture[str]) -> N
         r"train +8 +0 +8 +482\.3",
         r"possam_h_coco seed 0 +91\.4 +11\.4 h  to do",
         r"on 3 nodes",
-        r"downloaded files +\d+\.\d GB",
+        r"downloaded files +\d+\.\d GB +\d+ files",
+        r"unpacked of them +\d+\.\d GB +313,208 files",
+        r"checkpoints and weights +11\.5 GB +128 files",
         r"counted operations .*\(params/plan\.yaml\)",
     ):
         assert re.search(pattern, shown), (pattern, shown)

@@ -223,8 +223,11 @@ def test_a_file_system_with_too_few_files_left(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "free_bytes", lambda path: 10**9)
-    # smoke: 24 + 12 + 24 + 12 + 12 + 12 images, three files each
-    for left, state in ((288, OK), (287, PROBLEM)):
+    plan = make_plan(Graph(folder=project.folder, project=project), "smoke", [])
+    needed = plan.disk.to_write.files
+    # of 96 images at least a photograph and two label maps of the converted data set
+    assert needed > 3 * 96
+    for left, state in ((needed, OK), (needed - 1, PROBLEM)):
         status = SimpleNamespace(f_files=1000, f_favail=left)
         monkeypatch.setattr(nodes.os, "statvfs", lambda path, status=status: status)
         assert nodes._room(project, tmp_path).state == state
