@@ -104,9 +104,9 @@ def train(
 
         return train_in_processes(scale, run, device=device, count=processes, **shared)
     else:
-        from possam.stages.train import train
+        from possam.launch.local_training import train_here
 
-        train(load_project(scale), run, device=device or "cpu", **shared)
+        train_here(load_project(scale), run, device=device or "cpu", **shared)
     return 0
 
 

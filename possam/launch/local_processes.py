@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from possam.runtime.environment import PROCESS_VARIABLES, Environment
 from possam.runtime.errors import InputError
 
+_INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C has ended."""
 _PAUSE_S = 0.1
 _PATIENCE_S = 20.0
 """How long processes may take to report the loss of another before they are terminated."""
@@ -50,7 +52,7 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
 
     Output of process 0 goes where this process's output goes. Standard error of any other process
     is printed if it fails. When one process fails, the others are terminated; when this process is
-    killed, all are killed with it (on Linux).
+    killed, all are killed with it (on Linux). Ctrl-C is passed on to all, once each time.
 
     Returns:
         0, or the exit code of the process that failed first (128 + signal if it was killed).
@@ -77,8 +79,10 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
                 stdout=subprocess.DEVNULL if rank else None,
                 stderr=outputs[rank - 1] if rank else None,
                 preexec_fn=die_with_parent,
+                process_group=0,  # a terminal's Ctrl-C reaches only this process
             )
             processes.append(process)
+        stack.enter_context(_interrupts_passed_on(processes))
         failed = _first_failure(processes)
         if failed is None:
             return 0
@@ -87,7 +91,7 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
         for rank, output in enumerate(outputs, start=1):
             output.seek(0)
             text = output.read().decode(errors="replace").strip()
-            if processes[rank].poll() and text:
+            if processes[rank].poll() not in (None, 0, _INTERRUPTED) and text:
                 printed.setdefault(text, []).append(str(rank))
         for text, ranks in printed.items():
             print(f"process {', '.join(ranks)} of {count}: {text}", file=sys.stderr)
@@ -96,6 +100,21 @@ def run_processes(command: Sequence[str], *, count: int) -> int:
             name = signal.Signals(-code).name
             print(f"process {failed} of {count} was killed ({name})", file=sys.stderr)
         return code if code > 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _interrupts_passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def pass_on(number: int, _frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -18,7 +18,7 @@ from possam.evaluation.evaluate import evaluate_run
 from possam.model.encoders.clip import FrozenClip
 from possam.model.encoders.text import TextEmbeddings, embed_vocabulary
 from possam.model.possam import build_possam
-from possam.model.segmenter import Segmenter, TowerFeatures
+from possam.model.segmenter import Segmenter
 from possam.params.layout import Layout
 from possam.params.plan import tower_key
 from possam.params.project import Project
@@ -33,9 +33,8 @@ from possam.stages.models import tower_widths
 from possam.training.checkpoint import WeightsMetadata
 from possam.training.checkpoint_paths import checkpoints
 from possam.training.distributed import LostProcessError, TrainingProcess
-from possam.training.live_source import LiveSource
+from possam.training.live_source import encode_with
 from possam.training.loop import train_run
-from possam.training.memory import hold_in_bfloat16
 from possam.training.run_files import RunFiles
 from possam.training.sources import Source
 from possam.training.targets import Batch, Target
@@ -197,12 +196,10 @@ def _set_up(shop: Workshop, run: RunParams) -> tuple[Trainer, Source, list[str]]
     text = shop.embed(clip, data, run)
     widths = tower_widths(sam=sam, clip=clip)
     precision = shop.project.scale.towers.precision
-    encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
-    if precision == "bf16":
-        hold_in_bfloat16(*([sam] if sam is not None else []), clip.model.visual)
-    source = LiveSource(
-        encode=encode.to(shop.process.device),
-        multiple=encode.multiple,
+    source = encode_with(
+        sam,
+        clip,
+        precision=precision,
         dataset=data,
         training=run.training,
         process=shop.process,

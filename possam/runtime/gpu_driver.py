@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import shutil
-import subprocess
+
+from possam.runtime.short_commands import ask
 
 from possam.runtime.errors import InputError
 
@@ -10,27 +11,14 @@ _MINIMUM = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 """CUDA's major version -> the oldest Linux driver that runs all its minor versions. Source: NVIDIA,
 CUDA Toolkit release notes, minimum driver for minor version compatibility."""
 
-_TIMEOUT_S = 30.0
-
 
 def driver_version() -> str | None:
     """Version of this machine's NVIDIA driver, ``"580.65.06"``; None where there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.split()
-    return lines[0] if done.returncode == 0 and lines and lines[0][0].isdigit() else None
+    answer = ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    lines = (answer.good or "").split()
+    return lines[0] if lines and lines[0][0].isdigit() else None
 
 
 def minimum_driver(cuda: str | None) -> str | None:

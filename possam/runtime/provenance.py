@@ -7,7 +7,6 @@ import re
 import resource
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from possam.runtime.environment import Environment
 from possam.runtime.files import read_json
+from possam.runtime.short_commands import ask
 from possam.runtime.version import __version__
 
 PACKAGES = (
@@ -90,34 +90,11 @@ def _say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _output(command: list[str]) -> str | None:
-    """Standard output of a short command; None if it is missing, fails or hangs."""
-    code, output, _ = _run(command)
-    return output if code == 0 else None
-
-
-def _run(command: list[str]) -> tuple[int, str, str]:
-    """Exit code, output and errors of a short command; -1: it is missing or hangs."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=30,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},  # git's errors are told apart by their English text
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return -1, "", str(error)
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
-
-
 def git_fault(root: Path) -> str | None:
     """Why git tells nothing about the checkout in ``root``, with the remedy; None if it does."""
     if shutil.which("git") is None:
         return GIT_MISSING
-    code, _, errors = _run(["git", "-C", str(root), "status", "--porcelain", "--", "."])
+    code, _, errors = ask("git", "-C", str(root), "status", "--porcelain", "--", ".")
     if code == 0:
         return None
     if "dubious ownership" in errors:
@@ -136,10 +113,10 @@ def git_state(root: Path) -> dict[str, Any]:
     if shutil.which("git") is None:
         return {"commit": UNKNOWN, "dirty": None, "note": GIT_MISSING}
     git = ["git", "-C", str(root)]
-    commit = _output([*git, "rev-parse", "--verify", "HEAD"])
+    commit = ask(*git, "rev-parse", "--verify", "HEAD").good
     # Tables, pages and DVC's hashes are results of the commit, and no changes to it.
     sources = [".", *(f":(exclude){path}" for path in ("results", "reports", "dvc.lock"))]
-    changes = _output([*git, "status", "--porcelain", "--", *sources])
+    changes = ask(*git, "status", "--porcelain", "--", *sources).good
     if changes is None:
         return {"commit": UNKNOWN, "dirty": None, "note": git_fault(root)}
     if commit is None:
@@ -189,7 +166,7 @@ def _gpu_names() -> list[str]:
     """GPU names from torch if it is loaded (loading takes seconds), else from the driver."""
     if (torch := sys.modules.get("torch")) is not None:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    listing = ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").good
     return listing.splitlines() if listing else []
 
 

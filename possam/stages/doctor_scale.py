@@ -2,7 +2,6 @@
 
 import http.client
 import shutil
-import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +24,7 @@ from possam.runtime.findings import OK, PROBLEM, WARNING, Check, Finding
 from possam.runtime.gpu_driver import driver_fault, driver_version, minimum_driver
 from possam.runtime.provenance import usable_cores
 from possam.runtime.secrets import split_credentials
+from possam.runtime.short_commands import ask
 
 _SLURM = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 _TIMEOUT_S = 20.0
@@ -96,22 +96,6 @@ def _driver(project: Project, gpus: list[str], slurm: Finding) -> Iterator[Findi
         yield Finding("gpu driver", OK, text)
 
 
-def _run(*command: str) -> tuple[int, str]:
-    """Exit code and output of a command; exit code 1 if it cannot be started or takes too long."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except (subprocess.TimeoutExpired, OSError) as error:
-        return 1, str(error)
-    return done.returncode, (done.stdout + done.stderr).strip()
-
-
 def _slurm() -> Finding:
     missing = [command for command in _SLURM if not shutil.which(command)]
     if len(missing) == len(_SLURM):
@@ -120,15 +104,17 @@ def _slurm() -> Finding:
     if missing:
         remedy = "install SLURM's client commands (package slurm-client)"
         return Finding("slurm", PROBLEM, f"missing: {', '.join(missing)}", remedy)
-    code, output = _run("sinfo", "--noheader", "--format=%P %a %D")
-    if code != 0 or not output:
+    answer = ask("sinfo", "--noheader", "--format=%P %a %D", seconds=_TIMEOUT_S)
+    output = f"{answer.output}\n{answer.errors}".strip()
+    if answer.code != 0 or not output:
         text = f"sinfo: {output.splitlines()[0] if output else 'no partition'}"
         remedy = "is slurmctld running, and this machine known to it?"
         return Finding("slurm", PROBLEM, text, remedy)
     partitions = len(output.splitlines())
-    code, output = _run("sacct", "--noheader", "--allocations", "--format=JobID")
-    if code != 0 or "disabled" in output:
-        text = f"sacct: {output.splitlines()[0] if output else f'exit code {code}'}"
+    answer = ask("sacct", "--noheader", "--allocations", "--format=JobID", seconds=_TIMEOUT_S)
+    output = f"{answer.output}\n{answer.errors}".strip()
+    if answer.code != 0 or "disabled" in output:
+        text = f"sacct: {output.splitlines()[0] if output else f'exit code {answer.code}'}"
         remedy = "job states are read from accounting: set AccountingStorageType to slurmdbd"
         return Finding("slurm", PROBLEM, text, remedy)
     return Finding("slurm", OK, f"{partitions} partitions, accounting answers")

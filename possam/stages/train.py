@@ -44,10 +44,8 @@ def _source(
     clip: "FrozenClip",
     process: "TrainingProcess",
 ) -> "Source":
-    from possam.model.segmenter import TowerFeatures
     from possam.training.feature_cache import CachedFeatures
-    from possam.training.live_source import LiveSource
-    from possam.training.memory import hold_in_bfloat16
+    from possam.training.live_source import encode_with
     from possam.training.sources import CachedSource
 
     shared: dict[str, Any] = {
@@ -69,10 +67,7 @@ def _source(
         return CachedSource(sam=own, clip=caches[CLIP], **shared)
 
     precision = layout.project.scale.towers.precision
-    encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
-    if precision == "bf16":
-        hold_in_bfloat16(*([sam] if sam is not None else []), clip.model.visual)
-    return LiveSource(encode=encode.to(process.device), multiple=encode.multiple, **shared)
+    return encode_with(sam, clip, precision=precision, **shared)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,8 +18,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.loader import Sample, SegmentationDataset, collate
+from possam.model.encoders.clip import FrozenClip
+from possam.model.encoders.sam import SamEncoder
+from possam.model.options import Precision
+from possam.model.segmenter import TowerFeatures
 from possam.runtime.pools import fork_server, usable
 from possam.training.distributed import TrainingProcess
+from possam.training.memory import hold_in_bfloat16
 from possam.training.options import TrainingOptions
 from possam.training.sharding import BatchSharding
 from possam.training.sources import SampleOrder
@@ -72,6 +77,20 @@ class _Keys(Sampler[list[tuple[int, int]]]):
             for index in self._sharding.own:
                 samples = self._sharding.samples(step, index)
                 yield [(step, image) for image in self._order.indices(samples)]
+
+
+def encode_with(
+    sam: SamEncoder | None, clip: FrozenClip, *, precision: Precision, **source: Any
+) -> "LiveSource":
+    """A source whose images ``sam`` (if there is one) and ``clip`` encode.
+
+    ``source``: the other arguments of :class:`LiveSource`.
+    """
+    encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
+    if precision == "bf16":
+        hold_in_bfloat16(*([sam] if sam is not None else []), clip.model.visual)
+    device = source["process"].device
+    return LiveSource(encode=encode.to(device), multiple=encode.multiple, **source)
 
 
 class LiveSource:
