@@ -7,6 +7,7 @@ import importlib.util
 import locale
 import os
 import resource
+import shutil
 import socket
 import sqlite3
 import sys
@@ -41,6 +42,7 @@ _LITTLE = 200_000_000
 """Bytes of room for temporary files."""
 
 _UI_PORT = 5000
+_SLURM_PLUGIN = "snakemake_executor_plugin_slurm"
 
 
 def _python() -> Finding:
@@ -306,6 +308,13 @@ def _server_fault(uri: str) -> str | None:
     return None
 
 
+def _which() -> Iterator[Finding]:
+    """The command ``which``, which Snakemake's plugin for SLURM calls as soon as it is imported."""
+    if importlib.util.find_spec(_SLURM_PLUGIN) and shutil.which("which") is None:
+        text = f"no such command; without it Snakemake does not start ({_SLURM_PLUGIN} calls it)"
+        yield Finding("which", PROBLEM, text, "install its package (Debian: debianutils)")
+
+
 CHECKS: tuple[Check, ...] = (
     ("python", _python),
     ("python path", _python_path),
@@ -318,6 +327,7 @@ CHECKS: tuple[Check, ...] = (
     ("git", _git),
     ("limits", _limits),
     ("locale", _locale),
+    ("which", _which),
     ("certificates", _certificates),
     ("mlflow", _mlflow),
 )

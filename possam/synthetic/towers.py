@@ -25,6 +25,7 @@ from possam.model.encoders.clip import FrozenClip, load_clip
 from possam.model.encoders.sam import SamEncoder, load_sam
 from possam.runtime.errors import InputError
 from possam.runtime.files import atomic_directory, sha256_file, write_json
+from possam.runtime.pools import usable
 from possam.runtime.provenance import provenance
 from possam.runtime.reading import check_readable
 from possam.synthetic.fitting import SceneSet, one_thread, render_scene_set, segment_masks
@@ -262,10 +263,13 @@ def rebuild_towers(
         jobs["synthetic_clip"] = partial(
             pretrain_clip, out=folder, seed=seed, settings=settings.clip, start=start
         )
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_timed, job): name for name, job in jobs.items()}
-            for future in as_completed(futures):
-                wall_times[futures[future]] = future.result()
+        if workers > 1 and usable(workers) > 1:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                futures = {pool.submit(_timed, job): name for name, job in jobs.items()}
+                for future in as_completed(futures):
+                    wall_times[futures[future]] = future.result()
+        else:
+            wall_times = {name: _timed(job) for name, job in jobs.items()}
         record = provenance(
             stage="pretrain",
             parameters=asdict(settings) | {"quality_seed": QUALITY_SEED},

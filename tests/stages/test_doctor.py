@@ -94,7 +94,7 @@ def test_disk_is_compared_with_the_plan(machine: Path, monkeypatch: pytest.Monke
     assert only("disk").state == "ok"
     monkeypatch.setattr(doctor_scale, "free_bytes", lambda path: 80 * 10**9)
     found = only("disk")
-    assert found.state == "problem" and "80.0 GB free, 9" in found.text
+    assert found.state == "problem" and "80.0 GB free, 85.8 GB to be" in found.text
     assert "data.yaml" in found.remedy
     assert only("disk", "smoke").state == "ok"
 
@@ -163,6 +163,17 @@ def test_a_part_of_slurm_is_missing(machine: Path, monkeypatch: pytest.MonkeyPat
     for path in machine.iterdir():
         path.unlink()
     assert only("slurm").state == "warning"
+
+
+def test_the_command_which_is_missed_where_snakemake_s_plugin_calls_it(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not list(doctor_site._which())
+    monkeypatch.setenv("PATH", str(machine))
+    (found,) = doctor_site._which()
+    assert found.state == "problem" and "Debian: debianutils" in found.remedy
+    monkeypatch.setattr(doctor_site, "_SLURM_PLUGIN", "no_plugin_of_this_name")
+    assert not list(doctor_site._which())
 
 
 def test_packages_are_compared_with_the_lock(machine: Path) -> None:
