@@ -298,7 +298,7 @@ class _Cost:
                 one = self.held[step.job.of("asset")]
                 unpacked = Amount(unpacked_bytes(one), one.files or 0)
                 left.setdefault(UNPACKED, []).append(unpacked)
-                files = unpacked.files if one.to_unpack else 0
+                files = 0 if one.state == "here" else unpacked.files
                 missing = Amount(one.to_download + one.to_unpack, missing.files + files)
             left.setdefault(step.job.stage, []).append(whole)
             to_write.append(missing)

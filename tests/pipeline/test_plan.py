@@ -192,6 +192,8 @@ def test_files_that_archives_unpack_to_are_those_that_conversions_read(graph: Gr
     assert whole.files - unpacked.files == 2_000 * 2 + (1 + 5_105) + 5_105
     small = plan_of(graph, "results/mini/table1.csv", scale="mini").disk.left[UNPACKED]
     assert small.files == 3400 * 2 + 4 + 3400 * 3
+    whole = plan_of(graph, scale="smoke").disk
+    assert whole.to_write.files == whole.total.files, "nothing is there"
 
 
 def test_what_is_unpacked_already_gives_its_own_number(graph: Graph) -> None:
