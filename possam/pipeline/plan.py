@@ -308,7 +308,10 @@ class _Cost:
 
     def _leaves(self, job: Job) -> Amount:
         """What a job leaves, but for what it unpacks."""
-        params, size, files = self.params, 0, self.params.files_per_job[job.stage]
+        params, size = self.params, 0
+        if (files := params.files_per_job.get(job.stage, 0)) == 0:
+            path = self.project.folder / "plan.yaml"
+            raise InputError(f"{path}: files_per_job.{job.stage}: missing; a job of it needs it")
         match job.stage:
             case "download":
                 one = self.held[job.of("asset")]

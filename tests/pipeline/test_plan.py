@@ -12,7 +12,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from possam.params.plan import load_plan
 from possam.params.project import Project
+from possam.pipeline.declarations import STAGES
 from possam.pipeline.graph import Graph, Job
 from possam.pipeline.plan import UNPACKED, Plan, Step, make_plan, resolve_targets, wall_hours
 from possam.runtime.errors import InputError
@@ -194,6 +196,14 @@ def test_files_that_archives_unpack_to_are_those_that_conversions_read(graph: Gr
     assert small.files == 3400 * 2 + 4 + 3400 * 3
     whole = plan_of(graph, scale="smoke").disk
     assert whole.to_write.files == whole.total.files, "nothing is there"
+
+
+def test_every_stage_leaves_files(graph: Graph) -> None:
+    path = Path("params/plan.yaml")
+    assert load_plan(graph.project("mini"))[0].files_per_job.keys() == STAGES.keys()
+    path.write_text(path.read_text().replace(", convert: 4,", ","))
+    with pytest.raises(InputError, match=r"plan.yaml: files_per_job.convert: missing"):
+        plan_of(graph, "table1")
 
 
 def test_what_is_unpacked_already_gives_its_own_number(graph: Graph) -> None:
