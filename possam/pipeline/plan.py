@@ -326,7 +326,7 @@ class _Cost:
             case "train":
                 # fp32 weights, and in each checkpoint that is kept Adam's two moments, too.
                 size = self.hardware.trained_parameters * 4 * (1 + 3 * params.checkpoints)
-            case "evaluate":
+            case "evaluate" | "training_free":
                 size = self._tested(job) * params.evaluation_bytes_per_image
         return Amount(size, files)
 

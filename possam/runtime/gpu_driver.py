@@ -3,9 +3,8 @@
 import importlib.metadata
 import shutil
 
-from possam.runtime.short_commands import ask
-
 from possam.runtime.errors import InputError
+from possam.runtime.short_commands import ask
 
 _MINIMUM = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 """CUDA's major version -> the oldest Linux driver that runs all its minor versions. Source: NVIDIA,

@@ -122,7 +122,7 @@ def _disk(project: Project, plan: Plan) -> list[str]:
     disk, few = plan.disk, Amount(0, 0)
     rows = {name: disk.left.get(stage, few) for stage, name in _LEFT.items()}
     others = [amount for stage, amount in disk.left.items() if stage not in _LEFT]
-    rows["others"] = Amount(0, sum(amount.files for amount in others))
+    rows["others"] = Amount(*map(sum, zip(*others, strict=True))) if others else few
     lines = [f"Disk: about {gigabytes(disk.total.bytes)} in {disk.total.files:,} files"]
     lines += [_room(name, amount) for name, amount in rows.items() if amount.files]
     free = free_bytes(Layout(project).assets)
