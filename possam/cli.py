@@ -40,7 +40,6 @@ pipeline, look, your_data, cluster, project_wide = (
     partial(command, app, panel)
     for panel in ("Pipeline stages", "Look and compare", "Your own data", "Cluster", "Project")
 )
-register(your_data)
 
 
 @pipeline("possam world --scale mini --workers 2")
@@ -222,6 +221,7 @@ def efficiency(
     print_parameters(load_project(scale))
 
 
+register(your_data)
 your_data("possam score out/coco_val predictions.json --out out/score")(data_commands.score)
 your_data("possam convert-files coco coco/ --split val2017 --out out/val")(
     data_commands.convert_files

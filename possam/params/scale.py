@@ -10,11 +10,12 @@ from possam.model.options import (
     CLIP,
     AutomaticMaskOptions,
     InferenceOptions,
+    MaskFilter,
     ModelOptions,
     Precision,
     ResolutionOptions,
 )
-from possam.runtime.options import Count, Options, Positive
+from possam.runtime.options import Count, Options, Positive, Unit
 from possam.synthetic.options import WorldOptions
 from possam.training.options import LossOptions, TrainingOptions
 
@@ -37,9 +38,16 @@ class TowerParams(Options):
 
 
 class PredictParams(Options):
-    """The resolution at which the towers see pictures of a user, which no table depends on."""
+    """How pictures of a user are segmented, which no table depends on.
+
+    ``resolution``: at which the towers see them; the others as of the inference, for words that are
+    classified one by one, so that void is no class against all of them (docs/own-data.md).
+    """
 
     resolution: ResolutionOptions
+    mask_filter: MaskFilter
+    object_threshold: Unit
+    overlap_threshold: Unit
 
 
 class ScaleParams(Options):

@@ -138,7 +138,7 @@ def _config(project: Project, name: str, size: str | None, *, trained: bool) -> 
         raise InputError(f"params/scales/{project.name}.yaml: towers.clip.asset: none is named")
     sam = None if size is None else scale.towers.sam[size]
     own = clip.config in clip.files
-    inference = scale.inference.model_copy(update={"resolution": scale.predict.resolution})
+    inference = scale.inference.model_copy(update=dict(scale.predict))
     return ModelConfig(
         format=FORMAT,
         name=name,

@@ -51,7 +51,7 @@ class Environment:
     slurm_job: str | None = None
     processes: Mapping[str, str] = field(default_factory=dict)
     data_roots: Mapping[str, str] = field(default_factory=dict)
-    cache: Path = Path("~/.cache/possam")
+    cache: Path = field(default_factory=lambda: Path("~/.cache/possam").expanduser())
 
     @classmethod
     def load(cls, variables: Mapping[str, str] | None = None) -> "Environment":
