@@ -135,7 +135,7 @@ def _towers() -> str:
 
 def _reference() -> dict[str, str]:
     """A page per subpackage of :data:`REFERENCE`: every public module."""
-    pages = {}
+    pages = {"reference/library.md": "# The library\n\n::: possam\n"}
     for name in REFERENCE:
         modules = []
         for path in sorted((ROOT / "possam" / name).rglob("*.py")):
