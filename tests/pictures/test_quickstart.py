@@ -58,6 +58,7 @@ def test_shipped_models_belong_to_the_shipped_towers() -> None:
     for name in shipped_models():
         config = read_config(MODELS / name)
         assert config.name == name and config.weights is not None and config.synthetic
-        assert describe(MODELS / name / config.weights.file) == config, "possam export it again"
+        now = describe(MODELS / name / config.weights.file).model_copy(update={"name": name})
+        assert now == config, "possam export it again"
         card = (MODELS / name / "README.md").read_text()
         assert "(synthetic)" in card and config.weights.sha256 in card
