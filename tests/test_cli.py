@@ -23,7 +23,7 @@ PANELS = {
     "Pipeline stages": "world download convert features train evaluate table figure report track "
     "pretrain calibrate",
     "Look and compare": "show compare ui efficiency",
-    "Your own data": "predict export score convert-files",
+    "Your own data": "predict export demo score convert-files",
     "Cluster": "jobs rehearse",
     "Project": "runs check doctor plan keep store",
 }

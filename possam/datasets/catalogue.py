@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val"]
 _PACKAGE = "possam.datasets.upstream"
+OWN = "own"
+"""A data set of the user's own, which ``possam convert-files`` puts where the pipeline reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def many_files(path: str, *elsewhere: str, **files: Any) -> dict[str, Any]:
 
 def module_of(dataset: str) -> str:
     """Dotted name of the module that declares and reads ``dataset``."""
-    return f"{_PACKAGE}.{dataset}"
+    return __name__ if dataset == OWN else f"{_PACKAGE}.{dataset}"
 
 
 @cache
@@ -112,6 +114,26 @@ def datasets() -> Mapping[str, UpstreamDataset]:
                 "(docs/add-a-dataset.md)"
             )
     return found
+
+
+def _refuse_own(parts: Mapping[str, Path], split: str) -> Source:
+    raise InputError(
+        f"data set own, split {split}: not there yet; convert your folder: possam convert-files "
+        f"coco FOLDER --split ... --class-names ... --out data/SCALE/datasets/own_{split}"
+    )
+
+
+_OWN = UpstreamDataset(
+    images={"train": 1000, "val": 100},  # only plans read them, until the data set is there
+    metrics=("panoptic", "instance", "semantic"),
+    roles={},
+    read=_refuse_own,
+)
+
+
+def declaration(dataset: str) -> UpstreamDataset | None:
+    """What is declared of ``dataset``, the user's own included; None if it is unknown."""
+    return _OWN if dataset == OWN else datasets().get(dataset)
 
 
 def trainable() -> tuple[str, ...]:
@@ -131,9 +153,10 @@ def users_of_roles() -> dict[str, list[tuple[str, str]]]:
 
 def find_dataset(dataset: str, split: str) -> UpstreamDataset:
     """The data set ``dataset``; InputError if it is unknown or has no ``split``."""
-    if dataset not in datasets():
-        raise InputError(f"unknown data set {dataset!r}; valid choices: {', '.join(datasets())}")
-    found = datasets()[dataset]
+    found = declaration(dataset)
+    if found is None:
+        choices = ", ".join([*datasets(), OWN])
+        raise InputError(f"unknown data set {dataset!r}; valid choices: {choices}")
     if split not in found.splits:
         raise InputError(
             f"data set {dataset!r}: no split {split!r}; valid choices: {', '.join(found.splits)}"

@@ -4,21 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
-from possam.datasets.catalogue import datasets, trainable
+from possam.datasets.catalogue import OWN, datasets, declaration, trainable
 from possam.runtime.options import Options, Positive, Rate
 
 
 def _known(name: str) -> str:
-    if name not in datasets():
-        raise ValueError(f"unknown data set; valid choices: {', '.join(datasets())}")
+    if declaration(name) is None:
+        raise ValueError(f"unknown data set; valid choices: {', '.join([*datasets(), OWN])}")
     return name
 
 
 def can_train(name: str) -> str:
     """``name`` if a run can train on this data set, else ValueError."""
-    if name not in trainable():
+    if name not in (choices := [*trainable(), OWN]):
         raise ValueError(
-            f"this data set has no training split; valid choices: {', '.join(trainable())}"
+            f"this data set has no training split; valid choices: {', '.join(choices)}"
         )
     return name
 

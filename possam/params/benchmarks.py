@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from possam.datasets.catalogue import Split, datasets, trainable
+from possam.datasets.catalogue import Split, declaration, trainable
 from possam.datasets.options import DatasetName
 from possam.evaluation.metrics import EFFICIENCY
 from possam.evaluation.options import Measured, Numbering
@@ -29,7 +29,8 @@ class BenchmarkParams(Options):
 
     @model_validator(mode="after")
     def _possible(self) -> "BenchmarkParams":
-        source = datasets()[self.dataset]
+        source = declaration(self.dataset)
+        assert source is not None, "DatasetName has checked it"
         for key, values, valid in (
             ("split", (self.split,), source.splits),
             ("metrics", self.metrics, (*source.metrics, EFFICIENCY)),

@@ -23,6 +23,8 @@ def convert_dataset(project: Project, dataset: str, split: str, *, workers: int)
     try:
         _convert_checked(declared.read(parts, split), dataset, split, out=out, workers=workers)
     except InputError as error:
+        if not parts:
+            raise
         folders = ", ".join(str(path) for path in parts.values())
         raise InputError(
             f"{error}\n{dataset} {split} is made of {folders}; if a file of it is damaged, remove "

@@ -54,6 +54,12 @@ def write_examples(folder: Path) -> None:
     shutil.copy(instances, upstream / "annotations")
     names = folder / "data/smoke/assets/synthetic_coco_with_prompt_eng.txt"
     shutil.copy(names, folder / "names.txt")
+    own = folder / "my/pictures"
+    for split in ("train", "val"):
+        name = f"{split}2017"
+        shutil.copytree(raw / f"synthetic_coco_{split}_images/{name}", own / name)
+    shutil.copytree(raw / "synthetic_coco_panoptic/annotations", own / "annotations")
+    shutil.copy(names, folder / "my/names.txt")
     cityscapes(folder / "path/to/cityscapes")
     mapillary(folder / "path/to/vistas")
     for name in ("city.txt", "mv.txt"):

@@ -117,6 +117,28 @@ def test_a_run_starts_from_a_checkpoint(finished: Workspace) -> None:
         assert steps == [1, 2, 3, 4]
 
 
+def test_a_run_starts_from_another_run(finished: Workspace) -> None:
+    runs, folder = finished.folder / "params/runs.yaml", finished.folder / "results/smoke/runs"
+    before = runs.read_text()
+    own = f"\ngoes_on: {{sam: b, train: coco, start_from: possam_b_coco, {RATE}}}\n"
+    with edited(runs, before, before + own):
+        target = "results/smoke/runs/goes_on/seed0/run.json"
+        output = finished.snakemake(target)
+        assert "tensors taken over" in output
+        assert "Nothing to be done" in finished.snakemake(target)
+        found, expected = (
+            load_file(folder / name / "seed0/weights.safetensors")
+            for name in ("goes_on", "possam_b_coco")
+        )
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+        digest = read_json(folder / "possam_b_coco/seed0/run.json")["weights_sha256"]
+        for name in ("run.json", "provenance.json"):
+            assert read_json(folder / "goes_on/seed0" / name)["inputs"]["start_from"] == digest
+    shutil.rmtree(folder / "goes_on")
+
+
 def test_a_checkpoint_of_other_sizes_is_refused(finished: Workspace) -> None:
     write_checkpoint(finished, queries=100)
     params = finished.folder / "params"
