@@ -75,7 +75,7 @@ class Expected(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
+class Loaded:
     """A picture that was read: ``image`` RGB (H, W, 3) uint8, ``path`` of its file, if any."""
 
     image: NDArray[np.uint8]
@@ -184,10 +184,10 @@ class Model:
         """
         if batch_size < 1:
             raise InputError(f"batch_size: {batch_size}: at least 1 is needed")
-        size, waiting = Size(max_size, tile), list[_Loaded]()
+        size, waiting = Size(max_size, tile), list[Loaded]()
         for picture in pictures:
             try:
-                waiting.append(_load(picture))
+                waiting.append(load_picture(picture))
             except InputError as error:
                 if on_error is None:
                     raise
@@ -207,7 +207,7 @@ class Model:
         ``None`` for a picture of less than four megapixels in one piece; errors as of
         :meth:`segment`.
         """
-        image = _load(picture).image
+        image = load_picture(picture).image
         height, width = image.shape[:2]
         places = tiles((height, width), size.tile or max(height, width))
         if height * width < _LARGE and len(places) == 1:
@@ -235,7 +235,7 @@ class Model:
         return Expected(height, width, 16 * len(places) * seconds)
 
     def _segment(
-        self, loaded: Sequence[_Loaded], vocabulary: Vocabulary, size: Size
+        self, loaded: Sequence[Loaded], vocabulary: Vocabulary, size: Size
     ) -> Iterator[Result]:
         for tiled, group in groupby(loaded, lambda one: 0 < size.tile < max(one.image.shape[:2])):
             own = list(group)
@@ -245,13 +245,13 @@ class Model:
             else:
                 parts = self._parts([one.image for one in own], vocabulary, size)
                 for one, part in zip(own, parts, strict=True):
-                    yield _result(one, part, vocabulary)
+                    yield make_result(one, part, vocabulary)
 
-    def _tiled(self, one: _Loaded, vocabulary: Vocabulary, size: Size) -> Result:
+    def _tiled(self, one: Loaded, vocabulary: Vocabulary, size: Size) -> Result:
         places = tiles(one.image.shape[:2], size.tile)
         parts = (self._parts([one.image[place]], vocabulary, size)[0] for place in places)
         whole = join(one.image.shape[:2], places, parts)
-        return _result(one, whole, vocabulary)
+        return make_result(one, whole, vocabulary)
 
     @torch.inference_mode()
     def _parts(
@@ -270,14 +270,14 @@ class Model:
             raw = self.segmenter(torch.stack([tests[k].pixels for k in own]).to(self.device))
             scores = vocabulary.score(raw, self.segmenter, self.config.inference)
             for row, k in enumerate(own):
-                part = self._merge(raw, scores, row, tests[k], vocabulary)
+                part = self.merge(raw, scores, row, tests[k], vocabulary)
                 ids = part.ids
                 if ids.shape != images[k].shape[:2]:
                     ids = resize_labels(ids, *images[k].shape[:2])
                 parts[k] = replace(part, ids=ids)
         return [part for part in parts if part is not None]
 
-    def _merge(
+    def merge(
         self,
         raw: RawPrediction,
         scores: WordScores,
@@ -328,20 +328,21 @@ def _best(
     return tuple(kept[:_SHOWN])
 
 
-def _load(picture: Picture) -> _Loaded:
+def load_picture(picture: Picture) -> Loaded:
     """Read ``picture``, whatever it is, as upright RGB (H, W, 3) uint8; InputError if it cannot."""
     if isinstance(picture, (str, Path)):
-        return _Loaded(read_photograph(Path(picture)), Path(picture))
+        return Loaded(read_photograph(Path(picture)), Path(picture))
     if isinstance(picture, Image.Image):
-        return _Loaded(upright(picture, "picture"), None)
+        return Loaded(upright(picture, "picture"), None)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise InputError(
             f"picture: an array of {picture.dtype} {picture.shape}; RGB (H, W, 3) uint8 is expected"
         )
-    return _Loaded(np.ascontiguousarray(picture), None)
+    return Loaded(np.ascontiguousarray(picture), None)
 
 
-def _result(one: _Loaded, part: Part, vocabulary: Vocabulary) -> Result:
+def make_result(one: Loaded, part: Part, vocabulary: Vocabulary) -> Result:
+    """The result of a picture; ``part.ids`` has its size."""
     shapes = {key: (area, box) for key, area, box in segment_table(part.ids)}
     names = [each.name for each in vocabulary.classes]
     segments = tuple(
