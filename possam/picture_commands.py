@@ -1,4 +1,4 @@
-"""The commands for own pictures: ``predict`` and ``export``. Only arguments are handled here."""
+"""The commands for own pictures: only arguments are handled here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from possam.arguments import Device, Scale, Seed, load_project, scales
+from possam.runtime.errors import InputError
 
 _PREDICT = 'possam predict photos/ --words "cat; dog, puppy; grass" --stuff grass --out out'
 
@@ -15,6 +16,7 @@ def register(command: Callable[[str], Callable[[Callable[..., Any]], Any]]) -> N
     """Add the commands to the command line; ``command`` makes one, with the help's example."""
     command(_PREDICT)(predict)
     command("possam export possam_h_coco out/possam_h --scale mini")(export)
+    command("possam demo --port 7860")(demo)
 
 
 def predict(
@@ -71,8 +73,33 @@ def export(
     without_towers: Annotated[
         bool, Option("--without-towers", help="Leave out towers that possam ships.")
     ] = False,
+    onnx: Annotated[
+        bool, Option("--onnx", help="Instead, ONNX graphs for other runtimes (extra: onnx).")
+    ] = False,
+    words: Annotated[str, Option(help="With --onnx: also embed these, as for predict.")] = "",
+    stuff: Annotated[str, Option(help='Which of the words are stuff: "road; sky".')] = "",
 ) -> None:
     """Write a trained run as a folder that possam.load takes, ready for a model hub."""
-    from possam.stages.export import export_model
+    from possam.stages.export import export_graphs, export_model
 
-    export_model(load_project(scale), run, out, seed=seed, without_towers=without_towers)
+    if not onnx and (words or stuff):
+        raise InputError("--words, --stuff: only with --onnx; an exported model takes any words")
+    if onnx and without_towers:
+        raise InputError("--without-towers: not with --onnx, whose graphs hold the towers")
+    if onnx:
+        export_graphs(load_project(scale), run, out, seed=seed, words=words, stuff=stuff)
+    else:
+        export_model(load_project(scale), run, out, seed=seed, without_towers=without_towers)
+
+
+def demo(
+    model: Annotated[
+        str | None, Option(help="Weights, folder or name of a model (default: the shipped one).")
+    ] = None,
+    port: int = 7860,
+    device: Device = "cpu",
+) -> None:
+    """Open a page to try words on pictures, on this machine only (extra: demo)."""
+    from possam.pictures.demo import serve
+
+    serve(model, port=port, device=device)

@@ -29,10 +29,7 @@ def export_model(
     Raises:
         InputError: the run is not trained, or was trained over other towers than the scale's.
     """
-    layout, weights = Layout(project), Path(run)
-    if not weights.is_file():
-        weights = layout.run(run, project.scale.seeds[0] if seed is None else seed)
-        weights /= "weights.safetensors"
+    layout, weights = Layout(project), _find_weights(project, run, seed)
     if out.exists() and not (out / CONFIG).is_file():
         raise InputError(f"{out}: is there and is no exported model; name a new folder")
     config = describe(weights, project)
@@ -57,6 +54,37 @@ def export_model(
     print(f"{out}: {weights.name}, {_names(copied)}, {CONFIG}, {CARD}")
     if not figures:
         print("the card has no figures: no table has a row of these weights; make table1 writes it")
+
+
+def _find_weights(project: Project, run: str, seed: int | None) -> Path:
+    """The file ``run``, or the weights of the run of this name."""
+    if Path(run).is_file():
+        return Path(run)
+    seed = project.scale.seeds[0] if seed is None else seed
+    return Layout(project).run(run, seed) / "weights.safetensors"
+
+
+def export_graphs(
+    project: Project, run: str, out: Path, *, seed: int | None, words: str, stuff: str
+) -> None:
+    """Write a run as ONNX graphs into ``out``, with the embeddings of ``words``, if there are any.
+
+    Raises:
+        InputError: the run is not trained, ``out`` is another folder, or ONNX is not installed.
+    """
+    from possam.pictures.load import load_weights
+    from possam.pictures.onnx_export import DESCRIPTION, export_onnx
+    from possam.pictures.words import parse_words
+
+    if out.exists() and not (out / DESCRIPTION).is_file():
+        raise InputError(f"{out}: is there and holds no exported graphs; name a new folder")
+    classes = parse_words(words) if words else []
+    uncounted = [name for names in parse_words(stuff) for name in names] if stuff else []
+    weights = _find_weights(project, run, seed)
+    model = load_weights(weights, project=project, folders=[Layout(project).assets])
+    vocabulary = model.vocabulary(classes, stuff=uncounted) if classes else None
+    export_onnx(model, out, vocabulary=vocabulary)
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 def _names(files: list[FileParams]) -> str:
