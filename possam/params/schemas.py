@@ -32,7 +32,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def schemas() -> dict[str, dict[str, Any]]:
     """The schema of each kind of file: ``tables`` for ``tables.yaml``, ``scale`` for all scales."""
-    figure = Annotated[reduce(or_, dict.fromkeys(KINDS.values())), Field(discriminator="kind")]
+    figure: Any = Annotated[reduce(or_, dict.fromkeys(KINDS.values())), Field(discriminator="kind")]
     scale = _partial(_schema(ScaleParams))
     scale["properties"]["based_on"] = {"type": "string", "title": "Based On"}
     job = _partial(_schema(Allocation))
