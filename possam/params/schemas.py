@@ -44,7 +44,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "calibration": _schema(dict[str, CalibrationTarget]),
         "data": _schema(DataParams),
         "external": _schema(dict[str, ExternalParams] | None),
-        "figures": _schema(dict[str, figure]),  # type: ignore[valid-type]
+        "figures": _schema(dict[str, figure]),
         "plan": _schema(PlanParams),
         "runs": _partial(_schema(dict[str, RunDefinition])),
         "scale": scale,
