@@ -71,7 +71,7 @@ def test_a_cell_shows_a_system_without_seeds(write: Callable) -> None:
     assert origin.evaluations((3, 4)) == [Evaluation("odise", 0, "ade20k", "external")]
     assert row.source == "external" and origin in project.tables["table1"].origins()
     sources = {row.source for row in project.tables["table1"].rows}
-    assert sources == {"published", "reproduced", "external", "training_free"}
+    assert sources == {"published", "reproduced", "external", "training_free", "later"}
 
 
 def test_a_system_is_shown_at_its_scale_alone(write: Callable) -> None:
