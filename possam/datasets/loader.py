@@ -6,7 +6,7 @@ samples were loaded before: a resumed run sees the samples of an uninterrupted o
 Large-scale jitter as in Ghiasi et al. 2021 (Simple Copy-Paste), in the form of Mask2Former's COCO
 recipe: the image is scaled to fit a square of side ``s * size``, s uniform in [min_scale,
 max_scale]; a larger result is cut to a random ``size`` x ``size`` window, a smaller one is padded
-with zeros at the right and the bottom. H W: height and width of the stored image.
+at the right and the bottom. H W: height and width of the stored image.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 from possam.datasets.format import ConvertedDataset
 from possam.datasets.options import AugmentationOptions
 from possam.datasets.pixels import runs
+from possam.model.options import Colour
 from possam.runtime.errors import InputError
 
 
@@ -64,12 +65,12 @@ def draw_placement(
 
 
 def apply_placement(
-    image: torch.Tensor, labels: torch.Tensor, placement: Placement
+    image: torch.Tensor, labels: torch.Tensor, placement: Placement, *, padding: Colour
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply ``placement``, drawn for this height and width, to an image and its label map.
 
     Args:
-        image: uint8 (3, H, W).
+        image: uint8 (3, H, W), RGB; ``padding``: the colour of what is added to it.
         labels: integer (H, W), values below 2^24, 0 for no segment, as in the padding.
 
     Returns:
@@ -91,6 +92,9 @@ def apply_placement(
         # crop pads with zeros beyond the right and the lower edge.
         window = (placement.top, placement.left, placement.size, placement.size)
         photo, mask = transforms.crop(photo, *window), transforms.crop(mask, *window)
+        for channel, value in zip(photo, padding, strict=True):
+            channel[placement.height :] = value
+            channel[:, placement.width :] = value
     if placement.mirror:
         photo, mask = transforms.horizontal_flip(photo), transforms.horizontal_flip(mask)
     return photo.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor).to(labels.dtype)
@@ -121,9 +125,15 @@ class SegmentationDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, dataset: ConvertedDataset, *, augmentation: AugmentationOptions | None, seed: int
+        self,
+        dataset: ConvertedDataset,
+        *,
+        augmentation: AugmentationOptions | None,
+        padding: Colour,
+        seed: int,
     ) -> None:
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+        self.padding = padding
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -150,7 +160,7 @@ class SegmentationDataset(Dataset[Sample]):
             placement = draw_placement(
                 record.height, record.width, settings=self.augmentation, generator=generator
             )
-            image, numbers = apply_placement(image, numbers, placement)
+            image, numbers = apply_placement(image, numbers, placement, padding=self.padding)
         kept = torch.bincount(numbers.flatten(), minlength=1)[1:].nonzero()[:, 0]
         masks = numbers == (kept + 1).to(numbers.dtype)[:, None, None]
         labels = torch.tensor([segment.category for segment in segments], dtype=torch.int64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from possam.model.inference import Geometry
-from possam.model.options import ResolutionOptions
+from possam.model.options import Colour, ResolutionOptions
 from possam.model.resolution import pad_image, resize_for_test
 from possam.runtime.errors import InputError
 
@@ -33,6 +33,7 @@ class FeatureClusters:
     encode: Callable[[Tensor], Tensor]
     stride: int
     resolution: ResolutionOptions
+    padding: Colour
     clusters: int
     seed: int
     device: str
@@ -40,11 +41,12 @@ class FeatureClusters:
     def labels(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Labels (H, W) int32, 1 to K (1: the largest cluster), of an RGB image (H, W, 3)."""
         pixels = torch.from_numpy(image).permute(2, 0, 1)
-        test = resize_for_test(pixels, self.resolution)
+        test = resize_for_test(pixels, self.resolution, padding=self.padding)
         height, width = test.pixels.shape[1:]
         padded = (height + -height % self.stride, width + -width % self.stride)
         with torch.inference_mode():
-            features = self.encode(pad_image(test.pixels[None], padded).to(self.device))[0].cpu()
+            enlarged = pad_image(test.pixels[None], padded, padding=self.padding)
+            features = self.encode(enlarged.to(self.device))[0].cpu()
         return cluster_features(
             features,
             clusters=self.clusters,

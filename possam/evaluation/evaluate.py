@@ -218,11 +218,14 @@ def _predict_all(
     label: str,
 ) -> None:
     is_thing = torch.tensor([c.is_thing for c in dataset.categories], device=seen.device)
-    resolution = variants[0].inference.resolution
+    resolution, padding = variants[0].inference.resolution, segmenter.features.padding
     with Progress(len(dataset), label=label, unit="images") as progress:
         for positions in size_batches(dataset, batch_size):
             pixels = [torch.from_numpy(dataset.image(place)) for place in positions]
-            tests = [resize_for_test(image.permute(2, 0, 1), resolution) for image in pixels]
+            tests = [
+                resize_for_test(image.permute(2, 0, 1), resolution, padding=padding)
+                for image in pixels
+            ]
             images = torch.stack([test.pixels for test in tests]).to(seen.device)
             if probes is None:
                 raw = segmenter(images)

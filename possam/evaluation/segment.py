@@ -68,7 +68,8 @@ def segment_scored(
 ) -> tuple[NDArray[np.int32], list[SegmentPrediction]]:
     """As :func:`segment_image`, at ``resolution``, with masks classified by ``score``."""
     device = next(segmenter.parameters()).device
-    test = resize_for_test(torch.from_numpy(pixels).permute(2, 0, 1), resolution)
+    image, padding = torch.from_numpy(pixels).permute(2, 0, 1), segmenter.features.padding
+    test = resize_for_test(image, resolution, padding=padding)
     raw = segmenter(test.pixels[None].to(device))
     geometry = Geometry(
         padded=raw.padded_size, content=test.content_size, output=test.original_size

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from possam.model.encoders.automatic_masks import automatic_masks
 from possam.model.encoders.clip import FrozenClip
 from possam.model.encoders.text import TextEmbeddings
-from possam.model.options import AutomaticMaskOptions, Precision
+from possam.model.options import AutomaticMaskOptions, Colour, Precision
 from possam.model.pooling import hard_masks, mask_pool
 from possam.model.segmenter import RawPrediction, Segmenter, TowerFeatures
 
@@ -45,11 +45,17 @@ class TrainingFreeSegmenter(Segmenter):
     """
 
     def __init__(
-        self, *, sam: Sam, clip: FrozenClip, options: AutomaticMaskOptions, precision: Precision
+        self,
+        *,
+        sam: Sam,
+        clip: FrozenClip,
+        options: AutomaticMaskOptions,
+        precision: Precision,
+        padding: Colour,
     ) -> None:
         """``sam``: the whole SAM, mask decoder included; ``options``: how its masks are made."""
         nn.Module.__init__(self)
-        self.features = TowerFeatures(sam=None, clip=clip, precision=precision)
+        self.features = TowerFeatures(sam=None, clip=clip, precision=precision, padding=padding)
         self.possam = _NamedByClip(clip.logit_scale)  # type: ignore[assignment] # nothing trained
         self.sam, self.options = sam.requires_grad_(False).eval(), options
 

@@ -26,6 +26,9 @@ Confidence = Literal["class", "mask"]
 MaskFilter = Literal["best_class", "objectness"]
 """What a mask must pass to compete: its best class, or 1 - void (``inference.MaskScores.kept``)."""
 ResolutionPolicy = Literal["shortest_edge", "letterbox", "native"]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+"""RGB."""
 Precision = Literal["fp32", "bf16"]
 """What networks compute in: float32, or bfloat16 by autocast."""
 Compilation = Literal["none", "inductor", "cuda_graphs"]
@@ -47,10 +50,12 @@ class ModelOptions(Options):
     """Widths and choices of the trainable part (paper, sections 3.3 and 3.4).
 
     ``decoder: two_way`` is SAM's: it reads SAM's one map, without pyramid and pixel decoder.
+    ``padding``: the colour of what is added to crops and images, at training and at test time.
     ``initial_temperature``: cosines are divided by it; it is trained, down to CLIP's bound 0.01, at
     which it has no gradient.
     """
 
+    padding: Colour
     backbone: Backbone
     hidden_dim: Positive
     queries: Positive

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from possam.model.encoders.text import TextEmbeddings
 from possam.model.layers import MLP
 from possam.model.ops.nearest import nearest_regions
-from possam.model.options import MaskPooling, ModelOptions, RegionFeatures
+from possam.model.options import Colour, MaskPooling, ModelOptions, RegionFeatures
 from possam.model.pooling import RegionPooling, hard_masks, mask_pool, resized_masks
 from possam.model.pyramid import SCALES
 from possam.model.region_decoder import RegionDecoder
@@ -69,6 +69,7 @@ class PosSAM(nn.Module):
         mask_pooling: MaskPooling,
         embed_dim: int,
         initial_temperature: float,
+        padding: Colour,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -76,6 +77,7 @@ class PosSAM(nn.Module):
         self.pooling = pooling
         self.region_features: RegionFeatures = region_features
         self.mask_pooling: MaskPooling = mask_pooling
+        self.padding = padding  # of the images it was trained on
         self.void_embed = nn.Parameter(torch.empty(1, embed_dim))
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(initial_temperature)))
         nn.init.normal_(self.void_embed, std=embed_dim**-0.5)
@@ -197,6 +199,7 @@ def build_possam(
             mask_pooling=options.mask_pooling,
             embed_dim=embed_dim,
             initial_temperature=options.initial_temperature,
+            padding=options.padding,
         )
 
 

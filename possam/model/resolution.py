@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from possam.model.options import ResolutionOptions
+from possam.model.options import Colour, ResolutionOptions
 from possam.runtime.errors import InputError
-
-PADDING = (123.675, 116.28, 103.53)
-"""SAM's pixel mean, RGB 0..255: zero after its normalisation, and about zero after CLIP's."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,10 @@ def target_size(original: tuple[int, int], options: ResolutionOptions) -> tuple[
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize_for_test(image: Tensor, options: ResolutionOptions) -> ResizedImage:
+def resize_for_test(image: Tensor, options: ResolutionOptions, *, padding: Colour) -> ResizedImage:
     """Resize (3, H, W) uint8 RGB with antialiased bilinear interpolation, as PIL does.
 
-    ``letterbox`` also pads to a square of ``size`` on the right and below, with :data:`PADDING`. An
+    ``letterbox`` also pads to a square of ``size`` on the right and below, with ``padding``. An
     image of another shape is an InputError.
     """
     if image.dim() != 3 or image.shape[0] != 3:
@@ -55,15 +52,15 @@ def resize_for_test(image: Tensor, options: ResolutionOptions) -> ResizedImage:
         )[0]
     pixels = image.float()
     if options.policy == "letterbox":
-        pixels = pad_image(pixels[None], (options.size, options.size))[0]
+        pixels = pad_image(pixels[None], (options.size, options.size), padding=padding)[0]
     return ResizedImage(pixels, resized, original)
 
 
-def pad_image(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad float images (B, 3, H, W) on the right and below to ``size`` with :data:`PADDING`."""
+def pad_image(images: Tensor, size: tuple[int, int], *, padding: Colour) -> Tensor:
+    """Pad images (B, 3, H, W), RGB 0..255, on the right and below to ``size`` with ``padding``."""
     height, width = images.shape[-2:]
     padded = images.new_empty(len(images), 3, *size)
-    for channel, value in enumerate(PADDING):  # a tensor of them would be a copy to the GPU
+    for channel, value in enumerate(padding):  # a tensor of them would be a copy to the GPU
         padded[:, channel] = value
     padded[..., :height, :width] = images
     return padded

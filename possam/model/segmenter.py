@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from possam.model.ops.fast_linear import FastLinears
-from possam.model.options import Precision
+from possam.model.options import Colour, Precision
 from possam.model.possam import PosSAM
 from possam.model.pyramid import SCALES
 from possam.model.resolution import pad_image
@@ -61,9 +61,12 @@ class RawPrediction:
 class TowerFeatures(nn.Module):
     """The frozen towers: images to the backbone's maps and CLIP's dense map, over one extent."""
 
-    def __init__(self, *, sam: SamTower | None, clip: ClipTower, precision: Precision) -> None:
+    def __init__(
+        self, *, sam: SamTower | None, clip: ClipTower, precision: Precision, padding: Colour
+    ) -> None:
         """Without SAM the stages of CLIP are the backbone, as in FC-CLIP."""
         super().__init__()
+        self.padding = padding
         self.sam, self.clip = sam, clip
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         finest = clip.stage_strides[0]
@@ -85,7 +88,8 @@ class TowerFeatures(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"images: (B, 3, H, W) is expected, not {tuple(images.shape)}")
-        padded = pad_image(images, self.padded_size((images.shape[-2], images.shape[-1])))
+        size = self.padded_size((images.shape[-2], images.shape[-1]))
+        padded = pad_image(images, size, padding=self.padding)
         reduced = self.dtype != torch.float32
         with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced), FastLinears():
             if self.sam is None:
@@ -103,7 +107,9 @@ class Segmenter(nn.Module):
         self, *, sam: SamTower | None, clip: ClipTower, possam: PosSAM, precision: Precision
     ) -> None:
         super().__init__()
-        self.features = TowerFeatures(sam=sam, clip=clip, precision=precision)
+        self.features = TowerFeatures(
+            sam=sam, clip=clip, precision=precision, padding=possam.padding
+        )
         self.possam = possam
 
     @property

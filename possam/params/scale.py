@@ -120,7 +120,8 @@ class RunDefinition(Options):
         """What decides which features a step reads; runs that agree in it can train together."""
         names = ("batch_size", "micro_batch", "augmentation", "feature_cache", "workers")
         recipe = {f"training.{name}": getattr(self.training, name) for name in names}
-        return {"sam": self.sam, "train": self.train, **recipe}
+        padding = {"model.padding": self.model.padding}
+        return {"sam": self.sam, "train": self.train, **recipe, **padding}
 
 
 class RunParams(RunDefinition):

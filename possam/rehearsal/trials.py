@@ -200,6 +200,7 @@ def _set_up(shop: Workshop, run: RunParams) -> tuple[Trainer, Source, list[str]]
         sam,
         clip,
         precision=precision,
+        padding=run.model.padding,
         dataset=data,
         training=run.training,
         process=shop.process,

@@ -142,6 +142,7 @@ def _clusters(
         encode=encode,
         stride=stride,
         resolution=project.scale.inference.resolution,
+        padding=project.scale.model.padding,
         clusters=params.clusters,
         seed=params.seed,
         device=device,

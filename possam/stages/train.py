@@ -67,7 +67,8 @@ def _source(
         return CachedSource(sam=own, clip=caches[CLIP], **shared)
 
     precision = layout.project.scale.towers.precision
-    return encode_with(sam, clip, precision=precision, **shared)
+    padding = run.model.padding
+    return encode_with(sam, clip, precision=precision, padding=padding, **shared)
 
 
 @contextlib.contextmanager

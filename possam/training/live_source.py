@@ -20,7 +20,8 @@ from possam.datasets.format import ConvertedDataset, ImageRecord
 from possam.datasets.loader import Sample, SegmentationDataset, collate
 from possam.model.encoders.clip import FrozenClip
 from possam.model.encoders.sam import SamEncoder
-from possam.model.options import Precision
+from possam.model.options import Colour, Precision
+from possam.model.resolution import pad_image
 from possam.model.segmenter import TowerFeatures
 from possam.runtime.pools import fork_server, usable
 from possam.training.distributed import TrainingProcess
@@ -80,17 +81,22 @@ class _Keys(Sampler[list[tuple[int, int]]]):
 
 
 def encode_with(
-    sam: SamEncoder | None, clip: FrozenClip, *, precision: Precision, **source: Any
+    sam: SamEncoder | None,
+    clip: FrozenClip,
+    *,
+    precision: Precision,
+    padding: Colour,
+    **source: Any,
 ) -> "LiveSource":
     """A source whose images ``sam`` (if there is one) and ``clip`` encode.
 
     ``source``: the other arguments of :class:`LiveSource`.
     """
-    encode = TowerFeatures(sam=sam, clip=clip, precision=precision)
+    encode = TowerFeatures(sam=sam, clip=clip, precision=precision, padding=padding)
     if precision == "bf16":
         hold_in_bfloat16(*([sam] if sam is not None else []), clip.model.visual)
     device = source["process"].device
-    return LiveSource(encode=encode.to(device), multiple=encode.multiple, **source)
+    return LiveSource(encode=encode.to(device), multiple=encode.multiple, padding=padding, **source)
 
 
 class LiveSource:
@@ -102,6 +108,7 @@ class LiveSource:
         dataset: ConvertedDataset,
         encode: Encode,
         multiple: int,
+        padding: Colour,
         training: TrainingOptions,
         process: TrainingProcess,
         seed: int,
@@ -111,6 +118,7 @@ class LiveSource:
         Args:
             encode: the towers, on the device of ``process``.
             multiple: ``encode`` pads both sides to multiples of this; masks are padded likewise.
+            padding: the colour that crops and smaller images of a batch are filled up with.
             training: its augmentation is drawn anew for every (step, image); its ``workers`` read
                 images for this process (0: the process itself does).
             seed: of the order and the augmentation.
@@ -119,7 +127,10 @@ class LiveSource:
         self.sharding = BatchSharding.of(training, process)
         self._order = SampleOrder(len(dataset), seed=seed)
         compact = replace(dataset, images=CompactRecords(dataset.images))
-        self._samples = SegmentationDataset(compact, augmentation=training.augmentation, seed=seed)
+        self._samples = SegmentationDataset(
+            compact, augmentation=training.augmentation, padding=padding, seed=seed
+        )
+        self._padding = padding
         self._encode, self._multiple = encode, multiple
         self._workers, self._device = training.workers, process.device
 
@@ -143,20 +154,21 @@ class LiveSource:
     @torch.no_grad()
     def _batch(self, samples: list[Sample]) -> Batch:
         height, width = (max(sample.image.shape[side] for sample in samples) for side in (1, 2))
-        images = torch.stack([_pad(sample.image, height, width) for sample in samples])
+        size, padding = (height, width), self._padding
+        images = torch.cat([pad_image(s.image[None], size, padding=padding) for s in samples])
         full = [-(-side // self._multiple) * self._multiple for side in (height, width)]
         backbone, clip = self._encode(send(images, self._device).float())
         return Batch(
             backbone=tuple(level.float() for level in backbone),
             clip_features=clip.float(),
             targets=[
-                Target(masks=_pad(sample.masks, *full), labels=sample.labels).to(self._device)
+                Target(masks=_pad_masks(sample.masks, *full), labels=sample.labels).to(self._device)
                 for sample in samples
             ],
             indices=[sample.index for sample in samples],
         )
 
 
-def _pad(block: Tensor, height: int, width: int) -> Tensor:
-    """(..., h, w) -> (..., height, width), zeros at the bottom and right."""
-    return pad(block, (0, width - block.shape[-1], 0, height - block.shape[-2]))
+def _pad_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """(N, h, w) -> (N, height, width), nothing at the bottom and right."""
+    return pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))

@@ -24,6 +24,8 @@ from possam.datasets.options import AugmentationOptions
 from possam.runtime.errors import InputError
 from tests.support.layouts import coco_ids, convert_coco, make_coco, save_rgb_ids
 
+GREY = (124, 116, 104)
+
 LSJ = AugmentationOptions(policy="lsj", size=16, min_scale=0.1, max_scale=2.0)
 FLIP = AugmentationOptions(policy="flip", size=16, min_scale=1.0, max_scale=1.0)
 SIDES = st.integers(1, 40)
@@ -70,7 +72,7 @@ def test_image_and_labels_stay_aligned(height: int, width: int, seed: int, turn:
         labels = 1 - labels
     image = (labels * 255).to(torch.uint8).expand(3, -1, -1).contiguous()
     placement = draw(*labels.shape, seed, LSJ)
-    photo, mask = apply_placement(image, labels, placement)
+    photo, mask = apply_placement(image, labels, placement, padding=GREY)
     assert photo.shape == (3, LSJ.size, LSJ.size)
     assert mask.shape == (LSJ.size, LSJ.size)
     assert (photo.dtype, mask.dtype) == (torch.uint8, torch.int32)
@@ -81,11 +83,11 @@ def test_image_and_labels_stay_aligned(height: int, width: int, seed: int, turn:
 
 @given(SIDES, SIDES, st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_padding_is_zero_and_content_is_not(height: int, width: int, seed: int) -> None:
+def test_padding_has_its_colour_and_no_label(height: int, width: int, seed: int) -> None:
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
     labels = torch.full((height, width), 7, dtype=torch.int32)
     placement = draw(height, width, seed, LSJ)
-    photo, mask = apply_placement(image, labels, placement)
+    photo, mask = apply_placement(image, labels, placement, padding=GREY)
     rows, columns = (min(side, LSJ.size) for side in (placement.height, placement.width))
     inside = torch.zeros(LSJ.size, LSJ.size, dtype=torch.bool)
     inside[:rows, :columns] = True
@@ -94,13 +96,15 @@ def test_padding_is_zero_and_content_is_not(height: int, width: int, seed: int) 
     assert torch.equal(mask != 0, inside)
     assert (mask[inside] == 7).all()
     assert (photo[:, inside] == 200).all()
-    assert (photo[:, ~inside] == 0).all()
+    assert (photo[:, ~inside] == torch.tensor(GREY)[:, None]).all()
 
 
 def test_labels_up_to_the_largest_id_survive_scaling() -> None:
     labels = torch.tensor([[(1 << 24) - 1, 0], [1, 12_345_677]], dtype=torch.int32)
     placement = Placement(height=4, width=4, top=0, left=0, size=4, mirror=False)
-    _, mask = apply_placement(torch.zeros(3, 2, 2, dtype=torch.uint8), labels, placement)
+    _, mask = apply_placement(
+        torch.zeros(3, 2, 2, dtype=torch.uint8), labels, placement, padding=GREY
+    )
     assert torch.equal(mask, labels.repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
@@ -110,7 +114,7 @@ def test_flip_mirrors_the_whole_image_and_none_changes_nothing() -> None:
     seen = set()
     for seed in range(20):
         placement = draw(5, 7, seed, FLIP)
-        photo, mask = apply_placement(image, labels, placement)
+        photo, mask = apply_placement(image, labels, placement, padding=GREY)
         seen.add(placement.mirror)
         assert torch.equal(photo, image.flip(2) if placement.mirror else image)
         assert torch.equal(mask, labels.flip(1) if placement.mirror else labels)
@@ -134,7 +138,7 @@ def dataset(tmp_path: Path) -> ConvertedDataset:
 
 
 def test_samples_without_augmentation_are_the_annotations(dataset: ConvertedDataset) -> None:
-    sample = SegmentationDataset(dataset, augmentation=None, seed=0)[1]
+    sample = SegmentationDataset(dataset, augmentation=None, padding=GREY, seed=0)[1]
     assert sample.index == 1
     assert torch.equal(sample.image, torch.from_numpy(dataset.image(1)).permute(2, 0, 1))
     # The crowd of bars (9) and void are left out.
@@ -146,7 +150,7 @@ def test_samples_without_augmentation_are_the_annotations(dataset: ConvertedData
 
 def test_segments_that_left_the_window_are_dropped(dataset: ConvertedDataset) -> None:
     tiny = AugmentationOptions(policy="lsj", size=2, min_scale=3.0, max_scale=3.0)
-    samples = SegmentationDataset(dataset, augmentation=tiny, seed=0)
+    samples = SegmentationDataset(dataset, augmentation=tiny, padding=GREY, seed=0)
     counts = set()
     for step in range(30):
         sample = samples.sample(0, step=step)
@@ -159,20 +163,20 @@ def test_segments_that_left_the_window_are_dropped(dataset: ConvertedDataset) ->
 
 
 def test_samples_depend_on_seed_step_and_index_only(dataset: ConvertedDataset) -> None:
-    samples = SegmentationDataset(dataset, augmentation=LSJ, seed=3)
-    again = SegmentationDataset(dataset, augmentation=LSJ, seed=3)
+    samples = SegmentationDataset(dataset, augmentation=LSJ, padding=GREY, seed=3)
+    again = SegmentationDataset(dataset, augmentation=LSJ, padding=GREY, seed=3)
     first = samples[(5, 1)]
     samples[(6, 0)]
     assert torch.equal(first.image, again[(5, 1)].image)
     assert torch.equal(first.masks, again.sample(1, step=5).masks)
     assert torch.equal(samples[0].image, samples[(0, 0)].image)
-    other = SegmentationDataset(dataset, augmentation=LSJ, seed=4)
+    other = SegmentationDataset(dataset, augmentation=LSJ, padding=GREY, seed=4)
     images = [first.image, samples[(6, 1)].image, other[(5, 1)].image]
     assert not any(torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
 
 
 def test_worker_processes_load_what_this_process_loads(dataset: ConvertedDataset) -> None:
-    samples = SegmentationDataset(dataset, augmentation=LSJ, seed=3)
+    samples = SegmentationDataset(dataset, augmentation=LSJ, padding=GREY, seed=3)
     keys = [[(step, index) for index in range(2)] for step in range(3)]
     loader = DataLoader(samples, batch_sampler=keys, collate_fn=collate, num_workers=2)
     for batch, wanted in zip(loader, keys, strict=True):
@@ -185,7 +189,7 @@ def test_worker_processes_load_what_this_process_loads(dataset: ConvertedDataset
 def test_positions_outside_and_labels_that_changed_are_refused(
     dataset: ConvertedDataset,
 ) -> None:
-    samples = SegmentationDataset(dataset, augmentation=None, seed=0)
+    samples = SegmentationDataset(dataset, augmentation=None, padding=GREY, seed=0)
     with pytest.raises(IndexError):
         samples[2]
     with pytest.raises(IndexError):
@@ -205,7 +209,7 @@ def test_any_number_of_segments_has_its_masks(count: int) -> None:
     dataset.__len__.return_value = 1
     dataset.image.return_value = np.zeros((16, 20, 3), np.uint8)
     dataset.panoptic.return_value = ids
-    sample = SegmentationDataset(dataset, augmentation=None, seed=0).sample(0)
+    sample = SegmentationDataset(dataset, augmentation=None, padding=GREY, seed=0).sample(0)
     assert sample.labels.tolist() == list(numbers)
     assert torch.equal(sample.masks.flatten(1).int().argmax(dim=1), sample.labels)
     assert (sample.masks.flatten(1).sum(dim=1) == 1).all()

@@ -39,6 +39,8 @@ from tests.support.layouts import (
     write,
 )
 
+GREY = (124, 116, 104)
+
 FLAT = {
     "id": 918, "image_id": 12, "category_id": 1, "iscrowd": 0, "area": 0.0,
     "bbox": [1.5, 2.25, 1.0, 0.0],
@@ -104,7 +106,7 @@ def test_photographs_are_read_as_stored_and_as_rgb(tmp_path: Path, case: str) ->
     assert expected.shape == (4, 6, 3), "Pillow does not turn it"
     dataset = ConvertedDataset.open(arguments["out"])
     assert np.array_equal(dataset.image(0), expected)
-    sample = SegmentationDataset(dataset, augmentation=None, seed=0)[0]
+    sample = SegmentationDataset(dataset, augmentation=None, padding=GREY, seed=0)[0]
     assert sample.image.shape == (3, 4, 6) and len(sample.masks) == 2
 
 

@@ -112,6 +112,7 @@ def test_an_image_is_labelled_at_its_own_size() -> None:
         encode=encode,
         stride=8,
         resolution=ResolutionOptions(policy="native", size=16, max_size=16),
+        padding=(124, 116, 104),
         clusters=3,
         seed=0,
         device="cpu",

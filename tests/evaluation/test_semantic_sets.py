@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,7 @@ class Oracle(nn.Module):
     def __init__(self, dataset: ConvertedDataset, *, wrong: dict[int, int]) -> None:
         super().__init__()
         self.possam, self.clip = Head(), Clip()
+        self.features = SimpleNamespace(padding=(0, 0, 0))
         self._ids = torch.from_numpy(dataset.panoptic(0))
         self._names = [
             (s.id, wrong.get(s.category, s.category)) for s in dataset.images[0].segments

@@ -17,6 +17,8 @@ from possam.model.options import AutomaticMaskOptions
 from possam.model.segmenter import RawPrediction
 from tests.support.model_fakes import FakeClip, inference_options, random_text
 
+GREY = (124, 116, 104)
+
 TOWERS = Path(__file__).resolve().parents[2] / "data/towers"
 LAX = AutomaticMaskOptions(
     points_per_side=6, iou_threshold=0.4, stability_threshold=0.6, nms_threshold=0.7
@@ -29,7 +31,7 @@ def segmenter() -> TrainingFreeSegmenter:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         clip = FakeClip().eval()
-    return TrainingFreeSegmenter(sam=sam, clip=clip, options=LAX, precision="fp32")  # type: ignore[arg-type]
+    return TrainingFreeSegmenter(sam=sam, clip=clip, options=LAX, precision="fp32", padding=GREY)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_segments_are_named(segmenter: TrainingFreeSegmenter, image: np.ndarray)
 def test_an_image_without_a_mask(segmenter: TrainingFreeSegmenter, image: np.ndarray) -> None:
     strict = LAX.model_copy(update={"points_per_side": 2, "iou_threshold": 1.0})
     bare = TrainingFreeSegmenter(
-        sam=segmenter.sam, clip=segmenter.clip, options=strict, precision="fp32"
+        sam=segmenter.sam, clip=segmenter.clip, options=strict, precision="fp32", padding=GREY
     )
     raw = bare(tensor(image))
     assert raw.mask_logits.shape[1] == 1 and (raw.mask_logits < 0).all() and raw.iou.sum() == 0

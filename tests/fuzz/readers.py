@@ -50,6 +50,8 @@ from tests.support.layouts import (
 )
 from tests.support.training_fakes import FROZEN, possam, weights_metadata
 
+GREY = (124, 116, 104)
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared/samples"
 SETTINGS = EvaluationOptions(
@@ -108,7 +110,7 @@ def _convert(source: Source, folder: Path) -> Later:
 
 def _use(dataset: ConvertedDataset) -> None:
     """The loader, the instances' masks, and the score of the ground truth as a prediction."""
-    samples = SegmentationDataset(dataset, augmentation=None, seed=0)
+    samples = SegmentationDataset(dataset, augmentation=None, padding=GREY, seed=0)
     for position in range(len(dataset)):
         samples.sample(position)
     for entry in dataset.instances()["annotations"]:

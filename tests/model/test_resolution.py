@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from possam.model.options import ResolutionOptions
-from possam.model.resolution import PADDING, resize_for_test, target_size
+from possam.model.resolution import resize_for_test, target_size
 from possam.runtime.errors import InputError
+
+GREY = (124, 116, 104)
 
 
 def options(policy: Any, size: int, max_size: int) -> ResolutionOptions:
@@ -36,7 +38,7 @@ def test_sizes(policy: str, original: tuple[int, int], expected: tuple[int, int]
 def test_pixels_are_pil_s(size: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
     resized = resize_for_test(
-        torch.from_numpy(pixels).permute(2, 0, 1), options("shortest_edge", size, 999)
+        torch.from_numpy(pixels).permute(2, 0, 1), options("shortest_edge", size, 999), padding=GREY
     )
     height, width = resized.content_size
     oracle = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
@@ -47,18 +49,18 @@ def test_pixels_are_pil_s(size: int) -> None:
 
 def test_letterbox_pads_to_a_square() -> None:
     image = torch.full((3, 10, 20), 7, dtype=torch.uint8)
-    resized = resize_for_test(image, options("letterbox", 40, 40))
+    resized = resize_for_test(image, options("letterbox", 40, 40), padding=GREY)
     assert resized.pixels.shape == (3, 40, 40) and resized.content_size == (20, 40)
     assert (resized.pixels[:, :20] == 7).all()
-    assert torch.equal(resized.pixels[:, 39, 0], torch.tensor(PADDING))
+    assert torch.equal(resized.pixels[:, 39, 0], torch.tensor(GREY).float())
 
 
 def test_native_is_untouched() -> None:
     image = torch.randint(0, 256, (3, 7, 9), dtype=torch.uint8)
-    resized = resize_for_test(image, options("native", 1, 1))
+    resized = resize_for_test(image, options("native", 1, 1), padding=GREY)
     assert torch.equal(resized.pixels, image.float())
 
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="3, H, W"):
-        resize_for_test(torch.zeros(4, 4), options("native", 1, 1))
+        resize_for_test(torch.zeros(4, 4), options("native", 1, 1), padding=GREY)

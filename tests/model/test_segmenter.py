@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from possam.model.resolution import PADDING
 from possam.model.segmenter import Segmenter, TowerFeatures
 from possam.runtime.errors import InputError
 from tests.support.model_fakes import SMALL, STAGES, FakeClip, FakeSam, small_possam
@@ -18,6 +17,9 @@ def segmenter(**changes: object) -> Segmenter:
     )
 
 
+GREY = (124, 116, 104)
+
+
 def images(height: int, width: int, *, batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (batch, 3, height, width), generator=generator).float()
@@ -25,7 +27,9 @@ def images(height: int, width: int, *, batch: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize(("sam", "clip", "multiple"), [(16, 32, 32), (8, 8, 16), (4, 6, 24)])
 def test_maps_of_all_scales_cover_the_padded_image(sam: int, clip: int, multiple: int) -> None:
-    towers = TowerFeatures(sam=FakeSam(stride=sam), clip=FakeClip(stride=clip), precision="fp32")
+    towers = TowerFeatures(
+        sam=FakeSam(stride=sam), clip=FakeClip(stride=clip), precision="fp32", padding=GREY
+    )
     assert towers.multiple == multiple
     height, width = towers.padded_size((45, 50))
     (sam_map,), clip_map = towers(images(45, 50))
@@ -40,11 +44,11 @@ def test_padding_is_on_the_right_and_below_with_the_mean_colour() -> None:
     sam = FakeSam()
     sam.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     image = images(9, 13)
-    TowerFeatures(sam=sam, clip=FakeClip(), precision="fp32")(image)
+    TowerFeatures(sam=sam, clip=FakeClip(), precision="fp32", padding=GREY)(image)
     assert seen[0].shape == (1, 3, 16, 16)
     assert torch.equal(seen[0][..., :9, :13], image)
-    assert torch.equal(seen[0][0, :, 9, 0], torch.tensor(PADDING))
-    assert torch.equal(seen[0][0, :, 0, 13], torch.tensor(PADDING))
+    assert torch.equal(seen[0][0, :, 9, 0], torch.tensor(GREY).float())
+    assert torch.equal(seen[0][0, :, 0, 13], torch.tensor(GREY).float())
 
 
 def test_prediction() -> None:

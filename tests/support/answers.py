@@ -45,6 +45,7 @@ class Oracle(nn.Module):
         self.disagree, self.noise, self.shrink = disagree, noise, shrink
         self.possam = Head()
         self.clip = SimpleNamespace(logit_scale=20.0)
+        self.features = SimpleNamespace(padding=(0, 0, 0))
         self.calls: list[int] = []
         self._known = {dataset.image(i).tobytes(): i for i in range(len(dataset))}
         self._dataset = dataset

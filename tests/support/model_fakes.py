@@ -15,6 +15,7 @@ SMALL: dict[str, Any] = {
     "clip_channels": 24,
     "embed_dim": 20,
     "seed": 3,
+    "padding": (124, 116, 104),
     "backbone": "sam",
     "hidden_dim": 32,
     "queries": 7,

@@ -163,7 +163,9 @@ def build_towers(project: Project, run: RunParams) -> TowerFeatures:
     if run.sam is not None:
         architecture = find_architecture(towers.sam[run.sam].architecture)
         sam = SamEncoder(build_sam(architecture).image_encoder)
-    features = TowerFeatures(sam=sam, clip=clip, precision=towers.precision)
+    features = TowerFeatures(
+        sam=sam, clip=clip, precision=towers.precision, padding=run.model.padding
+    )
     if towers.precision == "bf16":
         hold_in_bfloat16(*([] if sam is None else [sam]), clip.model.visual)
     return features

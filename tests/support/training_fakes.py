@@ -40,6 +40,7 @@ MODEL: dict[str, Any] = {
     "pooling_interaction": "mask",
     "region_features": "mask_features",
     "mask_pooling": "area",
+    "padding": (124, 116, 104),
     "initial_temperature": 0.1,
     "iou_head": True,
 }

@@ -275,6 +275,7 @@ def test_live_images_without_labels_and_crops_that_lose_all_segments() -> None:
         dataset=Sparse(count=4, empty=(3,)),
         encode=lambda images: ((avg_pool2d(images, 4),), avg_pool2d(images, 4)),
         multiple=8,
+        padding=(124, 116, 104),
         training=training,
         process=single_process("cpu"),
         seed=0,

@@ -232,6 +232,7 @@ def live_source(
         dataset=dataset or FakeDataset(),
         encode=towers,
         multiple=8,
+        padding=(124, 116, 104),
         training=training,
         process=process or single_process("cpu"),
         seed=4,
