@@ -136,10 +136,11 @@ class RowParams(Options):
 
     ``published``: whether the published file has a line for it; false for external predictions, and
     for a row of ours beside the paper's. ``later``: a published row of work that the paper could
-    not know.
+    not know. ``note``: what a reader of its figures should know.
     """
 
     name: str
+    note: str | None = None
     cells: dict[str, RowCellParams] = Field(default_factory=dict)
     published: bool = True
     later: bool = False

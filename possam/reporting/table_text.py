@@ -34,6 +34,7 @@ def markdown(card: Card) -> str:
         _ranks,
         _controls,
         _supplement,
+        _notes,
         _slips,
         _protocol,
         _provenance,
@@ -226,6 +227,11 @@ def _agreement(run: Mapping[str, Any]) -> str:
     theirs = [check["panopticapi_pq"] for check in run["check"]]
     verdict = "equal" if theirs == run["pq"] else "DIFFERENT"
     return ", ".join([*(f"{pq:.4f}" for pq in theirs), verdict])
+
+
+def _notes(card: Card) -> list[str]:
+    notes = card.get("notes")  # cards that were kept before there were notes have none
+    return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []
 
 
 def _slips(card: Card) -> list[str]:

@@ -158,6 +158,7 @@ def _card(
             params, comparisons.budget, lambda origin, name: source.find(origin).get(name)
         ),
         "controls": [_control(control, source) for control in params.controls],
+        "notes": [f"{row.name}: {row.note}" for row in params.rows if row.note],
         "slips": slips(params, published),
         "published_file": params.published,
         "protocol": [

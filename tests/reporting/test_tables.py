@@ -352,6 +352,13 @@ def test_building_twice_gives_the_same_bytes(build: Callable, tmp_path: Path) ->
     assert first == [(tmp_path / name).read_bytes() for name in names]
 
 
+def test_what_a_reader_should_know_of_a_row_stands_below_the_table(build: Callable) -> None:
+    _, text, card = build()
+    (note,) = card["notes"]
+    assert note.startswith("FC-CLIP: ") and "25.3" in note and "25.8" in note
+    assert f"## Notes\n\n- {note}" in text
+
+
 def test_slips_of_the_paper_are_found_by_arithmetic(build: Callable) -> None:
     _, text, card = build()
     notes = "\n".join(card["slips"])
