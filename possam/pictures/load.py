@@ -96,7 +96,11 @@ def load_training_free(size: str, project: Project, *, folders: Sequence[Path] =
     if config.automatic_masks is None:
         raise ValueError("a model without a training has options of automatic masks")
     segmenter = TrainingFreeSegmenter(
-        sam=sam, clip=clip, options=config.automatic_masks, precision=config.precision
+        sam=sam,
+        clip=clip,
+        options=config.automatic_masks,
+        precision=config.precision,
+        padding=project.scale.model.padding,
     )
     return Model(segmenter, config)
 

@@ -262,7 +262,8 @@ class Model:
         tests: list[ResizedImage] = []
         for image in images:
             small = torch.from_numpy(shrink(image, size.max_size)).permute(2, 0, 1)
-            tests.append(resize_for_test(small, resolution))
+            padding = self.segmenter.features.padding
+            tests.append(resize_for_test(small, resolution, padding=padding))
         order = sorted(range(len(images)), key=lambda k: tests[k].pixels.shape)
         parts: list[Part | None] = [None] * len(images)
         for _, positions in groupby(order, key=lambda k: tests[k].pixels.shape):
