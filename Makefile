@@ -170,7 +170,8 @@ towers: $(READY) ## train the small synthetic SAMs and CLIP anew (about two hour
 	$(BIN)/snakemake --cores $(CORES) --forcerun towers -- towers
 
 calibrate: $(READY) ## the synthetic world's figures beside the real world's that it aims at
-	$(BIN)/snakemake --cores $(CORES) -- $(foreach set,coco ade20k,results/calibration/evaluations/fcclip_coco/seed0/$(set)/trained/evaluation.json)
+	$(BIN)/snakemake --cores $(CORES) -- results/calibration/runs/fcclip_coco/seed0/run.json \
+	  $(foreach set,coco ade20k,data/calibration/datasets/$(set)_val/manifest.json)
 	$(BIN)/possam calibrate --scale calibration
 
 clean: ## remove data, trainings and evaluations of mini, everything of smoke, and Snakemake's records

@@ -21,7 +21,7 @@ PYRAMIDS = {
 
 DECODERS = {
     "mask2former": "possam.model.region_decoder:Mask2FormerDecoder",
-    "two_way": "possam.model.two_way:TwoWayDecoder",
+    "two_way": "possam.model.baselines.two_way:TwoWayDecoder",
 }
 """Classes that find regions in the backbone's maps: see ``region_decoder.RegionDecoder``."""
 

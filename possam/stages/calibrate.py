@@ -1,18 +1,16 @@
 """Stage ``calibrate``: the mini world's figures beside those of the real world."""
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from possam.datasets.class_names import seen_classes
 from possam.datasets.format import ConvertedDataset
+from possam.evaluation.evaluate import evaluate_run
+from possam.evaluation.options import GROUND_TRUTH_MASKS, ORACLE_LABELS
 from possam.params.calibration import calibration_targets
 from possam.params.layout import Layout
 from possam.params.project import Project
-from possam.runtime.errors import InputError
-from possam.runtime.files import read_json, sha256_file, write_json
-from possam.stages.common import set_up_process
+from possam.runtime.files import sha256_file, write_json
+from possam.stages.common import finished_run, set_up_process
 from possam.stages.models import embed_names, load_segmenter
 
 BASELINE = "fcclip_coco"
@@ -23,10 +21,10 @@ CALIBRATION_NAME = "calibration.json"
 def calibrate(project: Project, *, towers: Path) -> None:
     """Measure what ``params/calibration.yaml`` asks for, print it and write it among its results.
 
-    ``project``: the scale whose FC-CLIP baseline counts; it must be trained and evaluated there.
+    ``project``: the scale whose FC-CLIP baseline counts; it must be trained there.
 
     Raises:
-        InputError: an evaluation of the baseline or a tower is missing.
+        InputError: the baseline, a data set or a tower is missing.
     """
     from possam.synthetic.calibration import tower_figures
     from possam.synthetic.towers import tower_files
@@ -47,48 +45,39 @@ def calibrate(project: Project, *, towers: Path) -> None:
         print(f"{name:<22} {rounded[name]:>9.3f}  {target.low:g} to {target.high:<8g} {met}")
 
 
-def _evaluation(layout: Layout, benchmark: str, seed: int) -> dict[str, Any]:
-    path = layout.evaluation(BASELINE, seed, benchmark, "trained") / "evaluation.json"
-    if not path.is_file():
-        raise InputError(f"{path}: missing; make it with: snakemake {path}")
-    variants: dict[str, Any] = read_json(path)["variants"]
-    return variants[VARIANT] if VARIANT in variants else variants["default"]
-
-
 def baseline_figures(project: Project) -> dict[str, float]:
-    """PQ of FC-CLIP on A and B, and mIoU on B that its labels and its masks cost (in percent)."""
-    layout, seed = Layout(project), project.scale.seeds[0]
-    closed, opened = (
-        float(_evaluation(layout, name, seed)["metrics"]["pq"]) for name in ("coco", "ade20k")
+    """PQ of FC-CLIP on A and B, and mIoU on B that true labels and true masks add (in percent).
+
+    The evaluations lie in ``calibration/`` among the scale's results.
+    """
+    layout, run = Layout(project), project.run(BASELINE, seed=None)
+    finished_run(layout, BASELINE, run.seed)
+    segmenter = load_segmenter(
+        layout, run.sam, layout.run(BASELINE, run.seed) / "weights.safetensors"
     )
-    budget = _label_budget(project, layout, seed)
-    return {
-        "closed_set_pq": closed,
-        "open_over_closed": opened / closed,
-        "oracle_labels": budget["oracle_labels"] - budget["own"],
-        "ground_truth_masks": budget["ground_truth_masks"] - budget["own"],
+    training_set = ConvertedDataset.open(layout.dataset(run.train, "train"))
+    found = {}
+    for benchmark in ("coco", "ade20k"):
+        test = project.benchmark(benchmark)
+        dataset = ConvertedDataset.open(layout.dataset(test.dataset, test.split))
+        names = dataset.vocabulary
+        identity = {"run": BASELINE, "seed": run.seed, "benchmark": benchmark}
+        found[benchmark] = evaluate_run(
+            segmenter=segmenter,
+            dataset=dataset,
+            text=embed_names(layout, segmenter.clip, names, templates=project.scale.templates),
+            seen=seen_classes(names, training_set.vocabulary),
+            variants={VARIANT: project.variants[VARIANT]},
+            evaluation=project.scale.evaluation,
+            metrics=("panoptic", "semantic"),
+            out=layout.results / "calibration" / benchmark,
+            identity=identity | {"condition": "trained"},
+            budget=VARIANT,
+        )["variants"]
+    closed, opened = (found[name][VARIANT]["metrics"]["pq"] for name in ("coco", "ade20k"))
+    own = found["ade20k"][VARIANT]["metrics"]["miou"]
+    gains = {
+        probe: found["ade20k"][probe]["metrics"]["miou"] - own
+        for probe in (ORACLE_LABELS, GROUND_TRUTH_MASKS)
     }
-
-
-def _label_budget(project: Project, layout: Layout, seed: int) -> dict[str, float]:
-    from possam.evaluation.label_budget import label_budget
-    from possam.model.inference import classify
-
-    dataset = ConvertedDataset.open(layout.dataset("ade20k", "val"))
-    training_set = ConvertedDataset.open(layout.dataset("coco", "train"))
-    segmenter = load_segmenter(layout, None, layout.run(BASELINE, seed) / "weights.safetensors")
-    text = embed_names(
-        layout, segmenter.clip, dataset.vocabulary, templates=project.scale.templates
-    )
-    seen = torch.tensor(seen_classes(dataset.vocabulary, training_set.vocabulary))
-    inference = project.variants[VARIANT]
-    return label_budget(
-        segmenter,
-        dataset,
-        score=lambda raw: classify(
-            raw, text, possam=segmenter.possam, clip_logit_scale=segmenter.clip.logit_scale,
-            seen=seen, options=inference,
-        ),
-        inference=inference,
-        batch_size=project.scale.evaluation.batch_size,
-    )  # fmt: skip
+    return {"closed_set_pq": closed, "open_over_closed": opened / closed, **gains}

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from possam.model.baselines.two_way import TwoWayDecoder
 from possam.model.possam import PosSAM
-from possam.model.two_way import TwoWayDecoder
 from possam.runtime.errors import InputError
 from tests.support.model_fakes import SMALL, STAGES, TWO_WAY, random_text, small_possam
 

@@ -6,7 +6,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from possam.model.two_way import TwoWayDecoder, run_two_way
+from possam.model.baselines.two_way import TwoWayDecoder, run_two_way
 from tests.support.model_fakes import TWO_WAY, model_options
 
 CHANNELS, HEADS, FFN = 32, 4, 48
