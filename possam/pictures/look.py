@@ -28,7 +28,8 @@ def look_at(model: Model, picture: Picture, *, max_size: int = MAX_SIZE) -> Look
     """Run the networks on a picture; arguments and errors as of ``Model.segment``."""
     loaded = load_picture(picture)
     small = torch.from_numpy(shrink(loaded.image, max_size)).permute(2, 0, 1)
-    test = resize_for_test(small, model.config.inference.resolution)
+    padding = model.segmenter.features.padding
+    test = resize_for_test(small, model.config.inference.resolution, padding=padding)
     return Look(loaded, test, model.segmenter(test.pixels[None].to(model.device)))
 
 

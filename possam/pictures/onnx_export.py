@@ -23,7 +23,6 @@ from possam.evaluation.training_free import TrainingFreeSegmenter
 from possam.model.ensemble import Ensemble
 from possam.model.options import InferenceOptions
 from possam.model.registry import ENSEMBLES, load_part
-from possam.model.resolution import PADDING
 from possam.model.segmenter import Segmenter
 from possam.pictures.model import Model
 from possam.pictures.vocabulary import Vocabulary
@@ -195,7 +194,7 @@ def export_onnx(model: Model, folder: Path, *, vocabulary: Vocabulary | None = N
             "graphs": graphs,
             "rule": "words" if model.training_vocabulary else "shared",
             "multiple": segmenter.features.multiple,
-            "padding": list(PADDING),
+            "padding": list(segmenter.features.padding),
             "resolution": inference.resolution.model_dump(mode="json"),
             "object_threshold": inference.object_threshold,
             "overlap_threshold": inference.overlap_threshold,

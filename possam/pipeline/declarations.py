@@ -218,6 +218,7 @@ class TrainingFree(Stage):
         return [
             *map(lookup.plain, (*options, scale.automatic_masks)),
             list(scale.templates),
+            list(scale.model.padding),
             lookup.own_towers(project, entry.sam),
         ]
 

@@ -43,6 +43,7 @@ def evaluate_training_free(project: Project, name: str, benchmark: str, *, devic
         **entry.model_dump(mode="json"),
         "automatic_masks": scale.automatic_masks.model_dump(mode="json"),
         "templates": list(scale.templates),
+        "padding": list(scale.model.padding),
         "inference": {DEFAULT_VARIANT: inference.model_dump(mode="json")},
         "evaluation": scale.evaluation.model_dump(mode="json"),
     }
@@ -66,6 +67,7 @@ def evaluate_training_free(project: Project, name: str, benchmark: str, *, devic
         clip=load_clip_tower(layout),
         options=scale.automatic_masks,
         precision=scale.towers.precision,
+        padding=scale.model.padding,
     ).to(device)
     evaluate_run(
         segmenter=segmenter,

@@ -91,7 +91,7 @@ def test_every_entry_is_there() -> None:
 
 def test_only_the_chosen_parts_count_as_code() -> None:
     assert model_options(**TWO_WAY).modules == (
-        "possam.model.pooling",
         "possam.model.baselines.two_way",
+        "possam.model.pooling",
     )
     assert inference_options().modules == ("possam.model.ensemble",)
