@@ -25,10 +25,10 @@ from possam.model.encoders.state_dicts import read_state_dict
 from possam.params.published import _read_lines
 from possam.params.reading import read_yaml
 from possam.pictures.photographs import read_photograph
+from possam.pictures.text_cache import _read as read_text_embeddings
 from possam.reporting.figures.curves import read_curve
 from possam.runtime.errors import InputError, NotPermittedError
 from possam.runtime.files import atomic_directory, atomic_path, read_json, write_json
-from possam.stages.models import _read as read_text_embeddings
 from possam.training.checkpoint import newest_intact, read_metadata, save_checkpoint
 from possam.training.feature_cache import _open_map
 from tests.support.users import shared_folder, without_rights
