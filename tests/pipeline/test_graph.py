@@ -133,7 +133,7 @@ def test_every_file_of_a_stage_is_found_again() -> None:
     values = {
         **{"scale": "mini", "prefix": "mini/", "asset": "a", "dataset": "coco", "split": "val"},
         **{"tower": "b", "run": "r", "seed": "0", "benchmark": "coco", "condition": "trained"},
-        **{"external": "theirs", "table": "table1", "figure": "f"},
+        **{"external": "theirs", "system": "s", "table": "table1", "figure": "f"},
     }
     for stage in STAGES.values():
         for output in stage.outputs:
