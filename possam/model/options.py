@@ -27,8 +27,8 @@ MaskFilter = Literal["best_class", "objectness"]
 """What a mask must pass to compete: its best class, or 1 - void (``inference.MaskScores.kept``)."""
 ResolutionPolicy = Literal["shortest_edge", "letterbox", "native"]
 Byte = Annotated[int, Field(ge=0, le=255)]
-Colour = tuple[Byte, Byte, Byte]
-"""RGB."""
+Colour = Annotated[tuple[Byte, Byte, Byte], Field(strict=False)]
+"""RGB; a list, too, since the header of weights, in JSON, knows no tuples."""
 Precision = Literal["fp32", "bf16"]
 """What networks compute in: float32, or bfloat16 by autocast."""
 Compilation = Literal["none", "inductor", "cuda_graphs"]

@@ -1,5 +1,6 @@
 """The assembled trainable part: shapes, gradients, symmetries, weights and their names."""
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from possam.model.baselines.two_way import TwoWayDecoder
-from possam.model.possam import PosSAM
+from possam.model.possam import PosSAM, rebuild_possam
 from possam.runtime.errors import InputError
 from tests.support.model_fakes import SMALL, STAGES, TWO_WAY, random_text, small_possam
 
@@ -256,3 +257,14 @@ def expected_keys() -> set[str]:
 def test_names_of_weights_are_pinned() -> None:
     """Changing one breaks every checkpoint: towers and vocabulary must not appear either."""
     assert set(small_possam().state_dict()) == expected_keys()
+
+
+def test_a_description_read_from_json_gives_the_same_model() -> None:
+    """The header of weights knows lists, not tuples."""
+    read = json.loads(json.dumps(SMALL))
+    seed = read.pop("seed")
+    first, second = rebuild_possam(read, seed=seed), small_possam()
+    assert first.padding == second.padding == SMALL["padding"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
