@@ -67,7 +67,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.possam, self.clip, self.weighted = segmenter.possam, segmenter.clip, weighted
 
-    def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         backbone = maps if len(maps) > 2 else maps[:1]
         output = self.possam(backbone, maps[-1])
         last = output.layers[-1]
@@ -260,17 +260,19 @@ def _export_all(model: Model, folder: Path) -> dict[str, Any]:
     def write(
         name: str, module: nn.Module, inputs: dict[str, tuple[Tensor, Any]], outputs: Sequence[str]
     ) -> None:
+        given: Any = tuple(tensor for tensor, _ in inputs.values())
         shapes: Any = tuple(sizes for _, sizes in inputs.values())
+        if isinstance(module, _Decoder):  # its maps are one argument
+            given, shapes = (given,), (shapes,)
+        # Exported first: torch.onnx would try other ways of tracing after a failure.
+        graph = torch.export.export(module.eval(), given, dynamic_shapes=shapes)
         program = torch.onnx.export(
-            module.eval(),
-            tuple(tensor for tensor, _ in inputs.values()),
+            graph,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            # The arguments of a module with *args are one tuple.
-            dynamic_shapes=(shapes,) if isinstance(module, _Decoder) else shapes,
         )
         assert program is not None
         for node in program.model.graph.all_nodes():
@@ -299,7 +301,7 @@ def _export_all(model: Model, folder: Path) -> dict[str, Any]:
         return F.normalize(torch.randn(count, names, clip.embed_dim), dim=-1)
 
     words, most = torch.export.Dim("words"), torch.export.Dim("names")
-    masks = dict(zip(found[1:], decoder(*(one for one, _ in maps.values()))[1:], strict=True))
+    masks = dict(zip(found[1:], decoder(tuple(one for one, _ in maps.values()))[1:], strict=True))
     arguments: dict[str, tuple[Tensor, Any]] = {
         **{name: (tensor, {0: batch}) for name, tensor in masks.items()},
         "words": (embeddings(3, 2), {0: words, 1: most}),

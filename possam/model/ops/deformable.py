@@ -54,10 +54,12 @@ def sample_plain(
     total = values.new_zeros((batch * heads, width, offsets.shape[1]))
     levels = zip(maps, offsets.unbind(3), weights.unbind(3), shapes, strict=True)
     for level_values, offset, weight, (h, w) in levels:
-        cell = centres.new_tensor((2 / w, 2 / h))
+        # Tensors divided by sizes: in an exported graph a tensor of sizes would be a constant.
+        x, y = (2 * offset).unbind(-1)
+        shift = torch.stack((x / w, y / h), dim=-1)
         samples = F.grid_sample(
             level_values.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w),
-            (centres + offset * cell).transpose(1, 2).flatten(0, 1),
+            (centres + shift).transpose(1, 2).flatten(0, 1),
             mode="bilinear",
             padding_mode="zeros",
             align_corners=False,
