@@ -1,6 +1,7 @@
 """The page of ``possam demo``, by itself and in a browser."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,11 @@ from possam.synthetic.scenes import render_scenes
 from tests.support.browser import find_chromium
 from tests.support.drawn_model import drawn_weights
 
-WORDS = "red circle, red disc; blue square; 草地; water"
+WORDS = "red circle, red disc; blue star; gravel; brick; white star; 草地; water"
+STUFF = "water; gravel; brick"
+
+
+SHIPPED = "possam_b_coco"
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +103,13 @@ def test_a_port_in_use_is_said(weights: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def address(weights: Path) -> Iterator[str]:
-    """The page, served as a user does."""
+def address() -> Iterator[str]:
+    """The page of a shipped model, served as a user does."""
     pytest.importorskip("gradio", reason="gradio is not installed (extra demo)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "possam", "demo", "--model", str(weights), "--port", str(port)]
+    command = [sys.executable, "-m", "possam", "demo", "--model", SHIPPED, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     address, limit = f"http://127.0.0.1:{port}", time.monotonic() + 600
     try:
@@ -146,9 +151,10 @@ def test_the_page_in_a_browser(address: str, picture: Path, tmp_path: Path) -> N
         page.screenshot(path=shots / "before.png")
         page.locator("input[type=file]").first.set_input_files(picture)
         page.get_by_label("Words", exact=True).fill(WORDS)
-        page.get_by_label("Stuff").fill("water")
+        page.get_by_label("Stuff").fill(STUFF)
         page.get_by_role("button", name="Segment", exact=True).click()
-        page.get_by_text("segments.").or_(page.get_by_text("1 segment.")).first.wait_for()
+        page.get_by_text(re.compile(r"^[1-9]\d* segments?\.$")).first.wait_for()
+        names = set(page.locator(".legend-item").all_inner_texts())
         page.get_by_role("button", name="Prepare downloads").click()
         link = page.get_by_role("link").filter(has_text="coco-panoptic").first
         link = link.or_(page.locator("a[download*='coco-panoptic']")).first
@@ -160,6 +166,7 @@ def test_the_page_in_a_browser(address: str, picture: Path, tmp_path: Path) -> N
         download.value.save_as(target)
         browser.close()
     assert any(name.endswith(".json") for name in zipfile.ZipFile(target).namelist())
+    assert {"gravel", "brick"} <= names, "the legend"
     assert said == []
     outside = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert outside == []
