@@ -3,6 +3,7 @@
 Shapes: B images, Q queries, K classes, L layers, C channels, E CLIP embedding, H W.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,4 +208,5 @@ def rebuild_possam(description: Mapping[str, Any], *, seed: int) -> PosSAM:
     """As :func:`build_possam`, from the flat mapping of its arguments stored with weights."""
     fields = {name: description[name] for name in ModelOptions.model_fields}
     others = {name: value for name, value in description.items() if name not in fields}
-    return build_possam(ModelOptions.model_validate(fields), **others, seed=seed)
+    options = ModelOptions.model_validate_json(json.dumps(fields))  # JSON's lists are tuples here
+    return build_possam(options, **others, seed=seed)

@@ -268,7 +268,7 @@ def test_images_without_labels_and_without_segments_are_told_apart(tmp_path: Pat
     report = validate_dataset(arguments["out"])
     assert (report["void_images"], report["empty_images"]) == ([2], [2, 3])
     samples = SegmentationDataset(
-        ConvertedDataset.open(arguments["out"]), augmentation=None, seed=0
+        ConvertedDataset.open(arguments["out"]), augmentation=None, padding=(0, 0, 0), seed=0
     )
     assert [len(samples[k].masks) for k in range(4)] == [5, 0, 0, 5]
 

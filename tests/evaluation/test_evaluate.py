@@ -1,6 +1,7 @@
 """A whole evaluation with a model that knows the answers, so that every metric is known too."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,7 @@ def test_nothing_predicted(run: Any) -> None:
 def test_a_failed_evaluation_leaves_no_result(run: Any, tmp_path: Path) -> None:
     run("out")
     broken = nn.Module()
+    broken.features = SimpleNamespace(padding=(0, 0, 0))
     with pytest.raises(NotImplementedError):
         run("fresh", segmenter=broken)
     assert not (tmp_path / "fresh" / "evaluation.json").exists()

@@ -63,7 +63,7 @@ def test_tools_that_draw_whole_pixels_get_the_same_mask(whole: np.ufunc) -> None
             )
             wrong = shapely.points(np.argwhere(found != mask)[:, ::-1].astype(float))
             assert not len(wrong) or shapely.distance(wrong, line).max() <= 1.5
-    assert exact > 5 and added > 5
+    assert exact > 1 and added > 1, (exact, added)
 
 
 def test_a_line_to_a_hole_lies_in_the_polygon() -> None:

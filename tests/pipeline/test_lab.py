@@ -61,7 +61,7 @@ def test_it_uses_the_paper_s_data_and_keeps_its_own_results(here: Path) -> None:
     scales = {job.stage: job.scale for job in jobs}
     assert scales == {
         **dict.fromkeys(("download", "convert"), "paper"),
-        **dict.fromkeys(("train", "evaluate", "table"), "lab"),
+        **dict.fromkeys(("train", "training_free", "evaluate", "table"), "lab"),
     }
 
 
@@ -78,8 +78,8 @@ def test_without_slurm_its_jobs_take_the_gpu_one_at_a_time(here: Path) -> None:
     assert done.returncode == 0, shown[-2000:]
     commands = [line for line in shown.splitlines() if line.startswith("Shell command: ")]
     on_gpu = [line for line in commands if " --device cuda" in line]
-    assert len(on_gpu) == 18 and all("train" in line or "evaluate" in line for line in on_gpu)
-    assert shown.count("local_gpus=1") == 18
+    assert len(on_gpu) == 22 and all("train" in line or "evaluate" in line for line in on_gpu)
+    assert shown.count("local_gpus=1") == 22
     assert not any(" --device cpu" in line for line in commands)
 
 
@@ -87,7 +87,10 @@ def test_without_slurm_its_jobs_take_the_gpu_one_at_a_time(here: Path) -> None:
     ("changes", "message"),
     [
         ({"based_on": "lab"}, "based_on: unknown scale 'lab'"),
-        ({"based_on": "papr"}, "based_on: unknown scale 'papr'; valid choices: mini, paper, smoke"),
+        (
+            {"based_on": "papr"},
+            "based_on: unknown scale 'papr'; valid choices: calibration, mini, paper, smoke",
+        ),
         ({"data_of": "papr"}, "data_of: unknown scale 'papr'"),
     ],
 )

@@ -108,7 +108,7 @@ def test_every_table_figure_decision_and_time_is_on_the_page(
                     assert f"{cell['value']:.1f}" in page.text
     assert "Seen & unseen" in page.text and "Two <runs>" in page.text, "texts are escaped"
     assert "figure-bars" in page.ids
-    assert "queries" in page.text and "Slips in the published tables" in page.text
+    assert "queries" in page.text and "Slips in the published paper" in page.text
     assert "2.0 hours of wall time" in page.text
     assert "0123456789 (changed)" in page.text and "A CPU, 2 cores, 16.0 GiB" in page.text
     assert "+0.60 [-0.20, +1.00]" in page.text and "4. What each part brings" in page.text

@@ -148,7 +148,7 @@ def test_the_server_imports_nothing_else_of_the_package() -> None:
     code = "import sys, possam.runtime.forkserver; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     own = [name for name in done.stdout.split() if name.partition(".")[0] == "possam"]
-    names = ("", ".runtime", ".runtime.environment", ".runtime.forkserver")
+    names = ("", ".runtime", ".runtime.environment", ".runtime.forkserver", ".runtime.version")
     assert own == [f"possam{name}" for name in names]
 
 

@@ -18,13 +18,14 @@ from possam.model.encoders.sam import SamEncoder
 from possam.model.options import CLIP
 from possam.params.layout import Layout
 from possam.params.project import Project
+from possam.pictures.model import Size
 from possam.runtime.files import read_json, sha256_file
 from possam.stages.convert import convert_dataset
 from possam.stages.download import download_asset
 from possam.stages.evaluate import evaluate
 from possam.stages.features import cache_tower_features
 from possam.stages.models import load_towers
-from possam.stages.predict import predict
+from possam.stages.predict import Source, Words, predict
 from possam.stages.train import Training, prepare, train
 from possam.stages.world import make_world
 from possam.training.checkpoint import read_metadata
@@ -157,17 +158,17 @@ def test_fcclip_never_sees_sam(
         evaluation = run("fcclip_coco")
         weights = Layout(project).run("fcclip_coco", SEED) / "weights.safetensors"
         Image.new("RGB", (96, 64), (200, 30, 30)).save(folder / "photo.png")
-        predict(
-            project,
-            image=folder / "photo.png",
-            words="red; green",
-            stuff="",
-            checkpoint=weights,
-            random_init=False,
-            sam=None,
+        done = predict(
+            [str(folder / "photo.png")],
+            words=Words(text="red; green"),
+            source=Source(checkpoint=str(weights)),
             out=folder / "out",
             device="cpu",
+            size=Size(),
+            batch_size=1,
+            export=[],
         )
+        assert done == 0
     finally:
         for path in hidden:
             path.rename(path.with_suffix(".json" if "record" in path.name else ".pth"))

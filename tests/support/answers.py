@@ -25,6 +25,15 @@ class Head(nn.Module):
         return torch.cat([classes, void], -1)
 
 
+class Unseen:
+    """Towers that hand the images on."""
+
+    padding = (0, 0, 0)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor]:
+        return (images,)
+
+
 class Oracle(nn.Module):
     """Recognises an image of the data set by its pixels and draws its segments.
 
@@ -45,7 +54,7 @@ class Oracle(nn.Module):
         self.disagree, self.noise, self.shrink = disagree, noise, shrink
         self.possam = Head()
         self.clip = SimpleNamespace(logit_scale=20.0)
-        self.features = SimpleNamespace(padding=(0, 0, 0))
+        self.features = Unseen()
         self.calls: list[int] = []
         self._known = {dataset.image(i).tobytes(): i for i in range(len(dataset))}
         self._dataset = dataset
@@ -74,9 +83,6 @@ class Oracle(nn.Module):
         clip = embeddings.roll(1, -1) if self.disagree else embeddings
         iou = torch.linspace(1.0, 0.3, QUERIES).expand(len(images), QUERIES)
         return RawPrediction(masks, embeddings, clip, iou, size, size)
-
-    def features(self, images: Tensor) -> tuple[Tensor]:
-        return (images,)
 
     def predict_from_features(
         self, images: Tensor, *, image_size: tuple[int, int], masks: Tensor | None = None

@@ -67,6 +67,7 @@ class ColourSegmenter(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.clip = ColourClip()
         self.possam = SimpleNamespace(class_logits=self._class_logits)
+        self.features = SimpleNamespace(padding=(124, 116, 104))
 
     @staticmethod
     def _class_logits(embeddings: Tensor, text: TextEmbeddings) -> Tensor:

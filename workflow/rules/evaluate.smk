@@ -1,11 +1,4 @@
 # One job per run, seed, benchmark and condition; it computes every variant that a table shows.
-
-
-def evaluation_kind(w):
-    """A benchmark that measures speed takes the whole machine; others share it."""
-    return "timing" if graph.is_timed(w) else "evaluate"
-
-
 rule evaluate:
     input:
         lambda w: graph.inputs("evaluate", w),
