@@ -102,7 +102,7 @@ def test_only_what_changed_is_drawn_again(drawn: Workspace) -> None:
     with edited(params / "figures.yaml", "Losses of the runs", "The losses of the runs"):
         assert planned(drawn) == {"training_curves"}
     with edited(params / "scales/smoke.yaml", "points_per_side: 8", "points_per_side: 9"):
-        assert planned(drawn) == set(FIGURES) - {"training_curves", "seen_unseen"}
+        assert planned(drawn) == set(FIGURES) - {"training_curves", "seen_unseen", "error_budget"}
 
 
 def test_bad_figures_are_refused(drawn: Workspace) -> None:

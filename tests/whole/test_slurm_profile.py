@@ -47,7 +47,8 @@ def test_the_paper_scale_is_planned(without_slurm: Workspace) -> None:
 
 KIND_OF = {
     **{name: {name} for name in ("world", "convert", "features", "table", "figure")},
-    **{"evaluate": {"evaluate", "timing"}, "track": {"table"}, "report": {"table"}},
+    **{"evaluate": {"evaluate", "timing"}, "training_free": {"evaluate"}},
+    **{"track": {"table"}, "report": {"table"}},
 }
 """Rule -> the kinds of its jobs."""
 
