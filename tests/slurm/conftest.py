@@ -46,8 +46,9 @@ def small_project(folder: Path) -> Path:
 
     def one_row(tables: dict[str, Any]) -> None:
         table = tables["table1"]
-        for key in ("reference", "controls"):
+        for key in ("reference", "controls", "budget"):
             del table[key]
+        table["rows"] = [row for row in table["rows"] if row.get("published", True)]
         for row in table["rows"]:
             if row["name"] != "PosSAM (B)":
                 row.pop("cells", None)
