@@ -202,7 +202,7 @@ class Model:
     def expected_seconds(
         self, picture: Picture, vocabulary: Vocabulary, *, size: Size
     ) -> "Expected | None":
-        """How long a large picture will take, tried on a sixteenth of its pixels.
+        """How long a large picture will take, tried on its first tile, or on a sixteenth of it.
 
         ``None`` for a picture of less than four megapixels in one piece; errors as of
         :meth:`segment`.
@@ -225,14 +225,16 @@ class Model:
             self.config.model_copy(update={"inference": inference}),
             training_vocabulary=self.training_vocabulary,
         )
-        piece = image[places[0]]
-        small = shrink(piece, max(1, min(size.max_size, max(piece.shape[:2])) // 4))
-        seconds = 0.0
-        for _ in range(2):  # the first one compiles and warms up
-            started = time.perf_counter()
-            pilot._parts([small], vocabulary, Size(max_size=size.max_size))
-            seconds = time.perf_counter() - started
-        return Expected(height, width, 16 * len(places) * seconds)
+        first = image[places[0]]
+        small = shrink(first, max(1, min(size.max_size, max(first.shape[:2])) // 4))
+        pilot._parts([small], vocabulary, Size(size.max_size))  # compiles and warms up
+        started = time.perf_counter()
+        if len(places) > 1:
+            self._parts([first], vocabulary, Size(size.max_size))
+        else:
+            pilot._parts([small], vocabulary, Size(size.max_size))
+        times = len(places) if len(places) > 1 else 16
+        return Expected(height, width, times * (time.perf_counter() - started))
 
     def _segment(
         self, loaded: Sequence[Loaded], vocabulary: Vocabulary, size: Size
