@@ -282,7 +282,8 @@ class _Run:
             more = f" in {count} tiles" if count > 1 else ""
             print(
                 f"{path}: {expected.width} x {expected.height} pixels{more}: about "
-                f"{duration(expected.seconds)} (tried for {time.monotonic() - started:.1f} s)",
+                f"{duration(expected.seconds)} in the model (tried for "
+                f"{time.monotonic() - started:.1f} s)",
                 flush=True,
             )
             return

@@ -162,3 +162,11 @@ def test_without_trained_classes_every_mask_is_one_of_the_words() -> None:
 def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match="max_size"):
         Size(**wrong)
+
+
+def test_only_large_pictures_are_worth_an_estimate(model: Model) -> None:
+    vocabulary, large = model.vocabulary(WORDS), scene(2000, 2000)
+    assert model.expected_seconds(scene(), vocabulary, size=Size()) is None
+    for size in (Size(max_size=500), Size(max_size=500, tile=1200)):
+        expected = model.expected_seconds(large, vocabulary, size=size)
+        assert expected is not None and expected[:2] == (2000, 2000) and expected.seconds > 0
