@@ -222,7 +222,7 @@ class Model:
         return Expected(height, width, large + slope * (1 - 1 / 16))
 
     def _try(self, image: NDArray[np.uint8], by: int, vocabulary: Vocabulary, size: Size) -> float:
-        """Seconds for ``image`` with all sides, those of the towers' input too, divided by ``by``."""
+        """Seconds for ``image``, its sides and those of the towers' input divided by ``by``."""
         own = self.config.inference.resolution
         sides = {"size": max(1, own.size // by), "max_size": max(1, own.max_size // by)}
         resolution = own.model_copy(update=sides)
