@@ -20,9 +20,13 @@ def gather(arguments: Sequence[str], *, out: Path) -> dict[Path, Path]:
             one name.
     """
     found: dict[Path, Path] = {}
+    seen: set[Path] = set()
     for argument in arguments:
         for name, path in _files(argument, out.resolve()):
-            if found.setdefault(name, path).resolve() != path.resolve():
+            if path.absolute() in seen:
+                continue
+            seen.add(path.absolute())
+            if found.setdefault(name, path) is not path:
                 raise InputError(
                     f"{path}: {found[name]} has the same name, and their results would be in one "
                     "folder; rename one, or name the folder that has both"

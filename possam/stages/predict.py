@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -169,6 +170,9 @@ def predict(
             raise InputError(f"--export: unknown {name!r}; valid choices: {', '.join(FORMATS)}")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
+    # What a format lacks is reported before any picture is segmented.
+    with tempfile.TemporaryDirectory() as folder, Writers(export, folder):
+        pass
     files = gather(pictures, out=out)
     classes, stuff = words.classes()
     keep_freed_memory()
@@ -237,7 +241,11 @@ class _Run:
         print(f"possam predict: {error}", file=sys.stderr, flush=True)
 
     def all(self) -> None:
-        """Segment what is not done yet, and write it."""
+        """Segment what is not done yet, and write it.
+
+        Pictures go through the model in the same company whatever is done already, since the last
+        bits of its numbers depend on it: so a call that goes on writes the same files.
+        """
         waiting: dict[Path, dict[str, Any]] = {}
         names = {path: name for name, path in self.files.items()}
         for name, path in self.files.items():
@@ -252,21 +260,27 @@ class _Run:
         if done:
             print(f"{done} of {len(self.files)} pictures are done already", flush=True)
         self.announce(list(waiting))
-        results = self.model.segment_all(
-            waiting,
+        total, paths = len(self.files), list(names)
+        with Progress(total, label="predict", unit="pictures", initial=done) as progress:
+            for start in range(0, total, self.batch_size):
+                together = paths[start : start + self.batch_size]
+                for result in self.segment(together) if waiting.keys() & together else ():
+                    path = result.path or Path()
+                    if path in waiting:
+                        save_result(result, self.out / names[path], waiting[path])
+                        _say(result, self.out / names[path], full=total == 1)
+                        progress.update()
+
+    def segment(self, paths: Sequence[Path]) -> Iterator[Result]:
+        """Results of pictures that go together, without those that cannot be read."""
+        return self.model.segment_all(
+            [path for path in paths if path not in self.faults],
             self.vocabulary,
             batch_size=self.batch_size,
             max_size=self.size.max_size,
             tile=self.size.tile,
             on_error=lambda path, error: self.fault(Path(str(path)), error),
         )
-        total = len(self.files)
-        with Progress(total, label="predict", unit="pictures", initial=done) as progress:
-            for result in results:
-                path = result.path or Path()
-                save_result(result, self.out / names[path], waiting[path])
-                _say(result, self.out / names[path], full=total == 1)
-                progress.update()
 
     def announce(self, paths: Collection[Path]) -> None:
         """Print how long the first large picture will take, before it is segmented."""

@@ -1,7 +1,10 @@
 """``possam predict`` on folders: what is done stays, what cannot be read is counted."""
 
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -71,6 +74,34 @@ def test_a_folder_is_predicted_once_and_goes_on_where_it_was(
     assert "horse" in (out / "a.png/panoptic.json").read_text(), "other words: made anew"
 
 
+def test_pictures_keep_their_company_when_a_run_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two together: with one of a pair missing, both go through the model, and one is written."""
+    out = tmp_path / "out"
+    assert run(photos, out=out) == 0
+    (out / "b.JPG/panoptic.json").unlink()
+    seen: list[list[Path]] = []
+    whole = Model.segment_all
+
+    def segment_all(self: Model, pictures: Iterable[Path], *rest: Any, **options: Any) -> Any:
+        seen.append([*pictures])
+        return whole(self, seen[-1], *rest, **options)
+
+    monkeypatch.setattr(Model, "segment_all", segment_all)
+    assert run(photos, out=out) == 0
+    assert seen == [[photos / "a.png", photos / "b.JPG"]]
+
+
+def test_a_format_that_cannot_be_written_is_reported_first(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    with pytest.raises(InputError, match=r"possam\[exports\]"):
+        run(photos, out=tmp_path / "out", export="yolo")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +133,8 @@ def test_pictures_that_are_named(photos: Path, tmp_path: Path) -> None:
         *map(Path, ("a.png", "b.JPG", "trip/a.png")),
     ]
     assert list(gather([str(photos / "*.png")], out=out)) == [Path("a.png")]
+    twice = [str(photos), str(photos / "trip/a.png")]
+    assert len(gather(twice, out=out)) == 3, "one file, named twice"
     assert gather([str(photos / "a.png")], out=out) == {Path("."): photos / "a.png"}
     assert list(gather([str(photos)], out=photos / "trip")) == [Path("a.png"), Path("b.JPG")]
     (tmp_path / "empty").mkdir()
