@@ -17,6 +17,14 @@ class Figure(NamedTuple):
     high: float
 
 
+_LICENCE = {
+    True: "Apache-2.0 for these weights; those of towers that are not in the folder are their own.",
+    False: (
+        "Stated by nobody yet: the terms of the data that it was trained on hold (ADE20K allows "
+        "research and education only); whoever publishes the folder names a licence here. Towers "
+        "that are not in the folder have their own."
+    ),
+}
 _LIMITS = {
     True: (
         "It knows only the synthetic world that it was trained on: flat scenes of coloured shapes "
@@ -25,7 +33,7 @@ _LIMITS = {
     ),
     False: (
         "It names what its words say, right or wrong: check segments before anything depends on "
-        "them. Faces, text and small objects are known weaknesses of its towers."
+        "them."
     ),
 }
 
@@ -48,7 +56,7 @@ def model_card(
     files = [each for each in (config.sam, config.clip, *config.clip_files) if each is not None]
     lines = [
         "---",
-        "license: apache-2.0",
+        f"license: {'apache-2.0' if config.synthetic else 'other'}",
         "library_name: possam",
         "pipeline_tag: image-segmentation",
         "tags: [panoptic-segmentation, open-vocabulary"
@@ -90,7 +98,7 @@ def model_card(
         "",
         "## Licence",
         "",
-        "Apache-2.0 for these weights; those of towers that are not in the folder are their own.",
+        _LICENCE[config.synthetic],
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,12 +1,10 @@
 """Error budgets in params/: what tables ask for, and what is refused."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from possam.params.project import Project
 from possam.params.tables import Evaluation, Origin
@@ -14,21 +12,6 @@ from possam.pipeline.graph import Graph
 from possam.runtime.errors import InputError
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
-
-
-@pytest.fixture
-def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """``change(file, edit)`` edits a copy of params/ and returns its folder."""
-    monkeypatch.chdir(tmp_path)
-    folder = Path(shutil.copytree(PARAMS, "params"))
-
-    def call(file: str, edit: Callable[[Any], Any]) -> Path:
-        data = yaml.safe_load((folder / file).read_text())
-        edit(data)
-        (folder / file).write_text(yaml.safe_dump(data, sort_keys=False))
-        return folder
-
-    return call
 
 
 def test_every_table_has_the_budget_of_its_reference_row() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from possam.params.project import Project
 from possam.params.tables import Evaluation, Origin
@@ -14,23 +13,6 @@ from possam.runtime.errors import InputError
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 SYSTEM = {"prefix": "smoke/", "system": "sam_clip_coco", "benchmark": "ade20k"}
-
-
-@pytest.fixture
-def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """``change(file, edit)`` edits a copy of params/ and returns its folder."""
-    import shutil
-
-    monkeypatch.chdir(tmp_path)
-    folder = Path(shutil.copytree(PARAMS, "params"))
-
-    def call(file: str, edit: Callable[[Any], Any]) -> Path:
-        data = yaml.safe_load((folder / file).read_text())
-        edit(data)
-        (folder / file).write_text(yaml.safe_dump(data, sort_keys=False))
-        return folder
-
-    return call
 
 
 def test_tables_one_and_three_show_it_without_seeds() -> None:
