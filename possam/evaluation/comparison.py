@@ -114,9 +114,12 @@ class Agreement:
 def paired_differences(
     row: Resampled, reference: Resampled, *, confidence: float
 ) -> dict[str, Difference]:
-    """``row - reference`` for each metric of both, which must have the same resampled images."""
+    """``row - reference`` for each metric of both, which must have the same resampled images.
+
+    In the order of ``row``'s metrics: a set's order changes with each process.
+    """
     result = {}
-    for name in row.samples.keys() & reference.samples.keys():
+    for name in (name for name in row.samples if name in reference.samples):
         value = row.points[name] - reference.points[name]
         spread = row.samples[name] - reference.samples[name]
         bounds = centred_interval(spread, estimate=value, confidence=confidence)

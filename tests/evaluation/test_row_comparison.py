@@ -29,6 +29,7 @@ def draw(seed: int, *, chance: float = 0.5) -> np.ndarray:
 def test_a_row_does_not_differ_from_itself() -> None:
     row = resample(system(draw(0)), bootstrap=Bootstrap(50, 0, 0.95))
     same = paired_differences(row, row, confidence=0.95)
+    assert list(same) == list(row.samples), "another process writes the same file"
     assert set(same) == {"pq", "pq_things", "pq_stuff", "pq_seen", "pq_unseen", "sq", "rq"}
     assert all((same[k].value, same[k].low, same[k].high) == (0, 0, 0) for k in ("pq", "rq"))
 
