@@ -52,7 +52,7 @@ MAX_LOGIT_SCALE = 100.0
 class ClipSettings(FitSettings):
     """Settings of the CLIP training."""
 
-    iterations: int = 2_500
+    iterations: int = 3_500
     batch: int = 32
     warmup: float = 0.06
     crops: int = 8

@@ -1,8 +1,10 @@
 """Render labelled scenes of the mini world.
 
-A scene is one to three material regions with two to five things on them, 128 x 128 pixels. The two
+A scene is one to three material regions with two to five things on them, 128 x 128 pixels. The
 domains differ in layout (A: horizontal bands; B: Voronoi cells), sizes, lighting and noise. A
-thing's pattern (plain, striped, spotted or checkered, in two shades) says nothing of its class.
+thing's pattern (plain, striped, spotted or checkered, in two shades) says nothing of its class. The
+towers learn from scenes of a third look ("web"), so that B's light, and its smallest
+things, are new to them (docs/calibration.md).
 """
 
 from collections.abc import Mapping
@@ -60,7 +62,8 @@ class Scene:
 class Style:
     """What distinguishes the looks of the domains; lengths in pixels, gains are factors."""
 
-    bands: bool
+    bands: bool | None
+    """Layout: horizontal bands or cells; None: each in half of the scenes."""
     max_things: int
     radius: tuple[float, float]
     log_radius: bool = False
@@ -78,11 +81,14 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    "a": Style(bands=True, max_things=4, radius=(18, 28), stuff_gain=(0.95, 1.05),
-               thing_gain=(0.95, 1.05), haze=0, noise=3),
-    "b": Style(bands=False, max_things=5, radius=(16, 24), stuff_gain=(0.78, 1.0),
-               thing_gain=(0.8, 1.0), haze=10, noise=6),
+    "web": Style(bands=None, max_things=5, radius=(8, 28), log_radius=True, stuff_gain=(0.9, 1.05),
+                 thing_gain=(0.9, 1.05), haze=0, noise=4, cast=0.1, mix=0.3, shade=0.72),
+    "a": Style(bands=True, max_things=4, radius=(9, 27), log_radius=True, stuff_gain=(0.95, 1.05),
+               thing_gain=(0.95, 1.05), haze=0, noise=3, cast=0.1, mix=0.3, shade=0.72),
+    "b": Style(bands=False, max_things=5, radius=(5.5, 23), log_radius=True, stuff_gain=(0.78, 1.0),
+               thing_gain=(0.8, 1.0), haze=10, noise=6, cast=0.34, mix=0.3, shade=0.72),
 }  # fmt: skip
+"""Looks of domains; "held" scenes look like the web's."""
 
 
 def shape_mask(shape: str, u: Array, v: Array) -> Mask:
@@ -134,7 +140,7 @@ def _layout(
     rng: np.random.Generator, style: Style, regions: int, x: Array, y: Array
 ) -> npt.NDArray[np.int64]:
     """Number (0 to regions - 1) of the region at each pixel, (H, W)."""
-    if style.bands:
+    if style.bands or (style.bands is None and rng.random() < 0.5):
         label = np.zeros(x.shape, np.int64)
         for number, height in enumerate(np.sort(rng.uniform(0.25, 0.85, regions - 1)) * SIZE):
             slope, wave, phase = rng.uniform(-0.25, 0.25), rng.uniform(8, 20), rng.uniform(0, 6)
@@ -242,7 +248,7 @@ def render_scene(
     classes = domain_classes(domain)
     things = [c for c in classes if c.is_thing]
     stuff = [c for c in classes if not c.is_thing]
-    style = styles[domain] if domain in styles else styles["ab"[int(rng.integers(2))]]
+    style = styles["web" if domain == "held" else domain]
     image = np.zeros((SIZE, SIZE, 3), np.float32)
     ids = np.zeros((SIZE, SIZE), np.uint8)
     shaded = np.zeros((SIZE, SIZE), bool)

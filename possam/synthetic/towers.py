@@ -4,9 +4,10 @@ The four trainings are independent. Each runs in its own process with one CPU th
 result does not depend on how many run at a time.
 """
 
+import json
 import math
+import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,11 +25,23 @@ from torch import Tensor
 from possam.model.encoders.clip import FrozenClip, load_clip
 from possam.model.encoders.sam import SamEncoder, load_sam
 from possam.runtime.errors import InputError
-from possam.runtime.files import atomic_directory, sha256_file, write_json
+from possam.runtime.files import (
+    atomic_directory,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+)
 from possam.runtime.pools import usable
 from possam.runtime.provenance import provenance
 from possam.runtime.reading import check_readable
-from possam.synthetic.fitting import SceneSet, one_thread, render_scene_set, segment_masks
+from possam.synthetic.fitting import (
+    FitSettings,
+    SceneSet,
+    one_thread,
+    render_scene_set,
+    segment_masks,
+)
 from possam.synthetic.pretrain_clip import (
     BPE_NAME,
     CONFIG_NAME,
@@ -45,6 +58,7 @@ from possam.synthetic.pretrain_sam import (
     pretrain_sam,
     weights_name,
 )
+from possam.synthetic.scenes import STYLES
 from possam.synthetic.vocabulary import (
     CLASSES,
     TEMPLATES,
@@ -55,6 +69,7 @@ from possam.synthetic.vocabulary import (
 )
 
 PROVENANCE_NAME = "provenance.json"
+CLIP_NAME = "synthetic_clip"
 SEED = 0
 """Seed of the towers that are shipped."""
 _DIGITS = 4
@@ -70,16 +85,16 @@ _VILD_TEMPLATES = TEMPLATES[:14]
 class TowerSettings:
     """Settings of all trainings, and of the measurement of their quality.
 
-    The larger SAMs learn more slowly per iteration; iterations rise with the size, so that mask
-    quality rises too, as it does among the official SAMs.
+    Iterations are such that mask quality rises with the size, as it does among the official SAMs,
+    and that the largest fits one click as well as the official one does (params/calibration.yaml).
     """
 
     clip: ClipSettings = field(default_factory=ClipSettings)
     sam: dict[str, SamSettings] = field(
         default_factory=lambda: {
-            "synthetic_b": SamSettings(iterations=750),
-            "synthetic_l": SamSettings(iterations=2_000),
-            "synthetic_h": SamSettings(iterations=2_500),
+            "synthetic_b": SamSettings(iterations=900, part_share=0.5, mean_weight=0.1),
+            "synthetic_l": SamSettings(iterations=1_250, part_share=0.5, mean_weight=0.1),
+            "synthetic_h": SamSettings(iterations=1_200, part_share=0.5, mean_weight=0.1),
         }
     )
     clip_quality_scenes: int = 400
@@ -190,7 +205,7 @@ def measure_quality(
     figures: dict[str, dict[str, dict[str, float]]] = {}
     with one_thread():
         clip = load_clip(config=towers / CONFIG_NAME, checkpoint=towers / WEIGHTS_NAME)
-        figures["synthetic_clip"] = {
+        figures[CLIP_NAME] = {
             domain: clip_accuracy(clip, domain=domain, scenes=clip_scenes) for domain in _DOMAINS
         }
         for variant in VARIANTS:
@@ -208,10 +223,29 @@ def measure_quality(
     }
 
 
-def _timed(job: Callable[[], None]) -> float:
-    start = time.monotonic()
-    job()
-    return time.monotonic() - start
+def _train_part(part: Path, name: str, *, settings: Any, seed: int, start: Path | None) -> None:
+    """Train tower ``name`` into the directory ``part``, which appears when it is done."""
+    began = time.monotonic()
+    with atomic_directory(part) as folder:
+        if name == CLIP_NAME:
+            pretrain_clip(out=folder, seed=seed, settings=settings, start=start)
+        else:
+            pretrain_sam(variant=name, out=folder, seed=seed, settings=settings, start=start)
+        seconds = math.ceil(time.monotonic() - began)
+        record = _origin(settings, seed, start) | {"training_wall_time_s": seconds}
+        write_json(folder / PROVENANCE_NAME, record)
+
+
+def _origin(settings: FitSettings, seed: int, start: Path | None) -> dict[str, Any]:
+    """What a tower's weights depend on beside code and machine."""
+    inputs = {name: sha256_file(start / name) for name in tower_files()} if start else {}
+    style = json.loads(json.dumps(asdict(STYLES["web"])))
+    return {"settings": asdict(settings), "seed": seed, "inputs": inputs, "style": style}
+
+
+def _is_done(part: Path, origin: dict[str, Any]) -> bool:
+    record = part / PROVENANCE_NAME
+    return record.is_file() and origin.items() <= read_json(record).items()
 
 
 def rebuild_towers(
@@ -226,9 +260,11 @@ def rebuild_towers(
 
     That holds the settings, seed, versions and seconds of each training, ``files`` (name ->
     ``sha256``, ``bytes``) and ``quality`` (of :func:`measure_quality`). ``out`` appears (or is
-    replaced) only when everything is done: about 30 minutes on two cores with the defaults. The
-    same seed on the same machine and library versions gives the same files, with any number of
-    ``workers``; another machine's kernels may round differently, and training amplifies that.
+    replaced) only when everything is done: about 30 minutes on two cores with the defaults. Towers
+    that are done wait in ``<out>.parts``; after a kill the same call takes them over if settings,
+    seed and the look of the scenes are the same. The same seed on the same machine and library
+    versions gives the same files, with any number of ``workers``; another machine's kernels may
+    round differently, and training amplifies that.
 
     ``start``: a folder of towers to go on from, whose hashes become the record's ``inputs``; None:
     from random weights.
@@ -240,44 +276,46 @@ def rebuild_towers(
     if workers < 1:
         raise InputError(f"workers: {workers}: at least 1 is needed")
     settings = settings or TowerSettings()
-    inputs = {}
-    if start is not None:
-        for name in tower_files():
-            check_readable(start / name, missing="name a folder of towers")
-            inputs[name] = sha256_file(start / name)
+    for name in tower_files() if start else ():
+        check_readable(start / name, missing="name a folder of towers")
     started = time.time()
-    wall_times: dict[str, float] = {}
+    # The longest first, so that no core is idle at the end.
+    trainings: dict[str, FitSettings] = {CLIP_NAME: settings.clip}
+    trainings |= {variant: settings.sam[variant] for variant in reversed(VARIANTS)}
+    parts = out.with_name(f"{out.name}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(parts)
+    jobs = {
+        name: partial(_train_part, parts / name, name, settings=own, seed=seed, start=start)
+        for name, own in trainings.items()
+        if not _is_done(parts / name, _origin(own, seed, start))
+    }
+    for name in trainings.keys() - jobs.keys():
+        print(f"{parts / name}: done before, taken over", flush=True)
+    if workers > 1 and usable(workers) > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for future in as_completed([pool.submit(job) for job in jobs.values()]):
+                future.result()
+    else:
+        for job in jobs.values():
+            job()
+    record = provenance(
+        stage="pretrain",
+        parameters=asdict(settings) | {"quality_seed": QUALITY_SEED},
+        inputs=_origin(settings.clip, seed, start)["inputs"],
+        seed=seed,
+        started=started,
+    )
+    record["training_wall_time_s"] = {
+        name: read_json(parts / name / PROVENANCE_NAME)["training_wall_time_s"]
+        for name in sorted(trainings)
+    }
     with atomic_directory(out) as folder:
-        jobs: dict[str, Callable[[], None]] = {
-            # The longest first, so that no core is idle at the end.
-            variant: partial(
-                pretrain_sam,
-                variant=variant,
-                out=folder,
-                seed=seed,
-                settings=settings.sam[variant],
-                start=start,
-            )
-            for variant in reversed(VARIANTS)
-        }
-        jobs["synthetic_clip"] = partial(
-            pretrain_clip, out=folder, seed=seed, settings=settings.clip, start=start
-        )
-        if workers > 1 and usable(workers) > 1:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                futures = {pool.submit(_timed, job): name for name, job in jobs.items()}
-                for future in as_completed(futures):
-                    wall_times[futures[future]] = future.result()
-        else:
-            wall_times = {name: _timed(job) for name, job in jobs.items()}
-        record = provenance(
-            stage="pretrain",
-            parameters=asdict(settings) | {"quality_seed": QUALITY_SEED},
-            inputs=inputs,
-            seed=seed,
-            started=started,
-        )
-        record["training_wall_time_s"] = {k: math.ceil(v) for k, v in sorted(wall_times.items())}
+        for name in trainings:
+            shutil.copytree(
+                parts / name, folder, dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(PROVENANCE_NAME),
+            )  # fmt: skip
         record["files"] = {
             name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
             for name in tower_files()
@@ -288,4 +326,5 @@ def rebuild_towers(
             sam_scenes=settings.sam_quality_scenes,
         )
         write_json(folder / PROVENANCE_NAME, record)
+    shutil.rmtree(parts)
     return record

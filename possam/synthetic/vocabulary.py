@@ -4,7 +4,7 @@ A thing is a colour and a shape ("red disc"), a stuff is a material ("grass"). C
 the 64 things (shape by shape), then the 16 materials. Domain A stands in for COCO, domain B for
 ADE20K: B repeats twelve things and five materials of A, some under a synonym, and adds six new
 combinations of known shapes and colours, six things of two new shapes, and five new materials. The
-"web" domain, on which the towers are trained, mixes both styles and holds every class but a few
+"web" domain, on which the towers are trained, has a look of its own and holds every class but a few
 combinations (domain "held"), which test whether CLIP composes colour and shape.
 """
 

@@ -20,6 +20,8 @@ from possam.synthetic.scenes import (
 from possam.synthetic.vocabulary import CLASSES, SHAPES, domain_classes
 
 DOMAINS = ("a", "b", "web", "held")
+BARE = replace(STYLES["b"], cast=0, mix=0, shade=1, radius=(16, 24), log_radius=False)
+"""B's layout and noise in white light, with large things, pure paint and no parts."""
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,7 +65,7 @@ def test_every_class_of_a_domain_occurs() -> None:
 
 def test_a_thing_has_its_colour() -> None:
     """The mean colour of a red thing is red, of a blue one blue, with any pattern and light."""
-    for scene in render_scenes(40, domain="b", seed=1):
+    for scene in render_scenes(40, domain="b", seed=1, styles={"b": BARE}):
         for segment in scene.segments:
             colour = CLASSES[segment.class_index].colour
             mean = scene.image[scene.ids == segment.id].mean(0)
@@ -106,11 +108,11 @@ def test_packed_scenes_keep_images_ids_and_classes() -> None:
     assert torch.equal(masks[2].sum((1, 2))[: areas.shape[1]].long(), areas[0])
 
 
-PARTS = {"b": replace(STYLES["b"], shade=0.5, noise=0)}
+PARTS = {"b": replace(BARE, shade=0.5, noise=0)}
 
 
 def test_a_style_with_parts_shades_one_part_of_every_segment() -> None:
-    plain = render_scenes(8, domain="b", seed=2)
+    plain = render_scenes(8, domain="b", seed=2, styles={"b": BARE})
     assert not any(scene.shaded.any() for scene in plain)
     shares = []
     for scene in render_scenes(8, domain="b", seed=2, styles=PARTS):
@@ -126,8 +128,8 @@ def test_a_style_with_parts_shades_one_part_of_every_segment() -> None:
 
 def test_a_cast_scales_channels_and_moves_nothing() -> None:
     """One channel keeps its strength, another loses the most, as the style says."""
-    bare = {"b": replace(STYLES["b"], noise=0, cast=0)}
-    cast = {"b": replace(STYLES["b"], noise=0, cast=0.5)}
+    bare = {"b": replace(BARE, noise=0)}
+    cast = {"b": replace(BARE, noise=0, cast=0.5)}
     for k in range(6):
         before, after = (
             render_scenes(1, domain="b", seed=6, start=k, styles=styles)[0]
@@ -139,7 +141,7 @@ def test_a_cast_scales_channels_and_moves_nothing() -> None:
 
 
 def test_log_uniform_radii_give_as_many_small_things_as_large_ones() -> None:
-    styles = {"b": replace(STYLES["b"], radius=(6, 24), log_radius=True, max_things=2)}
+    styles = {"b": replace(BARE, radius=(6, 24), log_radius=True, max_things=2)}
     areas = [
         s.area / shape_area(CLASSES[s.class_index].form)
         for scene in render_scenes(80, domain="b", seed=8, styles=styles)
@@ -151,8 +153,8 @@ def test_log_uniform_radii_give_as_many_small_things_as_large_ones() -> None:
 
 def test_mixed_paint_stays_between_two_colours() -> None:
     """Half of another colour: things keep the larger share of their own."""
-    styles = {"b": replace(STYLES["b"], mix=0.5, noise=0, haze=0)}
-    plain = {"b": replace(STYLES["b"], noise=0, haze=0)}
+    styles = {"b": replace(BARE, mix=0.5, noise=0, haze=0)}
+    plain = {"b": replace(BARE, noise=0, haze=0)}
     means = [
         scene.image[scene.ids == s.id].mean(0)
         for style in (plain, styles)

@@ -78,16 +78,20 @@ def test_stated_figures_come_out_again(figures: dict[str, Any]) -> None:
             assert figures[tower][domain] == pytest.approx(values, abs=0.01), (tower, domain)
 
 
-def test_clip_names_what_it_sees(figures: dict[str, Any]) -> None:
-    b = figures["synthetic_clip"]["b"]
-    assert b["things_seen"] >= 0.8 and b["things_unseen"] >= 0.8 and b["stuff"] >= 0.95
-    assert figures["synthetic_clip"]["held"]["things"] >= 0.6
+def test_clip_knows_its_own_look_and_half_of_another(figures: dict[str, Any]) -> None:
+    """As the real one: better in its own pictures' light, and able to compose colour and shape."""
+    a, b = (figures["synthetic_clip"][domain] for domain in ("a", "b"))
+    assert a["things_seen"] >= 0.7 and a["stuff"] >= 0.9
+    assert 0.35 <= b["things_unseen"] <= b["things_seen"] + 0.1 < a["things_seen"]
+    assert b["stuff"] < a["stuff"]
+    # Of 80 classes, things that it never saw.
+    assert figures["synthetic_clip"]["held"]["things"] >= 0.2
 
 
 def test_larger_sams_are_better(figures: dict[str, Any]) -> None:
     for domain in ("a", "b"):
         chosen = [figures[variant][domain]["chosen"] for variant in VARIANTS]
-        assert chosen[0] >= 0.65 and chosen == sorted(chosen)
+        assert chosen[0] >= 0.45 and chosen == sorted(chosen)
         for variant in VARIANTS:
             assert figures[variant][domain]["oracle"] >= figures[variant][domain]["chosen"]
 
@@ -116,6 +120,31 @@ def test_rebuilding_repeats_exactly_and_writes_everything(
     pretrain_sam(variant="synthetic_l", out=again, seed=1, settings=TINY_SAM, scenes=scenes)
     name = weights_name("synthetic_l")
     assert (again / name).read_bytes() != (tmp_path / "towers" / name).read_bytes()
+
+
+def test_a_rebuild_that_stopped_takes_over_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Towers of other settings are trained anew, and nothing is left beside the result."""
+    monkeypatch.setattr("possam.synthetic.towers.usable", lambda workers: 0)
+    good = TowerSettings(
+        clip=TINY_CLIP, sam=dict.fromkeys(VARIANTS, TINY_SAM), clip_quality_scenes=2,
+        sam_quality_scenes=2,
+    )  # fmt: skip
+    whole = rebuild_towers(tmp_path / "whole", settings=good)
+    wild, longer = replace(TINY_SAM, lr=1e30, iterations=40), replace(TINY_SAM, iterations=4)
+    stopped = replace(good, sam=good.sam | {"synthetic_h": longer, "synthetic_b": wild})
+    with pytest.raises(TrainingError, match="synthetic_b: the loss is not finite"):
+        rebuild_towers(tmp_path / "towers", settings=stopped)
+    assert [path.name for path in tmp_path.glob("towers*")] == ["towers.parts"]
+    capsys.readouterr()
+    record = rebuild_towers(tmp_path / "towers", settings=good)
+    taken = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(Path(part).name for part in taken) == ["synthetic_clip", "synthetic_l"]
+    assert record["files"] == whole["files"] and hashes(tmp_path / "towers") == recorded(
+        tmp_path / "whole"
+    )
+    assert not (tmp_path / "towers.parts").exists()
 
 
 def test_towers_go_on_from_others_and_say_so(scenes: SceneSet, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ _TEXT_BATCH = 256
 
 
 def synthetic_convnext(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
-    """The image tower of the mini world: a ConvNeXt of 0.7 M parameters with output stride 8.
+    """The image tower of the mini world: a ConvNeXt of 0.7 M parameters with output stride 16.
 
     ``kwargs`` are timm's. There is no layer scale: timm's initial value of 1e-6 would leave the
     blocks without effect in a short training.
@@ -43,10 +43,10 @@ def synthetic_convnext(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(key, None)
     model = ConvNeXt(
-        dims=(32, 64, 128, 128), depths=(1, 1, 3, 1), kernel_sizes=(7, 7, 3, 3), output_stride=8,
+        dims=(32, 64, 128, 128), depths=(1, 1, 3, 1), kernel_sizes=(7, 7, 3, 3), output_stride=16,
         stem_type="overlap_act", ls_init_value=None, **kwargs,
     )  # fmt: skip
-    model.default_cfg = {"pool_size": (8, 8)}  # type: ignore[assignment]
+    model.default_cfg = {"pool_size": (4, 4)}  # type: ignore[assignment]
     return model
 
 
