@@ -92,7 +92,7 @@ class TowerSettings:
     clip: ClipSettings = field(default_factory=ClipSettings)
     sam: dict[str, SamSettings] = field(
         default_factory=lambda: {
-            "synthetic_b": SamSettings(iterations=900, part_share=0.5, mean_weight=0.1),
+            "synthetic_b": SamSettings(iterations=600, part_share=0.5, mean_weight=0.1),
             "synthetic_l": SamSettings(iterations=1_250, part_share=0.5, mean_weight=0.1),
             "synthetic_h": SamSettings(iterations=1_200, part_share=0.5, mean_weight=0.1),
         }
