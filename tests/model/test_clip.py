@@ -230,7 +230,7 @@ def test_stages_are_timm_s(clip: FrozenClip, tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(stage, other)
         assert stage.shape == (2, channels, 96 // stride, 128 // stride)
         assert not stage.requires_grad
-    assert clip.stage_strides == ((4, 8, 8, 8) if name == "synthetic" else (4, 8, 16, 32))
+    assert clip.stage_strides == ((4, 8, 16, 16) if name == "synthetic" else (4, 8, 16, 32))
 
 
 def test_clip_stays_frozen(clip: FrozenClip) -> None:

@@ -163,7 +163,7 @@ def last_cells(data: dict[str, Any]) -> dict[str, Any]:
         (
             "scales/mini.yaml",
             lambda d: d["training"].update(micro_batch=5),
-            ["mini.yaml", "batch_size 12", "multiple of micro_batch 5"],
+            ["mini.yaml", "batch_size 6", "multiple of micro_batch 5"],
         ),
         (
             "scales/mini.yaml",
