@@ -56,7 +56,7 @@ def test_every_reproduced_cell_is_full(table: str) -> None:
 
 def test_the_readme_says_whether_they_are_of_an_older_protocol() -> None:
     def rows(table: str) -> set[str]:
-        own = ("reproduced", "training-free")
+        own = ("reproduced", "training_free")
         return {row["row"] for row in card(table)["rows"] if row["source"] in own}
 
     now = {name: {row.name for row in table.rows if row.cells} for name, table in TABLES.items()}
