@@ -276,8 +276,9 @@ def rebuild_towers(
     if workers < 1:
         raise InputError(f"workers: {workers}: at least 1 is needed")
     settings = settings or TowerSettings()
-    for name in tower_files() if start else ():
-        check_readable(start / name, missing="name a folder of towers")
+    if start is not None:
+        for name in tower_files():
+            check_readable(start / name, missing="name a folder of towers")
     started = time.time()
     # The longest first, so that no core is idle at the end.
     trainings: dict[str, FitSettings] = {CLIP_NAME: settings.clip}
