@@ -17,6 +17,10 @@ STUDY = $(foreach table,$(TABLES),results/$(SCALE)/$(table).csv results/$(SCALE)
 # One thread per process: two processes on two cores beat one process on two threads.
 export OMP_NUM_THREADS ?= 1
 export UV_LINK_MODE ?= copy
+# Where Python may not write bytecode, every process would compile 3,000 files: six seconds, a hundred times per study.
+ifneq ($(PYTHONDONTWRITEBYTECODE),)
+export UV_COMPILE_BYTECODE ?= 1
+endif
 # Of the pages' theme: news about its successor.
 export NO_MKDOCS_2_WARNING := 1
 # Where pip is set up for a site, uv is too: certificates and indexes here, pip.conf in workflow/uv.sh (docs/set-up.md).

@@ -18,7 +18,7 @@ from possam.model.options import InferenceOptions, ModelOptions
 from possam.model.pooling import hard_masks, mask_pool
 from possam.model.region_decoder import Mask2FormerDecoder
 from possam.model.segmenter import RawPrediction, Segmenter
-from possam.training.mask2former import convert_mask2former
+from possam.training.mask2former import convert_mask2former, rename_mask2former
 
 
 class NaiveTowers(nn.Module):
@@ -47,9 +47,12 @@ class NaiveTowers(nn.Module):
 
 
 class NaivePosSAM(nn.Module):
-    """The same network as ``segmenter``, whose decoders receive random weights from here."""
+    """The same network as ``segmenter``.
 
-    def __init__(self, segmenter: Segmenter, params: ModelOptions, *, seed: int) -> None:
+    ``seed``: of random weights, which the decoders of both receive; None: those of ``segmenter``.
+    """
+
+    def __init__(self, segmenter: Segmenter, params: ModelOptions, *, seed: int | None) -> None:
         super().__init__()
         decoder = segmenter.possam.decoder
         if not isinstance(decoder, Mask2FormerDecoder):
@@ -85,10 +88,11 @@ class NaivePosSAM(nn.Module):
 
 
 def reference_decoders(
-    decoder: Mask2FormerDecoder, params: ModelOptions, *, seed: int
+    decoder: Mask2FormerDecoder, params: ModelOptions, *, seed: int | None
 ) -> nn.Module:
     """``transformers``' pixel decoder (``pixel_level_module.decoder``) and mask decoder
-    (``transformer_module``) with the sizes of ``decoder``, which receives their random weights."""
+    (``transformer_module``) with the sizes of ``decoder`` and its weights; with a ``seed``,
+    ``decoder`` receives their random weights instead."""
     width = params.hidden_dim
     # Imported here: the module's post-processing needs none of it, and it takes seconds.
     from transformers import Mask2FormerConfig
@@ -107,7 +111,7 @@ def reference_decoders(
         dropout=0.0,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed or 0)
         theirs = nn.Module()
         theirs.pixel_level_module = nn.Module()
         pixel_decoder = mask2former.Mask2FormerPixelDecoder(config, feature_channels=[width] * 4)
@@ -118,8 +122,18 @@ def reference_decoders(
     own = nn.ModuleDict(
         {"pixel_decoder": decoder.pixel_decoder, "mask_decoder": decoder.mask_decoder}
     )
-    own.load_state_dict(convert_mask2former(theirs.state_dict(), target=own.state_dict()).tensors)
+    if seed is None:
+        _take_over(theirs, own.state_dict())
+    converted = convert_mask2former(theirs.state_dict(), target=own.state_dict())
+    own.load_state_dict(converted.tensors)
     return theirs
+
+
+@torch.no_grad()
+def _take_over(theirs: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give ``theirs`` the ``weights`` of our decoders, whose projections are not fused."""
+    for name, value in theirs.state_dict().items():
+        value.copy_(torch.cat([weights[own] for own in rename_mask2former({name: value})]))
 
 
 def naive_results(
@@ -135,10 +149,26 @@ def naive_results(
         raw.mask_logits, size=raw.image_size, mode="bilinear", align_corners=False
     )[0].sigmoid()
     semantic = torch.einsum("qc,qhw->chw", scores.class_scores[0], masks).argmax(0)
+    panoptic = naive_panoptic(masks, scores, is_thing=is_thing, inference=inference)
 
+    pairs = scores.class_scores[0]
+    values, top = pairs.flatten().topk(inference.instance_top_k)
+    things = is_thing[top % pairs.shape[-1]]
+    shapes = masks[(top // pairs.shape[-1])[things]]
+    hard = (shapes > 0.5).float()
+    quality = (shapes * hard).flatten(1).sum(1) / (hard.flatten(1).sum(1) + 1e-6)
+    found = (values[things] * quality).sort(descending=True).values
+    return panoptic, semantic, found
+
+
+def naive_panoptic(
+    masks: Tensor, scores: MaskScores, *, is_thing: Tensor, inference: InferenceOptions
+) -> Tensor:
+    """Classes of one image's panoptic segments (H, W; -1 void) from probabilities of its masks
+    (Q, H, W)."""
     kept = scores.kept(inference.mask_filter, inference.object_threshold)[0]
     weights, labels, own = scores.scores[0][kept], scores.labels[0][kept], masks[kept]
-    ids = torch.zeros(raw.image_size, dtype=torch.int32, device=masks.device)
+    ids = torch.zeros(masks.shape[-2:], dtype=torch.int32, device=masks.device)
     stuff: dict[int, int] = {}
     classes = [-1]
     if len(own):
@@ -156,15 +186,7 @@ def naive_results(
             if not is_thing[label]:
                 stuff[label] = len(classes)
             classes.append(label)
-
-    pairs = scores.class_scores[0]
-    values, top = pairs.flatten().topk(inference.instance_top_k)
-    things = is_thing[top % pairs.shape[-1]]
-    shapes = masks[(top // pairs.shape[-1])[things]]
-    hard = (shapes > 0.5).float()
-    quality = (shapes * hard).flatten(1).sum(1) / (hard.flatten(1).sum(1) + 1e-6)
-    found = (values[things] * quality).sort(descending=True).values
-    return torch.tensor(classes, device=ids.device)[ids], semantic, found
+    return torch.tensor(classes, device=ids.device)[ids]
 
 
 def classify_with(

@@ -8,6 +8,7 @@ from benchmarks import (
     encoders,
     evaluation,
     inference,
+    pictures,
     pipeline,
     scaling,
     training,
@@ -31,6 +32,12 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
         "inference": Benchmark(
             what="one 1024 x 1024 image through PosSAM, and its post-processing",
             cases=inference.cases,
+            packages=("segment-anything", "open_clip_torch", "transformers"),
+            repeats=3,
+        ),
+        "pictures": Benchmark(
+            what="a folder of 640 x 480 pictures with own words, by one call and by many",
+            cases=pictures.cases,
             packages=("segment-anything", "open_clip_torch", "transformers"),
             repeats=3,
         ),
