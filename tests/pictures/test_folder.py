@@ -23,6 +23,11 @@ panoptic_api = LazyModule("panopticapi.utils")
 SAMPLES = Path(__file__).resolve().parents[3] / "shared/samples"
 CLASSES = [PictureClass(f"class {n}, Klasse", (f"κλάση {n}",), n % 3 > 0) for n in range(7)]
 SCENES = 50
+SHIPPED = (
+    "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png",
+    "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+"""Photographs in scikit-image's wheel, in colour and grey."""
 
 
 def _scenes(folder: Path) -> list[Result]:
@@ -37,19 +42,19 @@ def _scenes(folder: Path) -> list[Result]:
 
 
 def _photographs(folder: Path) -> list[Result]:
-    """Photographs of scikit-image and scikit-learn, cut into ragged regions with holes."""
+    """Ten photographs of scikit-image and scikit-learn, cut into ragged regions with holes."""
     data = pytest.importorskip("skimage.data")
     segmentation = pytest.importorskip("skimage.segmentation")
     images = pytest.importorskip("sklearn.datasets").load_sample_images()
-    pictures = {"chelsea.jpg": data.chelsea(), "coffee.png": data.coffee()}
-    pictures |= {
-        f"{Path(n).stem}.jpg": i for n, i in zip(images.filenames, images.images, strict=True)
-    }
+    shipped = Path(data.__file__).parent
+    pictures = {name: np.asarray(Image.open(shipped / name).convert("RGB")) for name in SHIPPED}
+    pictures |= {Path(n).name: i for n, i in zip(images.filenames, images.images, strict=True)}
     found = []
     for name, pixels in pictures.items():
         pixels = pixels[::3, ::3]
         ids = segmentation.felzenszwalb(pixels, scale=300, min_size=40)  # 0, one of them, is void
         found.append(make_result(ids, path=folder / name, classes=CLASSES, image=pixels))
+    assert len(found) == 10
     return found
 
 
