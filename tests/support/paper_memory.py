@@ -231,11 +231,12 @@ def row(name: str, steps: Sequence[Measured]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, where each peak lies, and the synchronisations."""
-    project = Project("paper")
     parser = argparse.ArgumentParser(description="Peak memory of the paper's trainings on a GPU.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="default: all")
     parser.add_argument("--segments", nargs="+", type=int, default=SEGMENTS, help="per image")
+    parser.add_argument("--scale", default="paper", choices=("paper", "lab"))
     options = parser.parse_args(arguments)
+    project = Project(options.scale)
     names = options.runs or list(project.runs)
     if unknown := set(names) - set(project.runs):
         parser.error(f"unknown run {min(unknown)}; choose from {', '.join(project.runs)}")

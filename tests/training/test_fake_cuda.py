@@ -248,6 +248,14 @@ def test_the_command_prints_lines_of_the_documented_table(
         assert line.rpartition(" | ")[0] in text
 
 
+def test_the_lab_s_memory_is_the_documented_one(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["possam_h_coco", "--scale", "lab", "--segments", "200"])
+    peak = float(capsys.readouterr().out.splitlines()[2].split(" | ")[-1].strip(" |"))
+    documented = (REPOSITORY / "docs/lab.md").read_text()
+    assert peak < 20
+    assert f"| GPU memory of a training (200 segments per image) | {peak:.0f} GiB |" in documented
+
+
 def test_an_unknown_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["possam_x_coco"])
